@@ -1,0 +1,1 @@
+"""picoqmail: send-only mail for one host."""
