@@ -1,0 +1,66 @@
+"""An address of the envelope, from qmail's raw form to the path of a command.
+
+The rule of this module: it never changes whom an address means. What cannot be written as a path
+is refused, with words for the person who has to mend it.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+DOUBLE_BOUNCE = "#@[]"
+"""qmail's sender of a double bounce. It is no path of RFC 5321, and goes out as the null one."""
+
+_DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
+                       r"(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+)*")  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_TO_QUOTE = re.compile(r'(["\\])')
+_NOT_IN_DOMAIN = re.compile(r"[\s<>@]")
+_XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
+_NOT_XTEXT = re.compile(rb"[^!-*,-<>-~]")
+
+
+class UnsendableAddressError(ValueError):
+    """This address cannot be written in an SMTP command; the text says why."""
+
+
+@lru_cache(maxsize=256)
+def wire_path(address: str) -> str:
+    """Return the path of RFC 5321 4.1.2, angle brackets included, for a raw address.
+
+    The local part is quoted only where it must be; qmail keeps addresses unquoted. The null sender
+    and the double bounce become ``<>``.
+
+    Raises UnsendableAddressError for a control character, a missing local part, or a domain that
+    is empty or holds a blank, ``<``, ``>``.
+    """
+    if address in ("", DOUBLE_BOUNCE):
+        return "<>"
+    if _CONTROL.search(address):
+        raise UnsendableAddressError(f"the address {address!a} holds a control character")
+    local, at, domain = address.rpartition("@")
+    if not at:
+        local, domain = address, ""
+    if not local:
+        raise UnsendableAddressError(f"the address {address!a} has nothing before the @")
+    if at and (not domain or _NOT_IN_DOMAIN.search(domain)):
+        raise UnsendableAddressError(
+            f"the domain of the address {address!a} is missing or holds a blank, < or >"
+        )
+    if not _DOT_ATOM.fullmatch(local):
+        local = '"' + _TO_QUOTE.sub(r"\\\1", local) + '"'
+    return f"<{local}{at}{domain}>"
+
+
+def needs_smtputf8(address: str) -> bool:
+    """Return whether this address can be sent only with SMTPUTF8 (RFC 6531)."""
+    return not address.isascii()
+
+
+def to_xtext(raw: str) -> str:
+    """Return a value in the xtext of RFC 3461 4; what is xtext already stays as it is."""
+    octets = raw.encode("utf-8", "surrogateescape")
+    if not _XTEXT.fullmatch(octets):
+        octets = _NOT_XTEXT.sub(lambda found: b"+%02X" % found[0][0], octets)
+    return octets.decode("ascii")

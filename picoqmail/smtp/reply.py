@@ -1,0 +1,157 @@
+"""What a relay says: bytes in, whole replies out.
+
+The rule of this module: it knows how a reply is written, never what it means for a message.
+Everything a relay sends passes through here first, so every bound on its length is here.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from attrs import frozen
+
+LINE_LIMIT = 2000
+"""Octets in one reply line, CRLF included. RFC 5321 4.5.3.1.5 says 512; real relays write more."""
+
+LINES_LIMIT = 100
+"""Lines in one reply."""
+
+REPLY_LIMIT = 65536
+"""Octets in one reply. Bounds what a relay that never comes to an end can make us hold."""
+
+_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
+_CODES = {b"%d" % code: code for code in range(200, 600)}
+_BLANK_OR_HYPHEN = (b" ", b"-", b"")
+_CODE_LENGTH = 3
+
+
+class ReplyError(Exception):
+    """What came is no SMTP reply. Always the relay's fault, never the message's."""
+
+
+@frozen
+class Reply:
+    """One whole reply.
+
+    ``code`` is 200 to 599, ``enhanced`` the enhanced status code of RFC 2034 as text or ``""``,
+    ``lines`` the text of each line without code, line end and unprintable characters.
+    """
+
+    code: int
+    enhanced: str
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The reply on one line, as for a log: ``550 5.1.1 No such user``."""
+        return f"{self.code} {' / '.join(self.lines)}".rstrip()
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the code is 2xx."""
+        return self.code < 300
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the code is 4xx: the same thing may work later."""
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the code is 5xx: do not try the same thing again."""
+        return self.code >= 500
+
+
+def _legible(raw: bytes) -> str:
+    # The text ends up on terminals and in logs: a relay must not be able to steer either.
+    text = raw.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else f"\\x{ord(character):02x}" for character in text
+    )
+
+
+def _make(code: int, raw_lines: list[bytes]) -> Reply:
+    lines = tuple(map(_legible, raw_lines))
+    found = _ENHANCED.match(lines[0])
+    enhanced = ""
+    if found and int(found[1]) == code // 100:
+        enhanced = found[0].rstrip()
+    return Reply(code, enhanced, lines)
+
+
+# A relay says the same few things over and over ("250 2.1.0 Ok"); replies are frozen values.
+@lru_cache(maxsize=256)
+def _single(line: bytes) -> Reply:
+    return _make(_CODES[line[:3]], [line[4:]])
+
+
+class ReplyParser:
+    """Cuts what a relay sends into replies, however it arrives.
+
+    ``feed`` takes octets in any portions; ``next`` gives one reply, or None while it is incomplete.
+    """
+
+    __slots__ = ("_buffer", "_code", "_lines", "_octets")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._code = b""
+        self._lines: list[bytes] = []
+        self._octets = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing, not even a part of a reply, waits to be read."""
+        return not self._buffer and not self._lines
+
+    def feed(self, data: bytes) -> None:
+        """Take octets as they came from the transport."""
+        self._buffer = self._buffer + data if self._buffer else data
+
+    def next(self) -> Reply | None:
+        """Return the next whole reply, or None if its end has not come yet.
+
+        Raises ReplyError for what is not a reply: a line not ended by CRLF, a code outside 200 to
+        599, different codes in one reply, or one that is longer than the limits of this module.
+        """
+        while True:
+            end = self._buffer.find(b"\n", 0, LINE_LIMIT)
+            if end < 0:
+                if len(self._buffer) >= LINE_LIMIT:
+                    raise ReplyError(f"a reply line is longer than {LINE_LIMIT} octets")
+                return None
+            line = self._buffer[: end - 1]
+            if self._buffer[end - 1 : end] != b"\r" or b"\r" in line or b"\0" in line:
+                raise ReplyError(
+                    f"a reply line does not end with CRLF: {_legible(self._buffer[:end])!r}"
+                )
+            self._buffer = self._buffer[end + 1 :]
+            reply = self._take_line(line)
+            if reply is not None:
+                return reply
+
+    def _take_line(self, line: bytes) -> Reply | None:
+        code, mark = line[:_CODE_LENGTH], line[_CODE_LENGTH : _CODE_LENGTH + 1]
+        if code not in _CODES or mark not in _BLANK_OR_HYPHEN:
+            raise ReplyError(f"this is not an SMTP reply: {_legible(line[:200])!r}")
+        if not self._lines:
+            if mark != b"-":
+                return _single(line)
+            self._code = code
+        elif code != self._code:
+            raise ReplyError(
+                f"one reply with two codes, {self._code.decode()} and {code.decode()}: "
+                f"{_legible(line[:200])!r}"
+            )
+        self._lines.append(line[_CODE_LENGTH + 1 :])
+        self._octets += len(line)
+        if len(self._lines) > LINES_LIMIT or self._octets > REPLY_LIMIT:
+            raise ReplyError(f"a reply is longer than {LINES_LIMIT} lines or {REPLY_LIMIT} octets")
+        if mark == b"-":
+            return None
+        reply = _make(_CODES[self._code], self._lines)
+        self._lines, self._octets = [], 0
+        return reply

@@ -1,0 +1,186 @@
+"""Logging in: the SASL mechanisms, each a generator of responses.
+
+The rule of this module: a secret is revealed where a response is made from it, kept in no
+attribute, and appears in no text. A mechanism yields what the client says (None: nothing yet, the
+server speaks first) and is sent what the server said, both without base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import secrets
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    Dialogue = Generator[bytes | None, bytes, None]
+    Mechanism = Callable[["Credentials"], Dialogue]
+
+ITERATIONS_LIMIT = 1_000_000
+"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run (RFC 7677 says 4096)."""
+
+_NONCE_BYTES = 18
+
+
+class SaslError(Exception):
+    """The dialogue cannot go on; the text holds nothing secret."""
+
+
+class Secret(Protocol):
+    """A password or token that shows itself only when asked."""
+
+    oauth2: bool
+
+    def reveal(self) -> str:
+        """Return the secret in clear. May raise an OSError that says why there is none."""
+
+
+@frozen
+class Credentials:
+    """Who we are to the relay. ``secret.oauth2`` says that it is a token, not a password."""
+
+    user: str
+    secret: Secret = field(repr=lambda _: "<secret>")
+
+
+def plain(credentials: Credentials) -> Dialogue:
+    """PLAIN, RFC 4616."""
+    yield b"\0" + credentials.user.encode() + b"\0" + _reveal(credentials)
+
+
+def login(credentials: Credentials) -> Dialogue:
+    """LOGIN, never standardised, still the only one that some relays offer."""
+    yield None
+    yield credentials.user.encode()
+    yield _reveal(credentials)
+
+
+def cram_md5(credentials: Credentials) -> Dialogue:
+    """CRAM-MD5, RFC 2195."""
+    challenge = yield None
+    digest = hmac.new(_reveal(credentials), challenge, "md5").hexdigest()
+    yield credentials.user.encode() + b" " + digest.encode()
+
+
+def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
+    """SCRAM-SHA-256, RFC 5802 and 7677, without channel binding.
+
+    The relay has to prove that it knows the password too. ``nonce`` is for known answers.
+    """
+    nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_BYTES))
+    user = credentials.user.replace("=", "=3D").replace(",", "=2C").encode()
+    first = b"n=" + user + b",r=" + nonce
+    server_first = yield b"n,," + first
+    said = _attributes(server_first)
+    try:
+        server_nonce, iterations = said[b"r"], int(said[b"i"])
+        salt = base64.b64decode(said[b"s"], validate=True)
+    except (KeyError, ValueError):
+        raise SaslError("the relay's SCRAM challenge is malformed") from None
+    if not server_nonce.startswith(nonce) or len(server_nonce) == len(nonce):
+        raise SaslError("the relay's SCRAM challenge answers another question than ours")
+    if not 1 <= iterations <= ITERATIONS_LIMIT:
+        raise SaslError(f"the relay asks for {iterations} rounds of SCRAM")
+    without_proof = b"c=biws,r=" + server_nonce
+    message = b",".join((first, server_first, without_proof))
+    salted = hashlib.pbkdf2_hmac("sha256", _reveal(credentials), salt, iterations)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    signature = hmac.digest(hashlib.sha256(client_key).digest(), message, "sha256")
+    proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+    server_final = yield without_proof + b",p=" + base64.b64encode(proof)
+    expected = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
+    given = _attributes(server_final).get(b"v", b"")
+    if not hmac.compare_digest(base64.b64encode(expected), given):
+        raise SaslError("the relay could not prove that it knows the password (SCRAM)")
+    yield b""
+
+
+def xoauth2(credentials: Credentials) -> Dialogue:
+    """XOAUTH2, as Google and Microsoft document it."""
+    token = _reveal(credentials)
+    error = yield b"user=" + credentials.user.encode() + b"\1auth=Bearer " + token + b"\1\1"
+    yield b""
+    raise SaslError(_oauth_error(error))
+
+
+def oauthbearer(credentials: Credentials) -> Dialogue:
+    """OAUTHBEARER, RFC 7628."""
+    user = credentials.user.replace("=", "=3D").replace(",", "=2C").encode()
+    error = yield b"n,a=" + user + b",\1auth=Bearer " + _reveal(credentials) + b"\1\1"
+    yield b"\1"
+    raise SaslError(_oauth_error(error))
+
+
+PASSWORD_MECHANISMS: dict[str, Mechanism] = {
+    "SCRAM-SHA-256": scram_sha_256,
+    "CRAM-MD5": cram_md5,
+    "PLAIN": plain,
+    "LOGIN": login,
+}
+"""Strongest first."""
+
+TOKEN_MECHANISMS: dict[str, Mechanism] = {"OAUTHBEARER": oauthbearer, "XOAUTH2": xoauth2}
+
+MUTUAL = frozenset({"SCRAM-SHA-256"})
+"""Mechanisms in which a yes counts only after the relay has proved itself."""
+
+
+def choose(offered: Iterable[str], *, oauth2: bool) -> list[str]:
+    """Return the mechanisms to try, strongest first, out of what the relay offers."""
+    known = TOKEN_MECHANISMS if oauth2 else PASSWORD_MECHANISMS
+    names = {name.upper() for name in offered}
+    return [name for name in known if name in names]
+
+
+def start(mechanism: str, credentials: Credentials) -> Dialogue:
+    """Return the dialogue of a mechanism that `choose` returned."""
+    return (PASSWORD_MECHANISMS | TOKEN_MECHANISMS)[mechanism](credentials)
+
+
+def decode(text: str) -> bytes:
+    """Return the octets of a base64 challenge. Raises SaslError if it is none."""
+    try:
+        return base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        raise SaslError("the relay's challenge is not base64") from None
+
+
+def encode(response: bytes) -> bytes:
+    """Return a response as it goes on the wire."""
+    return base64.b64encode(response)
+
+
+def redact(text: str, credentials: Credentials) -> str:
+    """Return a text of the relay's without our secret, should it say it back to us."""
+    secret = _reveal(credentials)
+    for form in (secret, base64.b64encode(secret), hashlib.md5(secret).digest()):  # noqa: S324
+        shown = form.decode("utf-8", "replace")
+        if len(shown) > 1:
+            text = text.replace(shown, "<secret>")
+    return text
+
+
+def _reveal(credentials: Credentials) -> bytes:
+    return credentials.secret.reveal().encode()
+
+
+def _attributes(message: bytes) -> dict[bytes, bytes]:
+    pairs = (part.partition(b"=") for part in message.split(b","))
+    return {name: value for name, _, value in pairs}
+
+
+def _oauth_error(answer: bytes) -> str:
+    """Say why a token was refused: only the standard's own field, nothing that we sent."""
+    try:
+        status = str(json.loads(answer)["status"])[:40]
+    except (ValueError, KeyError, TypeError):
+        status = "?"
+    status = "".join(character for character in status if character.isalnum() or character in "._-")
+    return f"the relay refused the access token (status {status})"

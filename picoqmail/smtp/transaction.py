@@ -1,0 +1,116 @@
+"""What a conversation is given and what it gives back: the words between SMTP and the spool.
+
+The rule of this module: values and protocols only, and nothing that knows a socket or a file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from picoqmail.smtp.reply import Reply
+
+RECIPIENTS_LIMIT = 100
+"""Recipients in one transaction: what every relay must accept (RFC 5321 4.5.3.1.8)."""
+
+Outcome = Literal["delivered", "deferred", "failed", "untried"]
+
+
+class Body(Protocol):
+    """A message as it lies in the spool."""
+
+    @property
+    def size(self) -> int:
+        """Octets as spooled."""
+
+    @property
+    def newlines(self) -> int:
+        """How many LF are among them."""
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether any octet is over 127."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the raw octets, 64 to 256 KiB at a time; a small mail is one block.
+
+        May raise OSError where the body cannot be read: the message is not sent then.
+        """
+
+
+@frozen(eq=False)
+class Transaction:
+    """One message for one relay.
+
+    ``recipients`` are raw, at most RECIPIENTS_LIMIT, duplicates kept. ``dsn`` may hold ``notify``,
+    ``ret``, ``envid``, ``orcpt`` (RFC 3461). ``key`` is the caller's own. ``mark_in_doubt`` is
+    called just before the octets that end the data are handed to the transport.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    body: Body
+    dsn: Mapping[str, object] | None
+    key: object
+    mark_in_doubt: Callable[[], None]
+
+
+@frozen
+class RecipientResult:
+    """What became of one recipient.
+
+    ``text`` says for people what the relay said, or why we failed this recipient ourselves.
+    """
+
+    outcome: Outcome
+    reply: Reply | None
+    text: str
+
+
+UNTRIED = RecipientResult("untried", None, "")
+"""Nothing final is known: no attempt that could be charged to this recipient."""
+
+
+@frozen
+class RelayFault:
+    """The relay did not serve us, and no message is to blame.
+
+    ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
+    ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``temporary`` is a hint
+    whether waiting may mend it, ``pace`` whether the relay said that we are too fast.
+    """
+
+    stage: str
+    text: str
+    reply: Reply | None = None
+    temporary: bool = True
+    pace: bool = False
+
+
+@frozen
+class Verdict:
+    """The end of one transaction, results by index of the recipient.
+
+    ``in_doubt``: the end of the data was handed to the transport, and no final answer came.
+    ``transcript`` holds the lines of this dialogue, without anything secret.
+    """
+
+    results: tuple[RecipientResult, ...]
+    fault: RelayFault | None
+    in_doubt: bool
+    transcript: tuple[str, ...]
+    relay: str
+
+
+class Source(Protocol):
+    """Where transactions come from and verdicts go."""
+
+    def take(self) -> Transaction | None:
+        """Return the next transaction, or None if there is nothing for this relay now."""
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Record how it ended. Called at once, before anything more is sent."""

@@ -1,0 +1,130 @@
+"""The bytes of a message as they go to a relay.
+
+The rule of this module: octets in, octets out, and any division of the input into blocks gives the
+same output. Nothing here knows what a header or an address is, but for one thing: where the header
+ends, because a long header line is best folded where it already has a blank.
+
+The order matters and is the contract's: line ends first, then folding, then dots. A step that
+made a line end after the dots had been stuffed would let a message end itself.
+"""
+
+from __future__ import annotations
+
+LINE_LIMIT = 998
+"""Octets in a line, CRLF not counted (RFC 5322 2.1.1, RFC 5321 4.5.3.1.6)."""
+
+_CONTINUATION_MASK = 0xC0
+_CONTINUATION = 0x80
+_UTF8_LONGEST = 4
+_BLANKS = b" \t"
+
+
+class Encoder:
+    """Makes wire octets of a message, block by block, in constant memory.
+
+    LF and CRLF end a line and become CRLF. Any other CR, and NUL, becomes a space. Lines over 998
+    octets are folded: CRLF SP, never inside a UTF-8 character; a header line where it has a blank,
+    if it has one, so that no address is cut in two. With ``stuffed`` (DATA, RFC 5321 4.5.2) a dot
+    is put before each line that begins with one; BDAT (RFC 3030) wants them as they are.
+
+    ``finish`` ends an unfinished last line. The final dot is not part of this.
+    """
+
+    __slots__ = ("_carry", "_cr", "_in_header", "_stuffed")
+
+    def __init__(self, *, stuffed: bool = True) -> None:
+        self._stuffed = stuffed
+        self._carry = b""  # the line that has begun, at most LINE_LIMIT octets, not stuffed yet
+        self._cr = False  # the last block ended with a CR: only the next octet says what it is
+        self._in_header = True
+
+    def encode(self, block: bytes) -> bytes:
+        """Return the wire octets that this block completes; may be empty."""
+        if self._cr:
+            block = b"\r" + block
+            self._cr = False
+        if b"\0" in block:
+            block = block.replace(b"\0", b" ")
+        if b"\r" in block:
+            if block.endswith(b"\r"):
+                self._cr = True
+                block = block[:-1]
+            # A single pass: CR CR LF is a lone CR and a line end, and must not become two.
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b" ")
+        if self._carry:
+            block = self._carry + block
+        cut = block.rfind(b"\n") + 1
+        if cut == len(block):
+            self._carry = b""
+        else:
+            self._carry = block[cut:]
+            block = block[:cut]
+        out = self._lines(block) if block else b""
+        if len(self._carry) > LINE_LIMIT:
+            out += self._shorten_carry()
+        return out
+
+    def finish(self) -> bytes:
+        """Return what is left, with the line end that it may lack."""
+        rest = self._carry + b" " if self._cr else self._carry
+        self._cr = False
+        self._carry = b""
+        return self._lines(rest + b"\n") if rest else b""
+
+    def _lines(self, lines: bytes) -> bytes:
+        """Encode whole lines, each ended by LF."""
+        if len(lines) > LINE_LIMIT and max(map(len, lines.split(b"\n"))) > LINE_LIMIT:
+            return self._fold(lines)
+        if self._in_header and (b"\n\n" in lines or lines[:1] == b"\n"):
+            self._in_header = False
+        if self._stuffed:
+            if lines[:1] == b".":
+                lines = b"." + lines
+            if b"\n." in lines:
+                lines = lines.replace(b"\n.", b"\n..")
+        return lines.replace(b"\n", b"\r\n")
+
+    def _fold(self, lines: bytes) -> bytes:
+        out: list[bytes] = []
+        for line in lines.split(b"\n")[:-1]:
+            self._in_header = self._in_header and bool(line)
+            piece, rest = self._cut(line)
+            while rest is not None:
+                out.append(self._stuff(piece))
+                piece, rest = self._cut(rest)
+            out.append(self._stuff(piece))
+        return b"\r\n".join(out) + b"\r\n"
+
+    def _shorten_carry(self) -> bytes:
+        out = b""
+        piece, rest = self._cut(self._carry)
+        while rest is not None:
+            out += self._stuff(piece) + b"\r\n"
+            piece, rest = self._cut(rest)
+        self._carry = piece
+        return out
+
+    def _stuff(self, line: bytes) -> bytes:
+        return b"." + line if self._stuffed and line[:1] == b"." else line
+
+    def _cut(self, line: bytes) -> tuple[bytes, bytes | None]:
+        """Divide a line that is too long; the rest begins with a blank, and may be too long too."""
+        if len(line) <= LINE_LIMIT:
+            return line, None
+        if self._in_header:
+            at = max(line.rfind(b" ", 1, LINE_LIMIT + 1), line.rfind(b"\t", 1, LINE_LIMIT + 1))
+            # A line of nothing but blanks would be worse than a word cut in two.
+            if at > 0 and line[:at].strip(_BLANKS):
+                return line[:at], line[at:]
+        at = LINE_LIMIT
+        while line[at] & _CONTINUATION_MASK == _CONTINUATION and LINE_LIMIT - at < _UTF8_LONGEST:
+            at -= 1
+        if LINE_LIMIT - at >= _UTF8_LONGEST:  # no UTF-8 at all
+            at = LINE_LIMIT
+        return line[:at], b" " + line[at:]
+
+
+def encode_whole(message: bytes, *, stuffed: bool = True) -> bytes:
+    """Return the wire octets of a message that is held whole."""
+    encoder = Encoder(stuffed=stuffed)
+    return encoder.encode(message) + encoder.finish()
