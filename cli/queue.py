@@ -1,0 +1,150 @@
+"""picoqmail-queue: the qmail-queue interface (qmail-queue(8)). Hot; builtins only.
+
+The message on descriptor 0, the envelope on descriptor 1, exit code 0 for durable. Why it said
+no goes to descriptor 2, and to descriptor 6 where the caller made a pipe for it (code 82
+protocol of notqmail: a letter, D for permanent or Z for temporary, and one line).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from picoqmail import launch
+from picoqmail.accept import Incoming
+from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender
+from picoqmail.errors import (
+    QUEUE_BUG,
+    QUEUE_HOME,
+    QUEUE_NO_MEMORY,
+    QUEUE_TIMEOUT,
+    InputError,
+    PicoqmailError,
+)
+from picoqmail.home import is_privileged, locate
+from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
+from picoqmail.limits import read_limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home import Home
+
+MESSAGE = 0
+ENVELOPE = 1
+COMPLAINT = 2
+EXPLANATION = 6
+BLOCK_OCTETS = 65536
+QUEUE_EXPLAINED = 82
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; `argv` is ignored, as by qmail-queue. Returns the exit code."""
+    del argv
+    explain_to = _settle_descriptors()
+    privileged = is_privileged()
+    home = locate(privileged=privileged)
+    try:
+        os.umask(0o077)
+        _limit_time()
+        accepted = _receive(home)
+    except PicoqmailError as exc:
+        status = exc.qmail_status if os.path.isdir(home.root) else QUEUE_HOME
+        return _complain(explain_to, status, str(exc))
+    except MemoryError:
+        return _complain(explain_to, QUEUE_NO_MEMORY, "out of memory; try again later")
+    except TimeoutError:
+        return _complain(explain_to, QUEUE_TIMEOUT, "the message took over 24 hours to arrive")
+    except Exception as exc:  # noqa: BLE001 - a bug is told with its own code, never as a yes
+        return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
+    if accepted and (privileged or os.environ.get("PICOQMAIL_SEND") != "off"):
+        launch.start_sender(home, time.time(), leaving=True)
+    return 0
+
+
+def _settle_descriptors() -> int:
+    """Make sure that no file of ours gets a number that means something else.
+
+    Returns the descriptor for explanations, -1 if the caller gave no pipe there.
+    """
+    for standard in (MESSAGE, ENVELOPE, COMPLAINT):
+        try:
+            os.fstat(standard)
+        except OSError:
+            # A directory cannot be read, so a closed 0 or 1 is still told as unreadable.
+            _put_at(standard, os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        # A pipe: S_IFIFO is the stat module's 0o010000.
+        return EXPLANATION if os.fstat(EXPLANATION).st_mode & 0o170000 == 0o010000 else -1
+    except OSError:
+        return -1
+
+
+def _put_at(number: int, descriptor: int) -> None:
+    if descriptor != number:
+        os.dup2(descriptor, number, inheritable=False)
+        os.close(descriptor)
+
+
+def _limit_time() -> None:
+    """Give up after 24 hours, long before the sweep takes what we write (after 36)."""
+    import _signal  # noqa: PLC0415, PLC2701 - the module signal imports enum, which costs 2 ms
+
+    def too_late(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    _signal.signal(_signal.SIGALRM, too_late)
+    _signal.alarm(QUEUE_TIME_LIMIT_SECONDS)
+
+
+def _receive(home: Home) -> bool:
+    """Read message and envelope and make them durable; False if there is no recipient."""
+    incoming = Incoming(
+        home.spool, read_limits(home), program="picoqmail-queue", uid=os.getuid(), pid=os.getpid()
+    )
+    try:
+        while block := _read(MESSAGE, "message"):
+            incoming.write(block)
+        envelope = EnvelopeParser()
+        while block := _read(ENVELOPE, "envelope"):
+            if envelope.feed(block):
+                break
+        envelope.close()
+        sender = decode_sender(envelope.sender or b"")
+        recipients = decode_recipients(envelope.recipients)
+        if not recipients:
+            incoming.abort()
+            return False
+        incoming.commit(sender, recipients)
+    except BaseException:
+        incoming.abort()
+        raise
+    return True
+
+
+def _read(descriptor: int, name: str) -> bytes:
+    try:
+        return os.read(descriptor, BLOCK_OCTETS)
+    except OSError as exc:
+        raise InputError(
+            exc.errno, f"the {name} on descriptor {descriptor} cannot be read: {exc.strerror}"
+        ) from exc
+
+
+def _complain(explain_to: int, status: int, text: str) -> int:
+    """Say why on descriptor 2, and on the caller's pipe if there is one; returns the code."""
+    line = "".join([c if c.isprintable() else "?" for c in text]).encode(errors="replace")
+    _say(COMPLAINT, b"picoqmail-queue: " + line + b"\n")
+    if explain_to >= 0:
+        letter = b"D" if 11 <= status <= 40 else b"Z"  # noqa: PLR2004 - range of qmail-queue(8)
+        if _say(explain_to, letter + line):
+            return QUEUE_EXPLAINED
+    return status
+
+
+def _say(descriptor: int, data: bytes) -> bool:
+    try:
+        os.write(descriptor, data)
+    except OSError:
+        # Nobody listens; the exit code says it too.
+        return False
+    return True

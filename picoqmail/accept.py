@@ -1,0 +1,230 @@
+"""Acceptance: octets and an envelope become a durable message. Hot; builtins only.
+
+The order of the steps is layout.ACCEPT. Nobody is told yes before the last of them, and whoever
+is told no finds nothing of his message in the spool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from zlib import crc32
+
+from picoqmail import durable, sidecar
+from picoqmail.dates import header_date
+from picoqmail.errors import (
+    QUEUE_BODY,
+    QUEUE_BODY_RENAME,
+    QUEUE_SIDECAR,
+    QUEUE_SIDECAR_RENAME,
+    QUEUE_SPOOL,
+    QUEUE_WRITE,
+    MessageTooLargeError,
+    SpoolError,
+)
+from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from picoqmail.limits import Limits
+
+_ENTROPY_OCTETS = 8
+_TRIES_FOR_A_NAME = 10
+
+
+class Incoming:
+    """A message on its way into the spool, its body locked against the sweep.
+
+    `write` the body, then `commit`; or `abort`. After any error the files are gone, whoever
+    raised it, and the object is of no more use.
+    """
+
+    __slots__ = ("_crc32", "_descriptor", "_limits", "_origin", "_spool", "_state", "id", "size")
+
+    def __init__(
+        self, spool: str, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
+    ) -> None:
+        """Make the body in `spool`/tmp, lock it, and write the Received: line.
+
+        `program`, `uid` (the real one) and `pid` of the caller are recorded as the origin;
+        `now_ns` is Unix time in nanoseconds, 0 for now. Raises SpoolError.
+        """
+        self._spool = spool
+        self._limits = limits
+        self._origin = {"uid": uid, "pid": pid, "program": program}
+        self._state = NEW
+        self._crc32 = 0
+        self.size = 0
+        if limits.minfree:
+            self._check_free_space()
+        now_ns = now_ns or time.time_ns()
+        for _ in range(_TRIES_FOR_A_NAME):
+            self.id = make_id(limits.host, pid, now_ns, os.urandom(_ENTROPY_OCTETS))
+            body = self._path(TMP, BODY)
+            try:
+                self._descriptor = durable.create(body)
+                break
+            except FileExistsError as exc:
+                taken = exc
+            except OSError as exc:
+                missing = not os.path.isdir(f"{spool}/{TMP}")
+                status = QUEUE_SPOOL if missing else QUEUE_BODY
+                raise SpoolError("make the message file", body, exc, status) from exc
+        else:
+            raise SpoolError("make the message file", body, taken, QUEUE_BODY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
+        self._put(
+            f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
+            f"{header_date(now_ns // 1_000_000_000)}\n".encode()
+        )
+
+    def _check_free_space(self) -> None:
+        try:
+            found = os.statvfs(self._spool)
+        except OSError as exc:
+            raise SpoolError("look at the spool", self._spool, exc, QUEUE_SPOOL) from exc
+        if found.f_bavail * found.f_frsize < self._limits.minfree:
+            import errno  # noqa: PLC0415 - only on the way to a refusal
+
+            few = OSError(errno.ENOSPC, "less space is free than the setting minfree wants")
+            raise SpoolError("accept mail", self._spool, few)
+
+    def _put(self, data: bytes) -> None:
+        try:
+            durable.write_all(self._descriptor, data)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("write the message", self._path(TMP, BODY), exc) from exc
+        except MemoryError:
+            self.abort()
+            raise
+        self._crc32 = crc32(data, self._crc32)
+        self.size += len(data)
+
+    def write(self, data: bytes) -> None:
+        """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
+        if self._limits.databytes and self.size + len(data) > self._limits.databytes:
+            self.abort()
+            raise MessageTooLargeError(
+                f"the message is larger than {self._limits.databytes} octets (setting databytes)"
+            )
+        self._put(data)
+
+    def commit(
+        self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
+    ) -> str:
+        """Make the message durable and visible; returns its ID. Raises SpoolError.
+
+        Addresses must have been checked (envelope.py). `extra` are further keys of the sidecar;
+        a `next_attempt` in the future puts the message into cur/, for cron.
+        """
+        self.prepare(sender, recipients, extra)
+        publish((self,))
+        return self.id
+
+    def prepare(
+        self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
+    ) -> None:
+        """Put body and sidecar on disk, still invisible in tmp/. Raises SpoolError."""
+        created = int(self.id[: self.id.index(".")])
+        record = sidecar.new_record(
+            self.id,
+            sender,
+            recipients,
+            created=created,
+            next_attempt=created,
+            expires=created + self._limits.queuelifetime,
+            size=self.size,
+            crc32=self._crc32,
+            origin=self._origin,
+        )
+        due = None
+        if extra:
+            record.update(extra)
+            if record["next_attempt"] > created:
+                # The modification time repeats the due time: an idle run need not read it.
+                due = record["next_attempt"]
+                self._state = CUR
+        try:
+            durable.sync(self._descriptor)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
+        path = self._path(TMP, SIDECAR)
+        try:
+            durable.create_whole(path, sidecar.encode(record), due)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
+        except BaseException:
+            self.abort()
+            raise
+
+    def _enter(self) -> None:
+        """Rename body and sidecar out of tmp/: visible, not durable yet."""
+        status = QUEUE_BODY_RENAME
+        try:
+            for suffix in (BODY, SIDECAR):
+                target = self._path(self._state, suffix)
+                durable.rename(self._path(TMP, suffix), target)
+                status = QUEUE_SIDECAR_RENAME
+        except OSError as exc:
+            raise SpoolError("accept the message as", target, exc, status) from exc
+
+    def abort(self) -> None:
+        """Take everything back, the sidecar first; what cannot be removed is swept later."""
+        for suffix in (SIDECAR, BODY):
+            for directory in (self._state, TMP):
+                try:
+                    durable.unlink_if_there(self._path(directory, suffix))
+                except OSError:
+                    # Whatever keeps it there: the caller is told no anyway, and of what stays a
+                    # body goes after 36 hours, and a sidecar without its body is not sent.
+                    continue
+        try:
+            self.close()
+        except OSError:
+            # The descriptor is gone all the same (close(2)), and nothing hangs on it any more.
+            return
+
+    def close(self) -> None:
+        """Let the lock go. Raises OSError where the file system has bad news only now."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def _path(self, directory: str, suffix: str) -> str:
+        return f"{self._spool}/{directory}/{self.id}{suffix}"
+
+
+def publish(group: Sequence[Incoming]) -> None:
+    """Make prepared messages of one spool visible and durable, all or none.
+
+    They share the directory's fsync. Raises SpoolError after all of them were taken back.
+    """
+    try:
+        for incoming in group:
+            incoming._enter()  # noqa: SLF001 - the two halves of one transition
+        for directory in {f"{one._spool}/{one._state}" for one in group}:  # noqa: SLF001
+            try:
+                durable.sync_directory(directory)
+            except OSError as exc:
+                raise SpoolError("make durable", directory, exc, QUEUE_WRITE) from exc
+        for incoming in group:
+            # Only now may a sender have it: a message that is taken back was never on its way.
+            try:
+                incoming.close()
+            except OSError as exc:
+                raise SpoolError("close", incoming.id, exc, QUEUE_WRITE) from exc
+    except BaseException:
+        for incoming in group:
+            incoming.abort()
+        raise

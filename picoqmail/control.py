@@ -1,0 +1,218 @@
+"""Reading control files and minivars: the text of a setting and where it stands, no meaning.
+
+One value a file under `control/`, as in qmail: lines whose first character is `#` are comments,
+trailing blanks and blank lines are ignored. The same name in upper case may stand in
+`control/minivars` as `NAME=value`; a file of its own wins. Nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from picoqmail.errors import ConfigurationError
+
+MINIVARS = "minivars"
+READ_AT_ONCE = 65536
+_NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_BLANKS = " \t\r\n\f\v"
+
+
+class Value:
+    """What stands in one setting: `lines` are pairs of text and its line number, in order."""
+
+    __slots__ = ("lines", "path")
+
+    def __init__(self, path: str, lines: list[tuple[str, int]]) -> None:
+        """`path` is the file that the lines were read from."""
+        self.path = path
+        self.lines = lines
+
+    @property
+    def text(self) -> str:
+        """The first line, which is the whole value of most settings; "" if there is none."""
+        return self.lines[0][0] if self.lines else ""
+
+    def where(self, index: int = 0) -> str:
+        """`file:line` of a line, for messages and for `picoqmail config`."""
+        return f"{self.path}:{self.lines[index][1]}" if self.lines else self.path
+
+
+class Control:
+    """The control directory of one home; minivars is read at most once, and only if needed."""
+
+    __slots__ = ("_minivars", "directory")
+
+    def __init__(self, directory: str) -> None:
+        """`directory` is `Home.control`."""
+        self.directory = directory
+        self._minivars: dict[str, Value] | None = None
+
+    def read(self, name: str) -> Value | None:
+        """The setting `name` (lower case), or None where neither file nor variable gives it.
+
+        Raises ConfigurationError for a file that cannot be read or is not UTF-8.
+        """
+        path = f"{self.directory}/{name}"
+        text = read_text(path)
+        if text is not None:
+            return Value(path, plain_lines(text))
+        return self.minivars().get(name.upper())
+
+    def minivars(self) -> dict[str, Value]:
+        """All of `control/minivars`, by upper-case name; empty where there is no such file."""
+        if self._minivars is None:
+            path = f"{self.directory}/{MINIVARS}"
+            text = read_text(path)
+            self._minivars = {} if text is None else parse_minivars(path, text)
+        return self._minivars
+
+
+def read_text(path: str) -> str | None:
+    """The text of a control file, None if there is none. Raises ConfigurationError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ConfigurationError(path, f"cannot be opened: {exc.strerror}") from exc
+    try:
+        blocks = []
+        while block := os.read(descriptor, READ_AT_ONCE):
+            blocks.append(block)
+    except OSError as exc:
+        raise ConfigurationError(path, f"cannot be read: {exc.strerror}") from exc
+    finally:
+        os.close(descriptor)
+    try:
+        return b"".join(blocks).decode()
+    except UnicodeDecodeError as exc:
+        line = b"".join(blocks)[: exc.start].count(b"\n") + 1
+        raise ConfigurationError(f"{path}:{line}", "is not UTF-8 text") from exc
+
+
+def plain_lines(text: str) -> list[tuple[str, int]]:
+    """The lines of a control file that say something, with their numbers from 1."""
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip(_BLANKS + "\0")  # noqa: PLW2901 - the stripped line is the line
+        if line and line[0] != "#":
+            found.append((line, number))
+    return found
+
+
+def parse_minivars(path: str, text: str) -> dict[str, Value]:
+    """Parse shell-like assignments; a later one of the same name wins, as in a shell.
+
+    Understood: blank lines, `#` comments, an `export` in front, single and double quotes, a
+    backslash. A value may go on over several lines inside quotes; each is a line of the setting.
+    An expansion (`$`, a backquote) is an error: it would not be what a shell makes of it.
+    """
+    found: dict[str, Value] = {}
+    position, line = 0, 1
+    while position < len(text):
+        end = text.find("\n", position)
+        end = len(text) if end < 0 else end
+        stripped = text[position:end].strip(_BLANKS)
+        if not stripped or stripped[0] == "#":
+            position, line = end + 1, line + 1
+            continue
+        start = position + text[position:end].index(stripped[0])
+        if stripped.startswith("export "):
+            start += len("export ")
+            while text[start] in " \t":
+                start += 1
+        equals = text.find("=", start, end)
+        name = text[start:equals] if equals >= 0 else ""
+        if not name or not _NAME_CHARACTERS.issuperset(name):
+            raise ConfigurationError(
+                f"{path}:{line}", "is not NAME=value", "names are upper case, no blanks around ="
+            )
+        value, position = _shell_word(path, text, equals + 1, line)
+        lines = [
+            (part.rstrip(_BLANKS), line + offset)
+            for offset, part in enumerate(value.split("\n"))
+            if part.strip(_BLANKS)
+        ]
+        found[name] = Value(path, lines)
+        line = text.count("\n", 0, position) + 1
+    return found
+
+
+def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, int]:
+    """One word as a shell would read it, without expansion; and where the next line begins."""
+    word: list[str] = []
+    quote = ""
+    while position < len(text):
+        char = text[position]
+        position += 1
+        if quote == "'":
+            if char == "'":
+                quote = ""
+            else:
+                word.append(char)
+        elif char in "$`":
+            raise ConfigurationError(
+                f"{path}:{line}", f"{char} is not expanded here", "put the value in single quotes"
+            )
+        elif char == "\\" and position < len(text):
+            escaped = text[position]
+            position += 1
+            if quote and escaped not in '"\\$`\n':
+                word.append(char)
+            if escaped != "\n":
+                word.append(escaped)
+        elif quote:
+            if char == '"':
+                quote = ""
+            else:
+                word.append(char)
+        elif char in "'\"":
+            quote = char
+        elif char in _BLANKS:
+            if char == "\n":
+                return "".join(word), position
+            break
+        else:
+            word.append(char)
+    if quote:
+        raise ConfigurationError(f"{path}:{line}", f"the quote {quote} is never closed")
+    end = text.find("\n", position)
+    end = len(text) if end < 0 else end
+    rest = text[position:end].strip(_BLANKS)
+    if rest and rest[0] != "#":
+        raise ConfigurationError(
+            f"{path}:{line}", f"has {rest!a} after the value", "put the value in quotes"
+        )
+    return "".join(word), end + 1
+
+
+def whole_number(value: Value | None, default: int, name: str) -> int:
+    """The value as a whole number of at least 0. Raises ConfigurationError."""
+    if value is None:
+        return default
+    text = value.text
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigurationError(
+            value.where(), f"{name} is {text!a}", "a whole number of at least 0 is allowed"
+        )
+    return int(text)
+
+
+def host_name(control: Control) -> str:
+    """The mandatory setting `me`: this host's name. Raises ConfigurationError.
+
+    Checked here because it becomes part of file names and of header lines.
+    """
+    value = control.read("me")
+    if value is None or not value.text:
+        raise ConfigurationError(
+            f"{control.directory}/me",
+            "does not say this host's name",
+            "write it there, or run: picoqmail init --me NAME",
+        )
+    name = value.text
+    if len(name) > 255 or not name.isprintable() or set(" /<>()@\\\"',;") & set(name):  # noqa: PLR2004
+        raise ConfigurationError(
+            value.where(), f"{name!a} is no host name", "letters, digits, dots and hyphens"
+        )
+    return name

@@ -1,0 +1,106 @@
+"""Durable writes: the only module that calls fsync, link, rename, unlink and mkdir.
+
+Every function does one thing to the disk and raises OSError if it could not; who calls says what
+that means. After a failed fsync the same descriptor is never tried again: the kernel may have
+dropped the dirty pages and would answer yes (fsync(2), NOTES).
+"""
+
+from __future__ import annotations
+
+import os
+
+from picoqmail.layout import PRIVATE_DIRECTORY_MODE, PRIVATE_FILE_MODE
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def create(path: str) -> int:
+    """Make a file that did not exist, private, open for writing; a symlink is never followed."""
+    return os.open(path, _CREATE, PRIVATE_FILE_MODE)
+
+
+def open_append(path: str) -> int:
+    """Open a private file for appending, making it if needed."""
+    return os.open(path, _APPEND, PRIVATE_FILE_MODE)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, however often the kernel takes less than it was given."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        data = data[written:]
+        written = os.write(descriptor, data)
+
+
+sync = os.fsync
+rename = os.rename
+link = os.link
+unlink = os.unlink
+
+
+def sync_directory(path: str) -> None:
+    """Make the entries of a directory durable."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unlink_if_there(path: str) -> bool:
+    """Unlink a file; False if there was none."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
+    """Make a file with this content, its data on disk; nothing is left of it if that fails.
+
+    `modified` (Unix seconds) becomes its modification time. The entry in the directory is not
+    durable yet.
+    """
+    descriptor = create(path)
+    try:
+        try:
+            write_all(descriptor, data)
+            if modified is not None:
+                os.utime(descriptor, (modified, modified))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        unlink_if_there(path)
+        raise
+
+
+def replace(scratch: str, path: str, data: bytes, modified: float | None = None) -> None:
+    """Replace a file whole, by way of `scratch`, a name that only the caller uses.
+
+    A scratch file that a crash left there goes first. The rename is not durable before the
+    directory was synced.
+    """
+    try:
+        create_whole(scratch, data, modified)
+    except FileExistsError:
+        os.unlink(scratch)
+        create_whole(scratch, data, modified)
+    try:
+        os.rename(scratch, path)
+    except BaseException:
+        unlink_if_there(scratch)
+        raise
+
+
+def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
+    """Make a directory and its entry in the parent durable; False if it was there already."""
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return False
+    sync_directory(os.path.dirname(path) or ".")
+    return True

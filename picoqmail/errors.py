@@ -1,0 +1,170 @@
+"""The errors of picoqmail: one tree, and nothing else lives here.
+
+    PicoqmailError
+    ├── EnvelopeError(ValueError)          the envelope as a whole is malformed             91
+    │   ├── AddressError                   an address that can never be sent                31
+    │   ├── AddressTooLongError            an address over 1002 octets                      11
+    │   └── TruncatedEnvelopeError         the envelope ended before its final NUL          54
+    ├── MessageTooLargeError(ValueError)   more octets than the setting databytes allows    31
+    ├── InputError(OSError)                the message or envelope could not be read        54
+    ├── ConfigurationError(ValueError)     a setting is missing or wrong                    55
+    ├── DamagedMessageError(ValueError)    a spooled message that must not be sent          --
+    ├── NoSuchMessageError(LookupError)    no message of that name in the spool             --
+    └── SpoolError(OSError)                the spool could not be read or written     51 to 66
+
+The figures are the exit codes of the qmail-queue interface (qmail-queue(8)); 11 to 40 are
+permanent there, all else is temporary. `sysexit` is the code of the other programs (sysexits.h).
+Each error is also the builtin that fits it, so that callers need not know this tree.
+"""
+
+from __future__ import annotations
+
+import errno
+
+# Exit codes of the qmail-queue interface.
+QUEUE_ADDRESS_TOO_LONG = 11
+QUEUE_REFUSED = 31
+QUEUE_NO_MEMORY = 51
+QUEUE_TIMEOUT = 52
+QUEUE_WRITE = 53
+QUEUE_READ = 54
+QUEUE_CONFIGURATION = 55
+QUEUE_HOME = 61
+QUEUE_SPOOL = 62
+QUEUE_BODY = 63
+QUEUE_SIDECAR = 64
+QUEUE_BODY_RENAME = 65
+QUEUE_SIDECAR_RENAME = 66
+QUEUE_BUG = 81
+QUEUE_ENVELOPE = 91
+
+# sysexits.h
+EX_DATAERR = 65
+EX_NOINPUT = 66
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_OSERR = 71
+EX_IOERR = 74
+EX_TEMPFAIL = 75
+EX_CONFIG = 78
+
+
+class PicoqmailError(Exception):
+    """Base of every error that picoqmail raises on purpose.
+
+    `qmail_status` is the exit code of the queue program, `sysexit` that of the others.
+    """
+
+    qmail_status: int = QUEUE_BUG
+    sysexit: int = EX_SOFTWARE
+
+    @property
+    def permanent(self) -> bool:
+        """True if trying the same again cannot help (qmail-queue(8): codes 11 to 40)."""
+        return 11 <= self.qmail_status <= 40  # noqa: PLR2004 - the range of the manual
+
+
+class EnvelopeError(PicoqmailError, ValueError):
+    """The envelope does not have the form that the qmail-queue interface wants."""
+
+    qmail_status = QUEUE_ENVELOPE
+    sysexit = EX_DATAERR
+
+
+class AddressError(EnvelopeError):
+    """An address that no relay could ever be told; `index` is None for the sender."""
+
+    qmail_status = QUEUE_REFUSED
+
+    def __init__(self, reason: str, address: str = "", index: int | None = None) -> None:
+        """`reason` is a whole sentence; `address` is shown as it came, escaped."""
+        who = "the sender" if index is None else f"recipient {index + 1}"
+        super().__init__(f"{who} {address!a} cannot be sent: {reason}")
+        self.reason = reason
+        self.address = address
+        self.index = index
+
+
+class AddressTooLongError(EnvelopeError):
+    """An address over 1002 octets, the limit of qmail-queue."""
+
+    qmail_status = QUEUE_ADDRESS_TOO_LONG
+
+
+class TruncatedEnvelopeError(EnvelopeError):
+    """The envelope ended before the NUL that closes it: nothing was promised, nothing is kept."""
+
+    qmail_status = QUEUE_READ
+
+
+class MessageTooLargeError(PicoqmailError, ValueError):
+    """The message has more octets than the setting databytes allows."""
+
+    qmail_status = QUEUE_REFUSED
+    sysexit = EX_DATAERR
+
+
+class ConfigurationError(PicoqmailError, ValueError):
+    """A setting is missing or wrong. `where` is `file` or `file:line`."""
+
+    qmail_status = QUEUE_CONFIGURATION
+    sysexit = EX_CONFIG
+
+    def __init__(self, where: str, problem: str, remedy: str = "") -> None:
+        """`problem` says what is wrong, `remedy` what is allowed or what to do."""
+        super().__init__(f"{where}: {problem}" + (f"; {remedy}" if remedy else ""))
+        self.where = where
+        self.problem = problem
+        self.remedy = remedy
+
+
+class DamagedMessageError(PicoqmailError, ValueError):
+    """A spooled message whose sidecar or body is not what was accepted; never sent, never lost."""
+
+    sysexit = EX_DATAERR
+
+
+class NoSuchMessageError(PicoqmailError, LookupError):
+    """No message of that name is in the spool."""
+
+    sysexit = EX_NOINPUT
+
+    def __str__(self) -> str:
+        """The plain text, where LookupError's children would quote it."""
+        return Exception.__str__(self)
+
+
+class InputError(PicoqmailError, OSError):
+    """The message or the envelope could not be read from the caller."""
+
+    qmail_status = QUEUE_READ
+    sysexit = EX_IOERR
+
+
+class SpoolError(PicoqmailError, OSError):
+    """The spool could not be read or written; always temporary, nothing was accepted."""
+
+    qmail_status = QUEUE_WRITE
+    sysexit = EX_IOERR
+
+    def __init__(self, action: str, path: str, cause: OSError, status: int = QUEUE_WRITE) -> None:
+        """`action` is what was tried ("write"), `status` the queue's code for that step."""
+        super().__init__(cause.errno, f"cannot {action}: {cause.strerror or cause}", path)
+        self.qmail_status = classify_errno(cause.errno, status)
+
+    def __str__(self) -> str:
+        """What and where: `cannot write: No space left on device: /path`."""
+        return f"{self.strerror}: {self.filename}"
+
+
+def classify_errno(number: int | None, step_status: int) -> int:
+    """The queue's exit code for an errno seen at a step: the only place that judges errno.
+
+    A full disk or quota, an I/O error or a file limit is 53 and lack of memory 51, at whatever
+    step it shows; anything else is the step's own code.
+    """
+    if number == errno.ENOMEM:
+        return QUEUE_NO_MEMORY
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+        return QUEUE_WRITE
+    return step_status

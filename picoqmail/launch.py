@@ -1,0 +1,137 @@
+"""Starting the sender in the background. Hot; builtins only.
+
+The sender's lock decides who starts one. It is taken by whoever just accepted a message, after
+the acceptance, and handed to the sender that he starts: it is never free in between. Who finds it
+taken need not start anything, because its holder lets it go before he looks at new/ for the last
+time (cli/send.py), so that look comes after our message. INTERNALS.md has the whole argument.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+from picoqmail.layout import BREAKER, PRIVATE_FILE_MODE, SENDER_LOCK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from picoqmail.home import Home
+
+LOCK_DESCRIPTOR = 3
+# Longer than the breaker ever waits: a time further off is a clock that jumped.
+BREAKER_LIMIT_SECONDS = 600
+# What a relay's password command, name lookup or certificate store may need; nothing else of the
+# caller's environment reaches the sender, which behaves as it does when cron starts it.
+_ENVIRONMENT = ("HOME", "LANG", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER")
+
+
+def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
+    """Start the sender if none is active; returns at once, True if one was started.
+
+    Mail was accepted before, so nothing that goes wrong here is an error: cron will send it.
+    Safe in threads: nothing is forked. `leaving` says that this process does nothing else any
+    more: then its descriptors are closed first, those of its caller above all, and the sender is
+    left to init. Otherwise the sender is made nobody's child by way of a shell, so that a
+    long-lived process gets no zombie, and closes what it inherited by itself.
+    """
+    try:
+        if relay_is_down(home.spool, now):
+            return False
+        if leaving:
+            os.closerange(LOCK_DESCRIPTOR, os.sysconf("SC_OPEN_MAX"))
+        lock = take_lock(f"{home.spool}/{SENDER_LOCK}")
+        if lock < 0:
+            return False
+        try:
+            _spawn(home, lock, leaving=leaving)
+        finally:
+            os.close(lock)
+    except OSError:
+        # No descriptor, memory or process to be had: the message is safe and waits for cron.
+        return False
+    return True
+
+
+def relay_is_down(spool: str, now: float) -> bool:
+    """Say whether the breaker is open: its file's modification time is the next time to look."""
+    try:
+        until = os.stat(f"{spool}/{BREAKER}").st_mtime
+    except OSError:
+        return False
+    return now < until <= now + BREAKER_LIMIT_SECONDS
+
+
+def take_lock(path: str) -> int:
+    """Take a lock file without waiting: its descriptor, or -1 if somebody has it.
+
+    The kernel frees it when its last holder dies. The file is never unlinked.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return -1
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def sender_command() -> list[str]:
+    """The installed picoqmail-send of this interpreter's environment, else the same by module."""
+    program = os.path.join(os.path.dirname(sys.executable), "picoqmail-send")
+    if os.access(program, os.X_OK):
+        return [program]
+    # An interpreter embedded elsewhere, or scripts installed apart from it.
+    where = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from picoqmail.cli.send import main"
+    return [sys.executable or "python3", "-I", "-c", f"{start}; sys.exit(main(sys.argv[1:]))", where]
+
+
+def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a sender: what it may need, and this home."""
+    kept = {name: environ[name] for name in _ENVIRONMENT if name in environ}
+    kept["PICOQMAIL_HOME"] = home.root
+    kept["PICOQMAIL_CONTROL"] = home.control
+    kept["PICOQMAIL_SPOOL"] = home.spool
+    return kept
+
+
+# Python ignores these, and an ignored signal stays ignored over exec.
+_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ; the module signal would import enum
+_ABOVE_THE_STANDARD = 10
+
+
+def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
+    """Run the sender in a session of its own: null on 0 to 2, the lock on 3."""
+    command = [*sender_command(), f"--lock={LOCK_DESCRIPTOR}"]
+    program = command[0]
+    if not leaving:
+        program, command = "/bin/sh", ["sh", "-c", '"$@" &', "sh", *command]
+    opened = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)]
+    try:
+        # Out of the way of the numbers that they are about to get.
+        for descriptor in (opened[0], lock):
+            opened.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
+        null, held = opened[1:]
+        pid = os.posix_spawn(
+            program,
+            command,
+            sender_environment(home, os.environ),
+            file_actions=[
+                *((os.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
+                (os.POSIX_SPAWN_DUP2, held, LOCK_DESCRIPTOR),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_IGNORED_BY_PYTHON,
+        )
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    if not leaving:
+        os.waitpid(pid, 0)

@@ -1,0 +1,149 @@
+"""The shape of the spool: names, states and transitions as data. Pure; no file is touched here.
+
+INTERNALS.md tells the same in sentences; the tests run every prefix of every transition of this
+table against the real recovery, and compare the real programs' system calls with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+TMP = "tmp"
+NEW = "new"
+CUR = "cur"
+UNDELIVERED = "undelivered"
+DIRECTORIES = (TMP, NEW, CUR, UNDELIVERED)
+# Where a sidecar makes a message exist. The order is that of recovery: what a message was moved
+# to last comes first, so that at equal revision the newer of two sidecars wins.
+STATES = (UNDELIVERED, CUR, NEW)
+
+BODY = ".eml"
+SIDECAR = ".json"
+RESULT = ".result"
+PROGRESS = ".progress"
+
+# Files of the spool itself.
+SENDER_LOCK = "sender.lock"
+CRON_LOCK = "cron.lock"
+BREAKER = "relay-down"
+
+FORMAT_VERSION = 1
+PRIVATE_FILE_MODE = 0o600
+PRIVATE_DIRECTORY_MODE = 0o700
+# The execute bit on a body: its end of data went to a relay whose answer was not yet recorded.
+# One fchmod sets it; it survives kill -9, is kept by renames and never makes the body readable
+# to anybody else.
+IN_DOUBT_BIT = 0o100
+
+# The queue program gives up by itself before anybody may sweep what it writes: 24 h < 36 h.
+QUEUE_TIME_LIMIT_SECONDS = 86400
+LEFTOVER_AGE_SECONDS = 129600
+
+TRANSACTION_RECIPIENTS = 100
+HISTORY_LENGTH = 20
+DEFAULT_QUEUE_LIFETIME_SECONDS = 604800
+
+_sequence = itertools.count(1)
+_ID_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-_\\=+~%:[]"
+)
+_HOST_OCTETS_IN_ID = 100
+
+
+def make_id(host: str, pid: int, now_ns: int, entropy: bytes) -> str:
+    """A Maildir unique name, `seconds.MusecPpidQnRrandom.host`, sorted by time.
+
+    `entropy` are at least 8 random octets: in containers every process has number 1. In the host
+    `/` and `:` become `\\057` and `\\072`, as the Maildir specification wants; whatever else is
+    unusual in a file name becomes `_`.
+    """
+    seconds, nanoseconds = divmod(now_ns, 1_000_000_000)
+    safe = host.replace("/", "\\057").replace(":", "\\072")[:_HOST_OCTETS_IN_ID]
+    if not _ID_CHARACTERS.issuperset(safe):
+        safe = "".join(c if c in _ID_CHARACTERS else "_" for c in safe)
+    count = next(_sequence)
+    return f"{seconds}.M{nanoseconds // 1000:06}P{pid}Q{count}R{entropy.hex()}.{safe}"
+
+
+def is_id(text: str) -> bool:
+    """Say whether a file's stem can be an ID: nothing that leaves its directory or hides."""
+    return (
+        0 < len(text) <= 240  # noqa: PLR2004 - leaves room for the longest suffix in 255
+        and text[0] in "0123456789"
+        and _ID_CHARACTERS.issuperset(text)
+    )
+
+
+# --- Transitions -----------------------------------------------------------------------------
+# A step is (operation, path, ...): create (with O_EXCL and the lock of the message), write,
+# sync (fsync of the file), link, rename, unlink, syncdir. ID stands for the message's name.
+# `yes` is the instant from which the transition counts; a crash before it leaves the state
+# before, and a crash after it the state after, once recovery has run.
+
+ACCEPT = (
+    ("create", "tmp/ID.eml"),
+    ("write", "tmp/ID.eml"),
+    ("sync", "tmp/ID.eml"),
+    ("create", "tmp/ID.json"),
+    ("write", "tmp/ID.json"),
+    ("sync", "tmp/ID.json"),
+    ("rename", "tmp/ID.eml", "new/ID.eml"),
+    ("rename", "tmp/ID.json", "new/ID.json"),
+    ("syncdir", "new"),
+    ("yes",),
+)
+
+
+def rewrite(state: str) -> tuple[tuple[str, ...], ...]:
+    """Replace the sidecar of a message that stays in `state`."""
+    return (
+        ("create", "tmp/ID.json"),
+        ("write", "tmp/ID.json"),
+        ("sync", "tmp/ID.json"),
+        ("rename", "tmp/ID.json", f"{state}/ID.json"),
+        ("syncdir", state),
+        ("yes",),
+    )
+
+
+def move(source: str, target: str) -> tuple[tuple[str, ...], ...]:
+    """Rewrite the sidecar of a message and move it from `source` to `target`.
+
+    The body is linked, not renamed, so that whatever part of it reaches the disk there is always
+    a body; the target is durable before anything leaves the source.
+    """
+    return (
+        ("create", "tmp/ID.json"),
+        ("write", "tmp/ID.json"),
+        ("sync", "tmp/ID.json"),
+        ("link", f"{source}/ID.eml", f"{target}/ID.eml"),
+        ("rename", "tmp/ID.json", f"{target}/ID.json"),
+        ("syncdir", target),
+        ("yes",),
+        ("unlink", f"{source}/ID.json"),
+        ("unlink", f"{source}/ID.eml"),
+        ("syncdir", source),
+    )
+
+
+def remove(state: str) -> tuple[tuple[str, ...], ...]:
+    """Remove a message: every recipient was accepted by a relay, or an administrator said so."""
+    return (
+        ("unlink", f"{state}/ID.json"),
+        ("yes",),
+        ("unlink", f"{state}/ID.eml"),
+        ("syncdir", state),
+    )
+
+
+TRANSITIONS = {
+    "accept": ACCEPT,
+    "defer first": move(NEW, CUR),
+    "defer again": rewrite(CUR),
+    "fail first": move(NEW, UNDELIVERED),
+    "fail later": move(CUR, UNDELIVERED),
+    "requeue": move(UNDELIVERED, CUR),
+    "deliver first": remove(NEW),
+    "deliver later": remove(CUR),
+    "delete": remove(UNDELIVERED),
+}

@@ -1,0 +1,151 @@
+"""The sidecar: the JSON text of one message's envelope and retry state, both directions. Pure.
+
+Written without the json module, which the once-a-mail programs cannot afford to import; read
+with it, by those who deliver. Only builtins: the model (model.py) wraps them.
+"""
+
+from __future__ import annotations
+
+from picoqmail.errors import DamagedMessageError
+from picoqmail.layout import FORMAT_VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PENDING = "pending"
+DELIVERED = "delivered"
+FAILED = "failed"
+RECIPIENT_STATES = (PENDING, DELIVERED, FAILED)
+
+
+def new_record(  # noqa: PLR0913 - one argument a key of the format
+    message_id: str,
+    sender: str,
+    recipients: list[str],
+    *,
+    created: int,
+    next_attempt: int,
+    expires: int,
+    size: int,
+    crc32: int,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """The record of a message just accepted; times are Unix seconds, `size` octets."""
+    return {
+        "version": FORMAT_VERSION,
+        "id": message_id,
+        "sender": sender,
+        "recipients": [{"address": a, "state": PENDING, "reply": None} for a in recipients],
+        "created": created,
+        "next_attempt": next_attempt,
+        "expires": expires,
+        "attempts": 0,
+        "size": size,
+        "crc32": crc32,
+        "held": False,
+        "history": [],
+        "origin": origin,
+        "revision": 0,
+    }
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One JSON object in UTF-8, a key a line so that it can be read with `cat`, LF at the end."""
+    items = [f"{_text(key)}: {_value(value)}" for key, value in record.items()]
+    return ("{\n" + ",\n".join(items) + "\n}\n").encode()
+
+
+def _value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
+    if isinstance(value, str):
+        return _text(value)
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{_text(k)}: {_value(v)}" for k, v in value.items()]) + "}"
+    if isinstance(value, (list, tuple)):
+        separator = ",\n  " if value and isinstance(value[0], dict) else ", "
+        return "[" + separator.join([_value(one) for one in value]) + "]"
+    raise TypeError(f"{type(value).__name__} has no form in a sidecar")
+
+
+def _text(text: str) -> str:
+    if '"' in text or "\\" in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    # isprintable is a fast yes; control characters, and lone surrogates, which UTF-8 cannot
+    # carry, are escaped one by one.
+    if not text.isprintable():
+        text = "".join([c if c.isprintable() else _escape(ord(c)) for c in text])
+    return f'"{text}"'
+
+
+def _escape(code: int) -> str:
+    if code > 0xFFFF:  # noqa: PLR2004 - beyond it JSON wants a surrogate pair (RFC 8259 section 7)
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+def decode(data: bytes, message_id: str) -> dict[str, Any]:
+    """Read a sidecar and check every key that delivery relies on; unknown keys are kept.
+
+    Raises DamagedMessageError, whose text says what is wrong, also for a version from the future.
+    """
+    import json  # noqa: PLC0415 - only those who deliver pay for it
+
+    try:
+        record = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise DamagedMessageError(f"its sidecar is not JSON: {exc}") from None
+    if not isinstance(record, dict):
+        raise DamagedMessageError("its sidecar is no JSON object")
+    version = record.get("version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise DamagedMessageError(
+            f"its sidecar has version {version}, and this picoqmail knows {FORMAT_VERSION}: "
+            "left as it is; requeue it with the newer picoqmail that wrote it"
+        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise DamagedMessageError(f"its sidecar has version {version!r}, not {FORMAT_VERSION}")
+    if record.get("id") != message_id:
+        raise DamagedMessageError(f"its sidecar belongs to another message, {record.get('id')!a}")
+    for key, kinds in _KINDS.items():
+        # A bool is an int to isinstance, but not in the format.
+        if type(record.get(key)) not in kinds:
+            raise DamagedMessageError(f"its sidecar has no proper value under {key!a}")
+    for recipient in record["recipients"]:
+        if (
+            not isinstance(recipient, dict)
+            or not isinstance(recipient.get("address"), str)
+            or recipient.get("state") not in RECIPIENT_STATES
+            or not isinstance(recipient.get("reply"), (str, type(None)))
+        ):
+            raise DamagedMessageError("its sidecar has a recipient without proper values")
+    if not record["recipients"]:
+        raise DamagedMessageError("its sidecar names no recipient")
+    return record
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "sender": (str,),
+    "recipients": (list,),
+    "created": (int, float),
+    "next_attempt": (int, float),
+    "expires": (int, float),
+    "attempts": (int,),
+    "size": (int,),
+    "crc32": (int,),
+    "held": (bool,),
+    "history": (list,),
+    "origin": (dict,),
+}
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
