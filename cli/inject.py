@@ -1,0 +1,87 @@
+"""picoqmail-inject: parse the flags, inject one message, map the outcome to 0, 100 or 111."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from picoqmail.errors import PicoqmailError
+from picoqmail.flags import PLAIN, WITH_ARGUMENT, UsageError, cut
+from picoqmail.home import locate
+from picoqmail.inject import (
+    FROM_ARGUMENTS,
+    FROM_BOTH,
+    FROM_EITHER,
+    FROM_HEADER,
+    Request,
+    inject,
+)
+
+ACCEPTED, PERMANENT, TEMPORARY = 0, 100, 111
+
+_FLAGS = {
+    b"a": PLAIN,
+    b"A": PLAIN,
+    b"h": PLAIN,
+    b"H": PLAIN,
+    b"n": PLAIN,
+    b"N": PLAIN,
+    b"f": WITH_ARGUMENT,
+}
+_SOURCES = {b"a": FROM_ARGUMENTS, b"A": FROM_EITHER, b"h": FROM_HEADER, b"H": FROM_BOTH}
+
+
+def say(text: str) -> None:
+    """Tell the user; a standard error that is closed or full is no reason to fail the mail."""
+    try:
+        os.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return
+
+
+def request_of(words: list[bytes]) -> Request:
+    """Return what the command line asks for. Raises UsageError."""
+    request = Request()
+    flags, request.arguments = cut(words, _FLAGS)
+    for letter, argument in flags:
+        if letter in _SOURCES:
+            request.recipients_from = _SOURCES[letter]
+        elif letter == b"f":
+            request.sender = argument
+        else:
+            request.queue = letter == b"N"
+    return request
+
+
+def run(request: Request, environ: dict[bytes, bytes]) -> int:
+    """Inject the message on descriptor 0; return the exit code."""
+    try:
+        inject(
+            request,
+            environ,
+            locate(),
+            now=time.time(),
+            pid=os.getpid(),
+            warn=lambda text: say(f"qmail-inject: warning: {text}"),
+        )
+    except PicoqmailError as exc:
+        say(f"qmail-inject: fatal: {str(exc).removesuffix(chr(10))}")
+        return PERMANENT if exc.permanent else TEMPORARY
+    except OSError as exc:
+        say(f"qmail-inject: fatal: {exc}")
+        return TEMPORARY
+    except MemoryError:
+        say("qmail-inject: fatal: out of memory")
+        return TEMPORARY
+    return ACCEPTED
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program; `arguments` are those after its name."""
+    try:
+        request = request_of([os.fsencode(word) for word in arguments])
+    except UsageError as exc:
+        say(f"{os.path.basename(sys.argv[0])}: {exc}")
+        return PERMANENT
+    return run(request, dict(os.environb))
