@@ -1,0 +1,186 @@
+"""What a hostile relay does instead of answering as it should: one small function a fault.
+
+A fault is called with the line it sits on and the ordinary answer, and sends what it likes. It
+returns False where the connection is over.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Fault = Callable[["Line", bytes], bool]
+
+# More than any client should be willing to read, in pieces that one write takes.
+FLOOD_BYTES = 10_000_000
+PIECE = 65536
+
+
+class Line(Protocol):
+    """What a fault may do to a connection."""
+
+    stopping: threading.Event
+
+    def send(self, data: bytes) -> None:
+        """Write all of it."""
+
+    def reset(self) -> None:
+        """End with a TCP reset instead of an orderly close."""
+
+    def await_end(self) -> None:
+        """Read and discard until the client closes or the relay is stopped."""
+
+
+def reply(*lines: str) -> Fault:
+    """Answer with these lines ("451 4.3.0 later"), each sent with CRLF."""
+    data = "".join(line + "\r\n" for line in lines).encode()
+    return raw(data)
+
+
+def raw(data: bytes) -> Fault:
+    """Answer with exactly these bytes and go on."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        line.send(data)
+        return True
+
+    return act
+
+
+def final(text: str) -> Fault:
+    """Answer with this line and close, as with 421."""
+    return closing(text.encode() + b"\r\n")
+
+
+def closing(data: bytes) -> Fault:
+    """Send exactly these bytes, which may be a part of a reply, and close."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        line.send(data)
+        return False
+
+    return act
+
+
+def drop() -> Fault:
+    """Close without a word."""
+    return closing(b"")
+
+
+def reset(before: bytes = b"") -> Fault:
+    """Send `before`, then a TCP reset."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        if before:
+            line.send(before)
+        line.reset()
+        return False
+
+    return act
+
+
+def answer_then_reset() -> Fault:
+    """Give the ordinary answer, then a TCP reset: 354 and gone."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        return reset(ordinary)(line, ordinary)
+
+    return act
+
+
+def answer_then_drop() -> Fault:
+    """Give the ordinary answer, then close."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        return closing(ordinary)(line, ordinary)
+
+    return act
+
+
+def stall() -> Fault:
+    """Say nothing until the client gives up."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        line.await_end()
+        return False
+
+    return act
+
+
+def delayed(seconds: float) -> Fault:
+    """Give the ordinary answer that much later (or when the relay is stopped)."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        line.stopping.wait(seconds)
+        line.send(ordinary)
+        return True
+
+    return act
+
+
+def drip(seconds_each: float = 0.0) -> Fault:
+    """Give the ordinary answer byte by byte, each in a packet of its own."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        for i in range(len(ordinary)):
+            line.send(ordinary[i : i + 1])
+            if seconds_each:
+                line.stopping.wait(seconds_each)
+        return True
+
+    return act
+
+
+def flood(start: bytes = b"250 ", total: int = FLOOD_BYTES) -> Fault:
+    """Send `total` bytes that contain no line end, then wait for the client to leave."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        line.send(start)
+        for _ in range(total // PIECE):
+            line.send(b"x" * PIECE)
+        line.await_end()
+        return False
+
+    return act
+
+
+def endless(line_of_reply: bytes = b"250-and another\r\n") -> Fault:
+    """Send continuation lines until the client leaves."""
+
+    def act(line: Line, _ordinary: bytes) -> bool:
+        while not line.stopping.is_set():
+            line.send(line_of_reply * 100)
+        return False
+
+    return act
+
+
+def unasked(extra: bytes = b"250 2.0.0 Nobody asked\r\n") -> Fault:
+    """Give the ordinary answer, and in the same packet one that answers nothing."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        line.send(ordinary + extra)
+        return True
+
+    return act
+
+
+def after(ordinary_times: int, fault: Fault) -> Fault:
+    """Answer so many times as usual, over all connections, and show the fault from then on."""
+    count = 0
+    lock = threading.Lock()
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        nonlocal count
+        with lock:
+            count += 1
+            yet = count > ordinary_times
+        if yet:
+            return fault(line, ordinary)
+        line.send(ordinary)
+        return True
+
+    return act

@@ -1,0 +1,105 @@
+"""Programs of Debian packages: started with a bound, stopped by their own pid, found or skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rig.waiting import POLL_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Self
+
+START_SECONDS = 20
+STOP_SECONDS = 10
+
+
+def missing(what: str) -> None:
+    """Skip the test, or fail it where everything must be there (CI=true).
+
+    Raises:
+        pytest.skip.Exception: somewhere else than in CI.
+        pytest.fail.Exception: in CI.
+    """
+    if os.environ.get("CI") == "true":
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+def find(program: str, package: str) -> str:
+    """Return the path of a program, looked for in PATH and in /usr/sbin."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if path is None:
+        missing(f"no {program} here: apt-get install {package}")
+        raise AssertionError("unreachable: missing() does not return")
+    return path
+
+
+class Daemon:
+    """A server that runs in the foreground as our child; a context manager.
+
+    `ready` is asked until it is true; what the program wrote is in `log`, and in the error if it
+    dies or does not get ready.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        ready: Callable[[], object],
+        log: str,
+        *,
+        directory: str = "/",
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        self.argv = list(argv)
+        self.log = log
+        self._ready = ready
+        self._directory = directory
+        self._environ = environ
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env=self._environ,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                raise RuntimeError(f"{self.argv[0]} did not start: {self.said()}")
+            time.sleep(POLL_SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The pid of the running program."""
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process.pid
+
+    def said(self) -> str:
+        """Return what the program wrote to its output so far."""
+        with open(self.log, encoding="utf-8", errors="replace") as log:
+            return log.read()

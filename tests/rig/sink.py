@@ -1,0 +1,120 @@
+"""smtp-sink of Postfix: fast, somebody else's, and made to measure clients; see smtp-sink(1)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from rig.programs import Daemon, find
+from rig.received import Received
+from rig.waiting import answers, free_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+
+@frozen
+class _Dump:
+    """One dump file, taken apart: the header that smtp-sink adds, and what came."""
+
+    header: list[tuple[str, str]]
+    content: bytes
+
+
+class Sink:
+    """smtp-sink on a free port of 127.0.0.1; a context manager.
+
+    Mail is dumped, one file each, unless `keep` is false (for measuring). `options` go to the
+    program as they are: `["-r", "RCPT"]` defers every recipient, `["-f", "."]` refuses every
+    content, `["-p"]` offers no PIPELINING, `["-L"]` speaks LMTP, `["-w", "2"]` waits.
+    """
+
+    def __init__(self, options: Sequence[str] = (), *, keep: bool = True) -> None:
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.directory = tempfile.mkdtemp(prefix="rig-sink-")
+        dump = ["-d", os.path.join(self.directory, "mail.")] if keep else []
+        # Run by root it insists on a user to become.
+        user = ["-u", "root"] if os.getuid() == 0 else []
+        self._daemon = Daemon(
+            [
+                find("smtp-sink", "postfix"),
+                "-4",
+                *dump,
+                *user,
+                *options,
+                f"{self.host}:{self.port}",
+                "1024",
+            ],
+            lambda: answers(self.port),
+            os.path.join(self.directory, "log"),
+        )
+
+    @property
+    def address(self) -> str:
+        """What goes into `relayip`: host:port."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def messages(self) -> list[Received]:
+        """What was accepted, in order of arrival as far as the clock of files tells."""
+        paths = [
+            os.path.join(self.directory, name)
+            for name in os.listdir(self.directory)
+            if name.startswith("mail.")
+        ]
+        paths.sort(key=lambda path: os.stat(path).st_mtime_ns)
+        return [_received(path) for path in paths]
+
+    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
+        wait_until(lambda: len(self.messages) >= count, f"{count} mails in the sink", seconds)
+        return self.messages
+
+    def __enter__(self) -> Self:
+        self._daemon.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._daemon.__exit__()
+
+
+def _received(path: str) -> Received:
+    dump = _take_apart(path)
+    mail = next((value for name, value in dump.header if name == "X-Mail-Args"), "")
+    rcpts = [value for name, value in dump.header if name == "X-Rcpt-Args"]
+    helo = next((value for name, value in dump.header if name == "X-Helo-Args"), "")
+    return Received(
+        sender=_path(mail),
+        recipients=tuple(_path(rcpt) for rcpt in rcpts),
+        content=dump.content.replace(b"\n", b"\r\n"),
+        mail_parameters=_parameters(mail),
+        rcpt_parameters=tuple(_parameters(rcpt) for rcpt in rcpts),
+        helo=helo,
+    )
+
+
+def _take_apart(path: str) -> _Dump:
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")
+    header = []
+    position = 0
+    while lines[position].startswith(b"X-"):
+        name, _, value = lines[position].decode("utf-8", "replace").partition(": ")
+        header.append((name, value))
+        position += 1
+    # Its own Received: has three lines. The last line of a dump is empty, and so is what split()
+    # finds after the final newline.
+    return _Dump(header, b"\n".join(lines[position + 3 : -2]) + b"\n")
+
+
+def _path(arguments: str) -> str:
+    return arguments.partition("<")[2].rpartition(">")[0]
+
+
+def _parameters(arguments: str) -> tuple[str, ...]:
+    return tuple(arguments.rpartition(">")[2].split())
