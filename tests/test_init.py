@@ -1,0 +1,242 @@
+"""Making a home: everything that is wanted, nothing that is not ours touched, and once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail import init, layout
+from picoqmail.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ME = ["--me", "mail.example.org"]
+LINKS = {
+    "minismtpq",
+    "minismtpsend",
+    "minisendcron",
+    "qmail-queue",
+    "qmail-inject",
+    "sendmail",
+    "mailq",
+}
+
+
+def run_init(
+    home: Path | str,
+    *words: str,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `picoqmail init` for a home, as a user would, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "picoqmail.cli.main", "init", *words],
+        env={**os.environ, "PICOQMAIL_HOME": str(home), **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def listing(root: Path) -> dict[str, tuple[int, int, str]]:
+    """Return mode, modification time and content or target of everything under a directory."""
+    found = {}
+    for path in root.rglob("*"):
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else ""
+        if path.is_file() and not path.is_symlink():
+            content = path.read_text()
+        found[str(path.relative_to(root))] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def mode_of(path: Path) -> int:
+    """Return the permission bits of a path itself."""
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_makes_a_home(tmp_path: Path) -> None:
+    """One command makes directories, settings and links, private, and says what is next."""
+    home = tmp_path / "not there" / "home"
+    done = run_init(home, *ME, "--relay", "smtps://joe@mx.example.org", "--relay", "mx2:26")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("", "control", "bin", "spool", *(f"spool/{d}" for d in layout.DIRECTORIES)):
+        assert (home / name).is_dir()
+        assert mode_of(home / name) == 0o700
+        assert (home / name).stat().st_uid == os.geteuid()
+    assert (home / "control/me").read_text() == "mail.example.org\n"
+    assert (home / "control/relayip").read_text() == "smtps://joe@mx.example.org\nmx2:26\n"
+    assert mode_of(home / "control/relayip") == 0o600
+    assert {path.name for path in (home / "bin").iterdir()} == LINKS
+    for link in (home / "bin").iterdir():
+        assert os.access(link, os.X_OK)
+        assert os.path.basename(os.readlink(link)) == init.LINKS[link.name]
+    assert "* * * * * PICOQMAIL_HOME=" in done.stdout
+    assert "relaypass" in done.stdout
+    assert [path for path in home.rglob("*") if ".new" in path.name] == []
+
+
+def test_again_changes_nothing(tmp_path: Path) -> None:
+    """A second run finds everything right, and leaves even the times as they are."""
+    assert run_init(tmp_path / "h", *ME, "--relay", "mx").returncode == 0
+    before = listing(tmp_path / "h")
+    again = run_init(tmp_path / "h", *ME, "--relay", "mx")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert listing(tmp_path / "h") == before
+    assert run_init(tmp_path / "h").returncode == 0
+    assert listing(tmp_path / "h") == before
+
+
+def test_completes_and_repairs(tmp_path: Path) -> None:
+    """What got lost is made again, and modes that were opened are closed."""
+    assert run_init(tmp_path, *ME).returncode == 0
+    (tmp_path / "spool/cur").rmdir()
+    (tmp_path / "bin/sendmail").unlink()
+    (tmp_path / "control").chmod(0o755)
+    (tmp_path / "spool/new").chmod(0o777)
+    done = run_init(tmp_path, "--json")
+    assert done.returncode == 0
+    outcomes = {
+        os.path.relpath(step["path"], tmp_path): step["outcome"]
+        for step in json.loads(done.stdout)["steps"]
+    }
+    assert (outcomes["spool/cur"], outcomes["bin/sendmail"]) == ("made", "made")
+    assert (outcomes["control"], outcomes["spool/new"]) == ("repaired", "repaired")
+    assert mode_of(tmp_path / "control") == mode_of(tmp_path / "spool/new") == 0o700
+
+
+def test_home_of_qmail(tmp_path: Path) -> None:
+    """In a home of qmail, its files and open modes stay; the rest is added, and the code is 73."""
+    for name in ("control", "bin"):
+        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "control/me").write_text("old.example.org\n")
+    (tmp_path / "bin/qmail-inject").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/sendmail").symlink_to("/usr/sbin/sendmail")
+    before = listing(tmp_path)
+    done = run_init(tmp_path, *ME)
+    assert done.returncode == 73
+    after = listing(tmp_path)
+    for name in ("control/me", "bin/qmail-inject", "bin/sendmail"):
+        assert after[name] == before[name]
+        assert f"{tmp_path}/{name}: left alone" in done.stderr
+    assert mode_of(tmp_path / "control") == mode_of(tmp_path / "bin") == 0o755
+    assert os.path.basename(os.readlink(tmp_path / "bin/qmail-queue")) == "picoqmail-queue"
+    assert (tmp_path / "spool/new").is_dir()
+
+
+def test_setting_in_minivars_counts(tmp_path: Path) -> None:
+    """A name that minivars gives is there already: no file is made over it."""
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control/minivars").write_text("ME=mail.example.org\nRELAYIP=10.0.0.1\n")
+    assert run_init(tmp_path, *ME).returncode == 0
+    assert run_init(tmp_path, "--relay", "10.0.0.2").returncode == 73
+    assert not (tmp_path / "control/me").exists()
+    assert not (tmp_path / "control/relayip").exists()
+
+
+@pytest.mark.parametrize("name", ["control", "spool", "bin", "spool/new"])
+def test_follows_no_link(tmp_path: Path, name: str) -> None:
+    """A symbolic link in the place of a directory is refused, and nothing goes where it points."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    home = tmp_path / "home"
+    (home / name).parent.mkdir(parents=True)
+    (home / name).symlink_to(elsewhere)
+    done = run_init(home, *ME)
+    assert done.returncode == 73
+    assert f"{home}/{name}: is a symbolic link" in done.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_dangling_link_is_not_written_through(tmp_path: Path) -> None:
+    """A dangling link in the place of a control file makes no file where it points."""
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control/me").symlink_to(tmp_path / "victim")
+    assert run_init(tmp_path, *ME).returncode == 73
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory away takes root")
+def test_directory_of_another_user(tmp_path: Path) -> None:
+    """A directory that belongs to somebody else is no place for our mail."""
+    assert run_init(tmp_path, *ME).returncode == 0
+    os.chown(tmp_path / "spool", 12345, -1)
+    done = run_init(tmp_path)
+    assert done.returncode == 73
+    assert f"{tmp_path}/spool: belongs to user 12345" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--me", "two words"], ["--me", ""], [*ME, "--relay", "ftp://x"], [*ME, "--relay", ""]],
+)
+def test_wrong_words_make_nothing(tmp_path: Path, words: list[str]) -> None:
+    """A name or relay that cannot be is refused before anything is made."""
+    done = run_init(tmp_path / "home", *words)
+    assert done.returncode == 78
+    assert "allowed" in done.stderr.lower()
+    assert not (tmp_path / "home").exists()
+
+
+def test_places_elsewhere(tmp_path: Path) -> None:
+    """PICOQMAIL_CONTROL and PICOQMAIL_SPOOL are obeyed, and stand in the crontab line."""
+    places = {
+        "PICOQMAIL_CONTROL": str(tmp_path / "etc"),
+        "PICOQMAIL_SPOOL": str(tmp_path / "var 50%"),
+    }
+    done = run_init(tmp_path / "h", *ME, "--json", environment=places)
+    assert done.returncode == 0
+    assert (tmp_path / "etc/me").is_file()
+    assert (tmp_path / "var 50%/tmp").is_dir()
+    assert not (tmp_path / "h/spool").exists()
+    assert json.loads(done.stdout)["crontab"] == (
+        f"* * * * * PICOQMAIL_HOME={tmp_path}/h PICOQMAIL_CONTROL={tmp_path}/etc "
+        rf"PICOQMAIL_SPOOL='{tmp_path}/var 50\%' {tmp_path}/h/bin/minisendcron"
+    )
+
+
+def test_home_of_a_user(tmp_path: Path) -> None:
+    """Without PICOQMAIL_HOME root is asked where; it would be a surprise in root's own files."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    environment.pop("PICOQMAIL_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "picoqmail.cli.main", "init", *ME],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    made = (tmp_path / "picoqmail/control/me").exists()
+    assert (made, done.returncode) == ((False, 64) if os.geteuid() == 0 else (True, 0))
+
+
+def test_replaces_its_own_links(tmp_path: Path) -> None:
+    """A link of ours to an installation that has moved is made to point to the new one."""
+    home = Home(str(tmp_path / "h"))
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        for name in set(init.LINKS.values()):
+            program = tmp_path / version / name
+            program.write_text("#!/bin/sh\n")
+            program.chmod(0o755)
+        programs = init.find_programs([str(tmp_path / version)])
+        outcome = init.make_home(home, me="a.example", programs=programs)
+        assert outcome.refused == ()
+    assert os.readlink(f"{home.bin}/sendmail") == f"{tmp_path}/2/picoqmail-sendmail"
+
+
+def test_missing_program(tmp_path: Path) -> None:
+    """An incomplete installation is told, with the places that were searched."""
+    with pytest.raises(init.InitError, match=str(tmp_path)):
+        init.find_programs([str(tmp_path)])
