@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from rig.hostile import HostileRelay
+from rig.postfix import Postfix
 from rig.recording import RecordingRelay
 from rig.sink import Sink
 
@@ -43,4 +44,11 @@ def strict_relay() -> Iterator[HostileRelay]:
 def sink() -> Iterator[Sink]:
     """Postfix's smtp-sink, dumping what it gets."""
     with Sink() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postfix() -> Iterator[Postfix]:
+    """A private Postfix, one for the session, for it takes seconds: tell your mails by address."""
+    with Postfix() as server:
         yield server

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from rig.postfix import Postfix
+
 MAIL = b"Subject: a dot\n\n.leading\n..two\nlast\n"
 
 
@@ -274,3 +276,11 @@ def test_smtp_sink_refuses_what_it_is_told_to(rig: Callable[[Any], Any]) -> None
     with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
         send(relay.port)
     assert 450 == refused.value.recipients["b@example.net"][0]
+
+
+def test_postfix_delivers_the_bytes_that_it_was_given(postfix: Postfix) -> None:
+    """What lies in the Maildir, less the fields that Postfix put in front, is what was sent."""
+    send(postfix.port, "one@rig.example", "two@rig.example")
+    mine = [message for message in postfix.wait_for(2) if "rig.example" in message.recipients[0]]
+    assert {("one@rig.example",), ("two@rig.example",)} == {each.recipients for each in mine}
+    assert [MAIL, MAIL] == [message.unix for message in mine]

@@ -1,0 +1,133 @@
+"""A private instance of Postfix: own configuration, queue, port; no word to the installed one."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from typing import TYPE_CHECKING
+
+from rig import certificates, maildir
+from rig.programs import Daemon, find, missing
+from rig.waiting import answers, free_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from rig.received import Received
+
+MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+verify unix - - n - 1 verify
+proxymap unix - - n - - proxymap
+tlsmgr unix - - n 1000? 1 tlsmgr
+virtual unix - n n - - virtual
+error unix - - n - - error
+retry unix - - n - - error
+discard unix - - n - - discard
+anvil unix - - n - 1 anvil
+postlog unix-dgram n - n - 1 postlogd
+"""
+
+
+class Postfix:
+    """Postfix on a free port of 127.0.0.1, delivering every address into one Maildir.
+
+    `settings` are added to main.cf, as `{"smtpd_recipient_restrictions": "check_recipient_access
+    inline:{{no@example.net=550 5.1.1 no}}, permit"}`. Offers PIPELINING, SIZE, STARTTLS, 8BITMIME,
+    DSN, SMTPUTF8 and CHUNKING. Needs root, as Postfix does.
+    """
+
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        find("postfix", "postfix")
+        if os.getuid() != 0:
+            missing("a Postfix of our own can only be started by root")
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.certificate = certificates.default()
+        self.directory = tempfile.mkdtemp(prefix="rig-postfix-")
+        os.chmod(self.directory, 0o755)
+        self.log = os.path.join(self.directory, "maillog")
+        self._inbox = os.path.join(self.directory, "mail", "inbox")
+        self._configuration = self._configure(settings or {})
+        self._daemon = Daemon(
+            [find("postfix", "postfix"), "-c", self._configuration, "start-fg"],
+            lambda: answers(self.port),
+            os.path.join(self.directory, "output"),
+        )
+
+    def _configure(self, settings: Mapping[str, str]) -> str:
+        nobody, postfix = pwd.getpwnam("nobody"), pwd.getpwnam("postfix")
+        paths = {
+            name: os.path.join(self.directory, name) for name in ("etc", "queue", "data", "mail")
+        }
+        for path in paths.values():
+            os.mkdir(path, 0o755)
+        os.chown(paths["data"], postfix.pw_uid, postfix.pw_gid)
+        os.chown(paths["mail"], nobody.pw_uid, nobody.pw_gid)
+        main = {
+            "compatibility_level": "3.6",
+            "queue_directory": paths["queue"],
+            "data_directory": paths["data"],
+            "maillog_file": self.log,
+            "maillog_file_prefixes": self.directory,
+            "myhostname": "postfix.rig",
+            "mydestination": "",
+            "mynetworks": "127.0.0.0/8",
+            "inet_interfaces": "127.0.0.1",
+            "inet_protocols": "ipv4",
+            # Else it adds the header fields that a mail lacks, as to mail of its own users.
+            "local_header_rewrite_clients": "",
+            "smtpd_peername_lookup": "no",
+            "smtpd_relay_restrictions": "reject_unauth_destination",
+            "smtpd_recipient_restrictions": "permit",
+            "smtpd_client_connection_count_limit": "0",
+            "smtpd_tls_security_level": "may",
+            "smtpd_tls_chain_files": f"{self.certificate.key}, {self.certificate.chain}",
+            "smtputf8_enable": "yes",
+            "message_size_limit": "52428800",
+            "virtual_mailbox_limit": "0",
+            "virtual_mailbox_domains": "static:all",
+            "virtual_mailbox_base": paths["mail"],
+            "virtual_mailbox_maps": "static:inbox/",
+            "virtual_uid_maps": f"static:{nobody.pw_uid}",
+            "virtual_gid_maps": f"static:{nobody.pw_gid}",
+            "alias_maps": "",
+            "alias_database": "",
+            **settings,
+        }
+        with open(os.path.join(paths["etc"], "main.cf"), "w", encoding="utf-8") as file:
+            file.writelines(f"{name} = {value}\n" for name, value in main.items())
+        with open(os.path.join(paths["etc"], "master.cf"), "w", encoding="utf-8") as file:
+            file.write(MASTER.format(port=self.port))
+        return paths["etc"]
+
+    @property
+    def address(self) -> str:
+        """What goes into `relayip`: host:port."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def messages(self) -> list[Received]:
+        """What was delivered, one for each recipient, without the fields that Postfix added."""
+        return maildir.messages(self._inbox)
+
+    def wait_for(self, count: int, seconds: float = 15) -> list[Received]:
+        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
+        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
+        return self.messages
+
+    def __enter__(self) -> Self:
+        self._daemon.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._daemon.__exit__()
