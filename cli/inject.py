@@ -16,7 +16,12 @@ from picoqmail.inject import (
     FROM_HEADER,
     Request,
     inject,
+    read_stdin,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACCEPTED, PERMANENT, TEMPORARY = 0, 100, 111
 
@@ -54,13 +59,16 @@ def request_of(words: list[bytes]) -> Request:
     return request
 
 
-def run(request: Request, environ: dict[bytes, bytes]) -> int:
-    """Inject the message on descriptor 0; return the exit code."""
+def run(
+    request: Request, environ: dict[bytes, bytes], read: Callable[[], bytes] = read_stdin
+) -> int:
+    """Inject the message that `read` gives, of descriptor 0; return the exit code."""
     try:
         inject(
             request,
             environ,
             locate(),
+            read,
             now=time.time(),
             pid=os.getpid(),
             warn=lambda text: say(f"qmail-inject: warning: {text}"),

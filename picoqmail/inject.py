@@ -10,8 +10,15 @@ from __future__ import annotations
 import os
 
 from picoqmail.control import Control, read_text
-from picoqmail.errors import ConfigurationError, InputError, MessageTooLargeError, PicoqmailError
-from picoqmail.handover import Output, hand_over
+from picoqmail.errors import (
+    QUEUE_REFUSED,
+    ConfigurationError,
+    EnvelopeError,
+    InputError,
+    MessageTooLargeError,
+    PicoqmailError,
+)
+from picoqmail.handover import Nobody, Output, hand_over
 from picoqmail.header import MessageReader, date_field, field_name, message_id_field
 from picoqmail.rewrite import (
     VERP_SUFFIX,
@@ -92,6 +99,12 @@ _RESENT_FIELDS = (
     b"resent-date",
     b"resent-message-id",
 )
+
+
+class NoRecipientsError(EnvelopeError):
+    """The recipients are said to be in the arguments, and there are none."""
+
+    qmail_status = QUEUE_REFUSED
 
 
 class Request:
@@ -488,12 +501,13 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     now: float,
     pid: int,
     warn: Callable[[str], None],
+    leaving: bool = True,
 ) -> None:
     """Read one message from `read` and hand it over, or print it if the request says so.
 
     Returns only when somebody else is responsible for the message, durably. Memory: the header,
-    and one buffer of the body. `now` are Unix seconds; `warn` gets one text at a time. Raises
-    PicoqmailError, after which nothing was accepted; OSError if printing fails.
+    and one buffer of the body. `now` are Unix seconds; `warn` gets one text at a time; `leaving`:
+    this process does nothing else afterwards. Raises PicoqmailError, after which nothing was accepted; OSError if printing fails.
     """
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = Settings(home, environ)
@@ -514,7 +528,11 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
             injection.recipients,
             extra=request.extra,
             program=request.program,
+            leaving=leaving,
         )
+        if isinstance(way, Nobody) and request.recipients_from == FROM_ARGUMENTS:
+            text = "no recipients: name them as arguments, or let them be taken from the header"
+            raise NoRecipientsError(text)
     else:
         way = Output(_STDOUT)
         way.write(b"Return-Path: <" + quote_address(sender) + b">\n")

@@ -1,0 +1,63 @@
+"""picoqmail-sendmail: parse the flags, do the one thing they ask for, map the outcome.
+
+Exit codes are inject's, 0, 100 and 111: PHP would take 75 of sysexits.h for success.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, run, say
+from picoqmail.flags import UsageError
+from picoqmail.inject import read_stdin
+from picoqmail.sendmail import (
+    ALIASES,
+    LIST,
+    RUN_QUEUE,
+    SUBMISSION,
+    stop_at_dot,
+    understand,
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the program; `arguments` are those after its name."""
+    name = os.path.basename(os.fsencode(sys.argv[0]))
+    try:
+        found = understand(name, [os.fsencode(word) for word in arguments])
+    except UsageError as exc:
+        say(f"sendmail: {exc}")
+        return PERMANENT
+    environ = dict(os.environb)
+    if found.mode == ALIASES:
+        # There are no aliases to build; package scripts run this and must not fail.
+        return ACCEPTED
+    if found.mode == LIST:
+        return _list()
+    if found.mode == RUN_QUEUE:
+        return _run_queue()
+    if found.mode == SUBMISSION:
+        from picoqmail.submission import serve_stdin  # noqa: PLC0415 - not for every mail
+
+        return serve_stdin(environ)
+    found.adjust(environ)
+    reader = read_stdin if found.ignore_dots else stop_at_dot(read_stdin)
+    return run(found.request, environ, reader)
+
+
+def _list() -> int:
+    """Print what waits, as `picoqmail list` does."""
+    from picoqmail.cli.main import main as administer  # noqa: PLC0415 - argparse and more
+
+    return ACCEPTED if administer(["list"]) == ACCEPTED else TEMPORARY
+
+
+def _run_queue() -> int:
+    """Send what waits and what is due; deferred again is no failure of -q."""
+    from picoqmail.cli.cron import main as cron  # noqa: PLC0415 - not for every mail
+    from picoqmail.cli.send import main as send  # noqa: PLC0415
+    from picoqmail.errors import EX_CONFIG  # noqa: PLC0415
+
+    sent = send([])
+    return TEMPORARY if EX_CONFIG in (sent, cron([])) else ACCEPTED
