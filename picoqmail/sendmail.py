@@ -88,15 +88,18 @@ class Invocation:
         """
         if self.full_name is not None:
             environ[b"MAILNAME"] = self.full_name
-        sender = self.request.sender
-        if sender is None:
-            return
-        for name in (b"QMAILNAME", b"MAILNAME", b"NAME", b"QMAILHOST", b"MAILHOST"):
-            environ.pop(name, None)
-        user, at, host = sender.rpartition(b"@")
-        environ[b"QMAILUSER"] = user if at else sender
-        if at:
-            environ[b"QMAILHOST"] = host
+        if self.request.sender is not None:
+            make_author(environ, self.request.sender)
+
+
+def make_author(environ: MutableMapping[bytes, bytes], sender: bytes) -> None:
+    """Make this envelope sender the author of a message that names none; no name is his."""
+    for name in (b"QMAILNAME", b"MAILNAME", b"NAME", b"QMAILHOST", b"MAILHOST"):
+        environ.pop(name, None)
+    user, at, host = sender.rpartition(b"@")
+    environ[b"QMAILUSER"] = user if at else sender
+    if at:
+        environ[b"QMAILHOST"] = host
 
 
 def understand(name: bytes, words: list[bytes]) -> Invocation:
