@@ -7,6 +7,7 @@ file or a relay from driving the terminal.
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 
@@ -26,3 +27,10 @@ def printable(text: str) -> str:
 def is_terminal() -> bool:
     """Whether a person is at both ends: questions may be asked and answers seen."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def bold(text: str) -> str:
+    """Return a text in bold where standard output is a terminal that wants it (no-color.org)."""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        return f"\x1b[1m{text}\x1b[0m"
+    return text

@@ -24,6 +24,7 @@ from picoqmail import setting_values
 from picoqmail.control import MINIVARS, Control
 from picoqmail.errors import ConfigurationError
 from picoqmail.relay_password import RelayPassword
+from picoqmail.rewrite import LocalNames, SenderRules, admin_address
 from picoqmail.setting_values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
 from picoqmail.smtp.relay_address import RelayAddressError
@@ -46,7 +47,8 @@ class Spec:
 
     `read` turns one line into a value; a setting with `many` has one value a line, in a tuple.
     `default` is the text that would give the default value, or "" if there is none; `follows`
-    names the setting whose value is the default.
+    names the setting whose value is the default.  `check`, where another module owns the rule, is
+    its own reader, which raises ConfigurationError.
     """
 
     meaning: str
@@ -58,6 +60,7 @@ class Spec:
     many: bool = False
     secret: bool = False
     mandatory: bool = False
+    check: Callable[[Value], object] | None = None
 
 
 def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - attrs' own field() is typed so
@@ -277,15 +280,21 @@ class Settings:
         default="on",
     )
     rewritefrom: tuple[str, ...] = _setting(
-        "Rewriting of the sender in envelope and header; see the manual of picoqmail-inject.",
-        "rules, one a line",
+        """Rewriting of the sender, in envelope and header, by picoqmail-inject and
+        picoqmail-sendmail: rules, the first that fits an address decides. A pattern is user@host,
+        @host (every address there), user (of this host), @ (every user of this host) or *
+        (everything); @host behind the colon keeps the user.""",
+        "PATTERN:user@host or PATTERN:@host, or an address alone for *",
         setting_values.plain_text,
         many=True,
+        check=lambda raw: SenderRules(raw, LocalNames([])),
     )
     adminaddr: str | None = _setting(
-        "The one address that gets the mail for all users of this host.",
-        "an address",
+        "The one address that gets the mail which picoqmail-inject and picoqmail-sendmail are "
+        "given for users of this host.",
+        "an address user@host",
         setting_values.mail_address,
+        check=admin_address,
     )
     sourceip: str | None = _setting(
         "The address of this host that connections to relays come from.",
@@ -413,6 +422,8 @@ def _value(name: str, spec: Spec, raw: Value) -> object:
     if not raw.lines and not (spec.default or spec.follows or spec.secret or spec.mandatory):
         # An empty file is the way to say "none" over a value in minivars.
         return () if spec.many else None
+    if spec.check is not None:
+        spec.check(raw)
     values = []
     lines = raw.lines or [("", 0)]
     for index, (line, _) in enumerate(lines if spec.many else lines[:1]):
