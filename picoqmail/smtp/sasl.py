@@ -11,7 +11,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
     Mechanism = Callable[["Credentials"], Dialogue]
 
 ITERATIONS_LIMIT = 1_000_000
-"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run (RFC 7677 says 4096)."""
+"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run (RFC 7677: 4096)."""
 
 _NONCE_BYTES = 18
+_COMMAND_LIMIT = 500  # RFC 4954 4: the command with its first response, 512 with CRLF
+_MUTUAL_ROUNDS = 3
 
 
 class SaslError(Exception):
@@ -105,17 +106,15 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
 def xoauth2(credentials: Credentials) -> Dialogue:
     """XOAUTH2, as Google and Microsoft document it."""
     token = _reveal(credentials)
-    error = yield b"user=" + credentials.user.encode() + b"\1auth=Bearer " + token + b"\1\1"
-    yield b""
-    raise SaslError(_oauth_error(error))
+    yield b"user=" + credentials.user.encode() + b"\1auth=Bearer " + token + b"\1\1"
+    yield b""  # what comes before the refusal is an explanation that asks for this
 
 
 def oauthbearer(credentials: Credentials) -> Dialogue:
     """OAUTHBEARER, RFC 7628."""
     user = credentials.user.replace("=", "=3D").replace(",", "=2C").encode()
-    error = yield b"n,a=" + user + b",\1auth=Bearer " + _reveal(credentials) + b"\1\1"
-    yield b"\1"
-    raise SaslError(_oauth_error(error))
+    yield b"n,a=" + user + b",\1auth=Bearer " + _reveal(credentials) + b"\1\1"
+    yield b"\1"  # RFC 7628 3.2.3: the same
 
 
 PASSWORD_MECHANISMS: dict[str, Mechanism] = {
@@ -139,9 +138,63 @@ def choose(offered: Iterable[str], *, oauth2: bool) -> list[str]:
     return [name for name in known if name in names]
 
 
-def start(mechanism: str, credentials: Credentials) -> Dialogue:
-    """Return the dialogue of a mechanism that `choose` returned."""
-    return (PASSWORD_MECHANISMS | TOKEN_MECHANISMS)[mechanism](credentials)
+class Login:
+    """One AUTH command and what follows it (RFC 4954 4): lines out, challenges in."""
+
+    def __init__(self, mechanism: str, credentials: Credentials) -> None:
+        self._mechanism = mechanism
+        self._credentials = credentials
+        self._dialogue = (PASSWORD_MECHANISMS | TOKEN_MECHANISMS)[mechanism](credentials)
+        self._waiting: bytes | None = None
+        self._said: list[bytes] = []
+        self._failure: SaslError | None = None
+
+    def __repr__(self) -> str:
+        """Return the mechanism and nothing of what is said."""
+        return f"<Login {self._mechanism}>"
+
+    def command(self) -> bytes:
+        """Return the AUTH command, with the first response if that is not too long."""
+        line = b"AUTH " + self._mechanism.encode()
+        first = next(self._dialogue)
+        if first is None:
+            return line
+        self._said.append(first)
+        initial = base64.b64encode(first) or b"="
+        if len(line) + len(initial) < _COMMAND_LIMIT:
+            return line + b" " + initial
+        self._waiting = initial
+        return line
+
+    def respond(self, challenge: str) -> bytes:
+        """Return the line that answers the text of a 334; ``*`` calls the login off."""
+        if self._waiting is not None:
+            line, self._waiting = self._waiting, None
+            return line
+        try:
+            response = self._dialogue.send(decode(challenge)) or b""
+        except StopIteration:
+            return b"*"
+        except SaslError as error:
+            self._failure = error
+            return b"*"
+        self._said.append(response)
+        return base64.b64encode(response)
+
+    def check(self, *, accepted: bool) -> None:
+        """Judge the end of the exchange. Raises SaslError if the relay is not what it says."""
+        if self._failure is not None:
+            raise self._failure
+        if accepted and self._mechanism in MUTUAL and len(self._said) < _MUTUAL_ROUNDS:
+            raise SaslError("the relay said yes without proving that it knows the password")
+
+    def redact(self, text: str) -> str:
+        """Return a text of the relay's without what we told it, should it say that back to us."""
+        for said in (_reveal(self._credentials), *self._said):
+            for form in (said.decode("utf-8", "replace"), base64.b64encode(said).decode()):
+                if form:
+                    text = text.replace(form, "<secret>")
+        return text
 
 
 def decode(text: str) -> bytes:
@@ -152,21 +205,6 @@ def decode(text: str) -> bytes:
         raise SaslError("the relay's challenge is not base64") from None
 
 
-def encode(response: bytes) -> bytes:
-    """Return a response as it goes on the wire."""
-    return base64.b64encode(response)
-
-
-def redact(text: str, credentials: Credentials) -> str:
-    """Return a text of the relay's without our secret, should it say it back to us."""
-    secret = _reveal(credentials)
-    for form in (secret, base64.b64encode(secret), hashlib.md5(secret).digest()):  # noqa: S324
-        shown = form.decode("utf-8", "replace")
-        if len(shown) > 1:
-            text = text.replace(shown, "<secret>")
-    return text
-
-
 def _reveal(credentials: Credentials) -> bytes:
     return credentials.secret.reveal().encode()
 
@@ -174,13 +212,3 @@ def _reveal(credentials: Credentials) -> bytes:
 def _attributes(message: bytes) -> dict[bytes, bytes]:
     pairs = (part.partition(b"=") for part in message.split(b","))
     return {name: value for name, _, value in pairs}
-
-
-def _oauth_error(answer: bytes) -> str:
-    """Say why a token was refused: only the standard's own field, nothing that we sent."""
-    try:
-        status = str(json.loads(answer)["status"])[:40]
-    except (ValueError, KeyError, TypeError):
-        status = "?"
-    status = "".join(character for character in status if character.isalnum() or character in "._-")
-    return f"the relay refused the access token (status {status})"

@@ -1,0 +1,159 @@
+"""TLS to a relay: what is demanded of it, and the layer between socket and conversation.
+
+The rule of this module: it moves octets between two memory buffers and judges certificates; it
+owns no socket, so nothing here can block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from picoqmail.smtp.relay_address import Relay
+
+_READ_OCTETS = 65536
+
+
+@frozen
+class TlsPolicy:
+    """What the settings say about TLS.
+
+    ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
+    ``fingerprint``. ``ca`` is a PEM file (``""``: the platform's store), ``certificate`` a PEM
+    file with our own certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
+    relay's certificate (DER), 64 hex digits, colons and case do not matter.
+    """
+
+    mode: str = "may"
+    ca: str = ""
+    certificate: str = ""
+    fingerprints: tuple[str, ...] = ()
+
+
+@frozen
+class TlsPlan:
+    """What to do with one relay: how TLS starts, and what its certificate must show."""
+
+    implicit: bool
+    starttls: Literal["never", "may", "must"]
+    verify: Literal["nothing", "authority", "fingerprint"]
+
+
+def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
+    """Return the plan for a relay. Its scheme can demand more than the setting, never less.
+
+    Where we log in, ``may`` counts as ``require``: a password for whoever happens to listen is no
+    opportunity (RFC 8314 3.1).
+    """
+    if relay.scheme == "lmtp+unix":
+        return TlsPlan(implicit=False, starttls="never", verify="nothing")
+    implicit = relay.scheme == "smtps" or policy.mode == "implicit"
+    must = relay.scheme == "smtp+starttls" or policy.mode in ("require", "fingerprint")
+    must = must or (policy.mode == "may" and has_login)
+    verify: Literal["nothing", "authority", "fingerprint"] = "nothing"
+    if policy.mode == "fingerprint":
+        verify = "fingerprint"
+    elif implicit or must:
+        verify = "authority"
+    starttls: Literal["never", "may", "must"] = "never"
+    if not implicit:
+        starttls = "must" if must else "never" if policy.mode == "off" else "may"
+    return TlsPlan(implicit, starttls, verify)
+
+
+def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
+    """Return the context for a plan: TLS 1.2 at least.
+
+    Raises OSError (ssl.SSLError is one) where a file of the policy cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if plan.verify == "authority":
+        if policy.ca:
+            context.load_verify_locations(policy.ca)
+        else:
+            context.load_default_certs()
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if policy.certificate:
+        # An encrypted key would make OpenSSL ask at the terminal; there is nobody to answer.
+        context.load_cert_chain(policy.certificate, password="")
+    return context
+
+
+class TlsLayer:
+    """TLS over memory: ciphertext in and out, plaintext in and out."""
+
+    def __init__(
+        self, context: ssl.SSLContext, plan: TlsPlan, policy: TlsPolicy, host: str
+    ) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._plan = plan
+        self._policy = policy
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host or None)
+        self.established = False
+
+    def receive(self, ciphertext: bytes) -> None:
+        """Take octets from the socket."""
+        self._incoming.write(ciphertext)
+
+    def receive_eof(self) -> None:
+        """Take the end of what the socket gives."""
+        self._incoming.write_eof()
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; return whether it is done.
+
+        Raises ssl.SSLError where it fails or the certificate is not what was demanded.
+        """
+        try:
+            self._tls.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        if self._plan.verify == "fingerprint":
+            self._check_fingerprint()
+        self.established = True
+        return True
+
+    def read(self) -> bytes:
+        """Return all plaintext that came; may be empty. Raises ssl.SSLError."""
+        parts = []
+        try:
+            while part := self._tls.read(_READ_OCTETS):
+                parts.append(part)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+            pass
+        return b"".join(parts)
+
+    def write(self, plaintext: bytes) -> None:
+        """Take plaintext to send; what comes of it is in `ciphertext`. Raises ssl.SSLError."""
+        self._tls.write(plaintext)
+
+    def ciphertext(self) -> bytes:
+        """Return what has to go to the socket now."""
+        return self._outgoing.read()
+
+    def describe(self) -> dict[str, str]:
+        """Return facts for an event: protocol, cipher, and what the certificate was held to."""
+        cipher = self._tls.cipher()
+        return {
+            "version": self._tls.version() or "",
+            "cipher": cipher[0] if cipher else "",
+            "verified": self._plan.verify,
+        }
+
+    def _check_fingerprint(self) -> None:
+        certificate = self._tls.getpeercert(binary_form=True) or b""
+        digest = hashlib.sha256(certificate).hexdigest()
+        wanted = {text.replace(":", "").lower() for text in self._policy.fingerprints}
+        if digest not in wanted:
+            raise ssl.SSLCertVerificationError(
+                f"the relay's certificate has the SHA-256 fingerprint {digest}, "
+                f"and tlsfingerprint allows {', '.join(sorted(wanted)) or 'none'}",
+            )

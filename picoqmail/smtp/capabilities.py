@@ -1,0 +1,63 @@
+"""What a relay offers: its answer to EHLO or LHLO as a value.
+
+The rule of this module: what is not offered here is never used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from picoqmail.smtp.reply import Reply
+
+
+@frozen
+class Capabilities:
+    """The extensions that we know, each as offered.
+
+    ``size`` is the relay's limit in octets, 0 if it names none. ``auth`` holds the names of SASL
+    mechanisms in upper case; ``declares_size`` says whether SIZE is offered at all.
+    HELO gives the defaults: nothing.
+    """
+
+    pipelining: bool = False
+    chunking: bool = False
+    eight_bit: bool = False
+    smtputf8: bool = False
+    dsn: bool = False
+    starttls: bool = False
+    enhanced: bool = False
+    declares_size: bool = False
+    size: int = 0
+    auth: tuple[str, ...] = ()
+
+
+def read_capabilities(reply: Reply) -> Capabilities:
+    """Return what an EHLO reply offers (RFC 5321 4.1.1.1); its first line is the greeting."""
+    names = set()
+    auth: list[str] = []
+    size = 0
+    for line in reply.lines[1:]:
+        # "AUTH=LOGIN" is what very old servers write.
+        words = line.upper().replace("AUTH=", "AUTH ", 1).split()
+        if not words:
+            continue
+        names.add(words[0])
+        if words[0] == "AUTH":
+            auth += [word for word in words[1:] if word not in auth]
+        elif words[0] == "SIZE" and len(words) > 1 and words[1].isascii() and words[1].isdigit():
+            size = int(words[1][:19])
+    return Capabilities(
+        pipelining="PIPELINING" in names,
+        chunking="CHUNKING" in names,
+        eight_bit="8BITMIME" in names,
+        smtputf8="SMTPUTF8" in names,
+        dsn="DSN" in names,
+        starttls="STARTTLS" in names,
+        enhanced="ENHANCEDSTATUSCODES" in names,
+        declares_size="SIZE" in names,
+        size=size,
+        auth=tuple(auth),
+    )
