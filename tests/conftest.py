@@ -1,12 +1,14 @@
-"""Fixtures of the whole suite: the rig of relays. What each can do: tests/rig/README.md."""
+"""Fixtures of the whole suite: relays (tests/rig/README.md) and a fresh installation."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+import installation
 from rig.hostile import HostileRelay
 from rig.postfix import Postfix
 from rig.recording import RecordingRelay
@@ -52,3 +54,19 @@ def postfix() -> Iterator[Postfix]:
     """A private Postfix, one for the session, for it takes seconds: tell your mails by address."""
     with Postfix() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the wheel, built once from the checkout's sources."""
+    return installation.build_wheel(str(tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installation.Installation:
+    """The wheel in an environment of its own, whose path has a space."""
+    directory = os.path.join(tmp_path_factory.mktemp("installed"), "an environment")
+    environment = installation.make_environment(directory)
+    installation.install(wheel, environment.python)
+    installation.share_dependencies(environment.python)
+    return environment

@@ -7,8 +7,8 @@ import re
 
 from rig.received import Received
 
-# What servers prepend at delivery, and the Received: line of the server itself, which is the last of
-# what it adds. A field and its continuation lines.
+# What servers prepend at delivery: the Received: line of the server itself is the last of
+# it. A field and its continuation lines.
 ADDED = re.compile(
     rb"(?:(?:Return-path|X-Original-To|Delivered-To|Envelope-to|Delivery-date):"
     rb"[^\n]*\n(?:[ \t][^\n]*\n)*)*"
