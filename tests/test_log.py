@@ -198,7 +198,7 @@ def test_syslog_that_reads_nothing(
         while syslog.recv(65536):
             pass
     opened.event("after")
-    assert b"1 events before this one could not be written" in syslog.recv(65536)
+    assert b"1 events before this could not be written" in syslog.recv(65536)
     assert syslog.recv(65536).endswith(b": after")
     assert opened.lost == 0
 
