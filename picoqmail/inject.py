@@ -58,9 +58,11 @@ if TYPE_CHECKING:
 FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
 """Where recipients come from: the flags -h, -a, -H, -A."""
 
-MAX_ADDRESS_BYTES = 16 * 1024 * 1024
-"""The most that all address fields of one header may hold together: each address costs memory
-several times over, and 100,000 recipients need a third of this."""
+MAX_ADDRESS_BYTES = 8 * 1024 * 1024
+"""The most that all address fields of one header may hold together: an address costs many times
+its bytes in memory, and 100,000 recipients with their names need half of this."""
+MAX_RECIPIENTS = 500_000
+"""The most recipients of one header; `a a a a` would make one out of every other byte."""
 
 _READ_AT_ONCE = 65536
 _LONGEST_SHOWN = 200
@@ -330,19 +332,23 @@ class Injection:
     def _complete(self, address: list[Token]) -> None:
         self._settings.completion.complete(address)
 
-    def _to_or_cc(self, address: list[Token]) -> None:
+    def _recipient(self, address: list[Token], recipients: list[bytes]) -> bytes:
+        if len(recipients) >= MAX_RECIPIENTS:
+            reason = f"the header names more than {MAX_RECIPIENTS} recipients"
+            raise MessageTooLargeError(reason)
         self._complete(address)
         raw = raw_address(address)
-        self._from_header.append(raw)
-        self._to_cc.append(raw)
+        recipients.append(raw)
+        return raw
+
+    def _to_or_cc(self, address: list[Token]) -> None:
+        self._to_cc.append(self._recipient(address, self._from_header))
 
     def _bcc(self, address: list[Token]) -> None:
-        self._complete(address)
-        self._from_header.append(raw_address(address))
+        self._recipient(address, self._from_header)
 
     def _resent(self, address: list[Token]) -> None:
-        self._complete(address)
-        self._from_resent.append(raw_address(address))
+        self._recipient(address, self._from_resent)
 
     def _author(self, address: list[Token]) -> None:
         self._complete(address)

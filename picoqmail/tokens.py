@@ -164,7 +164,7 @@ _BRACKETS = {QUOTE: (b'"', b'"'), LITERAL: (b"[", b"]"), COMMENT: (b"(", b")")}
 
 def _escape(text: bytes, specials: bytes) -> bytes:
     """Put a backslash before each of `specials` in `text`."""
-    if not any(byte in specials for byte in text):
+    if len(text.translate(None, specials)) == len(text):
         return text
     out = bytearray()
     for byte in text:
