@@ -1,0 +1,57 @@
+"""picoqmail-cron: retry what is due; one at a time; take over from a run that hangs.
+
+Silent and 0 when there is nothing to do, also while another run is alive, and whatever became of
+the messages: that is in the log. Exit code 78 where a setting is wrong (sysexits.h).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from picoqmail import control, cron_lock
+from picoqmail.cli.send import complain
+from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
+from picoqmail.home import locate
+from picoqmail.sender import Sender
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home import Home
+
+EX_USAGE = 64
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns the exit code."""
+    if argv:
+        asked = argv[0] in ("--help", "-h")
+        usage = "usage: picoqmail-cron (no arguments; run it every minute)"
+        print(usage, file=sys.stdout if asked else sys.stderr)  # noqa: T201
+        return 0 if asked else EX_USAGE
+    try:
+        os.umask(0o077)
+        home = locate()
+        control.host_name(control.Control(home.control))
+        lock = _take_turn(home)
+        if lock < 0:
+            return 0
+        sender = Sender(home, "picoqmail-cron")
+        sender.retry()
+        cron_lock.release(lock)
+    except PicoqmailError as exc:
+        return complain("picoqmail-cron", exc)
+    return 0
+
+
+def _take_turn(home: Home) -> int:
+    def lifetime_seconds() -> int:
+        from picoqmail.settings import load  # noqa: PLC0415 - heavy: only if a run is in the way
+
+        return load(home).runlifetime
+
+    try:
+        return cron_lock.acquire(home.spool, time.time(), lifetime_seconds)
+    except OSError as exc:
+        raise SpoolError("lock the cron run in", home.spool, exc, QUEUE_SPOOL) from exc

@@ -1,0 +1,89 @@
+"""picoqmail-send: the first attempt, and attempts at messages that are named.
+
+Without arguments: all of new/ that nobody is sending. With IDs or paths: these, due or not, also
+past an open breaker. Exit codes (sysexits.h): 0 all delivered, 75 something was deferred, 69
+something failed for good, 66 no such message, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from picoqmail import control, launch
+from picoqmail.errors import (
+    EX_CONFIG,
+    EX_IOERR,
+    EX_NOINPUT,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    ConfigurationError,
+    PicoqmailError,
+)
+from picoqmail.home import locate
+from picoqmail.sender import Sender
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.deliver import Summary
+
+EX_USAGE = 64
+_LOCK_OPTION = "--lock="
+_USAGE = "usage: picoqmail-send [ID or PATH ...]"
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns the exit code."""
+    inherited = _take_inherited(argv)
+    try:
+        os.umask(0o077)
+        names = [word for word in argv if not word.startswith(_LOCK_OPTION)]
+        if any(word.startswith("-") for word in names):
+            asked = names[0] in ("--help", "-h")
+            print(_USAGE, file=sys.stdout if asked else sys.stderr)  # noqa: T201
+            return 0 if asked else EX_USAGE
+        home = locate()
+        control.host_name(control.Control(home.control))
+        sender = Sender(home, "picoqmail-send")
+        if names:
+            return _send_named(sender, names)
+        left = sender.send_new(inherited)
+        return _status(sender.run.summary) if sender.has_run else EX_TEMPFAIL if left else 0
+    except PicoqmailError as exc:
+        return complain("picoqmail-send", exc)
+
+
+def complain(program: str, exc: PicoqmailError) -> int:
+    """Say what is wrong on standard error; returns the exit code for it."""
+    print(f"{program}: {exc}", file=sys.stderr)  # noqa: T201
+    return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
+
+
+def _take_inherited(argv: list[str]) -> int:
+    """Keep the lock that launch.py handed over, if it did, and close everything else above 2."""
+    lock = -1
+    if argv and argv[0] == f"{_LOCK_OPTION}{launch.LOCK_DESCRIPTOR}":
+        lock = launch.LOCK_DESCRIPTOR
+        os.set_inheritable(lock, False)
+        os.chdir("/")
+    if lock >= 0:
+        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+    return lock
+
+
+def _send_named(sender: Sender, names: list[str]) -> int:
+    found, refused = sender.run.find(names)
+    for _, why in refused:
+        print(f"picoqmail-send: {why}", file=sys.stderr)  # noqa: T201
+    for busy in sorted(sender.run.deliver(found, forced=True)):
+        print(f"picoqmail-send: {busy}: another process is sending it", file=sys.stderr)  # noqa: T201
+        sender.run.summary.left += 1
+    return EX_NOINPUT if refused else _status(sender.run.summary)
+
+
+def _status(summary: Summary) -> int:
+    if summary.failed or summary.damaged:
+        return EX_UNAVAILABLE
+    if summary.errors:
+        return EX_IOERR
+    return EX_TEMPFAIL if summary.deferred or summary.left else 0

@@ -1,0 +1,558 @@
+"""Delivery: claim, converse, record. The only orchestrator, and the only module that knows both
+the spool and the relays.
+
+A message becomes one or more parts, each one transaction of at most 100 recipients for one route.
+What relays said of the parts is gathered, and judged (policy.py) when the last part is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from picoqmail import breaker, policy
+from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
+from picoqmail.layout import CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED
+from picoqmail.model import DELIVERED, FAILED
+from picoqmail.routing import Routing, name_of
+from picoqmail.smtp.transaction import RecipientResult, Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from picoqmail.breaker import Outage
+    from picoqmail.engine import LaneSummary
+    from picoqmail.log import Log
+    from picoqmail.model import Message
+    from picoqmail.routing import Relays
+    from picoqmail.settings import Settings
+    from picoqmail.smtp.transaction import RelayFault, Verdict
+    from picoqmail.spool import Claim, Spool
+
+_VERP_END = "-@[]"
+# A fault in the middle of a part is the relay's; the second for the same part in one run may be
+# the message's doing, so it steps aside.
+_FAULTS_A_RUN = 2
+_MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
+
+
+@define
+class Summary:
+    """What a run did, in messages."""
+
+    delivered: int = 0
+    deferred: int = 0
+    failed: int = 0
+    damaged: int = 0
+    left: int = 0
+    """Not touched, because their relay could not be reached."""
+    errors: int = 0
+    """Messages that the disk would not let us read or record."""
+
+
+@define(eq=False)
+class _Work:
+    """A claimed message and what is known of it so far."""
+
+    claim: Claim
+    open_parts: int = 0
+    parts: int = 0
+    results: dict[int, RecipientResult] = field(factory=dict)
+    in_doubt: bool = False
+    unanswered: int = 0
+    relay: str = ""
+    transcript: list[str] = field(factory=list)
+    fault: str = ""
+
+
+@define(eq=False)
+class _Part:
+    """One transaction's share of a message: the indexes of its recipients."""
+
+    work: _Work
+    sender: str
+    indexes: tuple[int, ...]
+    faults: int = 0
+
+
+@define(eq=False)
+class Outbox:
+    """The mail for one route; the source that its connections take from."""
+
+    delivery: Delivery
+    relays: Relays
+    name: str
+    is_probe: bool = False
+    """Whether its relays were down when last looked at: one connection until one of them serves."""
+    ids: deque[str] = field(factory=deque)
+    ready: deque[_Part] = field(factory=deque)
+    again: deque[_Part] = field(factory=deque)
+
+    def take(self) -> Transaction | None:
+        """Give the next part: what was handed back, then what is due, then what failed before."""
+        return self.delivery.next_for(self)
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Record how a part ended."""
+        part = transaction.key
+        assert isinstance(part, _Part)  # noqa: S101 - we made it
+        self.delivery.part_done(self, part, verdict)
+
+
+@define(eq=False)
+class Delivery:
+    """One run over a spool. `converse` drives the outboxes' connections until they have nothing
+    left, and says of each how it was served (engine.py).
+    """
+
+    spool: Spool
+    settings: Settings
+    log: Log
+    converse: Callable[[Sequence[Outbox]], Sequence[LaneSummary]]
+    clock: Callable[[], float] = time.time
+    stop: Callable[[], bool] = lambda: False
+    summary: Summary = field(factory=Summary)
+    _routing: Routing = field(init=False)
+    _outboxes: dict[Relays, Outbox] = field(factory=dict)
+    _forced: bool = False
+    busy: set[str] = field(factory=set)
+    """Messages that another process has."""
+
+    def __attrs_post_init__(self) -> None:
+        """Read the routes once."""
+        settings = self.settings
+        self._routing = Routing.of(
+            settings.relayip, settings.smtproutes, settings.senderroutes
+        )
+
+    # --- The run -----------------------------------------------------------------------------
+
+    def run(self, ids: Iterable[str], *, forced: bool = False) -> Summary:
+        """Try to deliver the messages of these IDs, in this order.
+
+        `forced`: due or not, breaker or not. Raises SpoolError where the end of the session could
+        not be made durable; what a single message does never stops the others.
+        """
+        self._forced = forced
+        outages = breaker.read(self.spool.path)
+        self._assign(ids)
+        now = self.clock()
+        outboxes = []
+        for outbox in self._outboxes.values():
+            if not outbox.relays:
+                self._no_relay(outbox)
+            elif not forced and breaker.is_open(outages.get(outbox.name), now):
+                self.summary.left += len(outbox.ids)
+            else:
+                outboxes.append(outbox)
+        self._announce_probes(outboxes, outages)
+        try:
+            served = self.converse(outboxes)
+            self._close_books(outboxes, served)
+        finally:
+            self._let_go(outboxes)
+            self.spool.flush()
+        return self.summary
+
+    def _assign(self, ids: Iterable[str]) -> None:
+        """Give each message to an outbox; only where there are several routes is it read for that."""
+        default = self._outbox(self._routing.default)
+        if self._routing.is_single:
+            default.ids.extend(ids)
+            return
+        for message_id in ids:
+            try:
+                _, message = self.spool.read(message_id)
+                first = message.recipients[message.pending[0]] if message.pending else None
+                way = self._routing.relays_for(message.sender, first.address) if first else None
+            except (DamagedMessageError, NoSuchMessageError, SpoolError):
+                way = None  # The claim finds the same, and says so.
+            self._outbox(way or self._routing.default).ids.append(message_id)
+
+    def _outbox(self, relays: Relays) -> Outbox:
+        outbox = self._outboxes.get(relays)
+        if outbox is None:
+            outbox = self._outboxes[relays] = Outbox(self, relays, name_of(relays))
+        return outbox
+
+    def _no_relay(self, outbox: Outbox) -> None:
+        """Leave mail where it is that no route is for."""
+        if outbox.ids:
+            self.summary.left += len(outbox.ids)
+            why = "relayip names no relay, and no route is for these messages"
+            self.log.event("error", level="error", error=why, messages=len(outbox.ids))
+
+    def _announce_probes(self, outboxes: Iterable[Outbox], outages: dict[str, Outage]) -> None:
+        """Keep other runs away from a relay that was down while this one looks."""
+        looking = []
+        for outbox in outboxes:
+            if outbox.name in outages and outbox.ids:
+                outbox.is_probe = True
+                looking.append(outbox.name)
+        if looking and not self._forced:
+            now = int(self.clock())
+            for name in looking:
+                outages[name] = breaker.probing(outages[name], now=now)
+            self._write_breaker(outages)
+
+    def _write_breaker(self, outages: dict[str, Outage]) -> None:
+        try:
+            breaker.write(
+                self.spool.path, outages, [name_of(way) for way in self._routing.all()]
+            )
+        except SpoolError as exc:
+            # The worst that follows is that the next run looks at the relay again.
+            self.log.event("error", level="error", error=str(exc))
+
+    def _close_books(self, outboxes: Sequence[Outbox], served: Sequence[LaneSummary]) -> None:
+        """Tell and remember which relays are down and which are up again."""
+        outages = breaker.read(self.spool.path)
+        before = dict(outages)
+        now = int(self.clock())
+        for outbox, how in zip(outboxes, served, strict=True):
+            known = outages.get(outbox.name)
+            is_down = how.gave_up or (how.fault is not None and not how.reached)
+            if known is not None and how.reached and not is_down:
+                del outages[outbox.name]
+                self.log.event("relay_up", relay=outbox.name, down_seconds=now - known.since)
+            elif is_down and how.fault is not None:
+                outage = breaker.failed(known, now=now, stage=how.fault.stage, reason=how.fault.text)
+                outages[outbox.name] = outage
+                self.log.event(
+                    "relay_down",
+                    level="warning",
+                    relay=outbox.name,
+                    stage=how.fault.stage,
+                    reason=how.fault.text,
+                    failures=outage.failures,
+                    look_again=outage.until,
+                )
+                self._expire_left(outbox, how.fault)
+        if outages != before:
+            self._write_breaker(outages)
+
+    def _expire_left(self, outbox: Outbox, fault: RelayFault) -> None:
+        """Fail what has grown too old in front of a relay that cannot be reached."""
+        oldest = self.clock() - self.settings.queuelifetime
+        for message_id in list(outbox.ids):
+            if int(message_id.partition(".")[0]) > oldest:
+                continue
+            claim = self._claim(message_id)
+            if claim is None:
+                continue
+            try:
+                if self.clock() >= claim.message.expires:
+                    judgement = policy.expire(
+                        claim.message, now=int(self.clock()), because=fault.text
+                    )
+                    self._record(claim, judgement, "", ())
+                    outbox.ids.remove(message_id)
+            except SpoolError as exc:
+                self._trouble(message_id, exc)
+            finally:
+                claim.release()
+
+    def _let_go(self, outboxes: Iterable[Outbox]) -> None:
+        """Release what was claimed and not finished; record what is known of it."""
+        works = {}
+        for outbox in self._outboxes.values():
+            for part in (*outbox.ready, *outbox.again):
+                works[id(part.work)] = part.work
+            outbox.ready.clear()
+            outbox.again.clear()
+        for work in works.values():
+            work.open_parts = 0
+            self._finish(work)
+        self.summary.left += sum(len(outbox.ids) for outbox in outboxes)
+
+    # --- What the outboxes ask ------------------------------------------------------------------
+
+    def next_for(self, outbox: Outbox) -> Transaction | None:
+        """The next transaction for a route, None if it has nothing now."""
+        if self.stop():
+            return None
+        while True:
+            if outbox.ready:
+                return self._transaction(outbox.ready.popleft())
+            if outbox.ids:
+                self._open(outbox.ids.popleft())
+                continue
+            if outbox.again:
+                return self._transaction(outbox.again.popleft())
+            return None
+
+    def _transaction(self, part: _Part) -> Transaction:
+        work = part.work
+        message = work.claim.message
+        dsn = message.unknown.get("dsn")
+        return Transaction(
+            sender=part.sender,
+            recipients=tuple([message.recipients[i].address for i in part.indexes]),
+            body=work.claim,
+            dsn=dsn if isinstance(dsn, dict) else None,
+            key=part,
+            mark_in_doubt=lambda: self._mark(work),
+        )
+
+    def _mark(self, work: _Work) -> None:
+        work.unanswered += 1
+        if work.unanswered == 1:
+            work.claim.mark_in_doubt()
+
+    def _claim(self, message_id: str) -> Claim | None:
+        try:
+            claim = self.spool.claim(message_id)
+        except SpoolError as exc:
+            self._trouble(message_id, exc)
+            return None
+        if claim is None:
+            self.busy.add(message_id)
+        return claim
+
+    def _open(self, message_id: str) -> None:
+        """Claim a message and lay its parts out before the outboxes that they go by."""
+        claim = self._claim(message_id)
+        if claim is None:
+            return
+        try:
+            claim = self._ready_to_try(claim)
+        except SpoolError as exc:
+            self._trouble(message_id, exc)
+            claim.release()
+            return
+        if claim is None:
+            return
+        work = _Work(claim)
+        for relays, sender, indexes in self._divide(claim.message):
+            for start in range(0, len(indexes), TRANSACTION_RECIPIENTS):
+                part = _Part(work, sender, indexes[start : start + TRANSACTION_RECIPIENTS])
+                self._outbox(relays).ready.append(part)
+                work.parts += 1
+        work.open_parts = work.parts
+        if not work.parts:
+            # Every outcome was noted by a session that died before it recorded them.
+            self._finish(work)
+
+    def _ready_to_try(self, claim: Claim) -> Claim | None:
+        """The claim if its message may be tried now; None, and released, if not."""
+        message = claim.message
+        now = self.clock()
+        if claim.was_in_doubt:
+            message = policy.found_in_doubt(
+                message, now=int(now), schedule=self.settings.retryschedule
+            )
+            claim = self.spool.record(claim, message, CUR)
+            self.log.event("in_doubt", level="warning", id=message.id, sender=message.sender)
+        if message.held or not (self._forced or claim.state == NEW or policy.is_due(message, now)):
+            if claim.state == CUR:
+                self.spool.repeat_due_time(claim)
+            claim.release()
+            self.summary.left += 1
+            return None
+        return claim
+
+    def _divide(self, message: Message) -> list[tuple[Relays, str, tuple[int, ...]]]:
+        """Group the pending recipients by route and sender; a VERP sender is one a recipient."""
+        sender = message.sender
+        pending = message.pending
+        verp = sender.endswith(_VERP_END) and sender != "#@[]"
+        if self._routing.is_single and not verp:
+            return [(self._routing.default, sender, pending)] if pending else []
+        groups: dict[tuple[Relays, str], list[int]] = {}
+        for index in pending:
+            address = message.recipients[index].address
+            relays = self._routing.relays_for(sender, address)
+            groups.setdefault((relays, expand_verp(sender, address)), []).append(index)
+        return [(relays, who, tuple(indexes)) for (relays, who), indexes in groups.items()]
+
+    # --- What the outboxes tell -----------------------------------------------------------------
+
+    def part_done(self, outbox: Outbox, part: _Part, verdict: Verdict) -> None:
+        """Take the verdict on one part; record the message when it was the last."""
+        work = part.work
+        fault = verdict.fault
+        answered = any(result.outcome != "untried" for result in verdict.results)
+        if verdict.transcript:
+            work.transcript += verdict.transcript
+            work.relay = verdict.relay
+        if verdict.in_doubt:
+            work.in_doubt = True
+        elif work.unanswered:
+            work.unanswered -= 1
+        if fault is not None and not answered and not verdict.in_doubt:
+            self._hand_back(outbox, part, fault, touched=bool(verdict.transcript))
+            return
+        for index, result in zip(part.indexes, verdict.results, strict=True):
+            if result.outcome != "untried":
+                work.results[index] = result
+        work.open_parts -= 1
+        try:
+            if work.parts > 1:
+                self._note_progress(part, work)
+        except SpoolError as exc:
+            self._trouble(work.claim.message.id, exc)
+        if not work.open_parts:
+            self._finish(work)
+
+    def _hand_back(self, outbox: Outbox, part: _Part, fault: RelayFault, *, touched: bool) -> None:
+        """Put a part back that no relay answered for."""
+        if not touched or fault.stage not in _MIDDLE:
+            outbox.ready.append(part)
+            return
+        part.faults += 1
+        part.work.fault = fault.text
+        if part.faults < _FAULTS_A_RUN:
+            outbox.again.append(part)
+            return
+        part.work.open_parts -= 1
+        if not part.work.open_parts:
+            self._finish(part.work)
+
+    def _note_progress(self, part: _Part, work: _Work) -> None:
+        noted = {
+            index: (work.results[index].outcome, work.results[index].text)
+            for index in part.indexes
+            if index in work.results and work.results[index].outcome in (DELIVERED, FAILED)
+        }
+        if noted:
+            work.claim = self.spool.note_progress(work.claim, noted)
+        if not work.unanswered and not work.in_doubt:
+            work.claim.clear_doubt()
+
+    def _finish(self, work: _Work) -> None:
+        """Record a message whose parts are all done, or will not be done in this run."""
+        message_id = work.claim.message.id
+        try:
+            self._judge_and_record(work)
+        except (SpoolError, OSError) as exc:
+            self._trouble(message_id, exc)
+        finally:
+            work.claim.release()
+
+    def _judge_and_record(self, work: _Work) -> None:
+        claim, now = work.claim, int(self.clock())
+        if work.results or work.in_doubt or not claim.message.pending:
+            judgement = policy.judge(
+                claim.message,
+                work.results,
+                now=now,
+                relay=work.relay,
+                in_doubt=work.in_doubt,
+                schedule=self.settings.retryschedule,
+            )
+            if work.in_doubt:
+                self.log.event("in_doubt", level="warning", id=claim.message.id, relay=work.relay)
+            self._record(claim, judgement, work.relay, work.transcript)
+        elif work.fault:
+            message = policy.postpone(claim.message, now=now, relay=work.relay, reply=work.fault)
+            text = self._result_text(now, work.relay, work.transcript, message)
+            self.spool.record(claim, message, CUR, text)
+            self.summary.deferred += 1
+            self.log.event(
+                "deferred",
+                level="warning",
+                id=message.id,
+                relay=work.relay,
+                reason=work.fault,
+                next_attempt=message.next_attempt,
+            )
+        else:
+            self.summary.left += 1
+
+    def _record(
+        self, claim: Claim, judgement: policy.Judgement, relay: str, transcript: Sequence[str]
+    ) -> None:
+        message = judgement.message
+        if judgement.step == "remove":
+            self.spool.remove(claim)
+            self.summary.delivered += 1
+        else:
+            state = UNDELIVERED if judgement.step == "fail" else CUR
+            now = int(self.clock())
+            text = self._result_text(now, relay, transcript, message)
+            self.spool.record(claim, message, state, text)
+            if judgement.step == "fail":
+                self.summary.failed += 1
+            else:
+                self.summary.deferred += 1
+        self._tell(judgement, relay)
+
+    def _tell(self, judgement: policy.Judgement, relay: str) -> None:
+        message, log = judgement.message, self.log
+        if judgement.delivered_now and log.is_on("info"):
+            doubts = any(entry.get("outcome") == "in_doubt" for entry in message.history)
+            log.event(
+                "delivered",
+                id=message.id,
+                relay=relay,
+                sender=message.sender,
+                recipients=[message.recipients[i].address for i in judgement.delivered_now],
+                reply=message.recipients[judgement.delivered_now[0]].reply,
+                **({"maybe_duplicate": True} if doubts else {}),
+            )
+        for index in judgement.failed_now:
+            one = message.recipients[index]
+            log.event(
+                "failed",
+                level="error",
+                id=message.id,
+                relay=relay,
+                sender=message.sender,
+                recipient=one.address,
+                reply=one.reply,
+                **({"expired": True} if judgement.expired else {}),
+            )
+        if judgement.step == "defer":
+            log.event(
+                "deferred",
+                level="warning",
+                id=message.id,
+                relay=relay,
+                sender=message.sender,
+                recipients=[message.recipients[i].address for i in message.pending],
+                reply=message.history[-1].get("reply", ""),
+                attempts=message.attempts,
+                next_attempt=message.next_attempt,
+            )
+
+    @staticmethod
+    def _result_text(now: int, relay: str, transcript: Sequence[str], message: Message) -> str:
+        """One session's part of ID.result: when, with whom, the dialogue, and what came of it."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+        lines = [f"--- {when}, attempt {message.attempts}, relay {relay or 'none reached'}"]
+        lines += transcript
+        last = message.history[-1]
+        lines.append(f"=== {last.get('outcome')}: {last.get('reply')}")
+        lines += [f"    {one.address}: {one.state}: {one.reply}" for one in message.recipients]
+        return "\n".join(lines) + "\n\n"
+
+    def _trouble(self, message_id: str, exc: Exception) -> None:
+        """A message that the disk would not let us handle: told, and the others go on."""
+        self.summary.errors += 1
+        self.log.event("error", level="error", id=message_id, error=str(exc))
+
+
+def expand_verp(sender: str, recipient: str) -> str:
+    """The sender of a VERP message for one recipient (qmail-inject(8), QMAILINJECT r):
+    `pre-@host-@[]` becomes `pre-user=domain@host`; any other sender stays.
+    """
+    if not sender.endswith(_VERP_END) or sender == "#@[]":
+        return sender
+    local, at, host = sender.removesuffix(_VERP_END).rpartition("@")
+    if not at:
+        return sender
+    user, _, domain = recipient.rpartition("@")
+    return f"{local}{user}={domain}@{host}"
+
+
+def plain_sender(sender: str) -> str:
+    """The address that bounces go to: of a VERP sender, the one without the recipient."""
+    if sender.endswith(_VERP_END) and sender != "#@[]":
+        return sender.removesuffix(_VERP_END)
+    return sender
+
+
+__all__ = ["Delivery", "Outbox", "Summary", "expand_verp", "plain_sender"]

@@ -1,0 +1,95 @@
+"""One run of delivery on one home: settings, log and spool put together, signals obeyed."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from picoqmail import settings as settings_module
+from picoqmail.deliver import Delivery, Summary
+from picoqmail.errors import ConfigurationError, NoSuchMessageError
+from picoqmail.layout import CUR, NEW, UNDELIVERED
+from picoqmail.log import open_log
+from picoqmail.session import Session
+from picoqmail.spool import Damage, Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from picoqmail.home import Home
+    from picoqmail.log import Log
+    from picoqmail.settings import Settings
+
+
+@define(eq=False)
+class Run:
+    """Made once a program. Raises ConfigurationError where a setting is wrong.
+
+    SIGTERM and SIGINT end it soon: messages under way are finished and recorded.
+    """
+
+    home: Home
+    program: str
+    settings: Settings = field(init=False)
+    log: Log = field(init=False)
+    spool: Spool = field(init=False)
+    summary: Summary = field(factory=Summary)
+    _session: Session = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Load what is needed."""
+        self.settings = settings_module.load(self.home)
+        if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
+            raise ConfigurationError(
+                f"{self.home.control}/relayip",
+                "names no relay to send to",
+                "write host:port there, or run: picoqmail init --relay RELAY",
+            )
+        self.log = open_log(self.settings.log, self.home, program=self.program)
+        self.spool = Spool(self.home.spool, on_damage=self._on_damage)
+        self._session = Session(self.settings, self.log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._session.stop())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal asked this run to end."""
+        return self._session.is_stopped()
+
+    def _on_damage(self, damage: Damage) -> None:
+        self.summary.damaged += 1
+        self.log.event("damaged", level="error", id=damage.id, reason=damage.reason)
+
+    def deliver(self, ids: Iterable[str], *, forced: bool = False) -> set[str]:
+        """Try to deliver these; returns those that another process has. Raises SpoolError."""
+        delivery = Delivery(
+            self.spool, self.settings, self.log, self._session, stop=self._session.is_stopped
+        )
+        delivery.summary = self.summary
+        delivery.run(ids, forced=forced)
+        return delivery.busy
+
+    def sweep(self, paths: Iterable[str]) -> None:
+        """Unlink leftovers. Raises SpoolError."""
+        for path in self.spool.sweep(paths):
+            self.log.event("swept", path=path)
+
+    def find(self, names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """The IDs that IDs or paths name, and of those that cannot be sent the name and why."""
+        found, refused = [], []
+        for name in names:
+            try:
+                message_id = self.spool.find(name)
+            except NoSuchMessageError as exc:
+                refused.append((name, str(exc)))
+                continue
+            states = self.spool.where(message_id)
+            if NEW not in states and CUR not in states and UNDELIVERED in states:
+                refused.append(
+                    (name, f"{message_id} has failed for good; use: picoqmail requeue {message_id}")
+                )
+            else:
+                found.append(message_id)
+        return list(dict.fromkeys(found)), refused

@@ -1,0 +1,116 @@
+"""Looking at the spool without opening a file: what is due, what was left over. Hot; builtins only.
+
+An idle run is this module and nothing else. A sidecar's modification time repeats its
+next_attempt; it is a hint, and whoever claims the message reads the sidecar, which overrules it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from picoqmail.layout import BODY, CUR, LEFTOVER_AGE_SECONDS, NEW, RESULT, SIDECAR, TMP, UNDELIVERED
+
+# A status change from the future means that the clock was set back since: then what the file
+# says of the future cannot be trusted either.
+_CLOCK_TOLERANCE_SECONDS = 60
+_BODY_CUT = -len(BODY)
+_SIDECAR_CUT = -len(SIDECAR)
+
+
+class Sight:
+    """What one look at a directory found: stems that are due, and files without their partner."""
+
+    __slots__ = ("bodies", "due", "others", "sidecars", "waiting")
+
+    def __init__(self) -> None:
+        """Everything is empty; `waiting` counts messages that are not due."""
+        self.due: list[str] = []
+        self.waiting = 0
+        self.sidecars: set[str] = set()
+        self.bodies: set[str] = set()
+        self.others: list[str] = []
+
+
+def look(spool: str, state: str, now: float) -> Sight:
+    """Look at all of `state`: due messages sorted by age, unpaired files. Raises OSError."""
+    sight = Sight()
+    due, bodies, sidecars = sight.due, sight.bodies, sight.sidecars
+    hinted = state == CUR
+    future = now + _CLOCK_TOLERANCE_SECONDS
+    with os.scandir(f"{spool}/{state}") as entries:
+        for entry in entries:
+            name = entry.name
+            if name.endswith(SIDECAR):
+                stem = name[:_SIDECAR_CUT]
+                # Of each pair only the half that came first is ever held: memory stays small.
+                if stem in bodies:
+                    bodies.discard(stem)
+                else:
+                    sidecars.add(stem)
+                if hinted:
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    if now < found.st_mtime and found.st_ctime <= future:
+                        sight.waiting += 1
+                        continue
+                due.append(stem)
+            elif name.endswith(BODY):
+                stem = name[:_BODY_CUT]
+                if stem in sidecars:
+                    sidecars.discard(stem)
+                else:
+                    bodies.add(stem)
+            else:
+                sight.others.append(name)
+    due.sort()
+    return sight
+
+
+def is_old(path: str, now: float) -> bool:
+    """Say whether a leftover may go: older than 36 hours by both its times, so that one clock
+    that was wrong for a moment does not do. False if it is gone.
+    """
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return now - found.st_mtime > LEFTOVER_AGE_SECONDS
+
+
+def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
+    """Paths that the sweep should look at: old enough, and of no message that is in sight.
+
+    `sights` are the looks at new/ and cur/ that the caller has already taken; what is in them is
+    not looked at again. Nobody's lock was asked yet. Raises OSError.
+    """
+    found = []
+    with os.scandir(f"{spool}/{TMP}") as entries:
+        found += [entry.path for entry in entries if is_old(entry.path, now)]
+    for state, sight in sights.items():
+        candidates = [stem + BODY for stem in sight.bodies] + sight.others
+        paths = [f"{spool}/{state}/{name}" for name in candidates]
+        found += [path for path in paths if is_old(path, now)]
+    return found
+
+
+def undelivered_leftovers(spool: str, now: float) -> list[str]:
+    """The same for undelivered/: bodies without a sidecar, results of messages that are gone."""
+    stems: dict[str, int] = {}
+    with os.scandir(f"{spool}/{UNDELIVERED}") as entries:
+        for entry in entries:
+            stem, dot, suffix = entry.name.rpartition(".")
+            mask = {BODY: 1, SIDECAR: 2, RESULT: 4}.get(dot + suffix, 0)
+            if mask:
+                stems[stem] = stems.get(stem, 0) | mask
+    found = []
+    for stem, mask in stems.items():
+        if mask & 2:
+            continue
+        elsewhere = any(os.path.exists(f"{spool}/{state}/{stem}{SIDECAR}") for state in (NEW, CUR))
+        for bit, suffix in ((1, BODY), (4, RESULT)):
+            path = f"{spool}/{UNDELIVERED}/{stem}{suffix}"
+            if mask & bit and not (elsewhere and bit == 4) and is_old(path, now):
+                found.append(path)
+    return found

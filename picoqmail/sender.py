@@ -1,0 +1,137 @@
+"""What the two sending programs do: look, and only where there is work deliver. Cheap to import.
+
+The sender's lock and its handing over are explained in launch.py and INTERNALS.md. Whoever has
+it here keeps the one promise that goes with it: let it go, look at new/ once more, and take it
+again if there is anything that nobody else will send.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from picoqmail import launch, scan
+from picoqmail.errors import QUEUE_SPOOL, SpoolError
+from picoqmail.layout import BODY, CUR, NEW, SENDER_LOCK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home import Home
+    from picoqmail.run import Run
+
+# A sender that hangs keeps its lock. Mail that has lain in new/ for so long is not left to it.
+PATIENCE_SECONDS = 300
+
+
+class Sender:
+    """One program's work on one home: a run is only made when there is something to deliver."""
+
+    def __init__(self, home: Home, program: str) -> None:
+        """`program` is named in the log."""
+        self.home = home
+        self.program = program
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run, made when first asked for: it imports what delivery needs."""
+        if self._run is None:
+            from picoqmail.run import Run  # noqa: PLC0415 - heavy: only where there is work
+
+            self._run = Run(self.home, self.program)
+        return self._run
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there was anything to deliver."""
+        return self._run is not None
+
+    def look(self, state: str) -> scan.Sight:
+        """Look at one directory. Raises SpoolError."""
+        try:
+            return scan.look(self.home.spool, state, time.time())
+        except OSError as exc:
+            raise SpoolError("look at", f"{self.home.spool}/{state}", exc, QUEUE_SPOOL) from exc
+
+    def is_stopped(self) -> bool:
+        """Say whether a signal asked this program to end."""
+        return self._run is not None and self._run.stopped
+
+    def send_new(self, lock: int = -1) -> bool:
+        """Deliver all of new/ that nobody is sending; with the lock also what arrives meanwhile.
+
+        `lock` is the sender's lock if it was handed over. Returns whether anything was left
+        because the relay is down.
+        """
+        if lock < 0:
+            lock = self.take_lock()
+        tried: set[str] = set()
+        while True:
+            busy: set[str] = set()
+            while due := [one for one in self.look(NEW).due if one not in tried and one not in busy]:
+                if launch.relay_is_down(self.home.spool, time.time()) or self.is_stopped():
+                    break
+                busy |= self.run.deliver(due)
+                tried.update(one for one in due if one not in busy)
+            if lock < 0:
+                return bool(due)
+            os.close(lock)
+            lock = -1
+            if due:
+                return True
+            if any(self.is_free(one) for one in self.look(NEW).due if one not in tried):
+                lock = self.take_lock()
+            if lock < 0:
+                return False
+
+    def take_lock(self) -> int:
+        """Take the sender's lock: a descriptor, or -1. Raises SpoolError."""
+        path = f"{self.home.spool}/{SENDER_LOCK}"
+        try:
+            return launch.take_lock(path)
+        except OSError as exc:
+            raise SpoolError("lock", path, exc, QUEUE_SPOOL) from exc
+
+    def is_free(self, message_id: str) -> bool:
+        """Say whether nobody has a message of new/ locked."""
+        try:
+            descriptor = os.open(f"{self.home.spool}/{NEW}/{message_id}{BODY}", os.O_RDONLY)
+        except OSError:
+            # Gone, or not to be read: nothing that another look would send.
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def retry(self) -> None:
+        """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
+        now = time.time()
+        if launch.relay_is_down(self.home.spool, now):
+            return
+        new, cur = self.look(NEW), self.look(CUR)
+        try:
+            old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
+            old += scan.undelivered_leftovers(self.home.spool, now)
+        except OSError as exc:
+            raise SpoolError("look at", self.home.spool, exc, QUEUE_SPOOL) from exc
+        if old:
+            self.run.sweep(old)
+        # A sidecar without a body beside it is not left until its time comes.
+        due = sorted({*cur.due, *cur.sidecars})
+        if not new.due:
+            if due:
+                self.run.deliver(due)
+            return
+        lock = self.take_lock()
+        if lock < 0:
+            aged = [one for one in new.due if now - float(one.partition(".")[0]) > PATIENCE_SECONDS]
+            due = sorted({*due, *aged})
+        if due:
+            self.run.deliver(due)
+        if lock >= 0:
+            self.send_new(lock)

@@ -1,0 +1,83 @@
+"""From settings to conversations: the engine's lanes for a run, with what they need to log in.
+
+The glue between delivery, which knows messages, and the engine, which knows sockets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from picoqmail.engine import Engine, Lane
+from picoqmail.relay import Endpoint
+from picoqmail.relay_tls import TlsPolicy
+from picoqmail.smtp.sasl import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from picoqmail.deliver import Outbox
+    from picoqmail.engine import LaneSummary
+    from picoqmail.log import Log
+    from picoqmail.settings import Settings
+    from picoqmail.smtp.relay_address import Relay
+
+
+class Session:
+    """One run's conversations; calling it drives the outboxes until they are empty."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        """Nothing is opened before there is mail for it."""
+        self._settings = settings
+        self._log = log
+        self._engine: Engine | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End soon: what is under way is finished, nothing new is begun. Safe in a handler."""
+        self._stopped = True
+        if self._engine is not None:
+            self._engine.stop()
+
+    def is_stopped(self) -> bool:
+        """Say whether `stop` was called."""
+        return self._stopped
+
+    def __call__(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
+        """Serve each outbox by a lane of its own; the summaries are in the same order."""
+        self._engine = Engine([self._lane(one) for one in outboxes], on_event=self._on_event)
+        if self._stopped:
+            self._engine.stop()
+        return self._engine.run().lanes
+
+    def _lane(self, outbox: Outbox) -> Lane:
+        settings = self._settings
+        return Lane(
+            name=outbox.name,
+            endpoints=tuple(self._endpoint(relay) for relay in outbox.relays),
+            source=outbox,
+            helo=settings.helohost,
+            concurrency=settings.concurrencyremote,
+            timeout_connect=settings.timeoutconnect,
+            timeout_remote=settings.timeoutremote,
+            source_ip=settings.sourceip or "",
+            probe=outbox.is_probe,
+        )
+
+    def _endpoint(self, relay: Relay) -> Endpoint:
+        settings = self._settings
+        credentials = None
+        if relay.user and settings.relaypass is not None:
+            credentials = Credentials(relay.user, settings.relaypass)
+        policy = TlsPolicy(
+            mode=settings.tls,
+            ca=settings.tlsca or "",
+            certificate=settings.tlscert or "",
+            fingerprints=(settings.tlsfingerprint,) if settings.tlsfingerprint else (),
+        )
+        return Endpoint(relay, policy, credentials)
+
+    def _on_event(self, name: str, **facts: object) -> None:
+        # relay_up and relay_down are told once a route by delivery, which knows the breaker.
+        if name in ("relay_up", "relay_down"):
+            name = "connection_lost" if name == "relay_down" else "relay_greeted"
+        self._log.event(name, level="debug", **facts)

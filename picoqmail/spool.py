@@ -1,0 +1,561 @@
+"""The spool as delivery uses it: claim, record, retire, quarantine, sweep.
+
+What delivery asks of a spool is this handful of verbs, so that another engine could stand in for
+the directories. Order and durability of each step: layout.py and INTERNALS.md.
+
+A message's lock is the kernel's lock (flock) on its body, whose inode stays the same all its
+life, wherever it is moved and however often the sidecar is replaced; where there is no body, on
+its sidecar. It is freed when its holder dies, whatever kills it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import portalocker
+from attrs import evolve, field, frozen
+
+from picoqmail import durable, scan
+from picoqmail.errors import (
+    QUEUE_SPOOL,
+    DamagedMessageError,
+    NoSuchMessageError,
+    SpoolError,
+)
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    DIRECTORIES,
+    IN_DOUBT_BIT,
+    NEW,
+    PRIVATE_FILE_MODE,
+    PROGRESS,
+    RESULT,
+    SIDECAR,
+    STATES,
+    TMP,
+    UNDELIVERED,
+    is_id,
+)
+from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+BLOCK_OCTETS = 262144
+RESULT_LIMIT_OCTETS = 65536
+# The modification time of a held sidecar: no idle run need open it (2100-01-01).
+_NEVER = 4102444800.0
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+
+
+@frozen
+class Damage:
+    """A message that was put aside: its ID and why."""
+
+    id: str
+    reason: str
+
+
+@frozen(eq=False)
+class Claim:
+    """A message that this process alone may touch, until `release` or the end of the process.
+
+    `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
+    127 (both are what a relay must be told); `was_in_doubt` that an earlier sender died between
+    the end of the data and the answer.
+    """
+
+    message: Message
+    state: str
+    newlines: int
+    eight_bit: bool
+    was_in_doubt: bool
+    has_progress: bool
+    _descriptor: int
+    _data: bytes | None
+
+    @property
+    def size(self) -> int:
+        """Octets of the body as spooled."""
+        return self.message.size
+
+    def blocks(self) -> Iterator[bytes]:
+        """The body's octets, one block for a small mail. Raises OSError."""
+        if self._data is not None:
+            yield self._data
+            return
+        offset = 0
+        while block := os.pread(self._descriptor, BLOCK_OCTETS, offset):
+            offset += len(block)
+            yield block
+
+    def mark_in_doubt(self) -> None:
+        """Leave a mark that survives kill -9: the end of the data goes out now."""
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+
+    def clear_doubt(self) -> None:
+        """Take the mark back: the answer came and is recorded."""
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+
+    def release(self) -> None:
+        """Let the message go; the claim is of no more use."""
+        os.close(self._descriptor)
+
+
+def _nothing(_damage: Damage) -> None:
+    """Tell nobody."""
+
+
+@frozen(eq=False)
+class Spool:
+    """One spool directory. `clock` gives Unix seconds; `on_damage` hears of what is put aside."""
+
+    path: str
+    clock: Callable[[], float] = time.time
+    on_damage: Callable[[Damage], None] = _nothing
+    _unsynced: set[str] = field(factory=set, init=False)
+
+    # --- Looking -----------------------------------------------------------------------------
+
+    def look(self, state: str) -> scan.Sight:
+        """What is due in a state. Raises SpoolError."""
+        try:
+            return scan.look(self.path, state, self.clock())
+        except OSError as exc:
+            raise SpoolError("look at", self._join(state), exc, QUEUE_SPOOL) from exc
+
+    def find(self, name: str) -> str:
+        """The ID that an ID or a path of the spool names. Raises NoSuchMessageError."""
+        stem = os.path.basename(name)
+        for suffix in (SIDECAR, BODY, RESULT):
+            stem = stem.removesuffix(suffix)
+        if not is_id(stem) or not self.where(stem):
+            raise NoSuchMessageError(f"{name}: no such message in {self.path}")
+        return stem
+
+    def where(self, message_id: str) -> list[str]:
+        """The states that a message has a sidecar in; more than one only after a crash."""
+        return [s for s in STATES if os.path.lexists(self._join(s, message_id + SIDECAR))]
+
+    def read(self, message_id: str) -> tuple[str, Message]:
+        """State and message, without a lock: a moment's truth, for people.
+
+        Raises NoSuchMessageError, DamagedMessageError, SpoolError.
+        """
+        for _ in range(3):
+            for state in STATES:
+                try:
+                    return state, self._read_sidecar(state, message_id)
+                except FileNotFoundError:
+                    continue
+                except OSError as exc:
+                    raise SpoolError("read", self._join(state, message_id), exc) from exc
+        raise NoSuchMessageError(f"{message_id}: no such message in {self.path}")
+
+    # --- Claiming ----------------------------------------------------------------------------
+
+    def claim(self, message_id: str, states: Iterable[str] = (NEW, CUR)) -> Claim | None:
+        """Take a message for this process; None if another has it, or it is in no such state.
+
+        What is damaged is put aside and told to `on_damage`, and is None too. Raises SpoolError
+        where the disk, not the message, is the trouble.
+        """
+        descriptor = self._open_body(message_id)
+        if descriptor < 0:
+            self._claim_without_body(message_id)
+            return None
+        kept = False
+        try:
+            if not self._lock_fairly(descriptor, message_id):
+                return None
+            state = self._settle(message_id)
+            if state is None or state not in states:
+                return None
+            claim = self._examine(message_id, state, descriptor)
+            kept = claim is not None
+        except OSError as exc:
+            raise SpoolError("claim", f"{self.path}/*/{message_id}", exc) from exc
+        finally:
+            if not kept:
+                os.close(descriptor)
+        return claim
+
+    def _open_body(self, message_id: str) -> int:
+        """Open the body: beside the sidecar as a rule, anywhere else after a crash; -1 if gone."""
+        for directory in (NEW, CUR, UNDELIVERED, TMP):
+            path = self._join(directory, message_id + BODY)
+            try:
+                return os.open(path, _READ)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise SpoolError("open", path, exc) from exc
+        return -1
+
+    def _lock_fairly(self, descriptor: int, message_id: str) -> bool:
+        """Lock a body; False if another process has it or it is not the message's any more."""
+        try:
+            portalocker.lock(descriptor, _LOCK)
+        except portalocker.AlreadyLocked:
+            return False
+        except portalocker.LockException as exc:
+            # The file system has no locks: two senders could not be kept apart, so none starts.
+            cause = exc.args[0] if exc.args and isinstance(exc.args[0], OSError) else None
+            raise cause or OSError(0, f"no lock: {exc}") from exc
+        # Whoever had it may have finished the message meanwhile: a lock on a file that has no
+        # name any more is a lock on nothing.
+        ours = os.fstat(descriptor)
+        if ours.st_nlink == 0:
+            return False
+        for directory in (NEW, CUR, UNDELIVERED, TMP):
+            try:
+                there = os.lstat(self._join(directory, message_id + BODY))
+            except FileNotFoundError:
+                continue
+            return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        return False
+
+    def _settle(self, message_id: str) -> str | None:
+        """The state of a locked message; after a crash between two states, the later revision
+        stays and the other sidecar goes. None if it has no sidecar.
+        """
+        found = self.where(message_id)
+        if len(found) <= 1:
+            return found[0] if found else None
+        revisions = {}
+        for state in found:
+            try:
+                revisions[state] = self._read_sidecar(state, message_id).revision
+            except DamagedMessageError:
+                revisions[state] = -1
+        # `found` has the order of recovery, and max keeps the first of equals.
+        best = max(found, key=lambda state: revisions[state])
+        durable.sync_directory(self._join(best))
+        for state in found:
+            if state != best:
+                durable.unlink(self._join(state, message_id + SIDECAR))
+                self._unsynced.add(state)
+        return best
+
+    def _examine(self, message_id: str, state: str, descriptor: int) -> Claim | None:
+        """Read a locked message and compare its body with what was accepted."""
+        try:
+            message = self._read_sidecar(state, message_id)
+            status = os.fstat(descriptor)
+            if status.st_size != message.size:
+                raise DamagedMessageError(
+                    f"its body has {status.st_size} octets, and {message.size} were accepted"
+                )
+            data, newlines, eight_bit = self._verify(message, descriptor)
+        except DamagedMessageError as exc:
+            self._quarantine(message_id, state, str(exc))
+            return None
+        message, has_progress = self._merge_progress(message, state)
+        in_doubt = bool(status.st_mode & IN_DOUBT_BIT)
+        return Claim(message, state, newlines, eight_bit, in_doubt, has_progress, descriptor, data)
+
+    @staticmethod
+    def _verify(message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:
+        """Check the body's CRC; returns its octets if they are few, LF count, any 8-bit octet."""
+        checksum, newlines, eight_bit, offset = 0, 0, False, 0
+        data = b""
+        while offset < message.size:
+            data = os.pread(descriptor, BLOCK_OCTETS, offset)
+            if not data:
+                break
+            offset += len(data)
+            checksum = crc32(data, checksum)
+            newlines += data.count(b"\n")
+            eight_bit = eight_bit or not data.isascii()
+        if checksum != message.crc32 or offset != message.size:
+            raise DamagedMessageError(
+                f"its body is not what was accepted: CRC-32 {checksum}, not {message.crc32}"
+            )
+        return (data if offset == len(data) else None), newlines, eight_bit
+
+    def _claim_without_body(self, message_id: str) -> None:
+        """Put aside a sidecar whose body is nowhere, under the sidecar's own lock."""
+        for state in (NEW, CUR):
+            path = self._join(state, message_id + SIDECAR)
+            try:
+                descriptor = os.open(path, _READ)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise SpoolError("open", path, exc) from exc
+            try:
+                portalocker.lock(descriptor, _LOCK)
+                ours = os.fstat(descriptor)
+                there = os.lstat(path)
+                # The body may have come into sight since (a move, a restore from backup).
+                gone = self._body_is_nowhere(message_id)
+                if gone and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    self._quarantine(message_id, state, "its body is missing")
+            except (portalocker.AlreadyLocked, FileNotFoundError):
+                continue
+            except OSError as exc:
+                raise SpoolError("put aside", path, exc) from exc
+            finally:
+                os.close(descriptor)
+
+    def _body_is_nowhere(self, message_id: str) -> bool:
+        return not any(os.path.lexists(self._join(d, message_id + BODY)) for d in DIRECTORIES)
+
+    def _quarantine(self, message_id: str, state: str, reason: str) -> None:
+        """Move a message that must not be sent to undelivered/, its octets untouched."""
+        damage = Damage(message_id, reason)
+        if state != UNDELIVERED:
+            self._append_result(message_id, f"{_stamp(self.clock())} not sent: {reason}\n")
+            self._carry_body(message_id, UNDELIVERED)
+            source = self._join(state, message_id + SIDECAR)
+            _link_or_rename(source, self._join(UNDELIVERED, message_id + SIDECAR))
+            durable.sync_directory(self._join(UNDELIVERED))
+            durable.unlink_if_there(source)
+            self._drop_body(message_id, state)
+            self._unsynced.add(state)
+        self.on_damage(damage)
+
+    # --- Recording ---------------------------------------------------------------------------
+
+    def remove(self, claim: Claim) -> None:
+        """Remove a message: its sidecar first, then it is gone; then everything that hung on it.
+
+        Durable at the latest with `flush`. Raises SpoolError.
+        """
+        message_id = claim.message.id
+        try:
+            durable.unlink(self._join(claim.state, message_id + SIDECAR))
+            self._drop_body(message_id, claim.state)
+            if claim.has_progress:
+                self._drop_progress(message_id, claim.state)
+            if claim.message.history or claim.state == UNDELIVERED:
+                durable.unlink_if_there(self._join(UNDELIVERED, message_id + RESULT))
+        except OSError as exc:
+            raise SpoolError("remove", self._join(claim.state, message_id), exc) from exc
+        self._unsynced.add(claim.state)
+
+    def record(self, claim: Claim, message: Message, state: str, result: str = "") -> Claim:
+        """Replace the sidecar, durably, in `state`; moves the message there if it is elsewhere.
+
+        `result` is appended to ID.result. Returns the claim of the message as it is now.
+        Raises SpoolError; then the message is as it was, or as it should be.
+        """
+        message_id = message.id
+        try:
+            if result:
+                self._append_result(message_id, result)
+            if state != claim.state:
+                self._carry_body(message_id, state)
+            durable.replace(
+                self._join(TMP, message_id + SIDECAR),
+                self._join(state, message_id + SIDECAR),
+                message.to_sidecar(),
+                _NEVER if message.held else message.next_attempt,
+            )
+            durable.sync_directory(self._join(state))
+            if state != claim.state:
+                durable.unlink(self._join(claim.state, message_id + SIDECAR))
+                self._drop_body(message_id, claim.state)
+                self._unsynced.add(claim.state)
+            if claim.has_progress:
+                self._drop_progress(message_id, claim.state)
+            if claim.was_in_doubt or os.fstat(claim._descriptor).st_mode & IN_DOUBT_BIT:  # noqa: SLF001 - a friend
+                claim.clear_doubt()
+        except OSError as exc:
+            raise SpoolError("record", self._join(state, message_id), exc) from exc
+        return evolve(
+            claim, message=message, state=state, was_in_doubt=False, has_progress=False
+        )
+
+    def note_progress(self, claim: Claim, results: Mapping[int, tuple[str, str]]) -> Claim:
+        """Note outcomes of some recipients of a message that takes several transactions.
+
+        `results` are pairs of state and reply by index. Appended and synced, so that the cost is
+        that of the recipients it is about, and a crash repeats none of them. Raises SpoolError.
+        """
+        path = self._join(claim.state, claim.message.id + PROGRESS)
+        line = json.dumps([claim.message.revision, [[i, *r] for i, r in results.items()]]) + "\n"
+        try:
+            descriptor = durable.open_append(path)
+            try:
+                durable.write_all(descriptor, line.encode())
+                durable.sync(descriptor)
+            finally:
+                os.close(descriptor)
+            if not claim.has_progress:
+                durable.sync_directory(self._join(claim.state))
+        except OSError as exc:
+            raise SpoolError("note progress in", path, exc) from exc
+        return evolve(claim, has_progress=True)
+
+    def _merge_progress(self, message: Message, state: str) -> tuple[Message, bool]:
+        """Apply what an earlier session noted and did not come to record."""
+        path = self._join(state, message.id + PROGRESS)
+        try:
+            with open(path, "rb") as file:
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return message, False
+        recipients = list(message.recipients)
+        for line in lines:
+            try:
+                revision, results = json.loads(line)
+                noted = [(recipients[i], i, str(s), str(r)) for i, s, r in results]
+            except (ValueError, TypeError, IndexError):
+                continue  # The end of a line that a crash cut: it was never relied upon.
+            if revision == message.revision:
+                for recipient, index, noted_state, reply in noted:
+                    if recipient.state == PENDING and noted_state in (DELIVERED, FAILED, PENDING):
+                        recipients[index] = evolve(recipient, state=noted_state, reply=reply)
+        return evolve(message, recipients=tuple(recipients)), True
+
+    def _drop_progress(self, message_id: str, state: str) -> None:
+        if durable.unlink_if_there(self._join(state, message_id + PROGRESS)):
+            self._unsynced.add(state)
+
+    def _carry_body(self, message_id: str, target: str) -> None:
+        """Put the body into `target` too, from wherever it is."""
+        path = self._join(target, message_id + BODY)
+        for directory in DIRECTORIES:
+            source = self._join(directory, message_id + BODY)
+            if directory != target and os.path.lexists(source):
+                _link_or_rename(source, path)
+                return
+
+    def _drop_body(self, message_id: str, state: str) -> None:
+        durable.unlink_if_there(self._join(state, message_id + BODY))
+
+    def _append_result(self, message_id: str, text: str) -> None:
+        """Append to undelivered/ID.result, replaced whole; the oldest goes when it is long."""
+        path = self._join(UNDELIVERED, message_id + RESULT)
+        try:
+            with open(path, "rb") as file:
+                before = file.read()
+        except FileNotFoundError:
+            before = b""
+        data = before + text.encode(errors="replace")
+        if len(data) > RESULT_LIMIT_OCTETS:
+            data = data[-RESULT_LIMIT_OCTETS:]
+            data = b"[...]\n" + data[data.find(b"\n") + 1 :]
+        durable.replace(self._join(TMP, message_id + RESULT), path, data)
+        self._unsynced.add(UNDELIVERED)
+
+    def read_result(self, message_id: str) -> str:
+        """What relays said of a message so far, "" if nothing was written."""
+        try:
+            with open(self._join(UNDELIVERED, message_id + RESULT), "rb") as file:
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def flush(self) -> None:
+        """Make every removal and move so far durable: the end of a session. Raises SpoolError."""
+        while self._unsynced:
+            state = self._unsynced.pop()
+            try:
+                durable.sync_directory(self._join(state))
+            except OSError as exc:
+                raise SpoolError("make durable", self._join(state), exc) from exc
+
+    def repeat_due_time(self, claim: Claim) -> None:
+        """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
+        path = self._join(claim.state, claim.message.id + SIDECAR)
+        due = _NEVER if claim.message.held else claim.message.next_attempt
+        try:
+            os.utime(path, (due, due), follow_symlinks=False)
+        except OSError as exc:
+            raise SpoolError("touch", path, exc) from exc
+
+    # --- Administration ----------------------------------------------------------------------
+
+    def change(self, claim: Claim, outcome: str, note: str, **fields: object) -> Message:
+        """Rewrite a claimed message as an administrator wants it, with a line in its history."""
+        now = int(self.clock())
+        revised = claim.message.with_event(
+            Event(now, "", outcome, note), revision=claim.message.revision + 1, **fields
+        )
+        state = CUR if claim.state in (UNDELIVERED, NEW) else claim.state
+        self.record(claim, revised, state)
+        return revised
+
+    # --- Sweeping ----------------------------------------------------------------------------
+
+    def sweep(self, paths: Iterable[str]) -> list[str]:
+        """Unlink leftovers that nobody holds and no message owns; returns what went.
+
+        `paths` are candidates that scan.leftovers found old enough. Only unlinks: nothing is
+        ever promoted, because only what was renamed into a state was accepted.
+        """
+        gone = []
+        for path in paths:
+            stem = os.path.splitext(os.path.basename(path))[0]
+            directory = os.path.basename(os.path.dirname(path))
+            owned = bool(self.where(stem)) if path.endswith((BODY, RESULT)) else False
+            if path.endswith(PROGRESS):
+                owned = os.path.lexists(self._join(directory, stem + SIDECAR))
+            if owned or not os.path.isfile(path) or os.path.islink(path):
+                continue
+            try:
+                if self._unlink_unheld(path):
+                    gone.append(path)
+            except OSError as exc:
+                raise SpoolError("sweep", path, exc) from exc
+        return gone
+
+    @staticmethod
+    def _unlink_unheld(path: str) -> bool:
+        try:
+            descriptor = os.open(path, _READ)
+        except FileNotFoundError:
+            return False
+        try:
+            portalocker.lock(descriptor, _LOCK)
+            return durable.unlink_if_there(path)
+        except portalocker.LockException:
+            return False
+        finally:
+            os.close(descriptor)
+
+    # --- Small things ------------------------------------------------------------------------
+
+    def _join(self, directory: str, name: str = "") -> str:
+        return f"{self.path}/{directory}/{name}" if name else f"{self.path}/{directory}"
+
+    def _read_sidecar(self, state: str, message_id: str) -> Message:
+        descriptor = os.open(self._join(state, message_id + SIDECAR), _READ)
+        try:
+            blocks = []
+            while block := os.read(descriptor, BLOCK_OCTETS):
+                blocks.append(block)
+        finally:
+            os.close(descriptor)
+        return Message.from_sidecar(b"".join(blocks), message_id)
+
+
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def _link_or_rename(source: str, target: str) -> None:
+    """Give a file a second name; rename it where the file system has no links.
+
+    That the target is there already is the trace of a crash after this very step.
+    """
+    try:
+        durable.link(source, target)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        durable.rename(source, target)
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
