@@ -72,7 +72,8 @@ def look_up(relay: Relay) -> tuple[Address, ...]:
     addresses = {}
     for family, _, _, _, target in found:
         if family in (socket.AF_INET, socket.AF_INET6):
-            address = Address(family, (str(target[0]), *target[1:]), _text(str(target[0]), relay.port))
+            host = str(target[0])
+            address = Address(family, (host, *target[1:]), _text(host, relay.port))
             addresses[address.text] = address
     return tuple(addresses.values())
 

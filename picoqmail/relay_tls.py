@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay
 
 _READ_OCTETS = 65536
+_NO_MORE_NOW = (
+    ssl.SSLWantReadError,
+    ssl.SSLWantWriteError,
+    ssl.SSLZeroReturnError,
+    ssl.SSLEOFError,  # an end without the farewell of TLS; SMTP has its own
+)
 
 
 @frozen
@@ -72,6 +78,8 @@ def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A relay that starts a new handshake in mid-session wants nothing that we need.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if plan.verify == "authority":
         if policy.ca:
             context.load_verify_locations(policy.ca)
@@ -97,6 +105,7 @@ class TlsLayer:
         self._plan = plan
         self._policy = policy
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host or None)
+        self._error: ssl.SSLError | None = None
         self.established = False
 
     def receive(self, ciphertext: bytes) -> None:
@@ -123,17 +132,28 @@ class TlsLayer:
 
     def read(self) -> bytes:
         """Return all plaintext that came; may be empty. Raises ssl.SSLError."""
+        if self._error is not None:
+            raise self._error
         parts = []
         try:
             while part := self._tls.read(_READ_OCTETS):
                 parts.append(part)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+        except _NO_MORE_NOW:
             pass
+        except ssl.SSLError as error:
+            # An answer that came before TLS broke is an answer.
+            self._error = error
+            if not parts:
+                raise
         return b"".join(parts)
 
-    def write(self, plaintext: bytes) -> None:
-        """Take plaintext to send; what comes of it is in `ciphertext`. Raises ssl.SSLError."""
-        self._tls.write(plaintext)
+    def write(self, plaintext: memoryview) -> bool:
+        """Take plaintext to send; False if TLS has to hear something first. Raises ssl.SSLError."""
+        try:
+            self._tls.write(plaintext)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        return True
 
     def ciphertext(self) -> bytes:
         """Return what has to go to the socket now."""

@@ -542,7 +542,14 @@ class Conversation:
             run.settle_one(index, reply)
 
     def _mark_end(self, run: Running) -> None:
-        run.transaction.mark_in_doubt()
+        """Let the caller note that from here on the message may have arrived."""
+        try:
+            run.transaction.mark_in_doubt()
+        except (OSError, PicoqmailError) as error:
+            # Without the mark a crash could not be told from an attempt that never was.
+            run.unreadable(error)
+            self._finish(run)
+            raise _HangUpError from None
 
     def _finish(self, run: Running) -> None:
         self._current = None

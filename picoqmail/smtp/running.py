@@ -42,7 +42,6 @@ class Running:
         "encoded",
         "mail",
         "mail_accepted",
-        "message_error",
         "offered",
         "rcpts",
         "results",
@@ -66,19 +65,21 @@ class Running:
         self.rset_written = False
         self.data_written = False
         self.dot_at = -1
-        self.message_error = False
         try:
             self._prepare(offer, stuffed=stuffed)
         except (OSError, PicoqmailError) as error:
-            self._unreadable(error)
+            self.unreadable(error)
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the raw body; an error in reading it is an OSError or a PicoqmailError."""
         return self.transaction.body.blocks()
 
     def unreadable(self, error: Exception) -> None:
-        """Note that the body could not be read: nobody was tried, and no relay is to blame."""
-        self._unreadable(error)
+        """Note that our side failed: nobody was tried, and no relay is to blame."""
+        self.offered, self.accepted = [], []
+        text = f"the message cannot be sent from here: {error}"
+        self.results = [RecipientResult("untried", None, text)] * len(self.results)
+        self.transcript.append(f"-- {text}")
 
     def mail_answer(self, reply: Reply) -> None:
         """Take the answer to MAIL: a refusal is the message's, so everybody's."""
@@ -242,12 +243,6 @@ class Running:
                 kind, address = "rfc822", kind
             words += f" ORCPT={to_xtext(kind)};{to_xtext(address)}"
         return words
-
-    def _unreadable(self, error: Exception) -> None:
-        self.offered, self.accepted = [], []
-        self.message_error = True
-        result = RecipientResult("untried", None, f"the message cannot be read: {error}")
-        self.results = [result] * len(self.results)
 
     def _fail(self, index: int, text: str) -> None:
         self.results[index] = RecipientResult("failed", None, text)

@@ -1,0 +1,64 @@
+"""What a run of the engine is given, and what it says at its end: values only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from picoqmail.relay import Endpoint
+    from picoqmail.smtp.transaction import RelayFault, Source
+
+
+@frozen
+class Lane:
+    """Messages of one source, for the first of some relays that takes them.
+
+    ``concurrency`` is the most links at once, ``messages`` the most messages on one link.
+    ``timeout_connect`` (lookup, connect, TLS) and ``timeout_remote`` (each step, each transaction)
+    are seconds. ``pace`` returns the seconds to wait before the next message may begin, 0 for none.
+    ``probe`` allows one link only until a relay has greeted and let us in.
+    """
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    source: Source
+    helo: str
+    concurrency: int = 20
+    messages: int = 500
+    timeout_connect: float = 60.0
+    timeout_remote: float = 1200.0
+    source_ip: str = ""
+    cleartext_auth: bool = False
+    pace: Callable[[], float] | None = None
+    probe: bool = False
+    use_pipelining: bool = True
+    use_chunking: bool = True
+
+
+@frozen
+class LaneSummary:
+    """How a lane ended.
+
+    ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
+    the lane stopped because no relay was left. ``pace``: a relay asked us to be slower.
+    """
+
+    name: str
+    reached: bool
+    gave_up: bool
+    fault: RelayFault | None
+    relay: str
+    answered: int
+    links: int
+    pace: bool
+
+
+@frozen
+class RunSummary:
+    """How a run ended, lane by lane in the order given."""
+
+    lanes: tuple[LaneSummary, ...] = field(factory=tuple)

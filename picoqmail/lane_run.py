@@ -1,0 +1,324 @@
+"""A lane at work: which of its relays and addresses it uses now, and how many links it has.
+
+The rule of this module: no octets. It decides when a link is opened and what the end of one means
+for the lane; every failure leads either onward in the list or to the lane's end, never in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from picoqmail.lane import LaneSummary
+from picoqmail.link import Link
+from picoqmail.relay import literal_addresses
+from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
+
+if TYPE_CHECKING:
+    from picoqmail.engine import Engine
+    from picoqmail.lane import Lane
+    from picoqmail.relay import Address, Endpoint
+    from picoqmail.smtp.transaction import Transaction
+
+FUTILE_LINKS_LIMIT = 3
+"""Links in a row that end in a fault without having served one message: the lane gives up."""
+
+PAUSE_LIMIT_SECONDS = 60.0
+"""Longer than this no link waits for its pace: the messages are for the next run."""
+
+PASSWORD_SECONDS = 75.0
+"""What a password command may take, on top of the lookup; the command has its own, lower limit."""
+
+
+class SourceFailedError(Exception):
+    """A source raised. Not to be taken for trouble with a relay; its cause ends the run."""
+
+
+class LaneRun:
+    """A lane at work: where in its list of relays and addresses it is, and its links."""
+
+    def __init__(self, engine: Engine, lane: Lane) -> None:
+        self.engine = engine
+        self.lane = lane
+        self.finished = False
+        self._waiting: deque[Transaction] = deque()
+        self._links: set[Link] = set()
+        self._limit = max(1, lane.concurrency)
+        self._endpoint = 0
+        self._address = 0
+        self._addresses: tuple[Address, ...] | None = None
+        self._asked: object | None = None
+        self._asked_until = 0.0
+        self._generation = 0
+        self._in_clear: set[int] = set()
+        self._futile = 0
+        self._grown = 1
+        self._exhausted = False
+        self._gave_up = False
+        self._reached = False
+        self._connected = False
+        self._pace = False
+        self._fault: RelayFault | None = None
+        self._relay = ""
+        self._answered = 0
+        self._opened = 0
+
+    # What links ask for.
+
+    def take(self, link: Link) -> Transaction | None:
+        """Return the next message for a link."""
+        conversation = link.conversation
+        conversation.pause = 0.0
+        if self.engine.stopping or self._gave_up:
+            return None
+        if self.lane.pace is not None:
+            wait = self.lane.pace()
+            if wait > 0:
+                if wait <= PAUSE_LIMIT_SECONDS:
+                    conversation.pause = wait
+                else:
+                    self._exhausted = True
+                return None
+        if self._waiting:
+            return self._waiting.popleft()
+        transaction = self._take()
+        self._exhausted = transaction is None
+        return transaction
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Hand a verdict to the source."""
+        self._answered += 1
+        try:
+            self.lane.source.done(transaction, verdict)
+        except Exception as error:
+            raise SourceFailedError from error
+
+    def _take(self) -> Transaction | None:
+        try:
+            return self.lane.source.take()
+        except Exception as error:
+            raise SourceFailedError from error
+
+    def link_connected(self, link: Link) -> None:
+        """Note that a relay answers the phone."""
+        self._connected = True
+        self.engine.on_event("connected", relay=link.relay, address=link.address.text)
+
+    def link_ready(self, link: Link) -> None:
+        """Note that a relay has let us in."""
+        self._relay = link.relay
+        if not self._reached:
+            self._reached = True
+            self.engine.on_event("relay_up", relay=link.relay, address=link.address.text)
+
+    def link_ended(self, link: Link, fault: RelayFault | None) -> None:
+        """Draw the conclusions from the end of a link, and go on."""
+        self._links.discard(link)
+        conversation = link.conversation
+        served = conversation.served
+        if served:
+            self._futile = 0
+        if conversation.pace_seen:
+            self._slow_down(link)
+        if fault is not None:
+            self._fault, self._relay = fault, link.relay
+            self.engine.on_event(
+                "relay_down",
+                relay=link.relay,
+                address=link.address.text,
+                stage=fault.stage,
+                text=fault.text,
+            )
+            if fault.pace:
+                self._slow_down(link)
+            if not served:
+                self._after_futile(link, fault)
+        self.go_on()
+
+    def _after_futile(self, link: Link, fault: RelayFault) -> None:
+        if fault.stage == "tls" and link.may_go_in_clear:
+            self._in_clear.add(self._endpoint)
+            return
+        if link.generation != self._generation:
+            return  # another link was there first: the lane has turned away already
+        if link.in_message:
+            self._futile += 1
+            last = self._is_last_address
+            if self._futile >= FUTILE_LINKS_LIMIT:
+                self._give_up_if(last=last)
+            elif not last:
+                self._turn_away()
+            return
+        if any(other.is_ready for other in self._links):
+            # It serves others of our links; it only does not want so many.
+            self._limit = max(1, len(self._links))
+            return
+        if self._is_last_address:
+            self._give_up_if(last=True)
+        else:
+            self._turn_away()
+
+    def _give_up_if(self, *, last: bool) -> None:
+        if last:
+            self._gave_up = True
+        else:
+            self._futile = 0
+            self._turn_away()
+
+    @property
+    def _is_last_address(self) -> bool:
+        last_address = self._addresses is None or self._address + 1 >= len(self._addresses)
+        return last_address and self._endpoint + 1 >= len(self.lane.endpoints)
+
+    def _turn_away(self) -> None:
+        """Use the next address, or the next relay, from now on."""
+        self._generation += 1
+        self._connected = False
+        self._address += 1
+        if self._addresses is None or self._address >= len(self._addresses):
+            self._address, self._addresses = 0, None
+            self._endpoint += 1
+
+    def _slow_down(self, link: Link) -> None:
+        if not self._pace:
+            self.engine.on_event("pace", relay=link.relay, address=link.address.text)
+        self._pace = True
+        self._limit = 1
+
+    # Opening links.
+
+    def go_on(self) -> None:
+        """Open a link if the lane has none and has work; see whether it is at its end."""
+        if self.finished or self._links or self._asked is not None:
+            return
+        while not self._links and self._asked is None:
+            if self._gave_up or not self._peek():
+                self._finish()
+                return
+            self._open()
+
+    def _peek(self) -> bool:
+        """Have a message at hand for a link that is not open yet."""
+        if self._waiting:
+            return not self.engine.stopping
+        if self.engine.stopping:
+            return False
+        if self._exhausted and self.lane.pace is not None and self.lane.pace() > 0:
+            return False
+        transaction = self._take()
+        if transaction is None:
+            self._exhausted = True
+            return False
+        self._waiting.append(transaction)
+        return True
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether another link would find work, as far as is known."""
+        if (
+            self.finished
+            or self._gave_up
+            or self._exhausted
+            or not (self._reached if self.lane.probe else self._connected)
+            or len(self._links) >= self._limit
+        ):
+            return False
+        return self.lane.pace is None
+
+    def grow(self) -> None:
+        """Open more links, twice as many each time, one for each message that waits."""
+        self._grown *= 2
+        for _ in range(min(self._grown, self._limit - len(self._links))):
+            if self._addresses is None or self.engine.stopping or self._gave_up:
+                return
+            transaction = self._take()
+            if transaction is None:
+                self._exhausted = True
+                return
+            self._waiting.append(transaction)
+            self._open()
+
+    def _open(self) -> None:
+        endpoint = self.lane.endpoints[self._endpoint]
+        if self._addresses is None:
+            literal = literal_addresses(endpoint.relay)
+            if literal is None or endpoint.credentials is not None:
+                self._ask(endpoint)
+                return
+            self._addresses = literal
+        link = Link(
+            self,
+            endpoint,
+            self._addresses[self._address],
+            self._generation,
+            in_clear=self._endpoint in self._in_clear,
+        )
+        self._opened += 1
+        self._links.add(link)
+        link.connect()
+
+    def _ask(self, endpoint: Endpoint) -> None:
+        self._asked = object()
+        limit = self.lane.timeout_connect
+        if endpoint.credentials is not None:
+            limit += PASSWORD_SECONDS
+        self._asked_until = self.engine.now + limit
+        self.engine.watch(self._asked_until)
+        self.engine.lookups.ask(self._asked, endpoint)
+
+    def take_lookup(self, key: object, answer: tuple[Address, ...] | OSError) -> None:
+        """Take the answer to a lookup, if it is ours."""
+        if key is not self._asked:
+            return
+        self._asked = None
+        if isinstance(answer, OSError):
+            self._lookup_failed(str(answer.strerror or answer))
+        elif not answer:
+            self._lookup_failed("it has no address")
+        else:
+            self._addresses = answer
+        self.go_on()
+
+    def check_lookup(self) -> None:
+        """See whether a lookup takes too long."""
+        if self._asked is None:
+            return
+        if self.engine.now < self._asked_until:
+            self.engine.watch(self._asked_until)
+            return
+        self._asked = None
+        self._lookup_failed("the lookup took too long")
+        self.go_on()
+
+    def _lookup_failed(self, why: str) -> None:
+        relay = str(self.lane.endpoints[self._endpoint].relay)
+        text = f"cannot look up {relay}: {why}"
+        self._fault, self._relay = RelayFault("lookup", text), relay
+        self.engine.on_event("relay_down", relay=relay, address="", stage="lookup", text=text)
+        if self._is_last_address:
+            self._gave_up = True
+        else:
+            self._turn_away()
+
+    def _finish(self) -> None:
+        """Give back what was taken and never offered to a relay."""
+        self.finished = True
+        fault = self._fault if self._gave_up else None
+        while self._waiting:
+            transaction = self._waiting.popleft()
+            untried = (UNTRIED,) * len(transaction.recipients)
+            verdict = Verdict(untried, fault, in_doubt=False, transcript=(), relay=self._relay)
+            self.done(transaction, verdict)
+
+    def summary(self) -> LaneSummary:
+        """Return how the lane ended."""
+        return LaneSummary(
+            name=self.lane.name,
+            reached=self._reached,
+            gave_up=self._gave_up,
+            fault=self._fault,
+            relay=self._relay,
+            answered=self._answered,
+            links=self._opened,
+            pace=self._pace,
+        )
