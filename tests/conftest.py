@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Server = TypeVar("Server")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the checkout: a Python started there (`-m picoqmail...`) would import its sources."""
+    with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
+        yield
+
+
 @pytest.fixture
 def rig() -> Iterator[Callable[[contextlib.AbstractContextManager[Server]], Server]]:
     """Start any relay or proxy of the rig, and stop it after the test: `rig(HostileRelay(...))`."""
