@@ -88,40 +88,44 @@ class Encoder:
         out: list[bytes] = []
         for line in lines.split(b"\n")[:-1]:
             self._in_header = self._in_header and bool(line)
-            piece, rest = self._cut(line)
-            while rest is not None:
-                out.append(self._stuff(piece))
-                piece, rest = self._cut(rest)
-            out.append(self._stuff(piece))
-        return b"\r\n".join(out) + b"\r\n"
+            out += self._pieces(line)
+        return b"".join(map(self._ended, out))
 
     def _shorten_carry(self) -> bytes:
-        out = b""
-        piece, rest = self._cut(self._carry)
-        while rest is not None:
-            out += self._stuff(piece) + b"\r\n"
-            piece, rest = self._cut(rest)
-        self._carry = piece
-        return out
+        *pieces, self._carry = self._pieces(self._carry)
+        return b"".join(map(self._ended, pieces))
 
-    def _stuff(self, line: bytes) -> bytes:
-        return b"." + line if self._stuffed and line[:1] == b"." else line
+    def _ended(self, line: bytes) -> bytes:
+        dot = b"." if self._stuffed and line[:1] == b"." else b""
+        return dot + line + b"\r\n"
 
-    def _cut(self, line: bytes) -> tuple[bytes, bytes | None]:
-        """Divide a line that is too long; the rest begins with a blank, and may be too long too."""
-        if len(line) <= LINE_LIMIT:
-            return line, None
+    def _pieces(self, line: bytes) -> list[bytes]:
+        """Divide one line into lines that are not too long; all but the first begin with a blank."""
+        pieces = []
+        position, lead = 0, b""
+        while len(lead) + len(line) - position > LINE_LIMIT:
+            # One octet more than fits: what it is decides where to cut.
+            window = lead + line[position : position + LINE_LIMIT + 1 - len(lead)]
+            at, next_lead = self._cut(window)
+            pieces.append(window[:at])
+            position += at - len(lead)
+            lead = next_lead
+        pieces.append(lead + line[position:])
+        return pieces
+
+    def _cut(self, window: bytes) -> tuple[int, bytes]:
+        """Return where to cut, and what the rest lacks at its beginning."""
         if self._in_header:
-            at = max(line.rfind(b" ", 1, LINE_LIMIT + 1), line.rfind(b"\t", 1, LINE_LIMIT + 1))
+            at = max(window.rfind(b" ", 1), window.rfind(b"\t", 1))
             # A line of nothing but blanks would be worse than a word cut in two.
-            if at > 0 and line[:at].strip(_BLANKS):
-                return line[:at], line[at:]
+            if at > 0 and window[:at].strip(_BLANKS):
+                return at, b""
         at = LINE_LIMIT
-        while line[at] & _CONTINUATION_MASK == _CONTINUATION and LINE_LIMIT - at < _UTF8_LONGEST:
+        while window[at] & _CONTINUATION_MASK == _CONTINUATION:
             at -= 1
-        if LINE_LIMIT - at >= _UTF8_LONGEST:  # no UTF-8 at all
-            at = LINE_LIMIT
-        return line[:at], b" " + line[at:]
+            if LINE_LIMIT - at >= _UTF8_LONGEST:  # no UTF-8 at all
+                return LINE_LIMIT, b" "
+        return at, b" "
 
 
 def encode_whole(message: bytes, *, stuffed: bool = True) -> bytes:
