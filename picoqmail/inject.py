@@ -23,13 +23,9 @@ from picoqmail.header import MessageReader, date_field, field_name, message_id_f
 from picoqmail.rewrite import (
     VERP_SUFFIX,
     Completion,
-    LocalNames,
-    SenderRules,
     UnparsableError,
-    admin_address,
     raw_address,
     reversed_tokens,
-    to_admin,
 )
 from picoqmail.tokens import (
     AT,
@@ -51,8 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from picoqmail.control import Value
     from picoqmail.handover import Handover
     from picoqmail.home import Home
+    from picoqmail.mapping import LocalNames, SenderRules
     from picoqmail.tokens import Rewrite, Token
 
 FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
@@ -201,7 +199,7 @@ class Identity:
 class Settings:
     """The control files that injection looks at, with the variables that override them."""
 
-    __slots__ = ("admin", "completion", "id_host", "local", "rules")
+    __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
 
     def __init__(self, home: Home, environ: Mapping[bytes, bytes]) -> None:
         """Read them. Raises ConfigurationError, UnparsableError."""
@@ -211,22 +209,41 @@ class Settings:
             )
         control = Control(home.control)
         me = _qmail_value(control, "me")
-        domain, host, plus, id_host = (
+        domain, host, plus, self.id_host = (
             _override(control, environ, name, me)
             for name in ("defaultdomain", "defaulthost", "plusdomain", "idhost")
         )
-        self.id_host = id_host
         self.completion = Completion(host, domain, plus)
-        self.local = LocalNames(self._own_hosts(me))
-        self.rules = SenderRules(control.read("rewritefrom"), self.local)
-        self.admin = admin_address(control.read("adminaddr"))
+        self._local: LocalNames | None = None
+        self._rules: SenderRules | None = None
+        self._admin = b""
+        rules, admin = control.read("rewritefrom"), control.read("adminaddr")
+        if rules or admin:
+            self._read_mappings(rules, admin, me or b"")
 
-    def _own_hosts(self, me: bytes | None) -> list[bytes]:
-        """Return the hosts whose users are ours: me, defaulthost, localhost, also completed."""
-        hosts = [me or b"", b"localhost"]
+    def _read_mappings(self, rules: Value | None, admin: Value | None, me: bytes) -> None:
+        # Not for every mail: a module costs start-up time even when it is not used.
+        from picoqmail.mapping import LocalNames, SenderRules, admin_address  # noqa: PLC0415
+
+        hosts = [me, b"localhost"]
         for user in (b"x", b"x@localhost"):
             hosts.append(self.completion.complete_raw(user).rpartition(b"@")[2])
-        return hosts
+        self._local = local = LocalNames(hosts)
+        if rules:
+            self._rules = SenderRules(rules, local)
+        self._admin = admin_address(admin)
+
+    def author(self, address: bytes) -> bytes:
+        """Return what rewritefrom makes of a sender or author."""
+        return self._rules.apply(address) if self._rules else address
+
+    def recipients(self, addresses: list[bytes]) -> list[bytes]:
+        """Return what adminaddr makes of the recipients."""
+        if not self._admin or not self._local:
+            return addresses
+        from picoqmail.mapping import to_admin  # noqa: PLC0415 - as above
+
+        return to_admin(addresses, self._admin, self._local)
 
 
 def _qmail_value(control: Control, name: str) -> bytes | None:
@@ -352,11 +369,10 @@ class Injection:
 
     def _author(self, address: list[Token]) -> None:
         self._complete(address)
-        if self._settings.rules:
-            raw = raw_address(address)
-            mapped = self._settings.rules.apply(raw)
-            if mapped != raw:
-                address[:] = reversed_tokens(quote_address(mapped), "rewritefrom")
+        raw = raw_address(address)
+        mapped = self._settings.author(raw)
+        if mapped != raw:
+            address[:] = reversed_tokens(quote_address(mapped), "rewritefrom")
 
     def _return_path(self, address: list[Token]) -> None:
         self._complete(address)
@@ -430,15 +446,11 @@ class Injection:
                 suffix += b"-"
             self._made(self._identity.return_path_field(suffix), self._return_path)
         # An address ends at a NUL, where it does for every program that speaks C.
-        self.sender = _until_nul(self._settings.rules.apply(self.sender or b""))
+        self.sender = _until_nul(self._settings.author(self.sender or b""))
         if self._request.recipients_from != FROM_ARGUMENTS:
             found = self._from_resent if self.is_resent else self._from_header
             self.recipients += found
-        self.recipients = [_until_nul(one) for one in self.recipients]
-        if self._settings.admin:
-            self.recipients = to_admin(
-                self.recipients, self._settings.admin, self._settings.local
-            )
+        self.recipients = self._settings.recipients([_until_nul(one) for one in self.recipients])
 
     def warnings(self) -> list[str]:
         """Return what the caller should know although the message is accepted."""
