@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 import installation
+from rig.exim import Exim
 from rig.hostile import HostileRelay
+from rig.opensmtpd import OpenSMTPD
 from rig.postfix import Postfix
 from rig.recording import RecordingRelay
 from rig.sink import Sink
@@ -60,6 +62,20 @@ def sink() -> Iterator[Sink]:
 def postfix() -> Iterator[Postfix]:
     """A private Postfix, one for the session, for it takes seconds: tell your mails by address."""
     with Postfix() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def exim() -> Iterator[Exim]:
+    """A private Exim, one for the session."""
+    with Exim() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def opensmtpd() -> Iterator[OpenSMTPD]:
+    """A private OpenSMTPD, one for the session."""
+    with OpenSMTPD() as server:
         yield server
 
 

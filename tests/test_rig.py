@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import smtplib
 import socket
+import ssl
 import time
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,18 @@ import pytest
 
 from rig import faults
 from rig.hostile import EVERYTHING, HostileRelay
+from rig.opensmtpd import OpenSMTPD
 from rig.proxy import SlowLine
 from rig.recording import RecordingRelay
 from rig.sink import Sink
+from rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from rig.postfix import Postfix
+    from rig.exim import Exim
+    from rig.received import Received
 
 MAIL = b"Subject: a dot\n\n.leading\n..two\nlast\n"
 
@@ -278,9 +282,51 @@ def test_smtp_sink_refuses_what_it_is_told_to(rig: Callable[[Any], Any]) -> None
     assert 450 == refused.value.recipients["b@example.net"][0]
 
 
-def test_postfix_delivers_the_bytes_that_it_was_given(postfix: Postfix) -> None:
-    """What lies in the Maildir, less the fields that Postfix put in front, is what was sent."""
-    send(postfix.port, "one@rig.example", "two@rig.example")
-    mine = [message for message in postfix.wait_for(2) if "rig.example" in message.recipients[0]]
-    assert {("one@rig.example",), ("two@rig.example",)} == {each.recipients for each in mine}
-    assert [MAIL, MAIL] == [message.unix for message in mine]
+@pytest.mark.parametrize("name", ["postfix", "exim", "opensmtpd"])
+def test_servers_deliver_the_bytes_that_they_were_given(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    """What lies in the Maildir, less the fields that the server put in front, is what was sent."""
+    server = request.getfixturevalue(name)
+    mail = (
+        b"Received: from elsewhere\n\tby here\nDate: Thu, 01 Jan 2026 00:00:00 +0000\n"
+        b"Message-ID: <1@rig.example>\nFrom: a@example.org\n" + MAIL
+    )
+    send(server.port, "one@rig.example", "two@rig.example", mail=mail)
+
+    def mine() -> list[Received]:
+        return [each for each in server.messages if "@rig.example" in each.recipients[0]]
+
+    wait_until(lambda: len(mine()) == 2, "two deliveries")
+    assert {("one@rig.example",), ("two@rig.example",)} == {each.recipients for each in mine()}
+    assert {"a@example.org"} == {each.sender for each in mine()}
+    assert [mail, mail] == [each.unix for each in mine()]
+
+
+@pytest.mark.parametrize("name", ["postfix", "exim"])
+def test_servers_show_the_rig_s_certificate(request: pytest.FixtureRequest, name: str) -> None:
+    """STARTTLS of a real server is valid for a client that trusts the rig's authority."""
+    server = request.getfixturevalue(name)
+    with smtplib.SMTP("localhost", server.port, timeout=10) as client:
+        client.starttls(context=server.certificate.client_context())
+        client.sendmail("a@example.org", ["tls@tls.example"], MAIL.decode())
+    wait_until(lambda: any("tls@tls.example" in m.recipients for m in server.messages), "a mail")
+    assert [True] == [m.tls for m in server.messages if "tls@tls.example" in m.recipients]
+
+
+def test_exim_knows_ann_and_nobody_else(exim: Exim) -> None:
+    """AUTH with the right password succeeds, with a wrong one it is refused with 535."""
+    with smtplib.SMTP("localhost", exim.port, timeout=10) as client:
+        with pytest.raises(smtplib.SMTPAuthenticationError) as refused:
+            client.login("ann", "wrong")
+        client.login("ann", "secret")
+    assert 535 == refused.value.smtp_code
+
+
+def test_opensmtpd_can_offer_a_tls_that_fails(rig: Callable[[Any], Any]) -> None:
+    """STARTTLS is announced, and the handshake ends with an alert of the server's."""
+    server = rig(OpenSMTPD(broken_tls=True))
+    client = smtplib.SMTP("localhost", server.port, timeout=10)
+    with pytest.raises(ssl.SSLError):
+        client.starttls(context=server.certificate.client_context())
+    client.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import ssl
 import tempfile
 from typing import TYPE_CHECKING
@@ -54,7 +56,9 @@ class Certificate:
     @classmethod
     def make(cls, *names: str) -> Self:
         """Issue one for these names (default: localhost and 127.0.0.1) in a new directory."""
-        return cls(tempfile.mkdtemp(prefix="rig-tls-"), names or ("localhost", "127.0.0.1"))
+        directory = tempfile.mkdtemp(prefix="rig-tls-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        return cls(directory, names or ("localhost", "127.0.0.1"))
 
     def server_context(self) -> ssl.SSLContext:
         """Return a context for a server that shows this certificate."""

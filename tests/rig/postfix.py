@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from rig import certificates, maildir
-from rig.programs import Daemon, find, missing
+from rig.programs import Daemon, discard, find, missing
 from rig.waiting import answers, free_port, wait_until
 
 if TYPE_CHECKING:
@@ -131,3 +131,4 @@ class Postfix:
 
     def __exit__(self, *_: object) -> None:
         self._daemon.__exit__()
+        discard(self.directory)

@@ -41,6 +41,13 @@ def find(program: str, package: str) -> str:
     return path
 
 
+def discard(directory: str) -> None:
+    """Remove a directory of the rig, unless PICOQMAIL_RIG_KEEP is set, to look into it."""
+    if not os.environ.get("PICOQMAIL_RIG_KEEP"):
+        # What a server that was just stopped is still removing may be gone before us.
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 class Daemon:
     """A server that runs in the foreground as our child; a context manager.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from rig.programs import Daemon, find
+from rig.programs import Daemon, discard, find
 from rig.received import Received
 from rig.waiting import answers, free_port, wait_until
 
@@ -81,6 +81,7 @@ class Sink:
 
     def __exit__(self, *_: object) -> None:
         self._daemon.__exit__()
+        discard(self.directory)
 
 
 def _received(path: str) -> Received:

@@ -1,0 +1,135 @@
+"""Exim in a root of its own: AUTH, STARTTLS, CHUNKING; delivers every address into one Maildir."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from rig import certificates, maildir
+from rig.private_root import PrivateRoot
+from rig.programs import Daemon, discard
+from rig.waiting import answers, free_port, wait_until
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from rig.received import Received
+
+CONFIGURATION = """\
+primary_hostname = exim.rig
+local_interfaces = 127.0.0.1
+log_file_path = /var/log/exim4/%slog
+keep_environment =
+rfc1413_query_timeout = 0s
+smtp_accept_max = 200
+message_size_limit = 50M
+tls_advertise_hosts = *
+tls_certificate = /etc/exim4/chain.pem
+tls_privatekey = /etc/exim4/key.pem
+auth_advertise_hosts = *
+chunking_advertise_hosts = *
+dsn_advertise_hosts = *
+acl_smtp_rcpt = rcpt
+acl_smtp_data = data
+never_users =
+{settings}
+
+begin acl
+rcpt:
+{rcpt}
+  accept
+data:
+{data}
+  accept
+
+begin routers
+everybody:
+  driver = accept
+  transport = inbox
+
+begin transports
+inbox:
+  driver = appendfile
+  directory = /mail/inbox
+  maildir_format
+  create_directory
+  delivery_date_add
+  envelope_to_add
+  return_path_add
+  user = vmail
+
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_prompts = :
+  server_condition = ${{if and{{{{eq{{$auth2}}{{ann}}}}{{eq{{$auth3}}{{secret}}}}}}}}
+  server_set_id = $auth2
+login:
+  driver = plaintext
+  public_name = LOGIN
+  server_prompts = Username:: : Password::
+  server_condition = ${{if and{{{{eq{{$auth1}}{{ann}}}}{{eq{{$auth2}}{{secret}}}}}}}}
+  server_set_id = $auth1
+"""
+
+
+class Exim:
+    """Exim on a free port of 127.0.0.1; AUTH PLAIN and LOGIN know ann, whose password is secret.
+
+    `rcpt` and `data` are statements of Exim's ACL language put before the final accept, as
+    `deny condition = ${if eq{$local_part}{no}}`, and `settings` are main options.
+    """
+
+    def __init__(self, *, rcpt: str = "", data: str = "", settings: str = "") -> None:
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.certificate = certificates.default()
+        root = self._root = PrivateRoot(
+            "exim",
+            ["exim4-base", "exim4-daemon-light"],
+            ["Debian-exim", "vmail", "mail", "nobody"],
+            ["/usr/sbin/exim4"],
+        )
+        root.write(
+            "etc/exim4/exim4.conf",
+            CONFIGURATION.format(rcpt=rcpt, data=data, settings=settings),
+        )
+        for name, path in (("chain", self.certificate.chain), ("key", self.certificate.key)):
+            target = root.inside(f"etc/exim4/{name}.pem")
+            shutil.copy(path, target)
+            os.chown(target, root.uids["Debian-exim"], root.uids["Debian-exim"])
+        for directory in ("var/spool/exim4", "var/log/exim4", "run/exim4"):
+            root.own(directory, "Debian-exim", 0o750)
+        root.own("mail", "vmail")
+        self.log = root.inside("var/log/exim4/mainlog")
+        self._inbox = root.inside("mail/inbox")
+        self._daemon = Daemon(
+            root.command("/usr/sbin/exim4", "-bdf", "-oX", str(self.port)),
+            lambda: answers(self.port),
+            root.inside("output"),
+        )
+
+    @property
+    def address(self) -> str:
+        """What goes into `relayip`: host:port."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def messages(self) -> list[Received]:
+        """What was delivered, one for each recipient, without the fields that Exim added."""
+        return maildir.messages(self._inbox)
+
+    def wait_for(self, count: int, seconds: float = 15) -> list[Received]:
+        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
+        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
+        return self.messages
+
+    def __enter__(self) -> Self:
+        self._daemon.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._daemon.__exit__()
+        discard(self._root.path)

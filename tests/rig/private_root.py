@@ -1,0 +1,140 @@
+"""A directory that serves as the root of a mail server that cannot be installed here.
+
+Debian's mail servers exclude each other as packages, and each has its own users and compiled-in
+paths. So the packages are unpacked, not installed, into a root of their own, with the libraries of
+this machine and a passwd file that has the users; chroot(8) does the rest.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING
+
+from rig.programs import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DOWNLOAD_SECONDS = 120
+# Ids that nothing on the machine has, so that no process of somebody else may look inside.
+FIRST_ID = 64700
+DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
+
+
+def cache() -> str:
+    """Return the directory of the downloaded packages, made if need be."""
+    path = os.environ.get("PICOQMAIL_RIG_CACHE") or os.path.expanduser("~/.cache/picoqmail-rig")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def download(package: str) -> str:
+    """Return the path of a Debian package, fetched once by apt-get."""
+    pattern = os.path.join(cache(), f"{package}_*.deb")
+    if not glob.glob(pattern):
+        try:
+            ran = subprocess.run(
+                ["apt-get", "-qq", "download", package],
+                cwd=cache(),
+                capture_output=True,
+                text=True,
+                timeout=DOWNLOAD_SECONDS,
+                check=False,
+            )
+            said = ran.stderr
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            said = str(exc)
+        if not glob.glob(pattern):
+            missing(f"cannot get Debian's {package} (apt-get update first?): {said}")
+    return max(glob.glob(pattern))
+
+
+class PrivateRoot:
+    """Unpacks `packages` into a new root and makes `users` (with uids of their own) known there.
+
+    `programs` are files of the packages or of this machine (`/bin/sh`) whose libraries are needed.
+    """
+
+    def __init__(
+        self, name: str, packages: Sequence[str], users: Sequence[str], programs: Sequence[str]
+    ) -> None:
+        if os.getuid() != 0:
+            missing(f"{name} needs a root directory of its own, and only root may chroot")
+        self.path = tempfile.mkdtemp(prefix=f"rig-{name}-")
+        os.chmod(self.path, 0o755)  # noqa: S103 - the server's own users must get in
+        for package in packages:
+            archive = download(package)
+            subprocess.run(["dpkg", "-x", archive, self.path], check=True, timeout=60)
+        for directory in ("dev", "etc", "proc", "run", "tmp", "mail", "var/empty", "bin"):
+            os.makedirs(self.inside(directory), exist_ok=True)
+        if not os.path.lexists(self.inside("var/run")):
+            os.symlink("/run", self.inside("var/run"))
+        os.chmod(self.inside("tmp"), stat.S_ISVTX | 0o777)  # noqa: S103 - it is a /tmp
+        self._make_devices()
+        self.uids = {user: FIRST_ID + index for index, user in enumerate(users)}
+        self._write_users()
+        for program in programs:
+            self._give_libraries(program)
+
+    def inside(self, path: str) -> str:
+        """Return where a path of the private root lies in the real one."""
+        return os.path.join(self.path, path.lstrip("/"))
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file of the private root, with its directories."""
+        os.makedirs(os.path.dirname(self.inside(path)), exist_ok=True)
+        with open(self.inside(path), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(self.inside(path), mode)
+
+    def own(self, path: str, user: str, mode: int = 0o755) -> None:
+        """Make a directory of the private root that belongs to that user."""
+        os.makedirs(self.inside(path), exist_ok=True)
+        os.chown(self.inside(path), self.uids[user], self.uids[user])
+        os.chmod(self.inside(path), mode)
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command that runs argv inside."""
+        return ["chroot", self.path, *argv]
+
+    def _make_devices(self) -> None:
+        for name, numbers in DEVICES.items():
+            path = self.inside(f"dev/{name}")
+            try:
+                os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(*numbers))
+            except PermissionError:
+                missing(f"{path} cannot be made: this container has no CAP_MKNOD")
+            os.chmod(path, 0o666)  # noqa: S103 - as in any /dev
+
+    def _write_users(self) -> None:
+        accounts = {"root": 0, **self.uids}
+        self.write(
+            "etc/passwd",
+            "".join(f"{user}:x:{n}:{n}::/mail:/bin/sh\n" for user, n in accounts.items()),
+        )
+        self.write("etc/group", "".join(f"{user}:x:{n}:\n" for user, n in accounts.items()))
+        self.write("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n")
+        self.write("etc/hosts", "127.0.0.1 localhost\n")
+        self.write("etc/resolv.conf", "")
+
+    def _give_libraries(self, program: str) -> None:
+        path = self.inside(program)
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            shutil.copy2(program, path)
+        said = subprocess.run(
+            ["ldd", path], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        if "not found" in said:
+            missing(f"{program} lacks libraries, see .ci/run for their packages: {said}")
+        for library in re.findall(r"(/\S+) \(0x", said):
+            target = self.inside(library)
+            if not os.path.exists(target):
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copy2(library, target)
