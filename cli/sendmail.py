@@ -9,6 +9,7 @@ import os
 import sys
 
 from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, run, say
+
 from picoqmail.flags import UsageError
 from picoqmail.inject import read_stdin
 from picoqmail.sendmail import (
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if found.mode == RUN_QUEUE:
         return _run_queue()
     if found.mode == SUBMISSION:
-        from picoqmail.submission import serve_stdin  # noqa: PLC0415 - not for every mail
+        from picoqmail.submission import serve_stdin
 
         return serve_stdin(environ)
     found.adjust(environ)
@@ -48,16 +49,19 @@ def main(arguments: list[str]) -> int:
 
 def _list() -> int:
     """Print what waits, as `picoqmail list` does."""
-    from picoqmail.cli.main import main as administer  # noqa: PLC0415 - argparse and more
+    from picoqmail.cli.main import main as administer
 
-    return ACCEPTED if administer(["list"]) == ACCEPTED else TEMPORARY
+    status: int = administer(["list"])
+    return TEMPORARY if status else ACCEPTED
 
 
 def _run_queue() -> int:
     """Send what waits and what is due; deferred again is no failure of -q."""
-    from picoqmail.cli.cron import main as cron  # noqa: PLC0415 - not for every mail
-    from picoqmail.cli.send import main as send  # noqa: PLC0415
-    from picoqmail.errors import EX_CONFIG  # noqa: PLC0415
+    from picoqmail.cli.cron import main as cron
+    from picoqmail.cli.send import main as send
 
-    sent = send([])
-    return TEMPORARY if EX_CONFIG in (sent, cron([])) else ACCEPTED
+    from picoqmail.errors import EX_CONFIG
+
+    sent: int = send([])
+    due: int = cron([])
+    return TEMPORARY if EX_CONFIG in (sent, due) else ACCEPTED

@@ -161,11 +161,9 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     )
 
 
-def _queue_program(
-    program: bytes, home: Home, sender: bytes, recipients: list[bytes]
-) -> Handover:
+def _queue_program(program: bytes, home: Home, sender: bytes, recipients: list[bytes]) -> Handover:
     # Not for every mail: a module costs start-up time even when it is not used.
-    from picoqmail.queue_program import QueueProgram  # noqa: PLC0415
+    from picoqmail.queue_program import QueueProgram
 
     return QueueProgram(program, home.root, sender, recipients)
 

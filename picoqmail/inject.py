@@ -223,11 +223,10 @@ class Settings:
 
     def _read_mappings(self, rules: Value | None, admin: Value | None, me: bytes) -> None:
         # Not for every mail: a module costs start-up time even when it is not used.
-        from picoqmail.mapping import LocalNames, SenderRules, admin_address  # noqa: PLC0415
+        from picoqmail.mapping import LocalNames, SenderRules, admin_address
 
-        hosts = [me, b"localhost"]
-        for user in (b"x", b"x@localhost"):
-            hosts.append(self.completion.complete_raw(user).rpartition(b"@")[2])
+        examples = [self.completion.complete_raw(one) for one in (b"x", b"x@localhost")]
+        hosts = [me, b"localhost", *(one.rpartition(b"@")[2] for one in examples)]
         self._local = local = LocalNames(hosts)
         if rules:
             self._rules = SenderRules(rules, local)
@@ -241,7 +240,7 @@ class Settings:
         """Return what adminaddr makes of the recipients."""
         if not self._admin or not self._local:
             return addresses
-        from picoqmail.mapping import to_admin  # noqa: PLC0415 - as above
+        from picoqmail.mapping import to_admin
 
         return to_admin(addresses, self._admin, self._local)
 
@@ -525,7 +524,8 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
 
     Returns only when somebody else is responsible for the message, durably. Memory: the header,
     and one buffer of the body. `now` are Unix seconds; `warn` gets one text at a time; `leaving`:
-    this process does nothing else afterwards. Raises PicoqmailError, after which nothing was accepted; OSError if printing fails.
+    this process does nothing else afterwards. Raises PicoqmailError, after which nothing was
+    accepted; OSError if printing fails.
     """
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = Settings(home, environ)

@@ -125,7 +125,7 @@ def understand(name: bytes, words: list[bytes]) -> Invocation:
 
 def _with_long_names(words: list[bytes]) -> list[bytes]:
     """Replace the known long names before the first word that is no flag."""
-    found = []
+    found: list[bytes] = []
     for index, word in enumerate(words):
         if word[:1] != b"-" or word == b"--":
             return found + words[index:]
@@ -135,7 +135,7 @@ def _with_long_names(words: list[bytes]) -> list[bytes]:
     return found
 
 
-def _apply(found: Invocation, letter: bytes, argument: bytes) -> None:  # noqa: C901, PLR0912
+def _apply(found: Invocation, letter: bytes, argument: bytes) -> None:
     """Do what one flag asks; those that are not here are taken and ignored."""
     request = found.request
     if letter == b"t":
@@ -187,9 +187,8 @@ def _delivery_notice(letter: bytes, argument: str) -> tuple[str, str]:
             return "ret", upper
         wanted = "full or hdrs"
     else:
-        if argument.isascii() and argument.isprintable() and 0 < len(argument) <= (
-            _LONGEST_ENVELOPE_ID
-        ):
+        short = 0 < len(argument) <= _LONGEST_ENVELOPE_ID
+        if short and argument.isascii() and argument.isprintable():
             return "envid", argument
         wanted = f"1 to {_LONGEST_ENVELOPE_ID} printable ASCII characters"
     text = f"-{letter.decode()} {argument!a}: {wanted} is wanted"

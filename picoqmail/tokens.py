@@ -63,9 +63,7 @@ _ATOM_PLAIN = bytes(byte for byte in range(32, 127) if byte not in b")]\\")
 # The bytes that get a backslash when a word or a comment is written.
 _ESCAPED = b'"[]()\\\r\n'
 _BOX_ESCAPED = b'\r\n"\\'
-_BOX_PLAIN = (
-    b"!#$%&'*+-./0123456789=?ABCDEFGHIJKLMNOPQRSTUVWXYZ^_`abcdefghijklmnopqrstuvwxyz{|}~"
-)
+_BOX_PLAIN = b"!#$%&'*+-./0123456789=?ABCDEFGHIJKLMNOPQRSTUVWXYZ^_`abcdefghijklmnopqrstuvwxyz{|}~"
 
 
 def _enclosed(data: bytes, marks: bytes, position: int, opening: int) -> tuple[bytes, int]:
