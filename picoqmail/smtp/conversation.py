@@ -562,10 +562,12 @@ class Conversation:
         run, following = self._current, self._following
         self._current = self._following = None
         if run is not None:
-            # A 421 in the place of the final answer is an answer: it was not taken.
-            answered = fault.stage == "final-dot" and fault.reply is not None
-            unanswered = run.has_unanswered and not (answered and not self.options.is_lmtp)
-            in_doubt = 0 <= run.dot_at <= self.sent and unanswered
+            # A 421 in the place of a final answer is one: this message was not taken.
+            reply = fault.reply if fault.stage == "final-dot" else None
+            answered = 1 if reply is not None and reply.code >= 400 else 0
+            if answered and not self.options.is_lmtp:
+                answered = len(run.results)
+            in_doubt = 0 <= run.dot_at <= self.sent and run.unanswered > answered
             run.note_fault(fault)
             self._source.done(run.transaction, run.verdict(self.relay, fault, in_doubt=in_doubt))
         if following is not None:

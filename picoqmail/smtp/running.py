@@ -123,9 +123,9 @@ class Running:
         return Verdict(tuple(self.results), fault, in_doubt, tuple(self.transcript), relay)
 
     @property
-    def has_unanswered(self) -> bool:
-        """Whether some recipient still lacks a final answer."""
-        return any(result is UNTRIED for result in self.results)
+    def unanswered(self) -> int:
+        """How many recipients still lack a final answer."""
+        return sum(result is UNTRIED for result in self.results)
 
     def _prepare(self, offer: Capabilities, *, stuffed: bool) -> None:
         """Check what this relay can take, then word the commands."""

@@ -100,7 +100,7 @@ class Encoder:
         return dot + line + b"\r\n"
 
     def _pieces(self, line: bytes) -> list[bytes]:
-        """Divide one line into lines that are not too long; all but the first begin with a blank."""
+        """Divide a line into lines that are not too long; all but the first begin with a blank."""
         pieces = []
         position, lead = 0, b""
         while len(lead) + len(line) - position > LINE_LIMIT:
