@@ -64,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unix-lines", action="store_true", help="keep mail with LF, as mail readers want it"
     )
+    parser.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="end when standard input, a pipe or a terminal, ends, too",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from picoqmail import sink
     except ModuleNotFoundError as error:
-        if error.name != "aiosmtpd":
+        if (error.name or "").partition(".")[0] != "aiosmtpd":
             raise
         print(
             "picoqmail sink: needs aiosmtpd, which is not installed; install the extra demo: "
@@ -103,6 +108,7 @@ async def _serve(
         arguments.host,
         arguments.port,
         lambda port: tell.listening(arguments.host, port, maildir.path),
+        until_end_of=sys.stdin.fileno() if arguments.until_eof else None,
     )
     tell.stopped(server.mails)
 

@@ -23,8 +23,8 @@ from attrs import Factory, field, frozen
 from picoqmail import setting_values
 from picoqmail.control import MINIVARS, Control
 from picoqmail.errors import ConfigurationError
-from picoqmail.relay_password import RelayPassword
 from picoqmail.mapping import LocalNames, SenderRules, admin_address
+from picoqmail.relay_password import RelayPassword
 from picoqmail.setting_values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
 from picoqmail.smtp.relay_address import RelayAddressError

@@ -181,9 +181,12 @@ class Sink:
         host: str,
         port: int,
         on_listening: Callable[[int], None],
+        *,
+        until_end_of: int | None = None,
     ) -> None:
         """Serve until told to stop; `on_listening` is told the port, chosen by the kernel for 0.
 
+        The end of the descriptor `until_end_of`, a pipe or terminal, tells it to stop, too.
         Raises ValueError for a host that is not a loopback address, OSError for a port in use.
         """
         if not ipaddress.ip_address(host).is_loopback:
@@ -191,6 +194,8 @@ class Sink:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stop)
+        if until_end_of is not None:
+            loop.add_reader(until_end_of, self._at_end_of, until_end_of)
         server = await loop.create_server(self._connection, host, port)
         try:
             on_listening(server.sockets[0].getsockname()[1])
@@ -204,6 +209,11 @@ class Sink:
     def stop(self) -> None:
         """End `serve`; open connections are closed."""
         self._stopping.set()
+
+    def _at_end_of(self, descriptor: int) -> None:
+        if not os.read(descriptor, 4096):
+            asyncio.get_running_loop().remove_reader(descriptor)
+            self.stop()
 
     def _connection(self) -> SMTP:
         return _Connection(

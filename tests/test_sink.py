@@ -205,6 +205,37 @@ def test_ends_cleanly(start: Callable[..., Running], number: signal.Signals) -> 
         assert running.stop(number) == (0, b"")
 
 
+def test_ends_with_its_standard_input(tmp_path: Path) -> None:
+    """With --until-eof it ends when whoever started it does, however that ends."""
+    command = [sys.executable, "-m", "picoqmail.cli.main", "sink", "--until-eof"]
+    done = subprocess.run(
+        [*command, "--maildir", str(tmp_path / "maildir")],
+        input=b"some words do not end it\n",
+        capture_output=True,
+        check=False,
+        timeout=WAIT_SECONDS,
+    )
+    assert done.returncode == 0
+    assert done.stdout.endswith(b"stopped; 0 mails kept\n")
+
+
+def test_without_the_extra() -> None:
+    """Without aiosmtpd the sink says what to install."""
+    code = (
+        "import sys; sys.modules['aiosmtpd'] = None\n"
+        "from picoqmail.cli.main import main; sys.exit(main(['sink']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_SECONDS,
+    )
+    assert done.returncode == 69
+    assert "pip install 'picoqmail[demo]'" in done.stderr
+
+
 def test_disk_that_fails(start: Callable[..., Running], tmp_path: Path) -> None:
     """What cannot be kept is not taken: 451, and the client still has it."""
     running = start()
