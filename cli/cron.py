@@ -6,7 +6,7 @@ the messages: that is in the log. Exit code 78 where a setting is wrong (sysexit
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 import time
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         print(usage, file=sys.stdout if asked else sys.stderr)  # noqa: T201
         return 0 if asked else EX_USAGE
     try:
-        os.umask(0o077)
+        posix.umask(0o077)
         home = locate()
         control.host_name(control.Control(home.control))
         lock = _take_turn(home)

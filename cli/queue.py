@@ -7,7 +7,7 @@ protocol of notqmail: a letter, D for permanent or Z for temporary, and one line
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from picoqmail import launch
@@ -21,7 +21,7 @@ from picoqmail.errors import (
     InputError,
     PicoqmailError,
 )
-from picoqmail.home import is_privileged, locate
+from picoqmail.home import environment, exists, is_privileged, locate
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.limits import read_limits
 
@@ -44,11 +44,11 @@ def main(argv: list[str]) -> int:
     privileged = is_privileged()
     home = locate(privileged=privileged)
     try:
-        os.umask(0o077)
+        posix.umask(0o077)
         _limit_time()
         accepted = _receive(home)
     except PicoqmailError as exc:
-        status = exc.qmail_status if os.path.isdir(home.root) else QUEUE_HOME
+        status = exc.qmail_status if exists(home.root) else QUEUE_HOME
         return _complain(explain_to, status, str(exc))
     except MemoryError:
         return _complain(explain_to, QUEUE_NO_MEMORY, "out of memory; try again later")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         return _complain(explain_to, QUEUE_TIMEOUT, "the message took over 24 hours to arrive")
     except Exception as exc:  # noqa: BLE001 - a bug is told with its own code, never as a yes
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
-    if accepted and (privileged or os.environ.get("PICOQMAIL_SEND") != "off"):
+    if accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
         launch.start_sender(home, time.time(), leaving=True)
     return 0
 
@@ -68,21 +68,21 @@ def _settle_descriptors() -> int:
     """
     for standard in (MESSAGE, ENVELOPE, COMPLAINT):
         try:
-            os.fstat(standard)
+            posix.fstat(standard)
         except OSError:
             # A directory cannot be read, so a closed 0 or 1 is still told as unreadable.
-            _put_at(standard, os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+            _put_at(standard, posix.open("/", posix.O_RDONLY | posix.O_CLOEXEC))
     try:
         # A pipe: S_IFIFO is the stat module's 0o010000.
-        return EXPLANATION if os.fstat(EXPLANATION).st_mode & 0o170000 == 0o010000 else -1
+        return EXPLANATION if posix.fstat(EXPLANATION).st_mode & 0o170000 == 0o010000 else -1
     except OSError:
         return -1
 
 
 def _put_at(number: int, descriptor: int) -> None:
     if descriptor != number:
-        os.dup2(descriptor, number, inheritable=False)
-        os.close(descriptor)
+        posix.dup2(descriptor, number, inheritable=False)
+        posix.close(descriptor)
 
 
 def _limit_time() -> None:
@@ -99,7 +99,7 @@ def _limit_time() -> None:
 def _receive(home: Home) -> bool:
     """Read message and envelope and make them durable; False if there is no recipient."""
     incoming = Incoming(
-        home.spool, read_limits(home), program="picoqmail-queue", uid=os.getuid(), pid=os.getpid()
+        home.spool, read_limits(home), program="picoqmail-queue", uid=posix.getuid(), pid=posix.getpid()
     )
     try:
         while block := _read(MESSAGE, "message"):
@@ -123,7 +123,7 @@ def _receive(home: Home) -> bool:
 
 def _read(descriptor: int, name: str) -> bytes:
     try:
-        return os.read(descriptor, BLOCK_OCTETS)
+        return posix.read(descriptor, BLOCK_OCTETS)
     except OSError as exc:
         raise InputError(
             exc.errno, f"the {name} on descriptor {descriptor} cannot be read: {exc.strerror}"
@@ -143,7 +143,7 @@ def _complain(explain_to: int, status: int, text: str) -> int:
 
 def _say(descriptor: int, data: bytes) -> bool:
     try:
-        os.write(descriptor, data)
+        posix.write(descriptor, data)
     except OSError:
         # Nobody listens; the exit code says it too.
         return False

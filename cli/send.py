@@ -7,7 +7,7 @@ something failed for good, 66 no such message, 78 configuration.
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
 from picoqmail import control, launch
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Run the program; returns the exit code."""
     inherited = _take_inherited(argv)
     try:
-        os.umask(0o077)
+        posix.umask(0o077)
         names = [word for word in argv if not word.startswith(_LOCK_OPTION)]
         if any(word.startswith("-") for word in names):
             asked = names[0] in ("--help", "-h")
@@ -64,10 +64,10 @@ def _take_inherited(argv: list[str]) -> int:
     lock = -1
     if argv and argv[0] == f"{_LOCK_OPTION}{launch.LOCK_DESCRIPTOR}":
         lock = launch.LOCK_DESCRIPTOR
-        os.set_inheritable(lock, False)
-        os.chdir("/")
+        posix.set_inheritable(lock, False)
+        posix.chdir("/")
     if lock >= 0:
-        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+        posix.closerange(lock + 1, posix.sysconf("SC_OPEN_MAX"))
     return lock
 
 

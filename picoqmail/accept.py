@@ -7,7 +7,7 @@ is told no finds nothing of his message in the spool.
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 import time
 from zlib import crc32
 
@@ -23,6 +23,7 @@ from picoqmail.errors import (
     MessageTooLargeError,
     SpoolError,
 )
+from picoqmail.home import exists
 from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
 
 TYPE_CHECKING = False
@@ -63,7 +64,7 @@ class Incoming:
             self._check_free_space()
         now_ns = now_ns or time.time_ns()
         for _ in range(_TRIES_FOR_A_NAME):
-            self.id = make_id(limits.host, pid, now_ns, os.urandom(_ENTROPY_OCTETS))
+            self.id = make_id(limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
             body = self._path(TMP, BODY)
             try:
                 self._descriptor = durable.create(body)
@@ -71,7 +72,7 @@ class Incoming:
             except FileExistsError as exc:
                 taken = exc
             except OSError as exc:
-                missing = not os.path.isdir(f"{spool}/{TMP}")
+                missing = not exists(f"{spool}/{TMP}")
                 status = QUEUE_SPOOL if missing else QUEUE_BODY
                 raise SpoolError("make the message file", body, exc, status) from exc
         else:
@@ -88,7 +89,7 @@ class Incoming:
 
     def _check_free_space(self) -> None:
         try:
-            found = os.statvfs(self._spool)
+            found = posix.statvfs(self._spool)
         except OSError as exc:
             raise SpoolError("look at the spool", self._spool, exc, QUEUE_SPOOL) from exc
         if found.f_bavail * found.f_frsize < self._limits.minfree:
@@ -199,7 +200,7 @@ class Incoming:
         """Let the lock go. Raises OSError where the file system has bad news only now."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def _path(self, directory: str, suffix: str) -> str:
         return f"{self._spool}/{directory}/{self.id}{suffix}"

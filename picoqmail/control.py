@@ -7,7 +7,7 @@ trailing blanks and blank lines are ignored. The same name in upper case may sta
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail.errors import ConfigurationError
 
@@ -70,19 +70,19 @@ class Control:
 def read_text(path: str) -> str | None:
     """The text of a control file, None if there is none. Raises ConfigurationError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise ConfigurationError(path, f"cannot be opened: {exc.strerror}") from exc
     try:
         blocks = []
-        while block := os.read(descriptor, READ_AT_ONCE):
+        while block := posix.read(descriptor, READ_AT_ONCE):
             blocks.append(block)
     except OSError as exc:
         raise ConfigurationError(path, f"cannot be read: {exc.strerror}") from exc
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     try:
         return b"".join(blocks).decode()
     except UnicodeDecodeError as exc:

@@ -7,7 +7,7 @@ old one alone: the locks of the messages keep the two apart.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from picoqmail.launch import take_lock
@@ -33,8 +33,8 @@ def acquire(spool: str, now: float, lifetime_seconds: Callable[[], int]) -> int:
         path = f"{spool}/{CRON_LOCK}" + (f".{slot}" if slot else "")
         lock = take_lock(path)
         if lock >= 0:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"%d\n" % int(now), 0)
+            posix.ftruncate(lock, 0)
+            posix.pwrite(lock, b"%d\n" % int(now), 0)
             return lock
         if not is_overdue(path, now, lifetime_seconds()):
             return -1
@@ -52,15 +52,15 @@ def is_overdue(path: str, now: float, lifetime_seconds: int) -> bool:
 
 def stamp(path: str) -> int | None:
     """When the run that has or last had this lock began, Unix seconds; None if it ended well."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        text = os.read(descriptor, _STAMP_OCTETS)
+        text = posix.read(descriptor, _STAMP_OCTETS)
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     return int(text) if text.strip().isdigit() else None
 
 
 def release(lock: int) -> None:
     """End the run: the stamp goes, then the lock."""
-    os.ftruncate(lock, 0)
-    os.close(lock)
+    posix.ftruncate(lock, 0)
+    posix.close(lock)

@@ -7,52 +7,52 @@ dropped the dirty pages and would answer yes (fsync(2), NOTES).
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail.layout import PRIVATE_DIRECTORY_MODE, PRIVATE_FILE_MODE
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 
 
 def create(path: str) -> int:
     """Make a file that did not exist, private, open for writing; a symlink is never followed."""
-    return os.open(path, _CREATE, PRIVATE_FILE_MODE)
+    return posix.open(path, _CREATE, PRIVATE_FILE_MODE)
 
 
 def open_append(path: str) -> int:
     """Open a private file for appending, making it if needed."""
-    return os.open(path, _APPEND, PRIVATE_FILE_MODE)
+    return posix.open(path, _APPEND, PRIVATE_FILE_MODE)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of it, however often the kernel takes less than it was given."""
-    written = os.write(descriptor, data)
+    written = posix.write(descriptor, data)
     while written < len(data):
         data = data[written:]
-        written = os.write(descriptor, data)
+        written = posix.write(descriptor, data)
 
 
-sync = os.fsync
-rename = os.rename
-link = os.link
-unlink = os.unlink
+sync = posix.fsync
+rename = posix.rename
+link = posix.link
+unlink = posix.unlink
 
 
 def sync_directory(path: str) -> None:
     """Make the entries of a directory durable."""
-    descriptor = os.open(path, _DIRECTORY)
+    descriptor = posix.open(path, _DIRECTORY)
     try:
-        os.fsync(descriptor)
+        posix.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def unlink_if_there(path: str) -> bool:
     """Unlink a file; False if there was none."""
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         return False
     return True
@@ -69,10 +69,10 @@ def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
         try:
             write_all(descriptor, data)
             if modified is not None:
-                os.utime(descriptor, (modified, modified))
-            os.fsync(descriptor)
+                posix.utime(descriptor, (modified, modified))
+            posix.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
     except BaseException:
         unlink_if_there(path)
         raise
@@ -87,10 +87,10 @@ def replace(scratch: str, path: str, data: bytes, modified: float | None = None)
     try:
         create_whole(scratch, data, modified)
     except FileExistsError:
-        os.unlink(scratch)
+        posix.unlink(scratch)
         create_whole(scratch, data, modified)
     try:
-        os.rename(scratch, path)
+        posix.rename(scratch, path)
     except BaseException:
         unlink_if_there(scratch)
         raise
@@ -99,8 +99,8 @@ def replace(scratch: str, path: str, data: bytes, modified: float | None = None)
 def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
     """Make a directory and its entry in the parent durable; False if it was there already."""
     try:
-        os.mkdir(path, mode)
+        posix.mkdir(path, mode)
     except FileExistsError:
         return False
-    sync_directory(os.path.dirname(path) or ".")
+    sync_directory(path.rpartition("/")[0] or "/")
     return True

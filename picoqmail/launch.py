@@ -9,9 +9,10 @@ time (cli/send.py), so that look comes after our message. INTERNALS.md has the w
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 import sys
 
+from picoqmail.home import absolute, environment
 from picoqmail.layout import BREAKER, PRIVATE_FILE_MODE, SENDER_LOCK
 
 TYPE_CHECKING = False
@@ -41,14 +42,14 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
         if relay_is_down(home.spool, now):
             return False
         if leaving:
-            os.closerange(LOCK_DESCRIPTOR, os.sysconf("SC_OPEN_MAX"))
+            posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
         lock = take_lock(f"{home.spool}/{SENDER_LOCK}")
         if lock < 0:
             return False
         try:
             _spawn(home, lock, leaving=leaving)
         finally:
-            os.close(lock)
+            posix.close(lock)
     except OSError:
         # No descriptor, memory or process to be had: the message is safe and waits for cron.
         return False
@@ -58,7 +59,7 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
 def relay_is_down(spool: str, now: float) -> bool:
     """Say whether the breaker is open: its file's modification time is the next time to look."""
     try:
-        until = os.stat(f"{spool}/{BREAKER}").st_mtime
+        until = posix.stat(f"{spool}/{BREAKER}").st_mtime
     except OSError:
         return False
     return now < until <= now + BREAKER_LIMIT_SECONDS
@@ -69,25 +70,25 @@ def take_lock(path: str) -> int:
 
     The kernel frees it when its last holder dies. The file is never unlinked.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+    lock = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, PRIVATE_FILE_MODE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
+        posix.close(lock)
         return -1
     except BaseException:
-        os.close(lock)
+        posix.close(lock)
         raise
     return lock
 
 
 def sender_command() -> list[str]:
     """The installed picoqmail-send of this interpreter's environment, else the same by module."""
-    program = os.path.join(os.path.dirname(sys.executable), "picoqmail-send")
-    if os.access(program, os.X_OK):
+    program = sys.executable.rpartition("/")[0] + "/picoqmail-send"
+    if posix.access(program, posix.X_OK):
         return [program]
     # An interpreter embedded elsewhere, or scripts installed apart from it.
-    where = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    where = absolute(__file__).rsplit("/", 2)[0]
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from picoqmail.cli.send import main"
     return [sys.executable or "python3", "-I", "-c", f"{start}; sys.exit(main(sys.argv[1:]))", where]
 
@@ -112,19 +113,19 @@ def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
     program = command[0]
     if not leaving:
         program, command = "/bin/sh", ["sh", "-c", '"$@" &', "sh", *command]
-    opened = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)]
+    opened = [posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)]
     try:
         # Out of the way of the numbers that they are about to get.
         for descriptor in (opened[0], lock):
             opened.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
         null, held = opened[1:]
-        pid = os.posix_spawn(
+        pid = posix.posix_spawn(
             program,
             command,
-            sender_environment(home, os.environ),
+            sender_environment(home, environment()),
             file_actions=[
-                *((os.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
-                (os.POSIX_SPAWN_DUP2, held, LOCK_DESCRIPTOR),
+                *((posix.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
+                (posix.POSIX_SPAWN_DUP2, held, LOCK_DESCRIPTOR),
             ],
             setsid=True,
             setsigmask=(),
@@ -132,6 +133,6 @@ def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
         )
     finally:
         for descriptor in opened:
-            os.close(descriptor)
+            posix.close(descriptor)
     if not leaving:
-        os.waitpid(pid, 0)
+        posix.waitpid(pid, 0)

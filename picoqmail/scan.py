@@ -6,8 +6,9 @@ next_attempt; it is a hint, and whoever claims the message reads the sidecar, wh
 
 from __future__ import annotations
 
-import os
+import posix
 
+from picoqmail.home import exists
 from picoqmail.layout import BODY, CUR, LEFTOVER_AGE_SECONDS, NEW, RESULT, SIDECAR, TMP, UNDELIVERED
 
 # A status change from the future means that the clock was set back since: then what the file
@@ -37,7 +38,7 @@ def look(spool: str, state: str, now: float) -> Sight:
     due, bodies, sidecars = sight.due, sight.bodies, sight.sidecars
     hinted = state == CUR
     future = now + _CLOCK_TOLERANCE_SECONDS
-    with os.scandir(f"{spool}/{state}") as entries:
+    with posix.scandir(f"{spool}/{state}") as entries:
         for entry in entries:
             name = entry.name
             if name.endswith(SIDECAR):
@@ -73,7 +74,7 @@ def is_old(path: str, now: float) -> bool:
     that was wrong for a moment does not do. False if it is gone.
     """
     try:
-        found = os.stat(path, follow_symlinks=False)
+        found = posix.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return now - found.st_mtime > LEFTOVER_AGE_SECONDS
@@ -86,7 +87,7 @@ def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
     not looked at again. Nobody's lock was asked yet. Raises OSError.
     """
     found = []
-    with os.scandir(f"{spool}/{TMP}") as entries:
+    with posix.scandir(f"{spool}/{TMP}") as entries:
         found += [entry.path for entry in entries if is_old(entry.path, now)]
     for state, sight in sights.items():
         candidates = [stem + BODY for stem in sight.bodies] + sight.others
@@ -98,7 +99,7 @@ def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
 def undelivered_leftovers(spool: str, now: float) -> list[str]:
     """The same for undelivered/: bodies without a sidecar, results of messages that are gone."""
     stems: dict[str, int] = {}
-    with os.scandir(f"{spool}/{UNDELIVERED}") as entries:
+    with posix.scandir(f"{spool}/{UNDELIVERED}") as entries:
         for entry in entries:
             stem, dot, suffix = entry.name.rpartition(".")
             mask = {BODY: 1, SIDECAR: 2, RESULT: 4}.get(dot + suffix, 0)
@@ -108,7 +109,7 @@ def undelivered_leftovers(spool: str, now: float) -> list[str]:
     for stem, mask in stems.items():
         if mask & 2:
             continue
-        elsewhere = any(os.path.exists(f"{spool}/{state}/{stem}{SIDECAR}") for state in (NEW, CUR))
+        elsewhere = any(exists(f"{spool}/{state}/{stem}{SIDECAR}") for state in (NEW, CUR))
         for bit, suffix in ((1, BODY), (4, RESULT)):
             path = f"{spool}/{UNDELIVERED}/{stem}{suffix}"
             if mask & bit and not (elsewhere and bit == 4) and is_old(path, now):

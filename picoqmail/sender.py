@@ -8,7 +8,7 @@ again if there is anything that nobody else will send.
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 import time
 
 from picoqmail import launch, scan
@@ -76,7 +76,7 @@ class Sender:
                 tried.update(one for one in due if one not in busy)
             if lock < 0:
                 return bool(due)
-            os.close(lock)
+            posix.close(lock)
             lock = -1
             if due:
                 return True
@@ -96,7 +96,7 @@ class Sender:
     def is_free(self, message_id: str) -> bool:
         """Say whether nobody has a message of new/ locked."""
         try:
-            descriptor = os.open(f"{self.home.spool}/{NEW}/{message_id}{BODY}", os.O_RDONLY)
+            descriptor = posix.open(f"{self.home.spool}/{NEW}/{message_id}{BODY}", posix.O_RDONLY)
         except OSError:
             # Gone, or not to be read: nothing that another look would send.
             return False
@@ -105,7 +105,7 @@ class Sender:
         except OSError:
             return False
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
         return True
 
     def retry(self) -> None:
