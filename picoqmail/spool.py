@@ -201,14 +201,8 @@ class Spool:
 
     def _lock_fairly(self, descriptor: int, message_id: str) -> bool:
         """Lock a body; False if another process has it or it is not the message's any more."""
-        try:
-            portalocker.lock(descriptor, _LOCK)
-        except portalocker.AlreadyLocked:
+        if not _lock(descriptor):
             return False
-        except portalocker.LockException as exc:
-            # The file system has no locks: two senders could not be kept apart, so none starts.
-            cause = exc.args[0] if exc.args and isinstance(exc.args[0], OSError) else None
-            raise cause or OSError(0, f"no lock: {exc}") from exc
         # Whoever had it may have finished the message meanwhile: a lock on a file that has no
         # name any more is a lock on nothing.
         ours = os.fstat(descriptor)
@@ -485,6 +479,41 @@ class Spool:
         self.record(claim, revised, state)
         return revised
 
+    def destroy(self, message_id: str) -> bool:
+        """Remove all of a message because somebody said so, damaged or not; False if another
+        process has it. Durable with `flush`. Raises NoSuchMessageError, SpoolError.
+        """
+        descriptor = self._open_body(message_id)
+        has_body = descriptor >= 0
+        if not has_body:
+            descriptor = self._open_sidecar(message_id)
+        try:
+            if has_body and not self._lock_fairly(descriptor, message_id):
+                return False
+            if not has_body and not _lock(descriptor):
+                return False
+            for suffix in (SIDECAR, PROGRESS, BODY, RESULT):
+                for state in (*STATES, TMP):
+                    if durable.unlink_if_there(self._join(state, message_id + suffix)):
+                        self._unsynced.add(state)
+        except OSError as exc:
+            raise SpoolError("remove", f"{self.path}/*/{message_id}", exc) from exc
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _open_sidecar(self, message_id: str) -> int:
+        """Open what is left of a message whose body is gone. Raises NoSuchMessageError."""
+        for state in STATES:
+            path = self._join(state, message_id + SIDECAR)
+            try:
+                return os.open(path, _READ)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise SpoolError("open", path, exc) from exc
+        raise NoSuchMessageError(f"{message_id}: no such message in {self.path}")
+
     # --- Sweeping ----------------------------------------------------------------------------
 
     def sweep(self, paths: Iterable[str]) -> list[str]:
@@ -537,6 +566,19 @@ class Spool:
         finally:
             os.close(descriptor)
         return Message.from_sidecar(b"".join(blocks), message_id)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file without waiting; False if another process has it. Raises OSError."""
+    try:
+        portalocker.lock(descriptor, _LOCK)
+    except portalocker.AlreadyLocked:
+        return False
+    except portalocker.LockException as exc:
+        # The file system has no locks: two senders could not be kept apart, so none starts.
+        cause = exc.args[0] if exc.args and isinstance(exc.args[0], OSError) else None
+        raise cause or OSError(0, f"no lock: {exc}") from exc
+    return True
 
 
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
