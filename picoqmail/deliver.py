@@ -15,7 +15,7 @@ from attrs import define, field
 
 from picoqmail import breaker, policy
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED
+from picoqmail.layout import CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED, accepted_at
 from picoqmail.model import DELIVERED, FAILED
 from picoqmail.routing import Routing, name_of
 from picoqmail.smtp.transaction import RecipientResult, Transaction
@@ -238,7 +238,7 @@ class Delivery:
         """Fail what has grown too old in front of a relay that cannot be reached."""
         oldest = self.clock() - self.settings.queuelifetime
         for message_id in list(outbox.ids):
-            if int(message_id.partition(".")[0]) > oldest:
+            if accepted_at(message_id) > oldest:
                 continue
             claim = self._claim(message_id)
             if claim is None:

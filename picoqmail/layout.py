@@ -74,6 +74,12 @@ def is_id(text: str) -> bool:
     )
 
 
+def accepted_at(message_id: str) -> int:
+    """When a message was accepted, Unix seconds, by its ID; 0 for a name that we never gave."""
+    digits = message_id.partition(".")[0]
+    return int(digits) if digits.isdecimal() and digits.isascii() else 0
+
+
 # --- Transitions -----------------------------------------------------------------------------
 # A step is (operation, path, ...): create (with O_EXCL and the lock of the message), write,
 # sync (fsync of the file), link, rename, unlink, syncdir. ID stands for the message's name.

@@ -13,7 +13,7 @@ import time
 
 from picoqmail import launch, scan
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
-from picoqmail.layout import BODY, CUR, NEW, SENDER_LOCK
+from picoqmail.layout import BODY, CUR, NEW, SENDER_LOCK, accepted_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Sender:
             return
         lock = self.take_lock()
         if lock < 0:
-            aged = [one for one in new.due if now - float(one.partition(".")[0]) > PATIENCE_SECONDS]
+            aged = [one for one in new.due if now - accepted_at(one) > PATIENCE_SECONDS]
             due = sorted({*due, *aged})
         if due:
             self.run.deliver(due)

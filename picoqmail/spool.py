@@ -51,7 +51,8 @@ BLOCK_OCTETS = 262144
 RESULT_LIMIT_OCTETS = 65536
 # The modification time of a held sidecar: no idle run need open it (2100-01-01).
 _NEVER = 4102444800.0
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
 
 
