@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
-import shlex
-import signal
-import subprocess
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from picoqmail.errors import EX_TEMPFAIL, PicoqmailError
 from picoqmail.home import is_privileged
+
+if TYPE_CHECKING:
+    import subprocess
 
 COMMAND_SECONDS = 60.0
 LONGEST_SECRET_BYTES = 65536
@@ -117,6 +117,8 @@ class RelayPassword:
 
 
 def _words(command: str) -> tuple[str, ...]:
+    import shlex
+
     try:
         words = tuple(shlex.split(command))
     except ValueError:
@@ -128,6 +130,9 @@ def _words(command: str) -> tuple[str, ...]:
 
 def _output_of(command: tuple[str, ...]) -> bytes:
     """Return what a command prints; raises OSError, with a text free of its output."""
+    # Late: most relays want a plain password or none, and each run of the sender would pay.
+    import subprocess
+
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -152,6 +157,9 @@ def _output_of(command: tuple[str, ...]) -> bytes:
 
 def _read_all(process: subprocess.Popen[bytes], deadline: float) -> bytes:
     """Return the output up to its end, and wait for the process; bounded in time and memory."""
+    import selectors
+    import subprocess
+
     stdout = process.stdout
     if stdout is None:
         raise OSError("has no output")
@@ -178,6 +186,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the command: its group is its own session, so nobody else is in it."""
     if process.returncode is not None:
         return
+    import signal
+
     # No such group: it ended by itself between the look and the kill.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -219,6 +222,80 @@ def test_home_of_a_user(tmp_path: Path) -> None:
     )
     made = (tmp_path / "picoqmail/control/me").exists()
     assert (made, done.returncode) == ((False, 64) if os.geteuid() == 0 else (True, 0))
+
+
+def answers(home: Path, typed: bytes) -> tuple[int, str]:
+    """Run init on a terminal of its own, type, and return its exit code and what it showed."""
+    master, slave = pty.openpty()
+    with open(master, "r+b", buffering=0) as person:
+        with open(slave, "r+b", buffering=0) as terminal:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "picoqmail.cli.main", "init"],
+                env={**os.environ, "PICOQMAIL_HOME": str(home)},
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+            )
+        person.write(typed)
+        shown = b""
+        # EIO is how Linux tells the end of a pseudo-terminal.
+        with contextlib.suppress(OSError):
+            while block := person.read(4096):
+                shown += block
+        return process.wait(60), shown.decode()
+
+
+def test_asks_on_a_terminal(tmp_path: Path) -> None:
+    """On a terminal it asks for what it was not told, again if the answer cannot be."""
+    code, shown = answers(tmp_path / "h", b"two words\nmail.example.org\nftp://x\nmx.example.org\n")
+    assert code == 0
+    assert "This host's name" in shown
+    assert shown.count("once more, please") == 2
+    assert (tmp_path / "h/control/me").read_text() == "mail.example.org\n"
+    assert (tmp_path / "h/control/relayip").read_text() == "mx.example.org\n"
+
+
+def test_end_of_input_makes_nothing(tmp_path: Path) -> None:
+    """Control-D at a question leaves everything as it was."""
+    assert answers(tmp_path / "h", b"\x04")[0] == 130
+    assert not (tmp_path / "h").exists()
+
+
+@pytest.mark.parametrize("count", range(0, 45, 3))
+def test_killed_in_the_middle(tmp_path: Path, count: int) -> None:
+    """Killed at any point, init leaves no half file, and the next run completes the home."""
+    home = tmp_path / "h"
+    code = (
+        "import os, signal, sys\n"
+        "left = int(sys.argv.pop())\n"
+        "def watch(event, details):\n"
+        "    global left\n"
+        "    if event in ('os.mkdir', 'os.rename', 'os.link', 'os.remove', 'os.symlink') or (\n"
+        f"        event == 'open' and str(details[0]).startswith({str(home)!r})\n"
+        "    ):\n"
+        "        left -= 1\n"
+        "        if left < 0:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(watch)\n"
+        "from picoqmail.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["init", *ME, "--relay", "mx.example.org"]
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *words, str(count)],
+        env={**os.environ, "PICOQMAIL_HOME": str(home)},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    for name, content in (("me", "mail.example.org\n"), ("relayip", "mx.example.org\n")):
+        path = home / "control" / name
+        assert not path.exists() or path.read_text() == content
+    done = run_init(home, *words[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in (home / "bin").iterdir()} == LINKS
+    assert (home / "control/relayip").read_text() == "mx.example.org\n"
 
 
 def test_replaces_its_own_links(tmp_path: Path) -> None:

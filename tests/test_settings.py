@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -375,15 +376,19 @@ def test_command_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     secret = RelayPassword(f"!sh -c 'sleep 600 & echo $! > {pid_file}; wait'")
     with pytest.raises(PasswordUnavailableError, match="still running"):
         secret.reveal()
-    assert not _is_running(int(pid_file.read_text()))
+    assert ends(int(pid_file.read_text()))
 
 
-def _is_running(pid: int) -> bool:
+def ends(pid: int) -> bool:
+    """Whether a process that was sent SIGKILL has ended, or does so within ten seconds."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as status:
-            return status.read().rsplit(")", 1)[1].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], 10)[0])
+    finally:
+        os.close(handle)
 
 
 # --- properties ----------------------------------------------------------------------------------
