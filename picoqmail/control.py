@@ -186,14 +186,16 @@ def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, in
     return "".join(word), end + 1
 
 
-def whole_number(value: Value | None, default: int, name: str) -> int:
-    """The value as a whole number of at least 0. Raises ConfigurationError."""
+def whole_number(value: Value | None, default: int, name: str, most: int) -> int:
+    """The value as a whole number from 0 to `most`. Raises ConfigurationError."""
     if value is None:
         return default
     text = value.text
-    if not (text.isascii() and text.isdecimal()):
+    # Python refuses to convert absurd lengths in its own way, so they are told before.
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most)) + 20
+    if not is_number or int(text) > most:
         raise ConfigurationError(
-            value.where(), f"{name} is {text!a}", "a whole number of at least 0 is allowed"
+            value.where(), f"{name} is {text[:60]!a}", f"a whole number from 0 to {most} is allowed"
         )
     return int(text)
 

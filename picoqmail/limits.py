@@ -12,6 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home import Home
 
+# The same as in settings.py, where they are explained; a test compares the two.
+MOST_OCTETS = 2**63 - 1
+MOST_SECONDS = 10 * 365 * 86400
+
 
 class Limits:
     """This host's name and the limits of acceptance; sizes in octets, times in seconds."""
@@ -38,9 +42,12 @@ def read_limits(home: Home) -> Limits:
     control = Control(home.control)
     return Limits(
         host_name(control),
-        databytes=whole_number(control.read("databytes"), 0, "databytes"),
-        minfree=whole_number(control.read("minfree"), 0, "minfree"),
+        databytes=whole_number(control.read("databytes"), 0, "databytes", MOST_OCTETS),
+        minfree=whole_number(control.read("minfree"), 0, "minfree", MOST_OCTETS),
         queuelifetime=whole_number(
-            control.read("queuelifetime"), DEFAULT_QUEUE_LIFETIME_SECONDS, "queuelifetime"
+            control.read("queuelifetime"),
+            DEFAULT_QUEUE_LIFETIME_SECONDS,
+            "queuelifetime",
+            MOST_SECONDS,
         ),
     )

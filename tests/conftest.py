@@ -15,6 +15,7 @@ from rig.opensmtpd import OpenSMTPD
 from rig.postfix import Postfix
 from rig.recording import RecordingRelay
 from rig.sink import Sink
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,3 +94,9 @@ def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installat
     installation.install(wheel, environment.python)
     installation.share_dependencies(environment.python)
     return environment
+
+
+@pytest.fixture
+def trial(tmp_path_factory: pytest.TempPathFactory, installed: installation.Installation) -> Trial:
+    """A home with an empty spool, whose relay nobody serves yet."""
+    return make_trial(str(tmp_path_factory.mktemp("trial") / "home"), installed)
