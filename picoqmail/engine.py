@@ -6,7 +6,7 @@ wants to know what happens passes a function for events.
 
 A *lane* is a list of relays in order, and a source of messages for them. A *link* is one
 connection of a lane. A lane opens its first link when it has a message, and more of them only
-while the whole process has nothing to do but wait and messages are waiting too.
+while the first ones leave it waiting, and enough messages wait to make another worth its greeting.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from picoqmail.link import Link
 
 __all__ = ["Engine", "Lane", "LaneSummary", "RunSummary"]
-
-GROW_SECONDS = 0.002
-"""The process has been idle that long while messages wait: time for more links."""
 
 
 def _ignore(_name: str, **_facts: object) -> None:
@@ -105,19 +102,18 @@ class Engine:
         self._check_at = min(self._check_at, deadline)
 
     def _turn(self) -> None:
-        growing = [lane for lane in self._lanes if lane.may_grow]
-        timeout = max(0.0, self._check_at - self.now)
-        if growing:
-            timeout = min(timeout, GROW_SECONDS)
-        events = self.selector.select(timeout)
+        wake_at = self._check_at
+        for lane in self._lanes:
+            wake_at = min(wake_at, lane.grow_at)
+        events = self.selector.select(max(0.0, wake_at - self.now))
         self.now = time.monotonic()
         for key, mask in events:
             if key.data is None:
                 self._take_lookups()
             else:
                 key.data.on_ready(mask)
-        if not events:
-            for lane in growing:
+        for lane in self._lanes:
+            if lane.grow_at <= self.now:
                 lane.grow()
         if self.now >= self._check_at:
             self._check_deadlines()

@@ -6,6 +6,7 @@ for the lane; every failure leads either onward in the list or to the lane's end
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 FUTILE_LINKS_LIMIT = 3
 """Links in a row that end in a fault without having served one message: the lane gives up."""
+
+EAGER_SECONDS = 0.002
+"""A relay that leaves us waiting for so long is far enough away to be worth more links."""
+
+PATIENT_SECONDS = 0.25
+"""A relay that leaves us waiting for so long is slow: each message is worth a link of its own."""
+
+MESSAGES_WORTH_A_LINK = 4
+"""A link costs as many round trips before its first message; with fewer to do it only costs."""
 
 PAUSE_LIMIT_SECONDS = 60.0
 """Longer than this no link waits for its pace: the messages are for the next run."""
@@ -41,6 +51,7 @@ class LaneRun:
         self.engine = engine
         self.lane = lane
         self.finished = False
+        self.active_at = engine.now
         self._waiting: deque[Transaction] = deque()
         self._links: set[Link] = set()
         self._limit = max(1, lane.concurrency)
@@ -213,29 +224,41 @@ class LaneRun:
         return True
 
     @property
-    def may_grow(self) -> bool:
-        """Whether another link would find work, as far as is known."""
+    def grow_at(self) -> float:
+        """When to open more links, if nothing comes from the relay until then."""
         if (
             self.finished
             or self._gave_up
-            or self._exhausted
+            or (self._exhausted and not self._waiting)
             or not (self._reached if self.lane.probe else self._connected)
             or len(self._links) >= self._limit
+            or self.lane.pace is not None
         ):
-            return False
-        return self.lane.pace is None
+            return math.inf
+        is_eager = not self._exhausted or len(self._waiting) >= self._worth_a_link
+        return self.active_at + (EAGER_SECONDS if is_eager else PATIENT_SECONDS)
+
+    @property
+    def _worth_a_link(self) -> int:
+        return MESSAGES_WORTH_A_LINK * (len(self._links) + 1)
 
     def grow(self) -> None:
-        """Open more links, twice as many each time, one for each message that waits."""
+        """Open more links: at most twice as many each time, and only for enough messages."""
+        is_patient = self.engine.now >= self.active_at + PATIENT_SECONDS
+        self.active_at = self.engine.now
         self._grown *= 2
         for _ in range(min(self._grown, self._limit - len(self._links))):
             if self._addresses is None or self.engine.stopping or self._gave_up:
                 return
-            transaction = self._take()
-            if transaction is None:
-                self._exhausted = True
+            needed = 1 if is_patient else self._worth_a_link
+            while len(self._waiting) < needed and not self._exhausted:
+                transaction = self._take()
+                if transaction is None:
+                    self._exhausted = True
+                else:
+                    self._waiting.append(transaction)
+            if len(self._waiting) < needed:
                 return
-            self._waiting.append(transaction)
             self._open()
 
     def _open(self) -> None:

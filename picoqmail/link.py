@@ -118,6 +118,7 @@ class Link:
         """Go on: the socket can be read or written."""
         if self._state == _CLOSED or self._socket is None:
             return
+        self.lane.active_at = self.engine.now
         try:
             if self._transport is None:
                 self._connected(self._socket)
@@ -275,7 +276,7 @@ class Link:
         self._advance(transport)
 
     def _tls_failed(self, error: ssl.SSLError) -> None:
-        reason = getattr(error, "verify_message", "") or error.reason or str(error)
+        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
         if self._state == _HANDSHAKE:
             self._fail(RelayFault("tls", f"no TLS with {self._where}: {reason}"))
         else:

@@ -224,7 +224,11 @@ class _Talk:
         verb = line.split(None, 1)[0].decode("ascii", "replace").upper() if line.strip() else ""
         utf8 = "SMTPUTF8" in self._mail_parameters or b" SMTPUTF8" in line.upper()
         self._complain(*strict.command_complaints(line, utf8=utf8))
-        if self._rest and ("PIPELINING" not in self._offers or verb in strict.LAST_OF_A_GROUP):
+        # The octets of a chunk belong to their BDAT (RFC 3030 2): they are no next command.
+        may_follow = verb == "BDAT" or (
+            "PIPELINING" in self._offers and verb not in strict.LAST_OF_A_GROUP
+        )
+        if self._rest and not may_follow:
             self._complain(f"more in the same breath after {verb}: {bytes(self._rest[:80])!r}")
         commands = {
             "EHLO": self._greet,
