@@ -28,7 +28,7 @@ from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from picoqmail.limits import Limits
@@ -200,16 +200,24 @@ class Incoming:
         """Let the lock go. Raises OSError where the file system has bad news only now."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
-            posix.close(descriptor)
+            try:
+                # Said aloud: a process that another thread forked meanwhile has the descriptor
+                # too, and would hold the lock for as long as it lives.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                posix.close(descriptor)
 
     def _path(self, directory: str, suffix: str) -> str:
         return f"{self._spool}/{directory}/{self.id}{suffix}"
 
 
-def publish(group: Sequence[Incoming]) -> None:
+def publish(
+    group: Sequence[Incoming], before_taking_back: Callable[[], None] | None = None
+) -> None:
     """Make prepared messages of one spool visible and durable, all or none.
 
-    They share the directory's fsync. Raises SpoolError after all of them were taken back.
+    They share the directory's fsync. Raises SpoolError after all of them were taken back;
+    `before_taking_back` is called first then, by who made promises elsewhere that hang on them.
     """
     try:
         for incoming in group:
@@ -226,6 +234,10 @@ def publish(group: Sequence[Incoming]) -> None:
             except OSError as exc:
                 raise SpoolError("close", incoming.id, exc, QUEUE_WRITE) from exc
     except BaseException:
-        for incoming in group:
-            incoming.abort()
+        try:
+            if before_taking_back is not None:
+                before_taking_back()
+        finally:
+            for incoming in group:
+                incoming.abort()
         raise

@@ -6,6 +6,9 @@
     │   ├── AddressTooLongError            an address over 1002 octets                      11
     │   └── TruncatedEnvelopeError         the envelope ended before its final NUL          54
     ├── MessageTooLargeError(ValueError)   more octets than the setting databytes allows    31
+    ├── MessageError(ValueError)           the message, or what was asked for it, is wrong  31
+    │   ├── MessageTypeError(TypeError)    it is nothing that could be a message            31
+    │   └── KeyReusedError                 its idempotency key belongs to another message   31
     ├── InputError(OSError)                the message or envelope could not be read        54
     ├── ConfigurationError(ValueError)     a setting is missing or wrong                    55
     ├── DamagedMessageError(ValueError)    a spooled message that must not be sent          --
@@ -102,6 +105,21 @@ class MessageTooLargeError(PicoqmailError, ValueError):
 
     qmail_status = QUEUE_REFUSED
     sysexit = EX_DATAERR
+
+
+class MessageError(PicoqmailError, ValueError):
+    """The message cannot be put into octets, or what was asked for it makes no sense."""
+
+    qmail_status = QUEUE_REFUSED
+    sysexit = EX_DATAERR
+
+
+class MessageTypeError(MessageError, TypeError):
+    """An object that is no message, or a stream that gave no octets."""
+
+
+class KeyReusedError(MessageError):
+    """An idempotency key was used before, for another message or envelope."""
 
 
 class ConfigurationError(PicoqmailError, ValueError):
