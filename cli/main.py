@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     module.add_arguments(parser)
     arguments = parser.parse_args(words[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end a command with a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = int(module.run(arguments))
         sys.stdout.flush()
