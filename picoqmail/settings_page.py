@@ -32,7 +32,8 @@ code 78, or 55 of the queue program. Names that are no settings are told there, 
 that belongs to the user who sends, or to root. A command in it is split into words as a shell would
 do it, and executed without a shell, with nothing on its standard input: `!pass show relay` works, a
 pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never logged. A
-password that begins with `#`, or ends with a blank, goes into `minivars`, in single quotes.
+password that begins with `#` goes into `minivars`, in single quotes; one that ends with a blank, or
+begins with `!`, is printed by a command: `!printf '%s' '!secret '`.
 
 """
 

@@ -323,6 +323,18 @@ def test_wrong_password_setting_is_not_quoted(home: Home) -> None:
     assert "quote" in shown
 
 
+def test_password_with_a_blank_is_not_quoted(home: Home) -> None:
+    """A password in minivars that lacks its quotes does not show in the error about that."""
+    write(home.root, "minivars", "ME=a.example\nRELAYPASS=half hunter2\n", 0o600)
+    with pytest.raises(ConfigurationError, match=r"minivars:2: .*quotes") as caught:
+        settings.load(home)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    write(home.root, "minivars", "RELAYPASS='half hunter2 '\n", 0o600)
+    loaded = settings.load(home)
+    assert loaded.relaypass is not None
+    assert loaded.relaypass.reveal() == "half hunter2"
+
+
 def test_command_runs_once_and_late(home: Home, tmp_path: Path) -> None:
     """A command runs when first asked for, and once, however often it is asked for."""
     script = tmp_path / "get password"
@@ -335,6 +347,19 @@ def test_command_runs_once_and_late(home: Home, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     assert [secret.reveal(), secret.reveal()] == ["to ken", "to ken"]
     assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_password_of_odd_characters(home: Home) -> None:
+    """The ways that the manual names for passwords which look like something else."""
+    write(home.root, "relaypass", "!printf '%s' '!secret '\n", 0o600)
+    loaded = settings.load(home)
+    assert loaded.relaypass is not None
+    assert loaded.relaypass.reveal() == "!secret "
+    os.unlink(f"{home.control}/relaypass")
+    write(home.root, "minivars", "RELAYPASS='#secret'\n", 0o600)
+    loaded = settings.load(home)
+    assert loaded.relaypass is not None
+    assert loaded.relaypass.reveal() == "#secret"
 
 
 def test_no_shell() -> None:
