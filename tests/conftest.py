@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 import installation
+from rig.dovecot import DovecotLmtp
 from rig.exim import Exim
 from rig.hostile import HostileRelay
 from rig.opensmtpd import OpenSMTPD
@@ -77,6 +78,13 @@ def exim() -> Iterator[Exim]:
 def opensmtpd() -> Iterator[OpenSMTPD]:
     """A private OpenSMTPD, one for the session."""
     with OpenSMTPD() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dovecot() -> Iterator[DovecotLmtp]:
+    """A private LMTP server of Dovecot, one for the session."""
+    with DovecotLmtp() as server:
         yield server
 
 

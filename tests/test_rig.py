@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from rig.dovecot import DovecotLmtp
     from rig.exim import Exim
     from rig.received import Received
 
@@ -330,3 +331,16 @@ def test_opensmtpd_can_offer_a_tls_that_fails(rig: Callable[[Any], Any]) -> None
     with pytest.raises(ssl.SSLError):
         client.starttls(context=server.certificate.client_context())
     client.close()
+
+
+def test_dovecot_takes_mail_by_lmtp_over_tcp_and_over_a_socket(dovecot: DovecotLmtp) -> None:
+    """Each recipient gets what was sent, from either side."""
+    for host, port in ((dovecot.host, dovecot.port), (dovecot.socket, 0)):
+        with smtplib.LMTP(host, port, timeout=10) as client:
+            # One at a time: smtplib reads one answer to the content, however many there are.
+            client.sendmail("a@example.org", ["b@example.net"], MAIL.decode())
+            client.sendmail("a@example.org", ["c@example.net"], MAIL.decode())
+    wait_until(lambda: len(dovecot.messages) == 4, "four deliveries")
+    reached = sorted(message.recipients for message in dovecot.messages)
+    assert [("b@example.net",)] * 2 + [("c@example.net",)] * 2 == reached
+    assert {MAIL} == {message.unix for message in dovecot.messages}

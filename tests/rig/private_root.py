@@ -128,13 +128,22 @@ class PrivateRoot:
         if not os.path.exists(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             shutil.copy2(program, path)
+        own = [os.path.dirname(library) for library in self._libraries_of_the_packages()]
         said = subprocess.run(
-            ["ldd", path], capture_output=True, text=True, timeout=60, check=True
+            ["ldd", path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "LD_LIBRARY_PATH": ":".join(sorted(set(own)))},
         ).stdout
         if "not found" in said:
             missing(f"{program} lacks libraries, see .ci/run for their packages: {said}")
         for library in re.findall(r"(/\S+) \(0x", said):
             target = self.inside(library)
-            if not os.path.exists(target):
+            if not library.startswith(self.path) and not os.path.exists(target):
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 shutil.copy2(library, target)
+
+    def _libraries_of_the_packages(self) -> list[str]:
+        return glob.glob(self.inside("usr/lib/**/lib*.so*"), recursive=True)

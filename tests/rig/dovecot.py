@@ -1,0 +1,122 @@
+"""Dovecot's LMTP server in a root of its own: an answer for each recipient, a Maildir for each."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from rig import maildir
+from rig.private_root import PrivateRoot
+from rig.programs import Daemon, discard
+from rig.waiting import answers, free_port, wait_until
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from rig.received import Received
+
+CONFIGURATION = """\
+protocols = lmtp
+listen = 127.0.0.1
+base_dir = /run/dovecot
+log_path = /dev/stderr
+ssl = no
+hostname = dovecot.rig
+postmaster_address = postmaster@dovecot.rig
+mail_location = maildir:~/Maildir
+first_valid_uid = 1
+default_internal_user = dovecot
+default_internal_group = dovecot
+default_login_user = dovenull
+lmtp_save_to_detail_mailbox = no
+passdb {{
+  driver = static
+  args = nopassword=y
+}}
+userdb {{
+  driver = static
+  args = uid=vmail gid=vmail home=/mail/%u
+}}
+service lmtp {{
+  inet_listener lmtp {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+  unix_listener lmtp {{
+    mode = 0666
+  }}
+}}
+{settings}
+"""
+HELPERS = (
+    "anvil",
+    "auth",
+    "config",
+    "lmtp",
+    "log",
+    "stats",
+    "modules/libssl_iostream_openssl.so",
+)
+
+
+class DovecotLmtp:
+    """Dovecot on a free port of 127.0.0.1 and on `socket`, an LMTP server for every address.
+
+    `settings` are more lines of dovecot.conf(5).
+    """
+
+    def __init__(self, settings: str = "") -> None:
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        root = self._root = PrivateRoot(
+            "dovecot",
+            ["dovecot-core", "dovecot-lmtpd"],
+            ["dovecot", "dovenull", "vmail", "nobody"],
+            [
+                "/usr/sbin/dovecot",
+                "/usr/bin/doveconf",
+                *(f"/usr/lib/dovecot/{name}" for name in HELPERS),
+            ],
+        )
+        self.socket = root.inside("run/dovecot/lmtp")
+        root.write(
+            "etc/dovecot/dovecot.conf",
+            CONFIGURATION.format(port=self.port, settings=settings),
+        )
+        root.own("mail", "vmail")
+        self.log = root.inside("output")
+        self._daemon = Daemon(
+            root.command("/usr/sbin/dovecot", "-F", "-c", "/etc/dovecot/dovecot.conf"),
+            lambda: answers(self.port),
+            self.log,
+        )
+
+    @property
+    def address(self) -> str:
+        """What goes into `relayip`, after lmtp://: host:port."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def messages(self) -> list[Received]:
+        """What was delivered, one for each recipient, without the fields that it added."""
+        mail = self._root.inside("mail")
+        return [
+            evolve(message, recipients=(user,))
+            for user in sorted(os.listdir(mail))
+            for message in maildir.messages(os.path.join(mail, user, "Maildir"))
+        ]
+
+    def wait_for(self, count: int, seconds: float = 15) -> list[Received]:
+        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
+        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
+        return self.messages
+
+    def __enter__(self) -> Self:
+        self._daemon.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._daemon.__exit__()
+        discard(self._root.path)
