@@ -21,7 +21,7 @@ from picoqmail.errors import (
     InputError,
     PicoqmailError,
 )
-from picoqmail.home import environment, exists, is_privileged, locate
+from picoqmail.home import caller_uid, environment, exists, is_privileged, locate
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.limits import read_limits
 
@@ -99,7 +99,11 @@ def _limit_time() -> None:
 def _receive(home: Home) -> bool:
     """Read message and envelope and make them durable; False if there is no recipient."""
     incoming = Incoming(
-        home.spool, read_limits(home), program="picoqmail-queue", uid=posix.getuid(), pid=posix.getpid()
+        home.spool,
+        read_limits(home),
+        program="picoqmail-queue",
+        uid=caller_uid(environment()),
+        pid=posix.getpid(),
     )
     try:
         while block := _read(MESSAGE, "message"):

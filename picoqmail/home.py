@@ -91,6 +91,15 @@ def environment() -> Mapping[str, str]:
     }
 
 
+def caller_uid(environ: Mapping[str, str]) -> int:
+    """The real uid of whoever submits mail: our own, unless the set-id program or sudo, which
+    alone make this process the spool's owner for somebody else, say whose it was.
+    """
+    own = posix.getuid()
+    told = environ.get("PICOQMAIL_CALLER") or (own and environ.get("SUDO_UID")) or ""
+    return int(told) if told.isascii() and told.isdecimal() and len(told) < 11 else own  # noqa: PLR2004 - digits of a 32-bit number
+
+
 def absolute(path: str) -> str:
     """The path from the root; what the kernel resolves (`..`, links) is left to it."""
     return path.rstrip("/") or "/" if path.startswith("/") else f"{posix.getcwd()}/{path}"
