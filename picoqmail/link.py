@@ -170,7 +170,11 @@ class Link:
             is_lmtp=relay.is_lmtp,
             starttls=self._plan.starttls,
             credentials=self.endpoint.credentials,
-            cleartext_auth=lane.cleartext_auth or relay.scheme == "lmtp+unix",
+            cleartext_auth=(
+                lane.cleartext_auth
+                or relay.scheme == "lmtp+unix"
+                or (self.endpoint.tls.mode == "off" and relay.scheme in ("smtp", "lmtp"))
+            ),
             messages=lane.messages,
             timeout=lane.timeout_remote,
             use_pipelining=lane.use_pipelining,

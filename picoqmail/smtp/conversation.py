@@ -257,7 +257,11 @@ class Conversation:
 
         if not self.secure and not self.options.cleartext_auth:
             raise FaultError(
-                RelayFault("auth", "no login without TLS: the relay gave us none", temporary=False),
+                RelayFault(
+                    "auth",
+                    "no password is sent without TLS, and here is none (setting tls)",
+                    temporary=False,
+                ),
             )
         try:
             oauth2 = credentials.secret.oauth2
