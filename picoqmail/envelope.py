@@ -21,6 +21,8 @@ ADDRESS_LIMIT_OCTETS = 1002
 NULL_SENDER = ""
 DOUBLE_BOUNCE = "#@[]"
 _UNSENDABLE_IN_DOMAIN = " <>"
+# Unicode's own line and paragraph separators: control characters in all but name.
+_LINE_ENDS = "\u2028\u2029"
 
 
 class EnvelopeParser:
@@ -119,13 +121,18 @@ def _decode_address(raw: bytes, index: int | None) -> str:
         raise AddressError("it is not UTF-8", shown, index) from None
     if len(raw) > ADDRESS_LIMIT_OCTETS:
         raise AddressTooLongError(f"the address {address[:60]!a}... is longer than 1002 octets")
+    local, at, domain = address.rpartition("@")
     # isprintable is a fast yes; only what it doubts is looked at character by character.
-    if not address.isprintable() and any(c < " " or "\x7f" <= c <= "\x9f" for c in address):
-        raise AddressError("it holds a control character", address, index)
-    _, at, domain = address.rpartition("@")
+    if not address.isprintable():
+        if any(c < " " or "\x7f" <= c <= "\x9f" or c in _LINE_ENDS for c in address):
+            raise AddressError("it holds a control character", address, index)
+        if any(c.isspace() for c in domain):
+            raise AddressError("its domain holds a space, < or >", address, index)
     if not domain or not at:
         why = "it has no domain after an @" if address else "it is empty"
         raise AddressError(why, address, index)
+    if not local:
+        raise AddressError("it has nothing before its @", address, index)
     for character in _UNSENDABLE_IN_DOMAIN:
         if character in domain:
             raise AddressError("its domain holds a space, < or >", address, index)

@@ -74,14 +74,12 @@ class Message:
         for one in record.pop("recipients"):
             address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)
             recipients.append(Recipient(address, state, reply, one))
-        revision = record.pop("revision", 0)
         values = {name: record.pop(name) for name in _PLAIN}
         del record["version"], record["id"]
         return cls(
             id=message_id,
             recipients=tuple(recipients),
             history=tuple(record.pop("history")),
-            revision=revision if isinstance(revision, int) else 0,
             unknown=record,
             **values,
         )
@@ -137,4 +135,5 @@ _PLAIN = (
     "crc32",
     "held",
     "origin",
+    "revision",
 )

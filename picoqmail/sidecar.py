@@ -86,7 +86,7 @@ def _text(text: str) -> str:
 
 
 def _escape(code: int) -> str:
-    if code > 0xFFFF:  # noqa: PLR2004 - beyond it JSON wants a surrogate pair (RFC 8259 section 7)
+    if code > 0xFFFF:
         code -= 0x10000
         return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
     return f"\\u{code:04x}"
@@ -97,7 +97,7 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
 
     Raises DamagedMessageError, whose text says what is wrong, also for a version from the future.
     """
-    import json  # noqa: PLC0415 - only those who deliver pay for it
+    import json
 
     try:
         record = json.loads(data, parse_constant=_refuse_constant)
@@ -115,36 +115,73 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
         raise DamagedMessageError(f"its sidecar has version {version!r}, not {FORMAT_VERSION}")
     if record.get("id") != message_id:
         raise DamagedMessageError(f"its sidecar belongs to another message, {record.get('id')!a}")
-    for key, kinds in _KINDS.items():
-        # A bool is an int to isinstance, but not in the format.
-        if type(record.get(key)) not in kinds:
+    record.setdefault("revision", 0)
+    for key, kind in _KINDS.items():
+        if not _is_proper(record.get(key), kind):
             raise DamagedMessageError(f"its sidecar has no proper value under {key!a}")
-    for recipient in record["recipients"]:
+    for key in _TIMES:
+        record[key] = int(record[key])
+    _check_recipients(record["recipients"])
+    if not all(isinstance(event, dict) for event in record["history"]):
+        raise DamagedMessageError("its sidecar has no proper value under 'history'")
+    if any(_is_deep(record[key], _DEPTH_LIMIT) for key in record if key != "recipients"):
+        raise DamagedMessageError("its sidecar is nested too deeply")
+    return record
+
+
+def _check_recipients(recipients: list[Any]) -> None:
+    if not recipients:
+        raise DamagedMessageError("its sidecar names no recipient")
+    for recipient in recipients:
         if (
             not isinstance(recipient, dict)
             or not isinstance(recipient.get("address"), str)
             or recipient.get("state") not in RECIPIENT_STATES
             or not isinstance(recipient.get("reply"), (str, type(None)))
+            or (len(recipient) > _RECIPIENT_KEYS and _is_deep(recipient, _DEPTH_LIMIT))
         ):
             raise DamagedMessageError("its sidecar has a recipient without proper values")
-    if not record["recipients"]:
-        raise DamagedMessageError("its sidecar names no recipient")
-    return record
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "sender": (str,),
-    "recipients": (list,),
-    "created": (int, float),
-    "next_attempt": (int, float),
-    "expires": (int, float),
-    "attempts": (int,),
-    "size": (int,),
-    "crc32": (int,),
-    "held": (bool,),
-    "history": (list,),
-    "origin": (dict,),
+def _is_proper(value: object, kind: type) -> bool:
+    """Say whether a value is of that type exactly (a bool is no int), and no absurd number."""
+    if kind is int and type(value) is int:
+        return 0 <= value <= _MOST
+    # A time may have a fraction; infinity and the like fail the comparison.
+    if kind is float:
+        return type(value) in (int, float) and 0 <= value <= _MOST  # type: ignore[operator]
+    return type(value) is kind
+
+
+def _is_deep(value: object, levels: int) -> bool:
+    """Say whether a value has more levels than that: to write it again would end in recursion."""
+    if isinstance(value, dict):
+        return not levels or any(_is_deep(one, levels - 1) for one in value.values())
+    if isinstance(value, list):
+        return not levels or any(_is_deep(one, levels - 1) for one in value)
+    return False
+
+
+# float stands for a time.
+_KINDS: dict[str, type] = {
+    "sender": str,
+    "recipients": list,
+    "created": float,
+    "next_attempt": float,
+    "expires": float,
+    "attempts": int,
+    "size": int,
+    "crc32": int,
+    "held": bool,
+    "history": list,
+    "origin": dict,
+    "revision": int,
 }
+_TIMES = tuple(key for key, kind in _KINDS.items() if kind is float)
+# What every JSON reader keeps exact (RFC 8259 section 6).
+_MOST = 2**53 - 1
+_DEPTH_LIMIT = 32
+_RECIPIENT_KEYS = 3
 
 
 def _refuse_constant(name: str) -> float:

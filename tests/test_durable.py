@@ -1,0 +1,118 @@
+"""Durable writes: each does one thing to the disk, never follows a link, never leaves a half."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail import durable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_new_file_is_private(tmp_path: Path) -> None:
+    """Mode 0600, whatever the umask leaves."""
+    path = str(tmp_path / "file")
+    os.close(durable.create(path))
+    assert 0o600 == stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_nothing_that_is_there_is_opened_instead(tmp_path: Path) -> None:
+    """Neither a file nor a symlink planted in its place, dangling or not."""
+    (tmp_path / "file").write_bytes(b"x")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "dangling")
+    for name in ("file", "dangling"):
+        with pytest.raises(FileExistsError):
+            durable.create(str(tmp_path / name))
+    with pytest.raises(OSError, match="Too many levels"):
+        durable.open_append(str(tmp_path / "dangling"))
+    assert not (tmp_path / "elsewhere").exists()
+    assert b"x" == (tmp_path / "file").read_bytes()
+
+
+def test_a_short_write_is_gone_on_with(tmp_path: Path) -> None:
+    """A pipe takes less than it is given: everything comes through all the same."""
+    data = os.urandom(300_000)
+    reading, writing = os.pipe()
+    with open(tmp_path / "out", "wb") as out, subprocess.Popen(
+        ["cat"], stdin=reading, stdout=out
+    ) as process:  # fmt: skip
+        os.close(reading)
+        durable.write_all(writing, data)
+        os.close(writing)
+        process.wait(30)
+    assert data == (tmp_path / "out").read_bytes()
+
+
+def test_a_file_that_could_not_be_written_whole_is_gone(tmp_path: Path) -> None:
+    """A file size limit strikes in the middle: no half file stays, and the error is told."""
+    script = (
+        "import resource, signal, sys\n"
+        "from picoqmail import durable\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    durable.create_whole(sys.argv[1], b'x' * 5000)\n"
+        "except OSError as exc:\n"
+        "    print(exc.errno)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "file")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert f"{errno.EFBIG}\n" == ran.stdout
+    assert [] == os.listdir(tmp_path)
+
+
+def test_replace_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    """The file is replaced whole, with the time it is given; no scratch file stays."""
+    path, scratch = str(tmp_path / "file"), str(tmp_path / "scratch")
+    durable.replace(scratch, path, b"old")
+    durable.replace(scratch, path, b"new", 1_000_000_000)
+    assert (b"new", 1_000_000_000) == ((tmp_path / "file").read_bytes(), os.stat(path).st_mtime)
+    assert ["file"] == os.listdir(tmp_path)
+
+
+def test_a_scratch_file_of_a_crash_is_in_nobodys_way(tmp_path: Path) -> None:
+    """What a killed process left under the scratch name goes first."""
+    (tmp_path / "scratch").write_bytes(b"half")
+    durable.replace(str(tmp_path / "scratch"), str(tmp_path / "file"), b"whole")
+    assert b"whole" == (tmp_path / "file").read_bytes()
+    assert ["file"] == os.listdir(tmp_path)
+
+
+def test_a_failed_replace_tidies_up_and_keeps_the_old(tmp_path: Path) -> None:
+    """Where the rename fails (the target is a directory) nothing of the attempt stays."""
+    os.mkdir(tmp_path / "target")
+    (tmp_path / "target" / "x").write_bytes(b"")
+    with pytest.raises(OSError, match="directory"):
+        durable.replace(str(tmp_path / "scratch"), str(tmp_path / "target"), b"new")
+    assert ["target"] == os.listdir(tmp_path)
+
+
+def test_unlinking_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    """It says whether there was anything."""
+    (tmp_path / "file").write_bytes(b"")
+    assert durable.unlink_if_there(str(tmp_path / "file"))
+    assert not durable.unlink_if_there(str(tmp_path / "file"))
+
+
+def test_a_directory_is_made_once(tmp_path: Path) -> None:
+    """With private mode; False if it is there."""
+    path = str(tmp_path / "new")
+    assert durable.make_directory(path)
+    assert not durable.make_directory(path)
+    assert 0o700 == stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_what_is_no_directory_cannot_be_synced_as_one(tmp_path: Path) -> None:
+    """A file in its place is an error, not a sync of something else."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        durable.sync_directory(str(tmp_path / "file"))
+    durable.sync_directory(str(tmp_path))
