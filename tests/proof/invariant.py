@@ -1,0 +1,169 @@
+"""What must hold, whatever happened: the contract's rules as one function over a home and a relay.
+
+The rule of this module: it knows nothing of how the trouble came about. It reads files and what the
+relay kept, and names every breach in a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
+
+from attrs import define, field
+
+from proof.world import read_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from proof.world import Promise, World
+    from rig.received import Received
+
+_OUR_LINE = re.compile(rb"Received: by [^\n]* id (?P<id>[^ ;\n]+); [^\n]*\n")
+_TOKEN = re.compile(rb"^X-Token: (?P<token>[^\n]+)\n", re.MULTILINE)
+
+
+@define
+class Finding:
+    """What a look at one home found."""
+
+    breaches: list[str] = field(factory=list)
+    delivered: int = 0
+    waiting: int = 0
+    duplicates: int = 0
+
+
+def token_of(content: bytes) -> str:
+    """The token of a message; empty for one that none of us wrote (a bounce)."""
+    match = _TOKEN.search(content)
+    return match["token"].decode() if match else ""
+
+
+def half_visible(world: World) -> list[str]:
+    """Breaches of rule 3 at this very instant: a visible message that is not there as a whole."""
+    found = []
+    for path in world.sidecars("new", "cur", "undelivered"):
+        body = path.removesuffix(".json") + ".eml"
+        try:
+            record = cast("dict[str, Any]", read_sidecar(path))
+            with open(body, "rb") as file:
+                content = file.read()
+        except (OSError, ValueError) as exc:
+            found.append(f"half visible: {os.path.relpath(path, world.spool)}: {exc}")
+            continue
+        if (len(content), crc32(content)) != (record["size"], record["crc32"]):
+            found.append(f"half visible: {os.path.relpath(body, world.spool)} is not whole")
+    return found
+
+
+def judge(
+    world: World,
+    received: list[Received],
+    *,
+    may_wait: Collection[str] = (),
+    may_fail: Collection[str] = (),
+    may_repeat: Collection[str] = (),
+) -> Finding:
+    """Compare promises, relay and spool after recovery.
+
+    `may_wait` and `may_fail` are recipients who may still be pending, or failed, in the spool;
+    `may_repeat` are tokens that may have arrived twice without a mark.
+    """
+    finding = Finding(breaches=half_visible(world))
+    promises = {promise.token: promise for promise in world.promises}
+    arrived: Counter[tuple[str, str]] = Counter()
+    ids: dict[str, str] = {}
+    for mail in received:
+        _check_mail(mail, promises, arrived, ids, finding)
+    kept = _spooled(world, promises, finding)
+    for promise in world.promises:
+        _check_promise(promise, arrived, kept, finding, (*may_wait,), (*may_fail,))
+    marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
+    for (token, recipient), count in arrived.items():
+        if count > 1:
+            finding.duplicates += 1
+            if token not in may_repeat and ids.get(token, "?") not in marks:
+                finding.breaches.append(f"{token} came {count} times to {recipient}, unmarked")
+    return finding
+
+
+def _check_mail(
+    mail: Received,
+    promises: dict[str, Promise],
+    arrived: Counter[tuple[str, str]],
+    ids: dict[str, str],
+    finding: Finding,
+) -> None:
+    token = token_of(mail.unix)
+    promise = promises.get(token)
+    if promise is None:
+        if mail.sender:
+            finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
+        return
+    match = _OUR_LINE.match(mail.unix)
+    if match is None or mail.unix[match.end() :] != promise.body:
+        finding.breaches.append(f"{token} arrived altered")
+        return
+    ids[token] = match["id"].decode()
+    if mail.sender != promise.sender:
+        finding.breaches.append(f"{token} arrived from {mail.sender}, not {promise.sender}")
+    for recipient in mail.recipients:
+        if recipient not in promise.recipients:
+            finding.breaches.append(f"{token} went to {recipient}, who is no recipient of it")
+        arrived[token, recipient] += 1
+
+
+def _spooled(
+    world: World, promises: dict[str, Promise], finding: Finding
+) -> dict[tuple[str, str], str]:
+    """What the spool says of each recipient: `pending`, `failed`, `delivered`, by token."""
+    found: dict[tuple[str, str], str] = {}
+    for path in world.sidecars("new", "cur", "undelivered"):
+        try:
+            record = cast("dict[str, Any]", read_sidecar(path))
+            with open(path.removesuffix(".json") + ".eml", "rb") as file:
+                token = token_of(file.read())
+        except (OSError, ValueError):
+            continue  # half_visible has named it.
+        if token not in promises:
+            continue
+        state = os.path.basename(os.path.dirname(path))
+        for one in record["recipients"]:
+            key = token, one["address"]
+            if key in found:
+                finding.breaches.append(f"{token} is in the spool twice")
+            found[key] = "stuck" if (one["state"], state) == ("pending", "undelivered") else one[
+                "state"
+            ]
+    return found
+
+
+def _check_promise(
+    promise: Promise,
+    arrived: Counter[tuple[str, str]],
+    kept: dict[tuple[str, str], str],
+    finding: Finding,
+    may_wait: Collection[str],
+    may_fail: Collection[str],
+) -> None:
+    came = [one for one in promise.recipients if arrived[promise.token, one]]
+    if came == list(promise.recipients):
+        finding.delivered += 1
+    for recipient in promise.recipients:
+        state = kept.get((promise.token, recipient))
+        there = recipient in came
+        if state == "pending":
+            finding.waiting += 1
+        if there or (state == "pending" and recipient in may_wait):
+            continue
+        if state == "failed" and recipient in may_fail:
+            continue
+        if state is not None:
+            finding.breaches.append(f"{promise.token}: {recipient} is {state} in the spool")
+        elif promise.accepted:
+            finding.breaches.append(f"LOST: {promise.token} for {recipient}, although accepted")
+        elif came:
+            finding.breaches.append(f"{promise.token}, not accepted, went to some: {came}")

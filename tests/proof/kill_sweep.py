@@ -1,0 +1,175 @@
+"""The kill sweep: a program killed before each of its calls, then recovered by cron.
+
+Killed with SIGKILL by strace on entering the call, so that the call itself is not made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, field
+
+from proof import invariant, tracing
+from proof.scenarios import MOODY, SCENARIOS
+from proof.world import LedgerRelay, Programs, World
+from proof.zygote import Zygote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proof.scenarios import Scenario
+
+WORKERS = 3
+
+
+@define
+class SweepReport:
+    """Figures of a sweep, and everything that went wrong."""
+
+    tried: dict[str, int] = field(factory=dict)
+    missed: int = 0
+    duplicates: int = 0
+    delivered: int = 0
+    breaches: list[str] = field(factory=list)
+
+    @property
+    def total(self) -> int:
+        """Points tried."""
+        return sum(self.tried.values())
+
+
+@define
+class Stage:
+    """What sweeps share: two relays, a zygote for the recoveries, a directory for the homes."""
+
+    root: str
+    programs: Programs = field(factory=Programs)
+    good: LedgerRelay = field(factory=LedgerRelay)
+    moody: LedgerRelay = field(factory=lambda: LedgerRelay(MOODY))
+    zygotes: list[Zygote] = field(factory=list)
+    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
+
+    def __enter__(self) -> Stage:
+        self.good.__enter__()
+        self.moody.__enter__()
+        self.zygotes = [Zygote() for _ in range(WORKERS)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for zygote in self.zygotes:
+            zygote.close()
+        self.moody.__exit__()
+        self.good.__exit__()
+
+    def path(self) -> str:
+        """A path for one more home."""
+        return f"{self.root}/h{next(self._numbers)}"
+
+    def template(self, scenario: Scenario) -> World:
+        """A home prepared for a scenario; clones of it are struck."""
+        world = World.make(self.path(), self.moody.address, self.programs)
+        scenario.prepare(world, self.zygotes[0], self.moody.address)
+        world.before = self.moody.ledger.of(world.name)
+        return world
+
+    def received(self, world: World) -> list[invariant.Received]:
+        """What both relays have of a home."""
+        ledgers = self.moody.ledger, self.good.ledger
+        return world.before + [mail for one in ledgers for mail in one.of(world.name)]
+
+    def forget(self, world: World) -> None:
+        """Remove a home and its traces at the relays."""
+        self.moody.ledger.forget(world.name)
+        self.good.ledger.forget(world.name)
+        world.destroy()
+
+
+def record(stage: Stage, scenario: Scenario, template: World) -> list[tracing.Call]:
+    """The calls of an undisturbed run. Raises AssertionError if it does not end as it should."""
+    world = template.clone(stage.path())
+    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
+    message, envelope = scenario.input_of(promise)
+    output = f"{world.root}.trace"
+    command = tracing.record_command(output, scenario.command(world, promise))
+    ran = world.run(command, message=message, envelope=envelope)
+    assert ran.returncode in scenario.statuses, (scenario.name, ran)
+    calls = tracing.read_calls(output)
+    os.unlink(output)
+    found = [evolve(call, rest=call.rest.replace(world.root, "HOME")) for call in calls]
+    stage.forget(world)
+    return found
+
+
+def sweep(
+    stage: Stage,
+    names: Sequence[str] = (),
+    *,
+    sample: int = 0,
+    seed: int = 0,
+    step: Callable[[], None] = lambda: None,
+    announce: Callable[[int], None] = lambda _total: None,
+) -> SweepReport:
+    """Kill each scenario's program at each place, or at `sample` of the places that write or send."""
+    report = SweepReport()
+    chosen = [one for one in SCENARIOS if not names or one.name in names]
+    work = []
+    for scenario in chosen:
+        template = stage.template(scenario)
+        calls = record(stage, scenario, template)
+        places = tracing.places(calls, "HOME", looking=not sample)
+        if sample and sample < len(places):
+            places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice
+        report.tried[scenario.name] = len(places)
+        work += [(scenario, template, place) for place in places]
+    announce(len(work))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        jobs = [
+            pool.submit(_strike, stage, stage.zygotes[i % WORKERS], *one, report)
+            for i, one in enumerate(work)
+        ]
+        for job in jobs:
+            job.result()
+            step()
+    return report
+
+
+def _strike(
+    stage: Stage,
+    zygote: Zygote,
+    scenario: Scenario,
+    template: World,
+    place: tracing.Call,
+    report: SweepReport,
+) -> None:
+    world = template.clone(stage.path())
+    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
+    message, envelope = scenario.input_of(promise)
+    command = scenario.command(world, promise)
+    killing = tracing.strike_command(place, "signal=KILL", command)
+    ran = world.run(killing, message=message, envelope=envelope)
+    if ran.returncode != -signal.SIGKILL:
+        report.missed += 1
+    if promise is not None:
+        world.promises.append(evolve(promise, accepted=ran.returncode == 0))
+    breaches = invariant.half_visible(world)
+    breaches += world.recover(zygote, stage.good.address)
+    finding = invariant.judge(world, stage.received(world), may_fail=scenario.may_fail)
+    breaches += finding.breaches
+    report.duplicates += finding.duplicates
+    report.delivered += finding.delivered
+    if finding.duplicates > _most_in_doubt(scenario):
+        breaches.append(f"{finding.duplicates} recipients twice: more than one message in doubt")
+    if breaches:
+        report.breaches += [f"{scenario.name}, killed before {place.place}: {b}" for b in breaches]
+    else:
+        stage.forget(world)
+
+
+def _most_in_doubt(scenario: Scenario) -> int:
+    """Recipients of the largest transaction: one message a connection may be in doubt."""
+    return 100 if "recipients" in scenario.name else 2
