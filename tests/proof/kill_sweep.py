@@ -155,7 +155,13 @@ def _strike(
     if ran.returncode != -signal.SIGKILL:
         report.missed += 1
     if promise is not None:
-        world.promises.append(evolve(promise, accepted=ran.returncode == 0))
+        world.promises.append(
+            evolve(
+                promise,
+                accepted=ran.returncode == 0,
+                fields_added=scenario.program in ("inject", "sendmail"),
+            )
+        )
     breaches = invariant.half_visible(world)
     breaches += world.recover(zygote, stage.good.address)
     finding = invariant.judge(world, stage.received(world), may_fail=scenario.may_fail)

@@ -40,6 +40,17 @@ class Promise:
     recipients: tuple[str, ...]
     body: bytes
     accepted: bool = True
+    fields_added: bool = False
+    """Whether the program completes the header, as inject and sendmail do."""
+
+    def is_whole(self, arrived: bytes) -> bool:
+        """Whether this is the message, without the Received line of ours."""
+        if not self.fields_added:
+            return arrived == self.body
+        head, _, text = self.body.partition(b"\n\n")
+        arrived_head, _, arrived_text = arrived.partition(b"\n\n")
+        fields = arrived_head.split(b"\n")
+        return arrived_text == text and all(line in fields for line in head.split(b"\n"))
 
 
 @define
