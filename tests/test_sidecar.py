@@ -162,7 +162,7 @@ def test_damage_is_told_and_never_guessed_at(make: Callable[[], bytes]) -> None:
 
 def test_a_version_from_the_future_is_told_as_such() -> None:
     """The administrator learns that a newer picoqmail wrote it, and what to do."""
-    with pytest.raises(DamagedMessageError, match="version 2.*newer picoqmail"):
+    with pytest.raises(DamagedMessageError, match=r"version 2.*newer picoqmail"):
         sidecar.decode(encoded(version=2), ID)
 
 
