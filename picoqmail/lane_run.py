@@ -122,6 +122,10 @@ class LaneRun:
             self._reached = True
             self.engine.on_event("relay_up", relay=link.relay, address=link.address.text)
 
+    def link_leaves(self) -> None:
+        """Go on without a link that has said QUIT: the answer to that is not worth waiting for."""
+        self.go_on()
+
     def link_ended(self, link: Link, fault: RelayFault | None) -> None:
         """Draw the conclusions from the end of a link, and go on."""
         self._links.discard(link)
@@ -200,13 +204,15 @@ class LaneRun:
 
     def go_on(self) -> None:
         """Open a link if the lane has none and has work; see whether it is at its end."""
-        if self.finished or self._links or self._asked is not None:
-            return
-        while not self._links and self._asked is None:
+        while not (self.finished or self._is_busy):
             if self._gave_up or not self._peek():
                 self._finish()
-                return
-            self._open()
+            else:
+                self._open()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._asked is not None or any(not link.is_leaving for link in self._links)
 
     def _peek(self) -> bool:
         """Have a message at hand for a link that is not open yet."""

@@ -82,6 +82,7 @@ class Link:
         self._epoch = -1
         self._total_deadline = 0.0
         self._announced = False
+        self.is_leaving = False
 
     @property
     def is_closed(self) -> bool:
@@ -231,6 +232,11 @@ class Link:
         if conversation.turn != self._turn:
             self._turn = conversation.turn
             self._set_deadline()
+            if conversation.stage == "quit" and not transport.unsent:
+                self.is_leaving = True
+                self.lane.link_leaves()
+                if self._state == _CLOSED:
+                    return
         self._select(_READ | _WRITE if transport.is_blocked else _READ)
 
     def _set_deadline(self) -> None:

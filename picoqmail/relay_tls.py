@@ -29,8 +29,9 @@ class TlsPolicy:
     """What the settings say about TLS.
 
     ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
-    ``fingerprint``; ``off`` tells us to log in without TLS too, which no other mode does. ``ca`` is a PEM file (``""``: the platform's store), ``certificate`` a PEM
-    file with our own certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
+    ``fingerprint``; ``off`` tells us to log in without TLS too, which no other mode does. ``ca``
+    is a PEM file (``""``: the platform's store), ``certificate`` a PEM file with our own
+    certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
     relay's certificate (DER), 64 hex digits, colons and case do not matter.
     """
 

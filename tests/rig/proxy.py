@@ -8,6 +8,7 @@ the three trips of the handshake are charged to the first bytes of the relay (it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -109,4 +110,6 @@ def _deliver(target: asyncio.StreamWriter, under_way: deque[bytes]) -> None:
     if data:
         target.write(data)
     elif target.can_write_eof():
-        target.write_eof()
+        # A client that has said QUIT need not wait for the answer: it may be gone altogether.
+        with contextlib.suppress(OSError):
+            target.write_eof()
