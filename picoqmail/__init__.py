@@ -1,1 +1,85 @@
-"""picoqmail: send-only mail for one host."""
+"""picoqmail: send-only mail for one host.
+
+    import picoqmail
+    receipt = picoqmail.enqueue(message, sender="a@example.org", recipients=["b@example.net"])
+
+Nothing may live here but names: each is fetched from its module when it is first used (PEP 562),
+so that `import picoqmail` costs nothing, here and in the programs that run once a mail.
+"""
+
+from __future__ import annotations
+
+from picoqmail._version import VERSION as __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.api import (
+        Mail,
+        Pending,
+        Receipt,
+        Spool,
+        enqueue,
+        enqueue_many,
+        prepare,
+    )
+    from picoqmail.errors import (
+        AddressError,
+        AddressTooLongError,
+        ConfigurationError,
+        DamagedMessageError,
+        EnvelopeError,
+        InputError,
+        KeyReusedError,
+        MessageError,
+        MessageTooLargeError,
+        MessageTypeError,
+        NoSuchMessageError,
+        PicoqmailError,
+        SpoolError,
+    )
+    from picoqmail.home import Home
+
+__all__ = [
+    "AddressError",
+    "AddressTooLongError",
+    "ConfigurationError",
+    "DamagedMessageError",
+    "EnvelopeError",
+    "Home",
+    "InputError",
+    "KeyReusedError",
+    "Mail",
+    "MessageError",
+    "MessageTooLargeError",
+    "MessageTypeError",
+    "NoSuchMessageError",
+    "Pending",
+    "PicoqmailError",
+    "Receipt",
+    "Spool",
+    "SpoolError",
+    "__version__",
+    "enqueue",
+    "enqueue_many",
+    "prepare",
+]
+
+_API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a public name from the module that has it, once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
+    if name in _API:
+        from picoqmail import api as module
+    elif name == "Home":
+        from picoqmail import home as module
+    else:
+        from picoqmail import errors as module
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
