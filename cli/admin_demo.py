@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+EX_TERMINATED = 143  # what a shell reports for a program that SIGTERM ended
 _WIDEST = 100
 _TITLE, _COMMAND, _FILE, _PROVED, _WRONG = "1;36", "1", "2", "32", "1;31"
 
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Play the story. Returns 0, 69 without the extra `demo`, 70 if it went another way."""
     narrator = _Recorder() if arguments.json else _Printer()
+    # An exception, so that the temporary home goes and the relay ends on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TERMINATED))
     try:
         demo.play(narrator, arguments.keep)
     except PicoqmailError as error:

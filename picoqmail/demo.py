@@ -286,6 +286,8 @@ class _Story:
         shown = [word.replace(self.directory + "/", "") for word in words]
         if quiet:
             shown = ["picoqmail", *shown[3:]]
+        if given and not send:
+            shown.insert(0, "PICOQMAIL_SEND=off")
         output = "" if quiet and done.returncode == code else done.stdout
         self.narrator.command(shown, given, done.returncode, output)
         if done.returncode != code:
