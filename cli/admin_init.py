@@ -7,17 +7,15 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from picoqmail import init, setting_values
+from picoqmail import init, setting_values, system_home
 from picoqmail.cli.admin_output import is_terminal, print_json, printable
 from picoqmail.control import Control
 from picoqmail.errors import ConfigurationError
-from picoqmail.home import QMAIL_HOME, locate, personal_root
+from picoqmail.home import QMAIL_HOME, Home, locate, personal_root
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-
-    from picoqmail.home import Home
 
 EX_USAGE = 64
 
@@ -30,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--me", metavar="NAME", help="this host's name, for control/me")
     parser.add_argument(
+        "--system",
+        action="store_true",
+        help="as root: a spool with an owner of its own (user picoqmail), into which anybody may "
+        "submit through a set-id bin/qmail-queue",
+    )
+    parser.add_argument(
         "--relay",
         metavar="RELAY",
         action="append",
@@ -41,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the home. Returns 0, 64 if not told enough, 73 if something foreign was in the way."""
     home = locate()
-    if os.geteuid() == 0 and home.root == personal_root(os.environ) and not _is_named():
+    if arguments.system:
+        system_home.require_root()
+        if not _is_named():
+            home = Home(QMAIL_HOME)
+    elif os.geteuid() == 0 and home.root == personal_root(os.environ) and not _is_named():
         print(
             "picoqmail init: root has no home of its own: say where it is to be, for example\n"
             f"    PICOQMAIL_HOME={QMAIL_HOME} picoqmail init --me NAME --relay RELAY",
@@ -51,7 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     asking = is_terminal() and not arguments.json
     me = _host_name(home, arguments.me, asking=asking)
     relays = _relays(home, arguments.relay, asking=asking)
-    outcome = init.make_home(home, me=me, relays=relays, programs=init.find_programs())
+    if arguments.system:
+        outcome = system_home.make_system_home(
+            home, me=me, relays=relays, programs=init.find_programs()
+        )
+    else:
+        outcome = init.make_home(home, me=me, relays=relays, programs=init.find_programs())
     if arguments.json:
         print_json(_document(home, outcome))
     else:

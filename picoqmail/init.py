@@ -102,7 +102,7 @@ def make_home(
     (they are seen to before any file), ConfigurationError if `minivars` cannot be understood,
     OSError if the disk fails; what was made until then stays and is found by the next run.
     """
-    work = _Work(home, _read_manifest(home))
+    work = Work.begin(home)
     try:
         work.directory(home.root, parents=True)
         for path in (home.control, home.spool, home.bin):
@@ -167,12 +167,17 @@ def crontab_line(home: Home) -> str:
 
 
 @define
-class _Work:
+class Work:
     """One run: the home, what earlier runs made, and what was done so far."""
 
     home: Home
     made_before: frozenset[str]
     steps: list[Step] = field(factory=list)
+
+    @classmethod
+    def begin(cls, home: Home) -> Work:
+        """Read what earlier runs made of this home. Raises InitError."""
+        return cls(home, _read_manifest(home))
 
     def directory(self, path: str, *, parents: bool = False) -> None:
         """Make a private directory, or see that the one there is ours. Raises InitError."""

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from picoqmail import durable
-from picoqmail.init import LINKS, InitError
+from picoqmail.init import LINKS, InitError, Outcome, Step, Work
 from picoqmail.layout import DIRECTORIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from picoqmail.home import Home
 
@@ -55,6 +55,41 @@ class Owner:
 
     uid: int
     gid: int
+
+
+def make_system_home(
+    home: Home,
+    *,
+    me: str | None,
+    relays: Sequence[str] = (),
+    programs: Mapping[str, str],
+) -> Outcome:
+    """Make or mend a home for all users of this host; arguments and errors as init.make_home.
+
+    The user `picoqmail` is made if it is missing. May be run again, after an update too: the
+    set-id program is compiled anew.
+    """
+    require_root()
+    check_programs(programs)
+    owner = ensure_owner()
+    prepare_directories(home, owner)
+    work = Work.begin(home)
+    try:
+        if me is not None:
+            work.control_file("me", [me])
+        if relays:
+            work.control_file("relayip", list(relays))
+        for step in work.steps:
+            if step.outcome == "made":
+                # Whoever submits reads the settings; the password is in a file of its own.
+                os.chmod(step.path, 0o644)
+        target = build_setid(home, owner, programs)
+        work.steps.append(Step(target, "made", f"set-id {OWNER}"))
+        for name, program in links(programs, home).items():
+            work.link(f"{home.bin}/{name}", program)
+    finally:
+        work.write_manifest()
+    return Outcome(home.root, tuple(work.steps))
 
 
 def require_root() -> None:
