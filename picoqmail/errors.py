@@ -158,6 +158,10 @@ class InputError(PicoqmailError, OSError):
     qmail_status = QUEUE_READ
     sysexit = EX_IOERR
 
+    def __str__(self) -> str:
+        """The sentence alone, where OSError's children would put the number before it."""
+        return str(self.strerror)
+
 
 class SpoolError(PicoqmailError, OSError):
     """The spool could not be read or written; always temporary, nothing was accepted."""
