@@ -121,6 +121,11 @@ class Nobody:
         """Nothing was kept."""
 
 
+def named_program(environ: Mapping[bytes, bytes]) -> bytes:
+    """Return the program that QMAILQUEUE names, b"" if none; a set-id process is not told."""
+    return b"" if is_privileged() else environ.get(b"QMAILQUEUE", b"")
+
+
 def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     home: Home,
     environ: Mapping[bytes, bytes],
@@ -137,8 +142,8 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     spool, if it is ours and we may write there; else the home's bin/qmail-queue. `extra` are
     further keys of the sidecar, which only the second way can carry. Raises PicoqmailError.
     """
-    named = environ.get(b"QMAILQUEUE", b"")
-    if named and not is_privileged():
+    named = named_program(environ)
+    if named:
         return _queue_program(named, home, sender, recipients)
     if not recipients:
         return Nobody()

@@ -40,14 +40,24 @@ class MessageReader:
     `read` returns the next bytes, at most a buffer full, and b"" at the end.  The body is never
     held; the header is not held here either, but one field is.
 
+    A line of just a CR is no blank line to qmail, which puts one of its own before it; with
+    `crlf_blank` it is one, and nothing is put in.
+
     Raises MessageTooLargeError when the header is longer than `max_header` bytes; whatever
     `read` raises passes through.
     """
 
-    __slots__ = ("_chunk", "_head", "_position", "_read", "_room")
+    __slots__ = ("_blanks", "_chunk", "_head", "_position", "_read", "_room")
 
-    def __init__(self, read: Callable[[], bytes], max_header: int = MAX_HEADER_BYTES) -> None:
+    def __init__(
+        self,
+        read: Callable[[], bytes],
+        max_header: int = MAX_HEADER_BYTES,
+        *,
+        crlf_blank: bool = False,
+    ) -> None:
         self._read = read
+        self._blanks = (b"\n", b"\r\n") if crlf_blank else (b"\n",)
         self._chunk = b""
         self._position = 0
         self._head = b""
@@ -93,7 +103,7 @@ class MessageReader:
                     continue
                 yield b"".join(field)
                 field = []
-            if line == b"\n":
+            if line in self._blanks:
                 self._head = line
                 return
             if line.startswith(b"From "):

@@ -18,7 +18,7 @@ from picoqmail.errors import (
     MessageTooLargeError,
     PicoqmailError,
 )
-from picoqmail.handover import Nobody, Output, hand_over
+from picoqmail.handover import Nobody, Output, hand_over, named_program
 from picoqmail.header import MessageReader, date_field, field_name, message_id_field
 from picoqmail.rewrite import (
     VERP_SUFFIX,
@@ -530,7 +530,9 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = Settings(home, environ)
     injection = Injection(request, settings, environ, now=now, pid=pid)
-    message = MessageReader(read)
+    # What stands in front of a queue of qmail's gives it qmail's bytes. Our own spool gets what the
+    # caller meant: PHP 8, Ruby and others end header and blank line with CRLF.
+    message = MessageReader(read, crlf_blank=not named_program(environ))
     for field in message.fields():
         injection.take(field)
     injection.finish()

@@ -205,7 +205,7 @@ def stop_at_dot(read: Callable[[], bytes]) -> Callable[[], bytes]:
 
 
 class _DotStop:
-    __slots__ = ("_crlf", "_ended", "_held", "_read", "_skip")
+    __slots__ = ("_crlf", "_ended", "_held", "_last", "_read", "_skip")
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
@@ -213,14 +213,15 @@ class _DotStop:
         self._held = b"\n"
         self._skip = 1
         self._crlf: bool | None = None
+        self._last = b""
         self._ended = False
 
     def read(self) -> bytes:
         """Return the next bytes before the dot, b"" at the end."""
         while not self._ended:
             chunk = self._read()
+            self._notice_line_end(chunk)
             data = self._held + chunk
-            self._notice_line_end(data)
             end = self._dot(data, last=not chunk)
             if end >= 0:
                 self._ended = True
@@ -239,11 +240,13 @@ class _DotStop:
                 return data
         return b""
 
-    def _notice_line_end(self, data: bytes) -> None:
+    def _notice_line_end(self, chunk: bytes) -> None:
+        """Find out whether the first line ends with a CR."""
         if self._crlf is None:
-            end = data.find(b"\n", 1)
-            if end > 0:
-                self._crlf = data[end - 1 : end] == b"\r"
+            end = chunk.find(b"\n")
+            if end >= 0:
+                self._crlf = (self._last + chunk[:end]).endswith(b"\r")
+            self._last = chunk[-1:]
 
     def _dot(self, data: bytes, *, last: bool) -> int:
         """Return where a dot's line begins in `data`, -1 if it has none."""

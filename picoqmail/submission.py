@@ -36,7 +36,9 @@ MAX_IDLE_COMMANDS = 1000
 _STDOUT = 1
 _END = b"\r\n.\r\n"
 _OK, _TEMPORARY = 0, 111
-_PATH_KINDS = frozenset((ATOM, QUOTE, LITERAL, DOT, AT))
+_WORDS = (ATOM, QUOTE, LITERAL)
+_PATH_KINDS = frozenset((*_WORDS, DOT, AT))
+_HOST_SPECIALS = frozenset(b' \t\r\n\0<>(),;\\"')
 _ROUTE_KINDS = _PATH_KINDS | {COMMA, COLON}
 
 
@@ -169,7 +171,15 @@ def path_of(argument: bytes, keyword: bytes) -> tuple[bytes, list[bytes]]:
     found = parse(path)
     if found is None or not _PATH_KINDS.issuperset(kind for kind, _ in found):
         raise _RefusedError("501 5.1.7 Bad address syntax")
-    return unquote(found), parameters.split()
+    kinds = [kind for kind, _ in found]
+    # Not itertools.pairwise: one module less to import.
+    if any(kind in _WORDS and kinds[at - 1] in _WORDS for at, kind in enumerate(kinds) if at):
+        # Two addresses to a header's reader, one run together to whoever drops the blank.
+        raise _RefusedError("501 5.1.7 A blank is allowed in quotes only")
+    address = unquote(found)
+    if not _HOST_SPECIALS.isdisjoint(address.rpartition(b"@")[2]) and b"@" in address:
+        raise _RefusedError("501 5.1.2 Bad host name")
+    return address, parameters.split()
 
 
 def _closing_bracket(text: bytes) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def read(pieces: Iterable[bytes], **options: int) -> tuple[list[bytes], bytes]:
+def read(pieces: Iterable[bytes], **options: Any) -> tuple[list[bytes], bytes]:
     """Return the fields and the body of the message that comes in these pieces."""
     rest = iter(piece for piece in pieces if piece)
     message = MessageReader(lambda: next(rest, b""), **options)
@@ -43,6 +45,13 @@ def test_a_message_is_taken_apart(text: bytes, fields: list[bytes], body: bytes)
     """Whole and byte by byte, a message has the same fields and the same body."""
     assert (fields, body) == read([text])
     assert (fields, body) == read(text[at : at + 1] for at in range(len(text)))
+
+
+def test_a_line_of_just_a_cr_may_end_a_header() -> None:
+    """Where it is asked for, and then no blank line is put in."""
+    text = b"A: b\r\n\r\nx\r\n"
+    assert ([b"A: b\r\n"], b"\r\nx\r\n") == read([text], crlf_blank=True)
+    assert ([b"A: b\r\n"], b"\n\r\nx\r\n") == read([text], crlf_blank=False)
 
 
 @given(st.lists(st.sampled_from([b"A: b", b"\n", b" ", b"From ", b"x", b":", b"\r", b"\0"])))
