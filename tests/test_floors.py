@@ -48,6 +48,7 @@ ALLOWED = {
     "itertools",
     "os",
     "picoqmail",
+    "posix",
     "pwd",
     "signal",
     "stat",
