@@ -76,6 +76,7 @@ class Engine:
     def stop(self) -> None:
         """Take no more messages and finish what is under way. A signal handler may call it."""
         self._stopping = True
+        self.lookups.wake()
 
     @property
     def stopping(self) -> bool:
@@ -115,6 +116,9 @@ class Engine:
         for lane in self._lanes:
             if lane.grow_at <= self.now:
                 lane.grow()
+        if self._stopping:
+            for link in list(self._links):
+                link.on_stop()
         if self.now >= self._check_at:
             self._check_deadlines()
 

@@ -19,8 +19,9 @@ class Lane:
 
     ``concurrency`` is the most links at once, ``messages`` the most messages on one link.
     ``timeout_connect`` (lookup, connect, TLS) and ``timeout_remote`` (each step, each transaction)
-    are seconds. ``pace`` returns the seconds to wait before the next message may begin, 0 for none.
-    ``probe`` allows one link only until a relay has greeted and let us in.
+    are seconds. ``pace`` is asked before each message, and returns the seconds to wait until it
+    may begin; 0 is the leave for one message. ``probe`` allows one link only until a relay has
+    greeted and let us in.
     """
 
     name: str
@@ -44,7 +45,8 @@ class LaneSummary:
     """How a lane ended.
 
     ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
-    the lane stopped because no relay was left. ``pace``: a relay asked us to be slower.
+    the lane stopped because no relay was left. ``answered``: transactions
+    that came to an end without a fault. ``pace``: a relay asked us to be slower.
     """
 
     name: str

@@ -66,6 +66,8 @@ class LaneRun:
         self._grown = 1
         self._exhausted = False
         self._gave_up = False
+        self._is_going_on = False
+        self._is_paced_out = False
         self._reached = False
         self._connected = False
         self._pace = False
@@ -88,7 +90,7 @@ class LaneRun:
                 if wait <= PAUSE_LIMIT_SECONDS:
                     conversation.pause = wait
                 else:
-                    self._exhausted = True
+                    self._exhausted = self._is_paced_out = True
                 return None
         if self._waiting:
             return self._waiting.popleft()
@@ -98,7 +100,9 @@ class LaneRun:
 
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
         """Hand a verdict to the source."""
-        self._answered += 1
+        if verdict.fault is None:
+            self._answered += 1
+            self._futile = 0
         try:
             self.lane.source.done(transaction, verdict)
         except Exception as error:
@@ -204,11 +208,17 @@ class LaneRun:
 
     def go_on(self) -> None:
         """Open a link if the lane has none and has work; see whether it is at its end."""
-        while not (self.finished or self._is_busy):
-            if self._gave_up or not self._peek():
-                self._finish()
-            else:
-                self._open()
+        if self._is_going_on:
+            return  # a link that ended at once; the loop below sees to it
+        self._is_going_on = True
+        try:
+            while not (self.finished or self._is_busy):
+                if self._gave_up or not self._peek():
+                    self._finish()
+                else:
+                    self._open()
+        finally:
+            self._is_going_on = False
 
     @property
     def _is_busy(self) -> bool:
@@ -216,12 +226,10 @@ class LaneRun:
 
     def _peek(self) -> bool:
         """Have a message at hand for a link that is not open yet."""
+        if self.engine.stopping or self._is_paced_out:
+            return False
         if self._waiting:
-            return not self.engine.stopping
-        if self.engine.stopping:
-            return False
-        if self._exhausted and self.lane.pace is not None and self.lane.pace() > 0:
-            return False
+            return True
         transaction = self._take()
         if transaction is None:
             self._exhausted = True

@@ -149,6 +149,11 @@ class Link:
             conversation.timed_out()
             self.on_ready(0)
 
+    def on_stop(self) -> None:
+        """End a pause: nothing new will be begun."""
+        if self._state == _OPEN and self.conversation.want == PAUSE:
+            self.on_deadline()
+
     def discard(self) -> None:
         """Close the socket and nothing else: the run is over."""
         self._state = _CLOSED

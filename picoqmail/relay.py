@@ -105,6 +105,12 @@ class Lookups:
             except queue.Empty:
                 return answers
 
+    def wake(self) -> None:
+        """Wake whoever waits for the reader. A signal handler may call this."""
+        # Closed: nobody waits any more. Full: the reader is awake already.
+        with contextlib.suppress(OSError):
+            self._writer.send(b".")
+
     def close(self) -> None:
         """Forget the threads that are still out."""
         self.reader.close()
@@ -122,10 +128,7 @@ class Lookups:
         except OSError as error:
             answer = error
         self._answers.put((key, answer))
-        try:
-            self._writer.send(b".")
-        except OSError:
-            return  # closed: nobody waits any more; or full: the reader is awake already
+        self.wake()
 
 
 def open_socket(address: Address, source_ip: str) -> socket.socket:

@@ -105,7 +105,8 @@ class TlsLayer:
         self._outgoing = ssl.MemoryBIO()
         self._plan = plan
         self._policy = policy
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host or None)
+        name = host.rstrip(".") or None  # certificates are issued without the final dot
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._error: ssl.SSLError | None = None
         self.established = False
 

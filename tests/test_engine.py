@@ -17,6 +17,7 @@ from picoqmail.relay_password import RelayPassword
 from picoqmail.relay_tls import TlsPolicy
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.smtp.sasl import Credentials
+from picoqmail.smtp.wire import encode_whole
 from rig import certificates, faults
 from rig.hostile import EVERYTHING, OFFERS, HostileRelay
 from rig.proxy import SlowLine
@@ -108,6 +109,42 @@ def test_strict_receiver(rig: Callable[..., Any], offers: tuple[str, ...] | None
     assert [] == relay.complaints
     assert set(run.outcomes()) == {"delivered"}
     assert len(relay.wait_for(9)) == 9
+
+
+ODD = (
+    *(b"\n", b"\r", b"\r\n", b"\r\r\n", b"\n\r", b"\r\0\n", b"\r\n\0", b"\0"),
+    *(b"\x0b", b"\x0c", b"\xc2\x85", b"\x85"),
+)
+
+
+@pytest.mark.parametrize("offers", [OFFERS, EVERYTHING])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_nothing_is_smuggled(rig: Callable[..., Any], offers: tuple[str, ...], end: bytes) -> None:
+    """Every A.B in a body arrives as one message with its dot, and nothing else arrives."""
+    relay = rig(HostileRelay(offers=offers))
+    source = MemorySource()
+    bodies = [
+        b"Subject: x" + end + end + first + b"." + second + b"MAIL FROM:<evil@x>" + end
+        for first in ODD
+        for second in ODD
+    ]
+    for body in bodies:
+        source.add(body=MemoryBody(body, block=7))
+    run = Run(source, to(relay), timeout_remote=30, concurrency=1)
+    assert run.outcomes() == ["delivered"] * len(bodies)
+    assert [] == relay.complaints
+    assert [encode_whole(body, stuffed=False) for body in bodies] == [
+        message.content for message in relay.messages
+    ]
+
+
+def test_in_doubt(rig: Callable[..., Any]) -> None:
+    """A connection lost behind the dot leaves one message in doubt, and no other."""
+    relay = rig(HostileRelay({".": [None, faults.drop()]}))
+    run = Run(mails(5), to(relay), concurrency=1)
+    assert run.outcomes() == ["delivered", "untried", "untried", "delivered", "delivered"]
+    verdicts = run.source.verdicts
+    assert [1] == [key for key, verdict in verdicts.items() if verdict.in_doubt]
 
 
 def test_lmtp(rig: Callable[..., Any]) -> None:

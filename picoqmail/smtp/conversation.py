@@ -643,7 +643,7 @@ class Conversation:
                 f"the relay answered {what} with: {reply.text}",
                 reply,
                 temporary=reply.is_temporary,
-                pace=is_pace(reply),
+                pace=is_pace(reply) and stage != "tls",  # 454 there: no TLS now (RFC 3207 4)
             ),
         )
 
