@@ -213,9 +213,36 @@ def host_name(control: Control) -> str:
             "does not say this host's name",
             "write it there, or run: picoqmail init --me NAME",
         )
-    name = value.text
-    if len(name) > 255 or not name.isprintable() or set(" /<>()@\\\"',;") & set(name):  # noqa: PLR2004
-        raise ConfigurationError(
-            value.where(), f"{name!a} is no host name", "letters, digits, dots and hyphens"
-        )
+    try:
+        return check_host(value.text)
+    except ValueError as exc:
+        raise ConfigurationError(value.where(), str(exc), "a host name in ASCII") from None
+
+
+_LONGEST_HOST = 253
+_LONGEST_LABEL = 63
+_LABEL_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+)
+_LITERAL_CHARACTERS = frozenset("0123456789abcdefABCDEFIPv:.")
+
+
+def check_host(text: str) -> str:
+    """Return a host name, or an address literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
+
+    Raises ValueError: it stands in SMTP commands and header lines, where nothing else is legal
+    (RFC 5321 4.1.2, 4.1.3). Names in other scripts are wanted in their `xn--` form.
+    """
+    if text[:1] == "[" and text[-1:] == "]" and _LITERAL_CHARACTERS.issuperset(text[1:-1]):
+        return text
+    if not text.isascii():
+        raise ValueError(f"{text!r} is not ASCII: give the xn-- form of the name")
+    name = text.removesuffix(".")
+    if not 1 <= len(name) <= _LONGEST_HOST:
+        raise ValueError(f"a host name has 1 to {_LONGEST_HOST} characters, this has {len(name)}")
+    for label in name.split("."):
+        if not 1 <= len(label) <= _LONGEST_LABEL:
+            raise ValueError(f"{text!r} has an empty or overlong part between its dots")
+        if not _LABEL_CHARACTERS.issuperset(label):
+            raise ValueError(f"{text!r} holds a character that no host name has")
     return name

@@ -13,6 +13,7 @@ import math
 
 from attrs import frozen
 
+from picoqmail.control import check_host
 from picoqmail.smtp.relay_address import Relay, parse_relay
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -25,11 +26,6 @@ LOG_SINKS = ("auto", "stderr", "syslog", "json", "file", "off")
 TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 
 _SHA256_HEX_DIGITS = 64
-_LONGEST_HOST = 255  # RFC 5321 4.5.3.1.2
-_LONGEST_LABEL = 63  # RFC 1035 2.3.4
-_LABEL_CHARACTERS = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_",
-)
 
 
 @frozen
@@ -108,25 +104,11 @@ def retry_schedule(text: str) -> tuple[int, ...] | None:
 
 
 def host_name(text: str) -> str:
-    """Return a host name, or an address literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
-
-    Raises ValueError: it stands in SMTP commands and header lines, where nothing else is legal
-    (RFC 5321 4.1.2, 4.1.3).  Names in other scripts are wanted in their `xn--` form.
-    """
-    if text.startswith("[") and text.endswith("]"):
-        literal = text[1:-1]
+    """As `control.check_host`, and an address literal must hold an address. Raises ValueError."""
+    name = check_host(text)
+    if name[0] == "[":
+        literal = name[1:-1]
         ipaddress.ip_address(literal[5:] if literal[:5].lower() == "ipv6:" else literal)
-        return text
-    if not text.isascii():
-        raise ValueError(f"{text!r} is not ASCII: give the xn-- form of the name")
-    name = text.removesuffix(".")
-    if not 1 <= len(name) <= _LONGEST_HOST:
-        raise ValueError(f"a host name has 1 to {_LONGEST_HOST} characters, this has {len(name)}")
-    for label in name.split("."):
-        if not 1 <= len(label) <= _LONGEST_LABEL:
-            raise ValueError(f"{text!r} has an empty or overlong part between its dots")
-        if not _LABEL_CHARACTERS.issuperset(label):
-            raise ValueError(f"{text!r} holds a character that no host name has")
     return name
 
 
