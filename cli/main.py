@@ -31,6 +31,16 @@ EX_INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 # name: (module, what it does, in one line)
 COMMANDS = {
     "init": ("admin_init", "make a home: directories, first settings, links"),
+    "status": ("admin_status", "tell whether mail flows: counts, ages, relays, who works"),
+    "list": ("admin_list", "list messages, oldest first"),
+    "show": ("admin_show", "show a message: envelope, header, body, what the relay said"),
+    "explain": ("admin_explain", "tell in sentences what happened to a message, and what will"),
+    "retry": ("admin_change", "make messages due and send them now"),
+    "hold": ("admin_change", "keep messages from being sent"),
+    "release": ("admin_change", "let held messages go"),
+    "requeue": ("admin_change", "give messages that failed for good a new life"),
+    "delete": ("admin_change", "delete messages; nobody is told"),
+    "purge": ("admin_change", "delete what failed for good and is older than told"),
     "config": ("admin_config", "print every setting, its value and where it came from"),
     "sink": ("admin_sink", "be a relay on loopback that keeps what it gets in a Maildir"),
     "demo": ("admin_demo", "play the whole story in a temporary home, step by step"),

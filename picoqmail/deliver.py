@@ -47,6 +47,8 @@ class Summary:
     deferred: int = 0
     failed: int = 0
     damaged: int = 0
+    bounced: int = 0
+    """Reports of failure that were made."""
     left: int = 0
     """Not touched, because their relay could not be reached."""
     errors: int = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from picoqmail import counters
 from picoqmail import settings as settings_module
 from picoqmail.deliver import Delivery, Summary
 from picoqmail.errors import ConfigurationError, NoSuchMessageError
@@ -68,8 +70,23 @@ class Run:
             self.spool, self.settings, self.log, self._session, stop=self._session.is_stopped
         )
         delivery.summary = self.summary
-        delivery.run(ids, forced=forced)
+        before = self._counts()
+        try:
+            delivery.run(ids, forced=forced)
+        finally:
+            self._count_since(before)
         return delivery.busy
+
+    def _counts(self) -> dict[str, int]:
+        return {name: getattr(self.summary, name) for name in counters.NAMES}
+
+    def _count_since(self, before: dict[str, int]) -> None:
+        counts = {name: count - before[name] for name, count in self._counts().items()}
+        try:
+            counters.add(self.home.spool, counts, int(time.time()))
+        except OSError as exc:
+            # Mail goes on; only who watches it sees less.
+            self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")
 
     def sweep(self, paths: Iterable[str]) -> None:
         """Unlink leftovers. Raises SpoolError."""

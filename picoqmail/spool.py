@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 BLOCK_OCTETS = 262144
 RESULT_LIMIT_OCTETS = 65536
 # The modification time of a held sidecar: no idle run need open it (2100-01-01).
-_NEVER = 4102444800.0
+HELD_UNTIL = 4102444800.0
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
@@ -145,13 +145,14 @@ class Spool:
         """The states that a message has a sidecar in; more than one only after a crash."""
         return [s for s in STATES if os.path.lexists(self._join(s, message_id + SIDECAR))]
 
-    def read(self, message_id: str) -> tuple[str, Message]:
+    def read(self, message_id: str, hint: str = "") -> tuple[str, Message]:
         """State and message, without a lock: a moment's truth, for people.
 
-        Raises NoSuchMessageError, DamagedMessageError, SpoolError.
+        `hint` is the state to look in first. Raises NoSuchMessageError, DamagedMessageError,
+        SpoolError.
         """
         for _ in range(3):
-            for state in STATES:
+            for state in (hint, *STATES) if hint else STATES:
                 try:
                     return state, self._read_sidecar(state, message_id)
                 except FileNotFoundError:
@@ -159,6 +160,31 @@ class Spool:
                 except OSError as exc:
                     raise SpoolError("read", self._join(state, message_id), exc) from exc
         raise NoSuchMessageError(f"{message_id}: no such message in {self.path}")
+
+    def body(self, message_id: str) -> Iterator[bytes]:
+        """The body's octets, without a lock, for people; damaged or not.
+
+        Raises DamagedMessageError where there is none, SpoolError.
+        """
+        descriptor = self._open_body(message_id)
+        if descriptor < 0:
+            raise DamagedMessageError("its body is missing")
+        with open(descriptor, "rb", buffering=0) as file:
+            while block := file.read(BLOCK_OCTETS):
+                yield block
+
+    def check_body(self, message: Message) -> None:
+        """Compare a body with what was accepted, without a lock.
+
+        Raises DamagedMessageError, SpoolError.
+        """
+        descriptor = self._open_body(message.id)
+        if descriptor < 0:
+            raise DamagedMessageError("its body is missing")
+        try:
+            self._verify(message, descriptor)
+        finally:
+            os.close(descriptor)
 
     # --- Claiming ----------------------------------------------------------------------------
 
@@ -352,7 +378,7 @@ class Spool:
                 self._join(TMP, message_id + SIDECAR),
                 self._join(state, message_id + SIDECAR),
                 message.to_sidecar(),
-                _NEVER if message.held else message.next_attempt,
+                HELD_UNTIL if message.held else message.next_attempt,
             )
             durable.sync_directory(self._join(state))
             if state != claim.state:
@@ -462,7 +488,7 @@ class Spool:
     def repeat_due_time(self, claim: Claim) -> None:
         """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
         path = self._join(claim.state, claim.message.id + SIDECAR)
-        due = _NEVER if claim.message.held else claim.message.next_attempt
+        due = HELD_UNTIL if claim.message.held else claim.message.next_attempt
         try:
             os.utime(path, (due, due), follow_symlinks=False)
         except OSError as exc:
@@ -481,8 +507,10 @@ class Spool:
         return revised
 
     def destroy(self, message_id: str) -> bool:
-        """Remove all of a message because somebody said so, damaged or not; False if another
-        process has it. Durable with `flush`. Raises NoSuchMessageError, SpoolError.
+        """Remove all of a message because somebody said so, damaged or not.
+
+        False if another process has it. Durable with `flush`. Raises NoSuchMessageError,
+        SpoolError.
         """
         descriptor = self._open_body(message_id)
         has_body = descriptor >= 0

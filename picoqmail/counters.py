@@ -1,0 +1,66 @@
+"""What became of messages since the spool was made: totals for `status` and for monitoring.
+
+One small JSON file in the spool, `counters`. It is for people and graphs, so it is not fsynced,
+and one that makes no sense begins again at zero, which monitoring takes for a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import portalocker
+
+from picoqmail.layout import PRIVATE_FILE_MODE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COUNTERS = "counters"
+LAST_DELIVERY = "last_delivery"
+NAMES = ("delivered", "deferred", "failed", "damaged", "bounced")
+_LONGEST_OCTETS = 4096
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def read(spool: str) -> dict[str, int]:
+    """All counters, and `last_delivery` in Unix seconds, 0 if there was none."""
+    try:
+        with open(f"{spool}/{COUNTERS}", "rb") as file:
+            return _parse(file.read(_LONGEST_OCTETS))
+    except OSError:
+        # Not there, or not ours to read: nothing is known.
+        return _parse(b"")
+
+
+def add(spool: str, counts: Mapping[str, int], now: int) -> None:
+    """Add to the counters; `now` becomes the last delivery if anything was delivered.
+
+    Raises OSError: that nobody can count is no reason to stop, but is worth a line in the log.
+    """
+    if not any(counts.values()):
+        return
+    descriptor = os.open(f"{spool}/{COUNTERS}", _FLAGS, PRIVATE_FILE_MODE)
+    try:
+        # Held for microseconds by whoever has it: waiting is right.
+        portalocker.lock(descriptor, portalocker.LockFlags.EXCLUSIVE)
+        totals = _parse(os.pread(descriptor, _LONGEST_OCTETS, 0))
+        for name, count in counts.items():
+            totals[name] += count
+        if counts.get("delivered"):
+            totals[LAST_DELIVERY] = now
+        text = json.dumps(totals).encode() + b"\n"
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _parse(data: bytes) -> dict[str, int]:
+    totals = dict.fromkeys((*NAMES, LAST_DELIVERY), 0)
+    try:
+        found = json.loads(data)
+        return {name: max(int(found.get(name, 0)), 0) for name in totals}
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return totals
