@@ -9,7 +9,9 @@ so that `import picoqmail` costs nothing, here and in the programs that run once
 
 from __future__ import annotations
 
-from picoqmail._version import VERSION as __version__
+from picoqmail import _version
+
+__version__ = _version.VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,12 +74,18 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
     if name in _API:
-        from picoqmail import api as module
+        from picoqmail import api
+
+        value = getattr(api, name)
     elif name == "Home":
-        from picoqmail import home as module
+        from picoqmail import home
+
+        value = home.Home
     else:
-        from picoqmail import errors as module
-    value = globals()[name] = getattr(module, name)
+        from picoqmail import errors
+
+        value = getattr(errors, name)
+    globals()[name] = value
     return value
 
 

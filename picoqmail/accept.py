@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from picoqmail.limits import Limits
 
+_READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _ENTROPY_OCTETS = 8
 _TRIES_FOR_A_NAME = 10
 
@@ -206,6 +207,30 @@ class Incoming:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             finally:
                 posix.close(descriptor)
+
+    def park(self) -> None:
+        """Close the prepared body until `unpark`: only its age keeps the sweep away meanwhile.
+
+        Raises SpoolError.
+        """
+        try:
+            self.close()
+        except OSError as exc:
+            raise SpoolError("close", self._path(TMP, BODY), exc) from exc
+
+    def unpark(self) -> None:
+        """Open and lock a parked body again; nothing to do for another. Raises SpoolError."""
+        if self._descriptor >= 0:
+            return
+        path = self._path(TMP, BODY)
+        try:
+            self._descriptor = posix.open(path, _READ)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The sweep may have had it in hand at this very moment.
+            posix.stat(path)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("open the prepared message", path, exc, QUEUE_BODY) from exc
 
     def _path(self, directory: str, suffix: str) -> str:
         return f"{self._spool}/{directory}/{self.id}{suffix}"

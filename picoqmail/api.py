@@ -9,142 +9,85 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from attrs import evolve, field, frozen
-
-from picoqmail import durable, envelope, home as homes
-from picoqmail.accept import Incoming, publish
-from picoqmail.content import Content, MessageLike, is_email_object, open_content
+from picoqmail import home as homes
+from picoqmail.acceptance import Acceptance, Draft
 from picoqmail.control import Control, whole_number
-from picoqmail.errors import (
-    QUEUE_WRITE,
-    ConfigurationError,
-    EnvelopeError,
-    MessageError,
-    PicoqmailError,
-    SpoolError,
-)
-from picoqmail.handover import may_spool
-from picoqmail.header_envelope import HeaderEnvelope, raw_address
-from picoqmail.idempotency import DEFAULT_LIFETIME_SECONDS, DIRECTORY, Record
+from picoqmail.errors import ConfigurationError, MessageError
+from picoqmail.idempotency import DEFAULT_LIFETIME_SECONDS
 from picoqmail.launch import start_sender
-from picoqmail.layout import TMP
-from picoqmail.limits import Limits, read_limits
+from picoqmail.limits import MOST_SECONDS, Limits, read_limits
+from picoqmail.mail import Mail, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
+    from picoqmail.content import MessageLike
     from picoqmail.home import Home
+    from picoqmail.mail import Moment, Outcome
 
-Moment: TypeAlias = "datetime | timedelta | float"
 HomeLike: TypeAlias = "Home | str | os.PathLike[str]"
 
-PROGRAM = "python"
+__all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare"]
+
 # A group shares one fsync of the directory; it is bounded because each of its messages keeps a
 # descriptor open, and because none of them is accepted before the last of them is on disk.
 GROUP_MESSAGES = 64
 GROUP_OCTETS = 8 * 1024 * 1024
 
 
-@frozen
-class Mail:
-    """One message and what is to become of it: what `enqueue` takes, as a value.
-
-    See `Spool.enqueue` for each.
-    """
-
-    message: MessageLike
-    sender: str | None = None
-    recipients: Sequence[str] | str | None = None
-    idempotency_key: str | None = field(default=None, kw_only=True)
-    not_before: Moment | None = field(default=None, kw_only=True)
-    expires: Moment | None = field(default=None, kw_only=True)
-
-
-@frozen
-class Receipt:
-    """What was accepted: durable from the moment that you have it.
-
-    `id` names the message in the spool, for `picoqmail show ID` and `Spool.get`; None if the mail
-    went through the home's queue program, which tells no name. `sender` and `recipients` are the
-    envelope, `size` the octets as spooled, `created` and `next_attempt` Unix seconds. `repeated`
-    says that its idempotency key was used before: nothing was enqueued, and the other values are
-    those of the first time.
-    """
-
-    id: str | None
-    sender: str
-    recipients: tuple[str, ...]
-    size: int
-    created: int
-    next_attempt: int
-    repeated: bool = False
-
-
-@frozen(eq=False)
-class _Order:
-    """A Mail whose envelope and times were checked: nothing of it has touched the disk."""
-
-    sender: str
-    recipients: list[str]
-    content: Content
-    key: str | None
-    extra: dict[str, Any]
-
-
-@frozen(eq=False)
-class _Draft:
-    """An order whose body is written."""
-
-    order: _Order
-    incoming: Incoming
-    fingerprint: str
-    created: int
-
-    @property
-    def receipt(self) -> Receipt:
-        """What is told of it once it is accepted."""
-        return Receipt(
-            id=self.incoming.id,
-            sender=self.order.sender,
-            recipients=tuple(self.order.recipients),
-            size=self.incoming.size,
-            created=self.created,
-            next_attempt=self.order.extra.get("next_attempt", self.created),
-        )
-
-
-Outcome: TypeAlias = "Receipt | Exception"
-
-
-@frozen(eq=False)
 class Spool:
     """A spool, by the home that it belongs to; cheap to make, nothing is opened or kept open.
 
     `home` is a directory, or None for the one that the environment names (PICOQMAIL_HOME; see the
-    manual). Values given here go before the home's settings of the same name; a process that
-    gives `me` needs no control files. Sizes in octets, times in seconds, 0 is no limit.
+    manual). Values given here go before the home's settings of the same name, and who gives `me`
+    needs no control files. Sizes in octets, times in seconds; 0 is no limit.
 
     `send`: start the sender in the background after each acceptance; None is yes, unless the
-    environment has PICOQMAIL_SEND=off.
+    environment has PICOQMAIL_SEND=off. The sender is a process of its own and goes by the
+    settings of the home, not by those given here.
     """
 
-    home: Home = field(default=None, converter=lambda given: _home(given))  # noqa: PLW0108 - defined below
-    me: str | None = field(default=None, kw_only=True)
-    databytes: int | None = field(default=None, kw_only=True)
-    minfree: int | None = field(default=None, kw_only=True)
-    queuelifetime: int | None = field(default=None, kw_only=True)
-    idempotencylifetime: int | None = field(default=None, kw_only=True)
-    send: bool | None = field(default=None, kw_only=True)
+    def __init__(  # noqa: PLR0913 - one argument a setting
+        self,
+        home: HomeLike | None = None,
+        *,
+        me: str | None = None,
+        databytes: int | None = None,
+        minfree: int | None = None,
+        queuelifetime: int | None = None,
+        idempotencylifetime: int | None = None,
+        send: bool | None = None,
+    ) -> None:
+        """Raises MessageError where a number is below 0 or no number."""
+        self.home = _home(home)
+        self.send = send
+        self._me = me
+        self._given = {
+            name: _whole(name, value)
+            for name, value in (
+                ("databytes", databytes),
+                ("minfree", minfree),
+                ("queuelifetime", queuelifetime),
+            )
+            if value is not None
+        }
+        self._idempotencylifetime = (
+            None
+            if idempotencylifetime is None
+            else _whole("idempotencylifetime", idempotencylifetime)
+        )
+
+    def __repr__(self) -> str:
+        """Show the home."""
+        return f"Spool({self.home.root!r})"
 
     # --- Accepting ---------------------------------------------------------------------------
 
-    def enqueue(
+    def enqueue(  # noqa: PLR0913 - one argument a wish
         self,
         message: MessageLike,
         sender: str | None = None,
@@ -222,7 +165,7 @@ class Spool:
             outcomes += self._enqueue_group(group, acceptance)
         return outcomes
 
-    def prepare(
+    def prepare(  # noqa: PLR0913 - as enqueue
         self,
         message: MessageLike,
         sender: str | None = None,
@@ -252,28 +195,16 @@ class Spool:
         )
         acceptance = self._acceptance()
         acceptance.need_the_spool("a message can be prepared")
-        draft = acceptance.write(acceptance.order(mail))
-        try:
-            acceptance.check_key(draft)
-            draft.incoming.prepare(draft.order.sender, draft.order.recipients, draft.order.extra)
-        except BaseException:
-            draft.incoming.abort()
-            raise
-        return Pending(self, acceptance, draft)
+        return Pending(self, acceptance, acceptance.prepare(acceptance.order(mail)))
 
     # --- Inside ------------------------------------------------------------------------------
 
-    def _acceptance(self) -> _Acceptance:
-        return _Acceptance(self.home, self._limits(), self._key_lifetime)
+    def _acceptance(self) -> Acceptance:
+        return Acceptance(self.home, self._limits(), self._key_lifetime)
 
     def _limits(self) -> Limits:
-        given = {
-            name: value
-            for name in ("databytes", "minfree", "queuelifetime")
-            if (value := getattr(self, name)) is not None
-        }
-        if self.me is not None:
-            return Limits(self.me, **given)
+        if self._me is not None:
+            return Limits(self._me, **self._given)
         try:
             limits = read_limits(self.home)
         except ConfigurationError:
@@ -282,29 +213,30 @@ class Spool:
                     self.home.root, "there is no home", "make one with: picoqmail init"
                 ) from None
             raise
-        for name, value in given.items():
+        for name, value in self._given.items():
             setattr(limits, name, value)
         return limits
 
     def _key_lifetime(self) -> int:
-        if self.idempotencylifetime is not None:
-            return self.idempotencylifetime
+        if self._idempotencylifetime is not None:
+            return self._idempotencylifetime
         name = "idempotencylifetime"
-        return whole_number(Control(self.home.control).read(name), DEFAULT_LIFETIME_SECONDS, name)
+        value = Control(self.home.control).read(name)
+        return whole_number(value, DEFAULT_LIFETIME_SECONDS, name, MOST_SECONDS)
 
     def _starts_sender(self) -> bool:
         if self.send is not None:
             return self.send
         return os.environ.get("PICOQMAIL_SEND") != "off"
 
-    def _accepted(self, drafts: Iterable[_Draft]) -> None:
+    def _accepted(self, drafts: Iterable[Draft]) -> None:
         """Have sent what was accepted, but for what waits for its time anyway."""
         if self._starts_sender() and any("next_attempt" not in one.order.extra for one in drafts):
             start_sender(self.home, time.time())
 
-    def _enqueue_group(self, mails: list[Mail], acceptance: _Acceptance) -> list[Outcome]:
+    def _enqueue_group(self, mails: list[Mail], acceptance: Acceptance) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(mails)
-        drafts: dict[int, _Draft] = {}
+        drafts: dict[int, Draft] = {}
         try:
             for index, mail in enumerate(mails):
                 try:
@@ -325,304 +257,25 @@ class Spool:
         return [one for one in outcomes if one is not None]
 
     def _settle(
-        self, drafts: dict[int, _Draft], acceptance: _Acceptance, outcomes: list[Outcome | None]
+        self, drafts: dict[int, Draft], acceptance: Acceptance, outcomes: list[Outcome | None]
     ) -> None:
-        """Accept all drafts; a key that is there twice has to wait for its first time."""
+        """Accept all drafts; one whose key is among them already has to wait for the first."""
         while drafts:
-            seen: set[str] = set()
-            first: dict[int, _Draft] = {}
+            first: dict[int, Draft] = {}
+            keys: set[str] = set()
             for index, draft in drafts.items():
-                if draft.order.key is None or draft.order.key not in seen:
+                key = draft.order.key
+                if key is None or key not in keys:
                     first[index] = draft
-                    seen.update([draft.order.key] if draft.order.key is not None else ())
+                if key is not None:
+                    keys.add(key)
             for index in first:
                 del drafts[index]
-            accepted = acceptance.accept(first, prepared=False)
-            outcomes_now = [accepted[index] for index in first]
-            for index, outcome in zip(first, outcomes_now, strict=True):
+            for index, outcome in acceptance.accept(first).items():
                 outcomes[index] = outcome
-            self._accepted(
-                draft for index, draft in first.items() if isinstance(accepted[index], Receipt)
-            )
-
-
-@frozen(eq=False)
-class _Acceptance:
-    """One call's way into one spool: settings read once."""
-
-    home: Home
-    limits: Limits
-    _key_lifetime: Any
-    may_spool: bool = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        """Look which way mail goes. Raises ConfigurationError if there is none."""
-        ours = may_spool(self.home.spool)
-        object.__setattr__(self, "may_spool", ours)
-        if not ours and not os.access(self._queue_program, os.X_OK):
-            if not os.path.isdir(self.home.spool):
-                raise ConfigurationError(
-                    self.home.spool, "there is no spool", "make a home with: picoqmail init"
-                )
-            raise ConfigurationError(
-                self.home.spool,
-                "you may not write to this spool, and its home has no bin/qmail-queue",
-                "ask for picoqmail init to be run again by the spool's owner",
-            )
-
-    @property
-    def _queue_program(self) -> str:
-        return f"{self.home.bin}/qmail-queue"
-
-    def need_the_spool(self, what: str) -> None:
-        """Raise ConfigurationError where mail goes through the home's queue program."""
-        if not self.may_spool:
-            raise ConfigurationError(
-                self.home.spool,
-                f"only who may write to the spool has a say here: {what}",
-                "run as its owner, or enqueue without that",
-            )
-
-    def order(self, mail: Mail) -> _Order:
-        """Check everything that can be checked before a file exists."""
-        now = time.time()
-        extra = self._times(mail, now)
-        if mail.idempotency_key is not None:
-            from picoqmail.idempotency import name_of
-
-            name_of(mail.idempotency_key)
-        if extra or mail.idempotency_key is not None:
-            self.need_the_spool("not_before, expires and idempotency keys are kept there")
-        sender = _checked_sender(mail.sender)
-        recipients = _checked_recipients(mail.recipients)
-        is_object = is_email_object(mail.message)
-        header = HeaderEnvelope.of_object(mail.message) if is_object else None
-        content = None
-        try:
-            if header is None:
-                content = open_content(mail.message)
-                if sender is None or recipients is None:
-                    header = HeaderEnvelope.of_fields(content.fields())
-                if recipients is None:
-                    content.drop_bcc()
-            if header is not None and sender is None:
-                sender = _checked_sender(header.sender())
-            if header is not None and recipients is None:
-                recipients = _checked_recipients(header.recipients())
-            if content is None:
-                international = not all(one.isascii() for one in (sender or "", *(recipients or ())))
-                content = open_content(mail.message, utf8=international)
-        except BaseException:
-            if content is not None:
-                content.close()
-            raise
-        return _Order(sender or "", recipients or [], content, mail.idempotency_key, extra)
-
-    def _times(self, mail: Mail, now: float) -> dict[str, Any]:
-        """The keys of the sidecar that follow from the times asked for."""
-        extra: dict[str, Any] = {}
-        start = now
-        if mail.not_before is not None:
-            start = _moment("not_before", mail.not_before, now)
-            if start > now:
-                # Rounded up: not before is not before.
-                extra["next_attempt"] = int(-(-start // 1))
-                extra["expires"] = extra["next_attempt"] + self.limits.queuelifetime
-        if mail.expires is not None:
-            end = _moment("expires", mail.expires, now)
-            if end <= max(start, now):
-                raise MessageError(
-                    "expires is not after "
-                    + ("not_before" if start > now else "now")
-                    + ": the message would never be tried"
-                )
-            extra["expires"] = int(end)
-        return extra
-
-    def write(self, order: _Order) -> _Draft:
-        """Write the body into tmp/; nothing is left of it if that fails."""
-        incoming: Incoming | None = None
-        try:
-            digest = order.content.fingerprint() if order.key is not None else None
-            now_ns = time.time_ns()
-            incoming = Incoming(
-                self.home.spool,
-                self.limits,
-                program=PROGRAM,
-                uid=os.getuid(),
-                pid=os.getpid(),
-                now_ns=now_ns,
-            )
-            for block in order.content.blocks(digest):
-                incoming.write(block)
-        except BaseException:
-            if incoming is not None:
-                incoming.abort()
-            raise
-        finally:
-            order.content.close()
-        fingerprint = ""
-        if digest is not None:
-            digest.update(envelope.encode(order.sender, order.recipients))
-            fingerprint = digest.hexdigest()
-        return _Draft(order, incoming, fingerprint, now_ns // 1_000_000_000)
-
-    def delegate(self, order: _Order, *, send: bool) -> Receipt:
-        """Hand a message to the home's queue program. Raises QueueProgramError, InputError."""
-        from picoqmail.queue_spawn import SpawnedQueue
-
-        size = 0
-        now = int(time.time())
-        queue = SpawnedQueue(
-            self._queue_program, self.home, order.sender, order.recipients, send=send
-        )
-        try:
-            for block in order.content.blocks():
-                queue.write(block)
-                size += len(block)
-        except BaseException:
-            queue.abort()
-            raise
-        finally:
-            order.content.close()
-        queue.commit()
-        return Receipt(None, order.sender, tuple(order.recipients), size, now, now)
-
-    def check_key(self, draft: _Draft) -> None:
-        """Raise KeyReusedError at once if the key already stands for something else."""
-        if draft.order.key is not None:
-            record = Record(self.home.spool, draft.order.key)
-            try:
-                found = record.find(time.time())
-                if found is not None:
-                    record.check(found, draft.fingerprint)
-            finally:
-                record.close()
-
-    def accept(self, drafts: dict[int, _Draft], *, prepared: bool) -> dict[int, Outcome]:
-        """Make drafts durable and visible, in one group; each key is in it once.
-
-        What fails alone is told alone; if the last step fails, it fails for all. `prepared`: body
-        and sidecar are on disk already.
-        """
-        outcomes: dict[int, Outcome] = {}
-        with ExitStack() as held:
-            try:
-                records = self._lock_keys(drafts, held, outcomes)
-                ready = {}
-                for index, draft in drafts.items():
-                    if index in outcomes:
-                        draft.incoming.abort()
-                        continue
-                    try:
-                        if not prepared:
-                            order = draft.order
-                            draft.incoming.prepare(order.sender, order.recipients, order.extra)
-                    except PicoqmailError as exc:
-                        outcomes[index] = exc
-                    else:
-                        ready[index] = draft
-                self._promise(ready, records, outcomes)
-            except BaseException:
-                for draft in drafts.values():
-                    draft.incoming.abort()
-                raise
-            intended = [records[index] for index in ready if index in records]
-            try:
-                publish(
-                    [one.incoming for one in ready.values()], lambda: _forget(intended)
-                ) if ready else None
-            except SpoolError as exc:
-                outcomes.update(dict.fromkeys(ready, exc))
-            else:
-                outcomes.update((index, one.receipt) for index, one in ready.items())
-                for record in intended:
-                    _note_arrival(record)
-        return outcomes
-
-    def _lock_keys(
-        self, drafts: dict[int, _Draft], held: ExitStack, outcomes: dict[int, Outcome]
-    ) -> dict[int, Record]:
-        """Take the keys in hand, all callers in the same order, so that no two wait for each other.
-
-        What a key already stands for becomes the outcome of its draft.
-        """
-        keyed = [(one.order.key, index) for index, one in drafts.items() if one.order.key is not None]
-        records = {}
-        for key, index in sorted(keyed):
-            draft = drafts[index]
-            try:
-                record = Record(self.home.spool, key)
-                held.callback(record.close)
-                found = record.find(time.time())
-                if found is None:
-                    records[index] = record
-                    continue
-                record.check(found, draft.fingerprint)
-                outcomes[index] = evolve(
-                    draft.receipt,
-                    id=found["id"],
-                    size=found.get("size", 0),
-                    created=found.get("created", 0),
-                    next_attempt=found.get("next_attempt", 0),
-                    repeated=True,
-                )
-            except PicoqmailError as exc:
-                outcomes[index] = exc
-        return records
-
-    def _promise(
-        self, ready: dict[int, _Draft], records: dict[int, Record], outcomes: dict[int, Outcome]
-    ) -> None:
-        """Write down what the keys are going to stand for, before any of it becomes visible."""
-        keyed = [index for index in ready if index in records]
-        if not keyed:
-            return
-        lifetime = self._key_lifetime()
-        try:
-            durable.sync_directory(f"{self.home.spool}/{TMP}")
-            for index in keyed:
-                draft = ready[index]
-                receipt = draft.receipt
-                records[index].intend(
-                    {
-                        "id": draft.incoming.id,
-                        "fingerprint": draft.fingerprint,
-                        "size": receipt.size,
-                        "created": receipt.created,
-                        "next_attempt": receipt.next_attempt,
-                        "expires": int(time.time()) + lifetime,
-                    }
-                )
-            durable.sync_directory(f"{self.home.spool}/{DIRECTORY}")
-        except OSError as exc:
-            _forget([records[index] for index in keyed])
-            for index in keyed:
-                ready.pop(index).incoming.abort()
-                path = f"{self.home.spool}/{DIRECTORY}"
-                outcomes[index] = SpoolError("keep the idempotency key in", path, exc, QUEUE_WRITE)
-        except BaseException:
-            _forget([records[index] for index in keyed])
-            raise
-
-
-def _forget(records: Iterable[Record]) -> None:
-    """Take promises back that will not be kept."""
-    for record in records:
-        try:
-            record.forget()
-        except OSError:
-            # The disk that refuses this has refused the message too. What stays says that the
-            # message is on its way, and whoever finds that looks whether it is in the spool.
-            continue
-
-
-def _note_arrival(record: Record) -> None:
-    try:
-        record.arrived()
-    except OSError:
-        # The same is found out by looking (idempotency.py).
-        return
+                if isinstance(outcome, Exception) or outcome.repeated:
+                    del first[index]
+            self._accepted(first.values())
 
 
 class Pending:
@@ -632,10 +285,10 @@ class Pending:
     a process that died left behind is swept after 36 hours.
     """
 
-    def __init__(self, spool: Spool, acceptance: _Acceptance, draft: _Draft) -> None:
+    def __init__(self, spool: Spool, acceptance: Acceptance, draft: Draft) -> None:
         self._spool = spool
         self._acceptance = acceptance
-        self._draft: _Draft | None = draft
+        self._draft: Draft | None = draft
         self._pid = os.getpid()
         self._id = draft.incoming.id
 
@@ -658,8 +311,17 @@ class Pending:
         outcome = self._acceptance.accept({0: draft}, prepared=True)[0]
         if isinstance(outcome, Exception):
             raise outcome
-        self._spool._accepted([draft])  # noqa: SLF001 - two halves of one thing
+        if not outcome.repeated:
+            self._spool._accepted([draft])  # noqa: SLF001 - two halves of one thing
         return outcome
+
+    def park(self) -> None:
+        """Close the message's file until the commit, for who prepares more than he may open.
+
+        It loses its lock by that, so that the sweep takes it after 36 hours, live or not.
+        """
+        if self._draft is not None:
+            self._draft.incoming.park()
 
     def abort(self) -> None:
         """Take the message back; nothing if it was committed. Raises nothing."""
@@ -685,7 +347,7 @@ class Pending:
             self.abort()
 
 
-def enqueue(
+def enqueue(  # noqa: PLR0913 - one argument a wish
     message: MessageLike,
     sender: str | None = None,
     recipients: Sequence[str] | str | None = None,
@@ -720,7 +382,7 @@ def enqueue_many(
     return Spool(home, send=send).enqueue_many(mails)
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - as enqueue
     message: MessageLike,
     sender: str | None = None,
     recipients: Sequence[str] | str | None = None,
@@ -750,40 +412,7 @@ def _home(given: HomeLike | None) -> Home:
     return homes.Home(os.path.abspath(os.fspath(given)))
 
 
-def _checked_sender(given: str | None) -> str | None:
-    if given is None:
-        return None
-    if not isinstance(given, str):
-        raise EnvelopeError(f"the sender {given!a:.100} is no text but {type(given).__name__}")
-    return envelope.check_sender(raw_address(given))
-
-
-def _checked_recipients(given: Sequence[str] | str | None) -> list[str] | None:
-    if given is None:
-        return None
-    several = [given] if isinstance(given, str) else list(given)
-    if not several:
-        raise EnvelopeError("there is no recipient: the list is empty")
-    for index, one in enumerate(several):
-        if not isinstance(one, str):
-            raise EnvelopeError(
-                f"recipient {index + 1}, {one!a:.100}, is no text but {type(one).__name__}"
-            )
-    return envelope.check_recipients([raw_address(one) for one in several])
-
-
-def _moment(name: str, given: Moment, now: float) -> float:
-    """A moment in Unix seconds. Raises MessageError."""
-    if isinstance(given, datetime):
-        if given.tzinfo is None:
-            raise MessageError(
-                f"{name} is {given!r}, which has no zone; give it one, such as datetime.timezone.utc"
-            )
-        return given.timestamp()
-    if isinstance(given, timedelta):
-        return now + given.total_seconds()
-    if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given < 1 << 40:
-        return float(given)
-    raise MessageError(
-        f"{name} is {given!r}; give a datetime with its zone, a timedelta, or Unix seconds"
-    )
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MessageError(f"{name} is {value!r}; a whole number of at least 0 is allowed")
+    return value

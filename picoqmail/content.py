@@ -11,7 +11,7 @@ import os
 import sys
 from hashlib import sha256
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from picoqmail.errors import InputError, MessageError, MessageTooLargeError, MessageTypeError
 from picoqmail.header import field_name
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from email.message import Message
 
-MessageLike: TypeAlias = "bytes | bytearray | memoryview | str | Message[Any, Any] | os.PathLike[str] | IO[bytes]"
+MessageLike: TypeAlias = (
+    "bytes | bytearray | memoryview | str | Message[Any, Any] | os.PathLike[str] | IO[bytes]"
+)
 
 BLOCK_OCTETS = 262144
 _BOUNDARY_DIGITS = 32
@@ -113,9 +115,11 @@ class Content:
 
     def _read(self) -> bytes:
         try:
-            block = self._source.read(BLOCK_OCTETS)
+            block: object = self._source.read(BLOCK_OCTETS)
         except OSError as exc:
-            raise InputError(exc.errno, f"the message cannot be read: {exc.strerror or exc}") from exc
+            raise InputError(
+                exc.errno, f"the message cannot be read: {exc.strerror or exc}"
+            ) from exc
         if isinstance(block, bytes):
             return block
         if block is None:
@@ -169,14 +173,14 @@ def open_content(message: MessageLike, *, utf8: bool = False) -> Content:
                 exc.errno, f"the message cannot be opened: {exc.strerror}", os.fspath(message)
             ) from exc
     if hasattr(message, "read"):
-        return Content(message)
+        return Content(cast("IO[bytes]", message))
     raise MessageTypeError(
         f"{type(message).__name__} is no message; give bytes, str, an email.message.Message, "
         "a path object or a stream open for reading in binary mode"
     )
 
 
-def is_email_object(message: object) -> Any:  # noqa: ANN401 - a type guard across a lazy import
+def is_email_object(message: object) -> TypeGuard[Message[Any, Any]]:
     """Say whether it is a message of the `email` package, without importing that."""
     # An object of a class exists only where its module was imported.
     module = sys.modules.get("email.message")
@@ -217,7 +221,7 @@ def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
     del message["Resent-Bcc"]
     policy = message.policy
     if utf8 and hasattr(policy, "utf8"):
-        policy = policy.clone(utf8=True)
+        policy = policy.clone(utf8=True)  # type: ignore[call-arg] # looked for just above
     out = BytesIO()
     try:
         Generator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\n")

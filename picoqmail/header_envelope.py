@@ -39,9 +39,7 @@ class HeaderEnvelope:
             known = name.decode("ascii")
             resent += known == "resent-date"
             if known in _ADDRESS_FIELDS:
-                found.setdefault(known, []).extend(
-                    _addresses(known, raw.partition(b":")[2])
-                )
+                found.setdefault(known, []).extend(_addresses(known, raw.partition(b":")[2]))
         return cls(found, resent=resent)
 
     @classmethod

@@ -24,13 +24,12 @@ import time
 
 from picoqmail import durable, sidecar
 from picoqmail.errors import KeyReusedError, MessageError, SpoolError
-from picoqmail.layout import BODY, CUR, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
+from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DIRECTORY = "idempotency"
 DEFAULT_LIFETIME_SECONDS = 86400
 KEY_LIMIT_OCTETS = 1024
 # How long to wait for another caller who has the same key in hand: many times what he needs.
@@ -45,7 +44,7 @@ _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RECORD_LIMIT_OCTETS = 65536
 
 
-def name_of(key: str) -> str:
+def name_of(key: object) -> str:
     """The file name of a key. Raises MessageError for what can be none."""
     from hashlib import sha256
 
@@ -69,7 +68,7 @@ class Record:
         """
         self.key = key
         self._spool = spool
-        self._path = f"{spool}/{DIRECTORY}/{name_of(key)}"
+        self._path = f"{spool}/{IDEMPOTENCY}/{name_of(key)}"
         try:
             self._descriptor = self._open_locked(time.monotonic() + patience)
         except OSError as exc:
@@ -87,7 +86,9 @@ class Record:
                 raise
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has had it in hand for too long")
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process has had it in hand for too long"
+                )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -96,7 +97,7 @@ class Record:
         try:
             return os.open(self._path, flags, PRIVATE_FILE_MODE)
         except FileNotFoundError:
-            durable.make_directory(f"{self._spool}/{DIRECTORY}")
+            durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
             return os.open(self._path, flags, PRIVATE_FILE_MODE)
 
     def find(self, now: float) -> dict[str, Any] | None:
@@ -215,10 +216,11 @@ def _was_published(spool: str, message_id: str) -> bool:
 def sweep(spool: str, now: float) -> int:
     """Unlink what has expired, at most once an hour; returns how many. Raises OSError.
 
-    Where nobody ever used a key, or it is not yet time, it costs a stat or two. Must run before tmp/ is swept, at least every
-    36 hours: a record whose message never left tmp/ goes while that can still be seen.
+    Where nobody ever used a key, or it is not yet time, it costs a stat or two. Must
+    run before tmp/ is swept, at least every 36 hours: a record whose message never left tmp/
+    goes while that can still be seen.
     """
-    directory = f"{spool}/{DIRECTORY}"
+    directory = f"{spool}/{IDEMPOTENCY}"
     swept = f"{directory}/{_SWEPT}"
     try:
         if 0 <= now - os.stat(swept).st_mtime < SWEEP_INTERVAL_SECONDS:

@@ -26,6 +26,9 @@ PROGRESS = ".progress"
 SENDER_LOCK = "sender.lock"
 CRON_LOCK = "cron.lock"
 BREAKER = "relay-down"
+USERS = "users"
+# A directory of it, made when somebody first gives a key (idempotency.py).
+IDEMPOTENCY = "idempotency"
 
 FORMAT_VERSION = 1
 PRIVATE_FILE_MODE = 0o600

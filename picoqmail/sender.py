@@ -13,7 +13,8 @@ import time
 
 from picoqmail import launch, scan
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
-from picoqmail.layout import BODY, CUR, NEW, SENDER_LOCK, accepted_at
+from picoqmail.home import exists
+from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +109,13 @@ class Sender:
             posix.close(descriptor)
         return True
 
+    def _sweep_keys(self, now: float) -> None:
+        """Forget idempotency keys that have expired; one stat where nobody uses any."""
+        if exists(f"{self.home.spool}/{IDEMPOTENCY}"):
+            from picoqmail import idempotency
+
+            idempotency.sweep(self.home.spool, now)
+
     def retry(self) -> None:
         """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
         now = time.time()
@@ -115,6 +123,8 @@ class Sender:
             return
         new, cur = self.look(NEW), self.look(CUR)
         try:
+            # Before tmp/, for its leftovers say what keys whose callers died stand for.
+            self._sweep_keys(now)
             old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
             old += scan.undelivered_leftovers(self.home.spool, now)
         except OSError as exc:

@@ -172,6 +172,13 @@ class Settings:
         setting_values.sender_route,
         many=True,
     )
+    cleartextauth: bool = _setting(
+        "Whether to log in to a relay that does not offer TLS, which shows the password to "
+        "everybody on the way.",
+        "on, off",
+        setting_values.switch,
+        default="off",
+    )
     tls: str = _setting(
         """off: never; may: if the relay offers it, certificate unchecked; require: with a
         certificate that is valid for the relay's name; implicit: the same, from the first byte on;
@@ -240,6 +247,14 @@ class Settings:
         default="1800",
         unit="seconds",
     )
+    idempotencylifetime: int = _setting(
+        """How long an idempotency key that a Python program gave with a message keeps the same
+        message from being enqueued again.""",
+        "a whole number of seconds",
+        _between(0, setting_values.LONGEST_SECONDS),
+        default="86400",
+        unit="seconds",
+    )
     databytes: int = _setting(
         "The largest message that is accepted; 0 is no limit.",
         _BYTES,
@@ -254,6 +269,14 @@ class Settings:
         _between(0, 2**63 - 1),
         default="0",
         unit="bytes",
+    )
+    userlimit: int = _setting(
+        "How many messages one user may submit in an hour through the set-id qmail-queue of a "
+        "home for many users; 0 is no limit.",
+        "a whole number",
+        _between(0, 2**31 - 1),
+        default="0",
+        unit="messages",
     )
     bouncefrom: str = _setting(
         "The local part that bounces come from.",
