@@ -18,8 +18,10 @@ from picoqmail.errors import (
     QUEUE_HOME,
     QUEUE_NO_MEMORY,
     QUEUE_TIMEOUT,
+    ConfigurationError,
     InputError,
     PicoqmailError,
+    SpoolError,
 )
 from picoqmail.home import caller_uid, environment, exists, is_privileged, locate
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
@@ -37,6 +39,10 @@ BLOCK_OCTETS = 65536
 QUEUE_EXPLAINED = 82
 
 
+class _TooLateError(Exception):
+    """The alarm clock rang. No OSError, or it would be taken for trouble with a descriptor."""
+
+
 def main(argv: list[str]) -> int:
     """Run the program; `argv` is ignored, as by qmail-queue. Returns the exit code."""
     del argv
@@ -48,11 +54,13 @@ def main(argv: list[str]) -> int:
         _limit_time()
         accepted = _receive(home)
     except PicoqmailError as exc:
-        status = exc.qmail_status if exists(home.root) else QUEUE_HOME
+        status = exc.qmail_status
+        if isinstance(exc, (ConfigurationError, SpoolError)) and not exists(home.root):
+            status = QUEUE_HOME
         return _complain(explain_to, status, str(exc))
     except MemoryError:
         return _complain(explain_to, QUEUE_NO_MEMORY, "out of memory; try again later")
-    except TimeoutError:
+    except _TooLateError:
         return _complain(explain_to, QUEUE_TIMEOUT, "the message took over 24 hours to arrive")
     except Exception as exc:  # noqa: BLE001 - a bug is told with its own code, never as a yes
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
@@ -90,7 +98,7 @@ def _limit_time() -> None:
     import _signal  # noqa: PLC0415, PLC2701 - the module signal imports enum, which costs 2 ms
 
     def too_late(_number: int, _frame: object) -> None:
-        raise TimeoutError
+        raise _TooLateError
 
     _signal.signal(_signal.SIGALRM, too_late)
     _signal.alarm(QUEUE_TIME_LIMIT_SECONDS)
@@ -98,11 +106,16 @@ def _limit_time() -> None:
 
 def _receive(home: Home) -> bool:
     """Read message and envelope and make them durable; False if there is no recipient."""
+    uid = caller_uid(environment())
+    if uid != posix.getuid():
+        from picoqmail.quota import charge  # noqa: PLC0415 - only mail that came for somebody else
+
+        charge(home, uid, time.time())
     incoming = Incoming(
         home.spool,
         read_limits(home),
         program="picoqmail-queue",
-        uid=caller_uid(environment()),
+        uid=uid,
         pid=posix.getpid(),
     )
     try:

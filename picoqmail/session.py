@@ -60,6 +60,7 @@ class Session:
             timeout_connect=settings.timeoutconnect,
             timeout_remote=settings.timeoutremote,
             source_ip=settings.sourceip or "",
+            cleartext_auth=settings.cleartextauth,
             probe=outbox.is_probe,
         )
 

@@ -1,0 +1,59 @@
+"""How many messages a user of this host may submit in an hour. Hot; builtins only.
+
+Asked only where mail came in through the set-id program, so that one user cannot fill the spool
+that all share. One small file a user in the spool's `users/`: the hour, and the count in it. It
+is no record of mail and is not made durable: at worst an hour counts twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+
+from picoqmail import durable
+from picoqmail.control import Control, whole_number
+from picoqmail.errors import QUEUE_SPOOL, QUEUE_TRY_LATER, PicoqmailError, SpoolError
+from picoqmail.layout import PRIVATE_FILE_MODE, USERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home import Home
+
+HOUR_SECONDS = 3600
+_RECORD_OCTETS = 64
+
+
+class OverQuotaError(PicoqmailError):
+    """This user has submitted as much as the setting userlimit allows in an hour."""
+
+    qmail_status = QUEUE_TRY_LATER
+
+
+def charge(home: Home, uid: int, now: float) -> None:
+    """Count one message of a user. Raises OverQuotaError, ConfigurationError, SpoolError."""
+    limit = whole_number(Control(home.control).read("userlimit"), 0, "userlimit")
+    if not limit:
+        return
+    hour = int(now) // HOUR_SECONDS
+    path = f"{home.spool}/{USERS}/{uid}"
+    flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    try:
+        durable.make_directory(f"{home.spool}/{USERS}")
+        descriptor = posix.open(path, flags, PRIVATE_FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            counted, _, count_in_it = posix.read(descriptor, _RECORD_OCTETS).partition(b" ")
+            # What is no number was cut by a crash: the hour begins anew.
+            same_hour = counted.isdigit() and int(counted) == hour
+            count = int(count_in_it) if same_hour and count_in_it.strip().isdigit() else 0
+            if count >= limit:
+                raise OverQuotaError(
+                    f"user {uid} has submitted {count} messages in this hour, and the setting "
+                    f"userlimit allows {limit}; try again later"
+                )
+            posix.ftruncate(descriptor, 0)
+            posix.pwrite(descriptor, b"%d %d\n" % (hour, count + 1), 0)
+        finally:
+            posix.close(descriptor)
+    except OSError as exc:
+        raise SpoolError("count in", path, exc, QUEUE_SPOOL) from exc
