@@ -95,7 +95,7 @@ def _put_at(number: int, descriptor: int) -> None:
 
 def _limit_time() -> None:
     """Give up after 24 hours, long before the sweep takes what we write (after 36)."""
-    import _signal  # noqa: PLC0415, PLC2701 - the module signal imports enum, which costs 2 ms
+    import _signal
 
     def too_late(_number: int, _frame: object) -> None:
         raise _TooLateError
@@ -108,7 +108,7 @@ def _receive(home: Home) -> bool:
     """Read message and envelope and make them durable; False if there is no recipient."""
     uid = caller_uid(environment())
     if uid != posix.getuid():
-        from picoqmail.quota import charge  # noqa: PLC0415 - only mail that came for somebody else
+        from picoqmail.quota import charge
 
         charge(home, uid, time.time())
     incoming = Incoming(
@@ -152,7 +152,7 @@ def _complain(explain_to: int, status: int, text: str) -> int:
     line = "".join([c if c.isprintable() else "?" for c in text]).encode(errors="replace")
     _say(COMPLAINT, b"picoqmail-queue: " + line + b"\n")
     if explain_to >= 0:
-        letter = b"D" if 11 <= status <= 40 else b"Z"  # noqa: PLR2004 - range of qmail-queue(8)
+        letter = b"D" if 11 <= status <= 40 else b"Z"
         if _say(explain_to, letter + line):
             return QUEUE_EXPLAINED
     return status

@@ -1,4 +1,4 @@
-"""Acceptance by the library: a yes means durable, a no leaves nothing, and nobody gets in between."""
+"""Acceptance by the library: a yes is durable, a no leaves nothing, nobody gets in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from picoqmail.accept import Incoming, publish
 from picoqmail.errors import MessageTooLargeError, SpoolError
-from picoqmail.layout import DIRECTORIES, is_id
+from picoqmail.layout import DIRECTORIES, TMP, is_id
 from picoqmail.limits import Limits
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def test_nothing_is_visible_before_the_commit(spool: str) -> None:
     """While it is written there is one locked file in tmp/."""
     message = incoming(spool)
     message.write(b"x" * 100_000)
-    assert [f"tmp/{message.id}.eml"] == files(spool)
-    with open(f"{spool}/tmp/{message.id}.eml", "rb") as file, pytest.raises(BlockingIOError):
+    assert [f"{TMP}/{message.id}.eml"] == files(spool)
+    with open(f"{spool}/{TMP}/{message.id}.eml", "rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     message.abort()
     assert [] == files(spool)
@@ -204,7 +204,7 @@ def test_no_descriptor_is_left_open(spool: str) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     incoming(spool).commit("a@b", ["c@d"])
     incoming(spool).abort()
-    os.rmdir(f"{spool}/tmp")
+    os.rmdir(f"{spool}/{TMP}")
     with pytest.raises(SpoolError):
         incoming(spool)
     assert before == sorted(os.listdir("/proc/self/fd"))
