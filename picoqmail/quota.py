@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from picoqmail.home import Home
 
 HOUR_SECONDS = 3600
+_MOST = 2**31 - 1
 _RECORD_OCTETS = 64
 
 
@@ -31,7 +32,7 @@ class OverQuotaError(PicoqmailError):
 
 def charge(home: Home, uid: int, now: float) -> None:
     """Count one message of a user. Raises OverQuotaError, ConfigurationError, SpoolError."""
-    limit = whole_number(Control(home.control).read("userlimit"), 0, "userlimit")
+    limit = whole_number(Control(home.control).read("userlimit"), 0, "userlimit", _MOST)
     if not limit:
         return
     hour = int(now) // HOUR_SECONDS
