@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 import time
 
@@ -40,9 +40,15 @@ _SOURCES = {b"a": FROM_ARGUMENTS, b"A": FROM_EITHER, b"h": FROM_HEADER, b"H": FR
 def say(text: str) -> None:
     """Tell the user; a standard error that is closed or full is no reason to fail the mail."""
     try:
-        os.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
+        posix.write(2, f"{text}\n".encode("utf-8", "surrogateescape"))
     except OSError:
         return
+
+
+def octets(words: list[str]) -> list[bytes]:
+    """Return arguments as the caller gave them; Python decodes them with surrogateescape."""
+    encoding = sys.getfilesystemencoding()
+    return [word.encode(encoding, "surrogateescape") for word in words]
 
 
 def request_of(words: list[bytes]) -> Request:
@@ -70,7 +76,7 @@ def run(
             locate(),
             read,
             now=time.time(),
-            pid=os.getpid(),
+            pid=posix.getpid(),
             warn=lambda text: say(f"qmail-inject: warning: {text}"),
         )
     except PicoqmailError as exc:
@@ -88,8 +94,8 @@ def run(
 def main(arguments: list[str]) -> int:
     """Run the program; `arguments` are those after its name."""
     try:
-        request = request_of([os.fsencode(word) for word in arguments])
+        request = request_of(octets(arguments))
     except UsageError as exc:
-        say(f"{os.path.basename(sys.argv[0])}: {exc}")
+        say(f"{sys.argv[0].rpartition('/')[2]}: {exc}")
         return PERMANENT
-    return run(request, dict(os.environb))
+    return run(request, dict(posix.environ))

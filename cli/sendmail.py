@@ -5,11 +5,10 @@ Exit codes are inject's, 0, 100 and 111: PHP would take 75 of sysexits.h for suc
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
-from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, run, say
-
+from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, octets, run, say
 from picoqmail.flags import UsageError
 from picoqmail.inject import read_stdin
 from picoqmail.sendmail import (
@@ -24,13 +23,13 @@ from picoqmail.sendmail import (
 
 def main(arguments: list[str]) -> int:
     """Run the program; `arguments` are those after its name."""
-    name = os.path.basename(os.fsencode(sys.argv[0]))
+    name, *words = octets([sys.argv[0].rpartition("/")[2], *arguments])
     try:
-        found = understand(name, [os.fsencode(word) for word in arguments])
+        found = understand(name, words)
     except UsageError as exc:
         say(f"sendmail: {exc}")
         return PERMANENT
-    environ = dict(os.environb)
+    environ = dict(posix.environ)
     if found.mode == ALIASES:
         # There are no aliases to build; package scripts run this and must not fail.
         return ACCEPTED
@@ -59,7 +58,6 @@ def _run_queue() -> int:
     """Send what waits and what is due; deferred again is no failure of -q."""
     from picoqmail.cli.cron import main as cron
     from picoqmail.cli.send import main as send
-
     from picoqmail.errors import EX_CONFIG
 
     sent: int = send([])

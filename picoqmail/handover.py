@@ -6,7 +6,7 @@ All of them are used alike: made with the envelope, `write` for each piece of th
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from picoqmail import envelope
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
         def abort(self) -> None:
             """Take everything back; never raises."""
+
+
+# Of st_mode; the module stat would be one more to import.
+_TYPE_BITS = 0o170000
+_DIRECTORY = 0o040000
 
 
 class SpoolDirectly:
@@ -67,7 +72,7 @@ class SpoolDirectly:
         self._recipients = envelope.decode_recipients(recipients)
         limits = read_limits(home)
         self._incoming = Incoming(
-            home.spool, limits, program=program, uid=os.getuid(), pid=os.getpid()
+            home.spool, limits, program=program, uid=posix.getuid(), pid=posix.getpid()
         )
 
     def write(self, data: bytes) -> None:
@@ -97,7 +102,7 @@ class Output:
         """Print. Raises OSError."""
         view = memoryview(data)
         while view:
-            view = view[os.write(self._descriptor, view) :]
+            view = view[posix.write(self._descriptor, view) :]
 
     def commit(self) -> None:
         """There is nothing to promise."""
@@ -149,9 +154,11 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
         return Nobody()
     program_of_home = f"{home.bin}/qmail-queue"
     if not may_spool(home.spool):
-        if os.access(program_of_home, os.X_OK):
-            return _queue_program(os.fsencode(program_of_home), home, sender, recipients)
-        if not os.path.isdir(home.spool):
+        if posix.access(program_of_home, posix.X_OK):
+            return _queue_program(
+                program_of_home.encode("utf-8", "surrogateescape"), home, sender, recipients
+            )
+        if not is_directory(home.spool):
             raise ConfigurationError(
                 home.spool, "there is no spool", "make a home with: picoqmail init"
             )
@@ -173,6 +180,14 @@ def _queue_program(program: bytes, home: Home, sender: bytes, recipients: list[b
     return QueueProgram(program, home.root, sender, recipients)
 
 
+def is_directory(path: str) -> bool:
+    """Tell whether there is a directory of this name."""
+    try:
+        return posix.stat(path).st_mode & _TYPE_BITS == _DIRECTORY
+    except OSError:
+        return False
+
+
 def may_spool(spool: str) -> bool:
     """Tell whether this process should write to the spool itself.
 
@@ -180,7 +195,7 @@ def may_spool(spool: str) -> bool:
     sender cannot read: so it has to be ours.
     """
     try:
-        ours = os.stat(f"{spool}/{NEW}").st_uid == os.geteuid()
+        ours = posix.stat(f"{spool}/{NEW}").st_uid == posix.geteuid()
     except OSError:
         return False
-    return ours and os.access(f"{spool}/{TMP}", os.W_OK | os.X_OK)
+    return ours and posix.access(f"{spool}/{TMP}", posix.W_OK | posix.X_OK)

@@ -7,7 +7,7 @@ and `handover`. Everything is octets, because mail is.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail.control import Control, read_text
 from picoqmail.errors import (
@@ -18,7 +18,7 @@ from picoqmail.errors import (
     MessageTooLargeError,
     PicoqmailError,
 )
-from picoqmail.handover import Nobody, Output, hand_over, named_program
+from picoqmail.handover import Nobody, Output, hand_over, is_directory, named_program
 from picoqmail.header import MessageReader, date_field, field_name, message_id_field
 from picoqmail.rewrite import (
     VERP_SUFFIX,
@@ -203,7 +203,7 @@ class Settings:
 
     def __init__(self, home: Home, environ: Mapping[bytes, bytes]) -> None:
         """Read them. Raises ConfigurationError, UnparsableError."""
-        if not os.path.isdir(home.root):
+        if not is_directory(home.root):
             raise ConfigurationError(
                 home.root, "there is no such home", "make one with: picoqmail init"
             )
@@ -276,7 +276,7 @@ class _FollowupLists:
     __slots__ = ("_lists",)
 
     def __init__(self, path: bytes | None) -> None:
-        text = None if path is None else read_text(os.fsdecode(path))
+        text = None if path is None else read_text(path.decode("utf-8", "surrogateescape"))
         lines = (text or "").split("\n")
         kept = (line.rstrip(" \t") for line in lines)
         self._lists = {line.lower().encode() for line in kept if line and line[0] != "#"}
@@ -478,7 +478,7 @@ class Injection:
         if lacks[b"Date"]:
             added.append(prefix + date_field(self._now))
         if lacks[b"Message-ID"]:
-            token = os.urandom(8).hex()
+            token = posix.urandom(8).hex()
             host = self._settings.id_host
             added.append(prefix + message_id_field(self._now, self._pid, token, host))
         if lacks[b"From"]:
@@ -504,7 +504,7 @@ def _until_nul(address: bytes) -> bytes:
 def read_stdin() -> bytes:
     """Return the next bytes of descriptor 0, b"" at its end. Raises InputError."""
     try:
-        return os.read(_STDIN, _READ_AT_ONCE)
+        return posix.read(_STDIN, _READ_AT_ONCE)
     except OSError as exc:
         raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix
 
 from picoqmail.errors import QUEUE_ADDRESS_TOO_LONG, QUEUE_READ, QUEUE_REFUSED, PicoqmailError
 
@@ -87,23 +87,23 @@ class QueueProgram:
             (b"F", sender, b"\0", *(b"T" + one + b"\0" for one in recipients), b"\0")
         )
         try:
-            pipes = [os.pipe() for _ in range(3)]
-            self._pid = os.fork()
+            pipes = [posix.pipe() for _ in range(3)]
+            self._pid = posix.fork()
         except OSError as exc:
-            text = f"unable to run {os.fsdecode(program)}: {exc.strerror} (#4.3.0)"
+            text = f"unable to run {program.decode('utf-8', 'replace')}: {exc.strerror} (#4.3.0)"
             raise QueueProgramError(text, _EXEC_FAILED) from exc
         (message_in, self._message), (envelope_in, self._envelope) = pipes[:2]
         self._explanation, explanation_out = pipes[2]
         if not self._pid:
             _become(program, directory, (message_in, envelope_in, explanation_out))
         for descriptor in (message_in, envelope_in, explanation_out):
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def _put(self, descriptor: int, data: bytes) -> None:
         view = memoryview(data)
         try:
             while view and not self._failed:
-                view = view[os.write(descriptor, view) :]
+                view = view[posix.write(descriptor, view) :]
         except OSError as exc:
             if exc.errno != errno.EPIPE:
                 raise
@@ -119,15 +119,15 @@ class QueueProgram:
         self._message = _close(self._message)
         self._put(self._envelope, self._wire)
         self._envelope = _close(self._envelope)
-        _, found = os.waitpid(self._pid, 0)
+        _, found = posix.waitpid(self._pid, 0)
         # Not read to its end: somebody in the background may still hold the other side.
-        os.set_blocking(self._explanation, False)
+        posix.set_blocking(self._explanation, False)
         try:
-            explanation = os.read(self._explanation, _LONGEST_EXPLANATION_BYTES)
+            explanation = posix.read(self._explanation, _LONGEST_EXPLANATION_BYTES)
         except BlockingIOError:
             explanation = b""
         self._explanation = _close(self._explanation)
-        status = os.waitstatus_to_exitcode(found)
+        status = posix.waitstatus_to_exitcode(found)
         if status < 0:
             text = "qq crashed (#4.3.0)"
             raise QueueProgramError(text, _EXEC_FAILED)
@@ -141,12 +141,12 @@ class QueueProgram:
         self._message = _close(self._message)
         self._envelope = _close(self._envelope)
         self._explanation = _close(self._explanation)
-        os.waitpid(self._pid, 0)
+        posix.waitpid(self._pid, 0)
 
 
 def _close(descriptor: int) -> int:
     if descriptor >= 0:
-        os.close(descriptor)
+        posix.close(descriptor)
     return -1
 
 
@@ -159,14 +159,14 @@ def _become(program: bytes, directory: str, descriptors: tuple[int, int, int]) -
             for descriptor in descriptors
         ]
         for descriptor, number in zip(high, (0, 1, _EXPLANATION_FD), strict=True):
-            os.dup2(descriptor, number)
+            posix.dup2(descriptor, number)
         try:
-            os.chdir(directory)
+            posix.chdir(directory)
         except OSError:
-            os._exit(61)
-        os.execv(program, [program])  # noqa: S606 - no shell is wanted, the caller named it
+            posix._exit(61)  # noqa: SLF001 - public as os._exit
+        posix.execv(program, [program])
     except OSError:
-        os._exit(_EXEC_FAILED)
+        posix._exit(_EXEC_FAILED)  # noqa: SLF001 - public as os._exit
     finally:
         # Also after what nobody thought of: a second copy of the caller must not go on.
-        os._exit(_EXEC_FAILED)
+        posix._exit(_EXEC_FAILED)  # noqa: SLF001 - public as os._exit

@@ -7,7 +7,7 @@ commands, errors and recipients are bounded, and nothing but CRLF dot CRLF ends 
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from picoqmail.control import Control
@@ -375,7 +375,7 @@ class Submission:
                 self._home,
                 data.read,
                 now=time.time(),
-                pid=os.getpid(),
+                pid=posix.getpid(),
                 warn=lambda _text: None,
                 leaving=False,
             )
@@ -405,7 +405,7 @@ class Submission:
 def _write_stdout(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(_STDOUT, view) :]
+        view = view[posix.write(_STDOUT, view) :]
 
 
 def serve_stdin(environ: dict[bytes, bytes]) -> int:
