@@ -16,7 +16,7 @@ from rig.opensmtpd import OpenSMTPD
 from rig.proxy import SlowLine
 from rig.recording import RecordingRelay
 from rig.sink import Sink
-from rig.waiting import wait_until
+from rig.waiting import accepts_on, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -336,6 +336,7 @@ def test_opensmtpd_can_offer_a_tls_that_fails(rig: Callable[[Any], Any]) -> None
 def test_dovecot_takes_mail_by_lmtp_over_tcp_and_over_a_socket(dovecot: DovecotLmtp) -> None:
     """Each recipient gets what was sent, from either side."""
     for host, port in ((dovecot.host, dovecot.port), (dovecot.socket, 0)):
+        assert accepts_on(dovecot.socket), dovecot.said()
         with smtplib.LMTP(host, port, timeout=10) as client:
             # One at a time: smtplib reads one answer to the content, however many there are.
             client.sendmail("a@example.org", ["b@example.net"], MAIL.decode())

@@ -10,7 +10,7 @@ from attrs import evolve
 from rig import maildir
 from rig.private_root import PrivateRoot
 from rig.programs import Daemon, discard
-from rig.waiting import answers, free_port, wait_until
+from rig.waiting import accepts_on, answers, free_port, wait_until
 
 if TYPE_CHECKING:
     from typing import Self
@@ -89,7 +89,7 @@ class DovecotLmtp:
         self.log = root.inside("output")
         self._daemon = Daemon(
             root.command("/usr/sbin/dovecot", "-F", "-c", "/etc/dovecot/dovecot.conf"),
-            lambda: answers(self.port),
+            lambda: answers(self.port) and accepts_on(self.socket),
             self.log,
         )
 
@@ -97,6 +97,10 @@ class DovecotLmtp:
     def address(self) -> str:
         """What goes into `relayip`, after lmtp://: host:port."""
         return f"{self.host}:{self.port}"
+
+    def said(self) -> str:
+        """Return Dovecot's log so far."""
+        return self._daemon.said()
 
     @property
     def messages(self) -> list[Received]:

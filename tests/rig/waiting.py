@@ -54,3 +54,13 @@ def accepts(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def accepts_on(path: str) -> bool:
+    """Tell whether anything listens on this Unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+        return True
