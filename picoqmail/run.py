@@ -89,9 +89,12 @@ class Run:
             self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")
 
     def sweep(self, paths: Iterable[str]) -> None:
-        """Unlink leftovers. Raises SpoolError."""
-        for path in self.spool.sweep(paths):
+        """Unlink leftovers; what would not go is told, and keeps no mail back."""
+        gone, trouble = self.spool.sweep(paths)
+        for path in gone:
             self.log.event("swept", path=path)
+        for exc in trouble:
+            self.log.event("error", level="error", error=str(exc))
 
     def find(self, names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """The IDs that IDs or paths name, and of those that cannot be sent the name and why."""

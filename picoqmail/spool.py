@@ -53,6 +53,8 @@ RESULT_LIMIT_OCTETS = 65536
 HELD_UNTIL = 4102444800.0
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+# Where a body is looked for. Everybody's order must be the same: the first is the one that is locked.
+_BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
 _LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
 
 
@@ -216,7 +218,7 @@ class Spool:
 
     def _open_body(self, message_id: str) -> int:
         """Open the body: beside the sidecar as a rule, anywhere else after a crash; -1 if gone."""
-        for directory in (NEW, CUR, UNDELIVERED, TMP):
+        for directory in _BODY_ORDER:
             path = self._join(directory, message_id + BODY)
             try:
                 return os.open(path, _READ)
@@ -235,7 +237,7 @@ class Spool:
         ours = os.fstat(descriptor)
         if ours.st_nlink == 0:
             return False
-        for directory in (NEW, CUR, UNDELIVERED, TMP):
+        for directory in _BODY_ORDER:
             try:
                 there = os.lstat(self._join(directory, message_id + BODY))
             except FileNotFoundError:
@@ -258,10 +260,13 @@ class Spool:
                 revisions[state] = -1
         # `found` has the order of recovery, and max keeps the first of equals.
         best = max(found, key=lambda state: revisions[state])
+        # The name of the body may be what did not get there.
+        self._carry_body(message_id, best)
         durable.sync_directory(self._join(best))
         for state in found:
             if state != best:
                 durable.unlink(self._join(state, message_id + SIDECAR))
+                self._drop_body(message_id, state)
                 self._unsynced.add(state)
         return best
 
@@ -353,6 +358,7 @@ class Spool:
         message_id = claim.message.id
         try:
             durable.unlink(self._join(claim.state, message_id + SIDECAR))
+            self._unsynced.add(claim.state)
             self._drop_body(message_id, claim.state)
             if claim.has_progress:
                 self._drop_progress(message_id, claim.state)
@@ -360,7 +366,6 @@ class Spool:
                 durable.unlink_if_there(self._join(UNDELIVERED, message_id + RESULT))
         except OSError as exc:
             raise SpoolError("remove", self._join(claim.state, message_id), exc) from exc
-        self._unsynced.add(claim.state)
 
     def record(self, claim: Claim, message: Message, state: str, result: str = "") -> Claim:
         """Replace the sidecar, durably, in `state`; moves the message there if it is elsewhere.
@@ -382,9 +387,9 @@ class Spool:
             )
             durable.sync_directory(self._join(state))
             if state != claim.state:
+                self._unsynced.add(claim.state)
                 durable.unlink(self._join(claim.state, message_id + SIDECAR))
                 self._drop_body(message_id, claim.state)
-                self._unsynced.add(claim.state)
             if claim.has_progress:
                 self._drop_progress(message_id, claim.state)
             if claim.was_in_doubt or os.fstat(claim._descriptor).st_mode & IN_DOUBT_BIT:  # noqa: SLF001 - a friend
@@ -402,7 +407,8 @@ class Spool:
         that of the recipients it is about, and a crash repeats none of them. Raises SpoolError.
         """
         path = self._join(claim.state, claim.message.id + PROGRESS)
-        line = json.dumps([claim.message.revision, [[i, *r] for i, r in results.items()]]) + "\n"
+        # A line of its own also where a crash cut the one before.
+        line = f"\n{json.dumps([claim.message.revision, [[i, *r] for i, r in results.items()]])}\n"
         try:
             descriptor = durable.open_append(path)
             try:
@@ -442,13 +448,17 @@ class Spool:
             self._unsynced.add(state)
 
     def _carry_body(self, message_id: str, target: str) -> None:
-        """Put the body into `target` too, from wherever it is."""
+        """Put the body into `target` too, from wherever it is: the one that is locked."""
         path = self._join(target, message_id + BODY)
-        for directory in DIRECTORIES:
+        for directory in _BODY_ORDER:
             source = self._join(directory, message_id + BODY)
-            if directory != target and os.path.lexists(source):
+            if not os.path.lexists(source):
+                continue
+            if directory != target and not _is_same(source, path):
+                # Another file of that name is a copy which a restore from backup left.
+                durable.unlink_if_there(path)
                 _link_or_rename(source, path)
-                return
+            return
 
     def _drop_body(self, message_id: str, state: str) -> None:
         durable.unlink_if_there(self._join(state, message_id + BODY))
@@ -545,41 +555,46 @@ class Spool:
 
     # --- Sweeping ----------------------------------------------------------------------------
 
-    def sweep(self, paths: Iterable[str]) -> list[str]:
-        """Unlink leftovers that nobody holds and no message owns; returns what went.
+    def sweep(self, paths: Iterable[str]) -> tuple[list[str], list[SpoolError]]:
+        """Unlink leftovers that nobody holds and no message owns; returns what went, and what
+        would not go: one leftover that cannot be removed keeps no mail back.
 
         `paths` are candidates that scan.leftovers found old enough. Only unlinks: nothing is
         ever promoted, because only what was renamed into a state was accepted.
         """
-        gone = []
+        gone, trouble = [], []
         for path in paths:
-            stem = os.path.splitext(os.path.basename(path))[0]
-            directory = os.path.basename(os.path.dirname(path))
-            owned = bool(self.where(stem)) if path.endswith((BODY, RESULT)) else False
-            if path.endswith(PROGRESS):
-                owned = os.path.lexists(self._join(directory, stem + SIDECAR))
-            if owned or not os.path.isfile(path) or os.path.islink(path):
-                continue
             try:
-                if self._unlink_unheld(path):
+                if self._unlink_unowned(path):
                     gone.append(path)
             except OSError as exc:
-                raise SpoolError("sweep", path, exc) from exc
-        return gone
+                trouble.append(SpoolError("sweep", path, exc))
+        return gone, trouble
 
-    @staticmethod
-    def _unlink_unheld(path: str) -> bool:
+    def _unlink_unowned(self, path: str) -> bool:
+        if self._is_owned(path) or not os.path.isfile(path) or os.path.islink(path):
+            return False
         try:
             descriptor = os.open(path, _READ)
         except FileNotFoundError:
             return False
         try:
-            portalocker.lock(descriptor, _LOCK)
+            # Asked again under the lock: its last holder may have made it a message, or moved
+            # the message here, since we looked.
+            if not _lock(descriptor) or self._is_owned(path):
+                return False
             return durable.unlink_if_there(path)
-        except portalocker.LockException:
-            return False
         finally:
             os.close(descriptor)
+
+    def _is_owned(self, path: str) -> bool:
+        """Say whether there is a sidecar that this file belongs to."""
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix in (BODY, RESULT):
+            # Twice: a message that is being moved may have been missed between two directories.
+            return bool(self.where(stem) or self.where(stem))
+        directory = os.path.basename(os.path.dirname(path))
+        return suffix == PROGRESS and os.path.lexists(self._join(directory, stem + SIDECAR))
 
     # --- Small things ------------------------------------------------------------------------
 
@@ -626,6 +641,14 @@ def _link_or_rename(source: str, target: str) -> None:
         if exc.errno not in _NO_LINKS:
             raise
         durable.rename(source, target)
+
+
+def _is_same(source: str, target: str) -> bool:
+    """Say whether two names are of one file."""
+    try:
+        return os.path.samestat(os.lstat(source), os.lstat(target))
+    except FileNotFoundError:
+        return False
 
 
 def _stamp(seconds: float) -> str:
