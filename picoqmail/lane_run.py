@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from picoqmail.engine import Engine
     from picoqmail.lane import Lane
     from picoqmail.relay import Address, Endpoint
+    from picoqmail.smtp.conversation import Conversation
     from picoqmail.smtp.transaction import Transaction
 
 FUTILE_LINKS_LIMIT = 3
@@ -68,6 +69,7 @@ class LaneRun:
         self._gave_up = False
         self._is_going_on = False
         self._is_paced_out = False
+        self._is_pausing = False
         self._reached = False
         self._connected = False
         self._pace = False
@@ -84,19 +86,31 @@ class LaneRun:
         conversation.pause = 0.0
         if self.engine.stopping or self._gave_up:
             return None
-        if self.lane.pace is not None:
+        if not self._waiting:
+            transaction = self._take()
+            self._exhausted = transaction is None
+            if transaction is None or self.lane.pace is None:
+                return transaction
+            self._waiting.append(transaction)
+        # Only where there is a message is leave for one asked.
+        return self._waiting.popleft() if self._may_begin(conversation) else None
+
+    def _may_begin(self, conversation: Conversation) -> bool:
+        """Ask the pace for leave to begin a message; if there is none, say how long to wait."""
+        if self.lane.pace is None:
+            return True
+        try:
             wait = self.lane.pace()
-            if wait > 0:
-                if wait <= PAUSE_LIMIT_SECONDS:
-                    conversation.pause = wait
-                else:
-                    self._exhausted = self._is_paced_out = True
-                return None
-        if self._waiting:
-            return self._waiting.popleft()
-        transaction = self._take()
-        self._exhausted = transaction is None
-        return transaction
+        except Exception as error:
+            raise SourceFailedError from error
+        self._is_pausing = wait > 0
+        if not self._is_pausing:
+            return True
+        if wait <= PAUSE_LIMIT_SECONDS:
+            conversation.pause = wait
+        else:
+            self._exhausted = self._is_paced_out = True
+        return False
 
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
         """Hand a verdict to the source."""
@@ -246,7 +260,7 @@ class LaneRun:
             or (self._exhausted and not self._waiting)
             or not (self._reached if self.lane.probe else self._connected)
             or len(self._links) >= self._limit
-            or self.lane.pace is not None
+            or self._is_pausing
         ):
             return math.inf
         is_eager = not self._exhausted or len(self._waiting) >= self._worth_a_link

@@ -51,7 +51,7 @@ class Run:
             )
         self.log = open_log(self.settings.log, self.home, program=self.program)
         self.spool = Spool(self.home.spool, on_damage=self._on_damage)
-        self._session = Session(self.settings, self.log)
+        self._session = Session(self.settings, self.log, self.home.spool)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._session.stop())
 

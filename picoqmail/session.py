@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from picoqmail.engine import Engine, Lane
+from picoqmail.pacer import RATE, Pacer
 from picoqmail.relay import Endpoint
 from picoqmail.relay_tls import TlsPolicy
 from picoqmail.smtp.sasl import Credentials
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 class Session:
     """One run's conversations; calling it drives the outboxes until they are empty."""
 
-    def __init__(self, settings: Settings, log: Log) -> None:
-        """Nothing is opened before there is mail for it."""
+    def __init__(self, settings: Settings, log: Log, spool: str) -> None:
+        """Nothing is opened before there is mail for it. `spool`: where the pace is kept."""
         self._settings = settings
+        self._pace = None
+        if settings.ratelimit is not None:
+            self._pace = Pacer(f"{spool}/{RATE}", settings.ratelimit)
         self._log = log
         self._engine: Engine | None = None
         self._stopped = False
@@ -62,6 +66,7 @@ class Session:
             source_ip=settings.sourceip or "",
             cleartext_auth=settings.cleartextauth,
             probe=outbox.is_probe,
+            pace=self._pace,
         )
 
     def _endpoint(self, relay: Relay) -> Endpoint:
