@@ -1,0 +1,246 @@
+"""What a disk may hold after power was lost: the model of a file system that keeps no promise but
+those of POSIX and of fsync(2).
+
+- Data of a file that were not fsynced may be there, missing, cut, or zeros.
+- Each entry of a directory that was not fsynced since it changed may be what it was at the last
+  fsync, or anything that it has been since, independently of every other entry: in any order, and a
+  rename across directories may have happened in one of them only.
+- A mode that was not fsynced may be the old one or the new one.
+
+That is more than any journalling file system does. A state that one of those could leave too (the
+operations up to some point, none after it) is marked as `ordered`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, field, frozen
+
+from picoqmail.layout import DIRECTORIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from proof.operations import Operation
+
+Key = tuple[str, str]
+
+
+@define
+class Inode:
+    """One file: what it holds, and what of it is on disk for sure (None: nothing was ever synced)."""
+
+    data: bytes = b""
+    durable: bytes | None = None
+    mode: int = 0o600
+    durable_mode: int | None = None
+    mtime: float | None = None
+
+    def variants(self) -> list[bytes]:
+        """What a reader may find after the loss."""
+        if self.durable is not None and self.durable == self.data:
+            return [self.data]
+        half = self.data[: len(self.data) // 2]
+        found = [self.data, b"", half, bytes(len(self.data))]
+        if self.durable is not None:
+            found.append(self.durable)
+        return list(dict.fromkeys(found))
+
+    def modes(self) -> list[int]:
+        """The modes that may be there."""
+        known = self.durable_mode
+        return [self.mode] if known is None else list(dict.fromkeys([self.mode, known]))
+
+
+@frozen
+class State:
+    """One disk after the loss: entries, and data and mode by inode."""
+
+    entries: tuple[tuple[Key, int], ...]
+    data: tuple[tuple[int, bytes], ...]
+    modes: tuple[tuple[int, int], ...]
+    mtimes: tuple[tuple[int, float | None], ...]
+    ordered: bool = field(eq=False)
+
+    def materialise(self, spool: str) -> None:
+        """Write it down, hard links and all, into an empty directory."""
+        for directory in DIRECTORIES:
+            os.makedirs(f"{spool}/{directory}", 0o700)
+        data, modes, mtimes = dict(self.data), dict(self.modes), dict(self.mtimes)
+        first: dict[int, str] = {}
+        for (directory, name), inode in self.entries:
+            path = f"{spool}/{directory}/{name}" if directory else f"{spool}/{name}"
+            if inode in first:
+                os.link(first[inode], path)
+                continue
+            first[inode] = path
+            with open(path, "wb") as file:
+                file.write(data[inode])
+            os.chmod(path, modes[inode])
+            when = mtimes[inode]
+            if when is not None:
+                os.utime(path, (when, when))
+
+
+@define
+class Disk:
+    """A spool and its history since the last fsyncs. `apply` operations, then ask for `states`."""
+
+    inodes: dict[int, Inode] = field(factory=dict)
+    # All that an entry has been since its directory was last synced; the first is durable.
+    entries: dict[Key, list[int | None]] = field(factory=dict)
+    # The same as a journal has it: groups of changes, each of one operation.
+    journal: list[list[tuple[Key, int | None]]] = field(factory=list)
+    handles: dict[int, int] = field(factory=dict)
+    _committed: dict[Key, int | None] = field(factory=dict)
+    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
+
+    @classmethod
+    def load(cls, spool: str) -> Disk:
+        """The disk of a spool that is at rest: everything in it is durable."""
+        disk = cls()
+        known: dict[int, int] = {}
+        for directory in ("", *DIRECTORIES):
+            for entry in os.scandir(f"{spool}/{directory}"):
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                found = entry.stat()
+                if found.st_ino not in known:
+                    known[found.st_ino] = next(disk._numbers)
+                    with open(entry.path, "rb") as file:
+                        data = file.read()
+                    mode = found.st_mode & 0o7777
+                    disk.inodes[known[found.st_ino]] = Inode(
+                        data, data, mode, mode, found.st_mtime
+                    )
+                disk._put((directory, entry.name), known[found.st_ino])
+        disk._commit()
+        return disk
+
+    def _put(self, key: Key, inode: int | None) -> None:
+        self.entries.setdefault(key, [None]).append(inode)
+
+    def _commit(self) -> None:
+        """All entries so far are durable."""
+        for key, values in self.entries.items():
+            self._committed[key] = values[-1]
+            del values[:-1]
+        self.journal.clear()
+
+    def current(self, key: Key) -> int | None:
+        """The inode under a name now."""
+        return self.entries.get(key, [None])[-1]
+
+    def _change(self, *changes: tuple[Key, int | None]) -> None:
+        for key, inode in changes:
+            self._put(key, inode)
+        self.journal.append(list(changes))
+
+    def apply(self, operation: Operation) -> None:  # noqa: C901, PLR0912 - one branch an operation
+        """Do one operation."""
+        kind, key, target = operation.kind, operation.key, operation.target
+        inode = self.handles.get(operation.handle) or self.current(key)
+        if kind == "open":
+            inode = self.current(key)
+            if inode is None:
+                inode = next(self._numbers)
+                self.inodes[inode] = Inode()
+                self._change((key, inode))
+            self.handles[operation.handle] = inode
+        elif kind == "rename":
+            self._change((target, inode), (key, None))
+        elif kind == "link":
+            self._change((target, inode))
+        elif kind == "unlink":
+            self._change((key, None))
+        elif kind == "syncdir":
+            self._sync_directory(key[0])
+        elif inode is None:
+            raise AssertionError(f"{operation}: no such file in the model")
+        else:
+            self._touch(self.inodes[inode], operation)
+
+    @staticmethod
+    def _touch(file: Inode, operation: Operation) -> None:
+        if operation.kind == "write":
+            at = len(file.data) if operation.offset < 0 else operation.offset
+            head = file.data[:at].ljust(at, b"\0")
+            file.data = head + operation.data + file.data[at + len(operation.data) :]
+        elif operation.kind == "truncate":
+            file.data = file.data[: operation.offset].ljust(operation.offset, b"\0")
+        elif operation.kind == "chmod":
+            if file.durable_mode is None and file.durable is not None:
+                file.durable_mode = file.mode
+            file.mode = operation.offset
+        elif operation.kind == "utime":
+            file.mtime = float(operation.offset)
+        elif operation.kind == "sync":
+            file.durable, file.durable_mode = file.data, file.mode
+        else:
+            raise AssertionError(f"{operation}: unknown to the model")
+
+    def _sync_directory(self, directory: str) -> None:
+        for key, values in self.entries.items():
+            if key[0] == directory:
+                del values[:-1]
+        # A journal commits everything before.
+        for changes in self.journal:
+            self._committed.update(changes)
+        self.journal.clear()
+
+    # --- After the loss ---------------------------------------------------------------------------
+
+    def ordered_entries(self) -> list[dict[Key, int | None]]:
+        """The entries after each number of operations that a journal may have committed."""
+        now = dict(self._committed)
+        found = [dict(now)]
+        for changes in self.journal:
+            now.update(changes)
+            found.append(dict(now))
+        return found
+
+    def states(self, *, limit: int, seed: object) -> Iterator[State]:
+        """All legal states, or `limit` of them: those a journal leaves, both ends, and a sample."""
+        for entries in self.ordered_entries():
+            yield from self._with_data(entries, ordered=True)
+        keys = list(self.entries)
+        choices = [list(dict.fromkeys(self.entries[key])) for key in keys]
+        total = 1
+        for one in choices:
+            total *= len(one)
+        if total <= limit:
+            combinations: Iterator[Sequence[int | None]] = itertools.product(*choices)
+        else:
+            chance = random.Random(f"{seed}")  # noqa: S311 - a seeded choice
+            combinations = ([chance.choice(one) for one in choices] for _ in range(limit))
+        for values in combinations:
+            yield from self._with_data(dict(zip(keys, values, strict=True)), ordered=False)
+
+    def _with_data(self, entries: dict[Key, int | None], *, ordered: bool) -> Iterator[State]:
+        there = sorted((key, inode) for key, inode in entries.items() if inode is not None)
+        numbers = sorted({inode for _, inode in there})
+        data = [self.inodes[number].variants() for number in numbers]
+        modes = [self.inodes[number].modes() for number in numbers]
+        mtimes = tuple((number, self.inodes[number].mtime) for number in numbers)
+        # The variants of one file at a time, the others as they were meant, and all at once: what
+        # two damaged files would do together, one of them does alone, for they are of one message.
+        plain = State(
+            tuple(there),
+            tuple(zip(numbers, [one[0] for one in data], strict=True)),
+            tuple(zip(numbers, [one[0] for one in modes], strict=True)),
+            mtimes,
+            ordered,
+        )
+        yield plain
+        for index, number in enumerate(numbers):
+            for variant in data[index][1:]:
+                changed = dict(plain.data) | {number: variant}
+                yield evolve(plain, data=tuple(sorted(changed.items())))
+            for mode in modes[index][1:]:
+                yield evolve(plain, modes=tuple(sorted((dict(plain.modes) | {number: mode}).items())))
+        if sum(len(one) > 1 for one in data) > 1:
+            yield evolve(plain, data=tuple(zip(numbers, [one[-1] for one in data], strict=True)))

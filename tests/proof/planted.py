@@ -1,0 +1,153 @@
+"""Bugs planted into a copy of the package: whoever claims to find lost mail must find each of them.
+
+A plant is a text of the package replaced by another, once. If the text is not there any more, the
+plant is stale and says so; it is never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+import picoqmail
+import picoqmail.cli
+from proof.world import Programs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@frozen
+class Plant:
+    """One bug: in `file` of the package, `good` becomes `bad`. `found_by` is the sweep that must
+    find it, `scenario` the run that shows it.
+    """
+
+    name: str
+    file: str
+    good: str
+    bad: str
+    found_by: str
+    scenario: str
+
+
+PLANTS: Sequence[Plant] = (
+    Plant(
+        "no fsync of the message file",
+        "accept.py",
+        "            durable.sync(self._descriptor)\n",
+        "            pass\n",
+        "power",
+        "queue",
+    ),
+    Plant(
+        "no fsync of the sidecar",
+        "durable.py",
+        "                os.utime(descriptor, (modified, modified))\n            os.fsync(descriptor)\n",
+        "                os.utime(descriptor, (modified, modified))\n",
+        "power",
+        "queue",
+    ),
+    Plant(
+        "no fsync of the directory",
+        "accept.py",
+        "                durable.sync_directory(directory)\n",
+        "                pass\n",
+        "power",
+        "queue",
+    ),
+    Plant(
+        "the sidecar before the body",
+        "accept.py",
+        "            for suffix in (BODY, SIDECAR):\n                target",
+        "            for suffix in (SIDECAR, BODY):\n                target",
+        "kill",
+        "queue",
+    ),
+    Plant(
+        "the old place given up before the new one is there",
+        "spool.py",
+        "            if state != claim.state:\n                self._carry_body(message_id, state)\n",
+        "            if state != claim.state:\n"
+        "                durable.unlink(self._join(claim.state, message_id + SIDECAR))\n"
+        "                self._carry_body(message_id, state)\n"
+        "                durable.create_whole(self._join(claim.state, message_id + SIDECAR), b'')\n",
+        "kill",
+        "send, some refused",
+    ),
+    Plant(
+        "the source unlinked before the target is durable",
+        "spool.py",
+        "            durable.sync_directory(self._join(state))\n            if state != claim.state:\n",
+        "            if state != claim.state:\n",
+        "power",
+        "send, some refused",
+    ),
+    Plant(
+        "the body renamed where it must be linked",
+        "spool.py",
+        "    try:\n        durable.link(source, target)\n",
+        "    try:\n        durable.rename(source, target)\n",
+        "power",
+        "send, some refused",
+    ),
+    Plant(
+        "a sidecar rewritten in place",
+        "durable.py",
+        "    try:\n        create_whole(scratch, data, modified)\n    except FileExistsError:\n",
+        "    try:\n"
+        "        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)\n"
+        "        write_all(descriptor, data)\n"
+        "        os.fsync(descriptor)\n"
+        "        os.close(descriptor)\n"
+        "        return\n"
+        "    except FileExistsError:\n",
+        "kill",
+        "cron",
+    ),
+    Plant(
+        "removals that are never made durable",
+        "spool.py",
+        "                durable.sync_directory(self._join(state))\n            except OSError as exc:\n"
+        '                raise SpoolError("make durable"',
+        "                pass\n            except OSError as exc:\n"
+        '                raise SpoolError("make durable"',
+        "power",
+        "send",
+    ),
+    Plant(
+        "no mark before the end of the data",
+        "deliver.py",
+        "            work.claim.mark_in_doubt()\n",
+        "            pass\n",
+        "kill",
+        "send",
+    ),
+)
+
+
+def plant(bug: Plant, directory: str) -> Programs:
+    """Copy the package into `directory`, plant the bug, and return the programs of the copy.
+
+    Raises LookupError where the text that the bug replaces is not there, or is there twice.
+    """
+    package = os.path.dirname(picoqmail.__file__ or "")
+    cli = os.path.dirname(picoqmail.cli.__file__ or "")
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, f"{directory}/picoqmail", ignore=skip)
+    if not os.path.exists(f"{directory}/picoqmail/cli"):
+        shutil.copytree(cli, f"{directory}/picoqmail/cli", ignore=skip)
+    path = f"{directory}/picoqmail/{bug.file}"
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    if text.count(bug.good) != 1:
+        raise LookupError(
+            f"the plant '{bug.name}' is stale: {bug.file} holds its text {text.count(bug.good)} "
+            "times; bring tests/proof/planted.py up to date"
+        )
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace(bug.good, bug.bad))
+    return Programs(directory)

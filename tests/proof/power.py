@@ -1,0 +1,218 @@
+"""Power loss: every disk that a run's operations may leave at every point, then recovered by cron."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+from attrs import define, evolve, field
+
+from proof import invariant, tracing
+from proof.disk import Disk
+from proof.kill_sweep import WORKERS, Stage
+from proof.operations import KEPT, Operation, read_operations
+from proof.world import World, read_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proof.disk import State
+    from proof.scenarios import Scenario
+    from proof.zygote import Zygote
+    from rig.received import Received
+
+_END_OF_DATA = b"\r\n.\r\n"
+
+
+@define
+class PowerReport:
+    """Figures of the trials, and everything that went wrong."""
+
+    prefixes: int = 0
+    states: int = 0
+    repeats: int = 0
+    """Messages that came twice because the session that removed them had not ended."""
+    false_alarms: int = 0
+    """States of disks that reorder entries where a message that was delivered, or never accepted,
+    is told as damaged.
+    """
+    breaches: list[str] = field(factory=list)
+
+
+@define
+class _Trial:
+    """One state to be tried, with what was known to the world when the power went."""
+
+    place: str
+    state: State
+    accepted: bool
+    arrived: list[Received]
+    acknowledged: frozenset[str]
+    ended: bool
+
+
+@define
+class Recording:
+    """A run of a scenario, as operations on a disk, with what its relay got."""
+
+    template: World
+    disk: Disk
+    operations: list[Operation]
+    arrived: list[Received]
+    accepted: bool
+    ids: dict[int, str] = field(factory=dict)
+
+
+def record(stage: Stage, scenario: Scenario) -> Recording:
+    """Run a scenario undisturbed and record it."""
+    template = stage.template(scenario)
+    template.control("concurrencyremote", "1")
+    world = template.clone(stage.path())
+    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
+    message, envelope = scenario.input_of(promise)
+    disk = Disk.load(world.spool)
+    output = f"{world.root}.trace"
+    command = tracing.record_command(output, scenario.command(world, promise))
+    ran = world.run(command, message=message, envelope=envelope)
+    assert ran.returncode in scenario.statuses, (scenario.name, ran)
+    operations = read_operations(tracing.read_calls(output), world.spool)
+    os.unlink(output)
+    arrived = stage.moody.ledger.of(world.name)
+    if promise is not None:
+        added = scenario.program in ("inject", "sendmail")
+        world.promises.append(evolve(promise, accepted=True, fields_added=added))
+    return Recording(world, disk, operations, arrived, accepted=promise is not None)
+
+
+def trials(recording: Recording, *, limit: int, seed: int, report: PowerReport) -> list[_Trial]:
+    """All distinct states, at every prefix of the operations."""
+    found: dict[object, _Trial] = {}
+    disk = recording.disk
+    sent, heard = b"", b""
+    last = len(recording.operations)
+    for number, operation in enumerate([Operation("start"), *recording.operations]):
+        if operation.kind not in ("start", "sent", "heard"):
+            disk.apply(operation)
+        sent += operation.data if operation.kind == "sent" else b""
+        heard += operation.data if operation.kind == "heard" else b""
+        arrived = recording.arrived[: sent.count(_END_OF_DATA)]
+        done = recording.arrived[: heard.count(KEPT)]
+        acknowledged = frozenset(invariant.token_of(mail.unix) for mail in done)
+        ended = number == last
+        report.prefixes += 1
+        for state in disk.states(limit=limit, seed=(seed, number)):
+            known = (state, len(arrived), acknowledged, ended)
+            if known in found:
+                if state.ordered:
+                    found[known].state = state
+                continue
+            found[known] = _Trial(
+                f"after {number} of {last} ({operation.kind} {'/'.join(operation.key)})",
+                state,
+                recording.accepted and ended,
+                arrived,
+                acknowledged,
+                ended,
+            )
+    return list(found.values())
+
+
+def sweep(
+    stage: Stage,
+    scenario: Scenario,
+    *,
+    limit: int,
+    seed: int = 0,
+    sample: int = 0,
+    step: Callable[[], None] = lambda: None,
+    announce: Callable[[int], None] = lambda _total: None,
+) -> PowerReport:
+    """Record a scenario and try all its states, or `sample` of them with all of the last prefix."""
+    import random
+
+    report = PowerReport()
+    recording = record(stage, scenario)
+    work = trials(recording, limit=limit, seed=seed, report=report)
+    if sample and len(work) > sample:
+        chance = random.Random(seed)  # noqa: S311 - a seeded choice
+        ends = [one for one in work if one.ended]
+        others = [one for one in work if not one.ended]
+        ends = chance.sample(ends, min(len(ends), sample // 2))
+        work = ends + chance.sample(others, min(len(others), sample - len(ends)))
+    report.states = len(work)
+    announce(len(work))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        jobs = [
+            pool.submit(
+                _try, stage, stage.zygotes[i % WORKERS], scenario, recording, trial, report
+            )
+            for i, trial in enumerate(work)
+        ]
+        for job in jobs:
+            job.result()
+            step()
+    stage.forget(recording.template)
+    return report
+
+
+def _try(
+    stage: Stage,
+    zygote: Zygote,
+    scenario: Scenario,
+    recording: Recording,
+    trial: _Trial,
+    report: PowerReport,
+) -> None:
+    source = recording.template
+    world = World.make(stage.path(), stage.good.address, source.programs)
+    os.system(f"rm -rf '{world.spool}'")  # noqa: S605 - a path of ours
+    trial.state.materialise(world.spool)
+    world.promises = [
+        evolve(one, accepted=trial.accepted) if index >= len(source.promises) - _new(scenario)
+        else one
+        for index, one in enumerate(source.promises)
+    ]
+    complaints = world.recover(zygote, stage.good.address)
+    received = [*source.before, *trial.arrived, *stage.received(world)]
+    arrived_tokens = {invariant.token_of(mail.unix) for mail in trial.arrived}
+    may_repeat = arrived_tokens if not trial.ended else set()
+    finding = invariant.judge(
+        world, received, may_fail=scenario.may_fail, may_repeat=may_repeat
+    )
+    breaches = complaints + finding.breaches
+    if breaches and not trial.state.ordered and _is_false_alarm(breaches, world, trial):
+        report.false_alarms += 1
+        breaches = []
+    report.repeats += bool(finding.duplicates)
+    if breaches:
+        report.breaches += [
+            f"{scenario.name}, power lost {trial.place}"
+            f"{'' if trial.state.ordered else ', entries in any order'}: {one}"
+            for one in breaches
+        ]
+    else:
+        stage.forget(world)
+
+
+def _new(scenario: Scenario) -> int:
+    return 1 if scenario.submits else 0
+
+
+def _is_false_alarm(breaches: list[str], world: World, trial: _Trial) -> bool:
+    """Whether all is well but for sidecars put aside without their bodies, all of them of messages
+    that had been delivered, or that nobody had been told yes for.
+    """
+    told = {one.split(": ")[1] for one in breaches if one.startswith("half visible: undelivered/")}
+    if not told or len(told) != len(breaches):
+        return False
+    harmless = {
+        one.recipients
+        for one in world.promises
+        if one.token in trial.acknowledged or not one.accepted
+    }
+    for name in told:
+        record = cast("dict[str, Any]", read_sidecar(f"{world.spool}/{name}"))
+        if tuple(one["address"] for one in record["recipients"]) not in harmless:
+            return False
+    return True

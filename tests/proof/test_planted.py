@@ -1,0 +1,39 @@
+"""The checkers checked: bugs planted into a copy of the package, each of which must be found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proof import kill_sweep, power, tracing
+from proof.kill_sweep import Stage
+from proof.planted import PLANTS, Plant, plant
+from proof.scenarios import BY_NAME
+from rig.programs import missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("bug", PLANTS, ids=lambda one: one.name)
+def test_a_planted_bug_is_found(tmp_path: Path, bug: Plant) -> None:
+    """The sweep that exists for this kind of bug reports a breach."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    programs = plant(bug, str(tmp_path / "copy"))
+    with Stage(str(tmp_path), programs) as stage:
+        assert find(stage, bug)
+
+
+def find(stage: Stage, bug: Plant) -> list[str]:
+    """The breaches that the bug's sweep reports, sampled more and more until there are any."""
+    scenario = BY_NAME[bug.scenario]
+    for size in (60, 100000):
+        if bug.found_by == "power":
+            found = power.sweep(stage, scenario, limit=32, sample=size).breaches
+        else:
+            found = kill_sweep.sweep(stage, [bug.scenario], sample=size).breaches
+        if found:
+            return found
+    return []

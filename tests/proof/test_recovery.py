@@ -1,0 +1,239 @@
+"""Spools in disorder: copied, restored, half deleted. One ordinary cron run brings them to order."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from picoqmail.spool import Spool
+from proof import invariant
+from proof.kill_sweep import Stage
+from proof.scenarios import LATER
+from proof.world import World, read_sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TWO_DAYS = 2 * 86400
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Relays and zygotes, and a place for the homes."""
+    with Stage(str(tmp_path_factory.mktemp("recovery"))) as started:
+        yield started
+
+
+@pytest.fixture
+def world(stage: Stage) -> World:
+    """A home with two mails in new/ and one, tried before, in cur/."""
+    made = World.make(stage.path(), stage.moody.address)
+    made.accept([LATER])
+    stage.zygotes[0].run(made.root, "send", offset=-7200)
+    made.accept()
+    made.accept(["a@there.test", "b@there.test"])
+    return made
+
+
+def recovers(stage: Stage, world: World, offset: float = 0) -> None:
+    """Fail unless one cron run delivers everything, whole and once."""
+    world.relay(stage.good.address)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=offset)
+    finding = invariant.judge(world, stage.good.ledger.of(world.name))
+    assert [] == finding.breaches
+    assert (3, 0) == (finding.delivered, finding.duplicates)
+    assert [] == world.sidecars("new", "cur", "undelivered")
+
+
+def files(world: World, *states: str) -> list[str]:
+    """The names of all files in these directories."""
+    return sorted(name for state in states for name in os.listdir(f"{world.spool}/{state}"))
+
+
+def test_a_spool_copied_file_by_file(stage: Stage, world: World) -> None:
+    """A copy without times, links or locks (cp -r, rsync -r) is delivered as the original would be."""
+    shutil.move(world.spool, f"{world.root}/old")
+    subprocess.run(["cp", "-r", f"{world.root}/old", world.spool], check=True)
+    recovers(stage, world)
+
+
+def test_a_spool_restored_with_times_of_long_ago(stage: Stage, world: World) -> None:
+    """Times of 1980 make nothing a leftover that is a message."""
+    for directory, _, names in os.walk(world.spool):
+        for name in names:
+            os.utime(f"{directory}/{name}", (315532800, 315532800))
+    recovers(stage, world)
+
+
+def test_a_spool_restored_with_times_from_the_future(stage: Stage, world: World) -> None:
+    """A due time in a sidecar's times only is a hint: at the latest when it comes, all goes."""
+    for path in world.sidecars("new"):
+        os.utime(path, (4e9, 4e9))
+    recovers(stage, world)
+
+
+def test_both_sidecars_after_a_move_that_was_cut(stage: Stage, world: World) -> None:
+    """Of a message in two states the later revision counts, and it is sent once."""
+    (path,) = world.sidecars("cur")
+    record = cast("dict[str, Any]", read_sidecar(path))
+    older = path.replace("/cur/", "/new/")
+    with open(older, "w", encoding="utf-8") as file:
+        json.dump(record | {"revision": record["revision"] - 1, "attempts": 0}, file)
+    os.link(path[:-4] + "eml", older[:-4] + "eml")
+    recovers(stage, world)
+    assert [] == files(world, "new", "cur", "tmp")
+
+
+def test_a_copy_that_broke_a_link_in_two(stage: Stage, world: World) -> None:
+    """A second, damaged body of the same name does not take the place of the good one."""
+    path = world.sidecars("new")[0]
+    with open(path[:-4].replace("/new/", "/cur/") + "eml", "wb") as file:
+        file.write(b"half of it")
+    recovers(stage, world)
+
+
+def test_deferred_over_a_damaged_copy(stage: Stage) -> None:
+    """A message that moves to where a damaged copy of its body lies takes its own body along."""
+    world = World.make(stage.path(), stage.moody.address)
+    stem = world.accept([LATER])
+    with open(f"{world.spool}/cur/{stem}.eml", "wb") as file:
+        file.write(b"half of it")
+    stage.zygotes[0].run(world.root, "send", offset=-7200)
+    assert [] == invariant.half_visible(world)
+    assert [f"{stem}.eml", f"{stem}.json"] == files(world, "new", "cur")
+
+
+@pytest.mark.parametrize("suffix", [".eml", ".json"])
+def test_half_deleted(stage: Stage, world: World, suffix: str) -> None:
+    """Of a message whose one half is gone the other is no mail; the others are delivered."""
+    stem = world.sidecars("new")[0][:-5]
+    os.unlink(stem + suffix)
+    world.relay(stage.good.address)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
+    came = {one.recipients for one in stage.good.ledger.of(world.name)}
+    assert {(LATER,), ("a@there.test", "b@there.test")} == came
+    aside = world.sidecars("undelivered")
+    if suffix == ".eml":
+        assert [os.path.basename(stem) + ".json"] == [os.path.basename(one) for one in aside]
+        assert any("damaged" in line and "body is missing" in line for line in world.events())
+    else:
+        assert ([], [os.path.basename(stem) + ".eml"]) == (aside, files(world, "new"))
+        assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=TWO_DAYS)
+        assert [] == files(world, "new")
+
+
+def test_a_full_disk_leaves_nothing_that_space_would_not_mend(
+    stage: Stage, world: World, full: Callable[[World], Callable[[], None]]
+) -> None:
+    """Mail in new/ goes out although nothing can be written; deferred mail as soon as it can."""
+    make_room = full(world)
+    world.relay(stage.good.address)
+    stage.zygotes[0].run(world.root, "cron", offset=7200)
+    make_room()
+    stage.zygotes[0].run(world.root, "cron", offset=7200)
+    finding = invariant.judge(world, stage.good.ledger.of(world.name))
+    assert [] == finding.breaches
+    assert 3 == finding.delivered
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Callable[[World], Callable[[], None]]]:
+    """Move a home's spool onto a small file system without a free octet; it tells how to undo that."""
+    mount = str(tmp_path / "small")
+    os.mkdir(mount)
+    if os.geteuid() or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs", mount],
+        check=False,
+        capture_output=True,
+    ).returncode:
+        pytest.skip("a full disk needs root, who may mount a small tmpfs")
+
+    def fill(world: World) -> Callable[[], None]:
+        subprocess.run(["cp", "-a", world.spool, f"{mount}/spool"], check=True)
+        shutil.rmtree(world.spool)
+        os.symlink(f"{mount}/spool", world.spool)
+        with open(f"{mount}/filler", "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)):
+                    pass
+            except OSError:
+                return lambda: os.unlink(f"{mount}/filler")
+        raise AssertionError("the disk does not get full")
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+def test_a_leftover_that_cannot_go_stops_no_mail(stage: Stage, world: World) -> None:
+    """The sweep tells of what it cannot unlink, and the run goes on."""
+    stuck = f"{world.spool}/tmp/1.leftover.eml"
+    with open(stuck, "wb"):
+        pass
+    if os.geteuid() or subprocess.run(
+        ["chattr", "+i", stuck], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("an immutable file needs root, and a file system that has such")
+    try:
+        recovers(stage, world, offset=TWO_DAYS)
+        assert any("cannot sweep" in line for line in world.events())
+    finally:
+        subprocess.run(["chattr", "-i", stuck], check=True)
+
+
+def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
+    """A body that is old by a jumped clock gets its sidecar after the sweep has looked: it stays."""
+    path = world.sidecars("new")[0]
+    hidden = path.replace("/new/", "/tmp/")
+    os.rename(path, hidden)
+    body = path[:-4] + "eml"
+    seen: list[str] = []
+
+    class Racing(Spool):
+        """A spool whose message is completed between the look and the lock."""
+
+        def where(self, message_id: str) -> list[str]:
+            found = super().where(message_id)
+            seen.append(message_id)
+            if len(seen) == 2:
+                os.rename(hidden, path)
+            return found
+
+    assert ([], []) == Racing(world.spool).sweep([body])
+    assert os.path.exists(body)
+    # The control: without a sidecar it goes.
+    os.unlink(path)
+    assert ([body], []) == Spool(world.spool).sweep([body])
+
+
+def test_a_held_leftover_stays(world: World) -> None:
+    """What somebody has locked is being written, however old it seems."""
+    path = f"{world.spool}/tmp/1.being.written.eml"
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert ([], []) == Spool(world.spool).sweep([path])
+    assert ([path], []) == Spool(world.spool).sweep([path])
+
+
+def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
+    """After a crash in the middle of a note of progress the next note is read."""
+    stem = os.path.basename(world.sidecars("new")[1])[:-5]
+    with open(f"{world.spool}/new/{stem}.progress", "w", encoding="utf-8") as file:
+        file.write('[0, [[0, "deliv')
+    spool = Spool(world.spool)
+    claim = spool.claim(stem)
+    assert claim is not None
+    spool.note_progress(claim, {1: ("delivered", "250 ok")})
+    claim.release()
+    again = spool.claim(stem)
+    assert again is not None
+    again.release()
+    assert ["pending", "delivered"] == [one.state for one in again.message.recipients]
