@@ -62,6 +62,7 @@ its bytes in memory, and 100,000 recipients with their names need half of this."
 MAX_RECIPIENTS = 500_000
 """The most recipients of one header; `a a a a` would make one out of every other byte."""
 
+_NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
 _READ_AT_ONCE = 65536
 _LONGEST_SHOWN = 200
 _STDIN, _STDOUT = 0, 1
@@ -168,7 +169,7 @@ class Identity:
         user = _first(environ, b"QMAILUSER", b"MAILUSER", b"USER", b"LOGNAME")
         self.user = b"anonymous" if user is None else user
         self.host = _first(environ, b"QMAILHOST", b"MAILHOST")
-        self.full_name = _first(environ, b"QMAILNAME", b"MAILNAME", b"NAME")
+        self.full_name = _first(environ, *_NAME_VARIABLES)
         self.return_user = environ.get(b"QMAILSUSER", self.user)
         self.return_host = environ.get(b"QMAILSHOST", self.host)
 
@@ -509,6 +510,15 @@ def read_stdin() -> bytes:
         raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
 
 
+def _with_names_in_one_line(environ: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    changed = {
+        name: environ[name].replace(b"\r", b" ").replace(b"\n", b" ")
+        for name in _NAME_VARIABLES
+        if name in environ
+    }
+    return {**environ, **changed}
+
+
 def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     request: Request,
     environ: Mapping[bytes, bytes],
@@ -527,12 +537,16 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     this process does nothing else afterwards. Raises PicoqmailError, after which nothing was
     accepted; OSError if printing fails.
     """
+    # What stands in front of a queue of qmail's gives it qmail's bytes. Our own spool gets what the
+    # caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and no name is
+    # meant to have line ends, which would add lines to the header.
+    own_queue = not named_program(environ)
+    if own_queue:
+        environ = _with_names_in_one_line(environ)
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = Settings(home, environ)
     injection = Injection(request, settings, environ, now=now, pid=pid)
-    # What stands in front of a queue of qmail's gives it qmail's bytes. Our own spool gets what the
-    # caller meant: PHP 8, Ruby and others end header and blank line with CRLF.
-    message = MessageReader(read, crlf_blank=not named_program(environ))
+    message = MessageReader(read, crlf_blank=own_queue)
     for field in message.fields():
         injection.take(field)
     injection.finish()

@@ -44,7 +44,9 @@ class SenderRules:
         self._local = local
         self._rules: list[tuple[bytes, bytes]] = []
         for index, (line, _) in enumerate(value.lines if value else ()):
-            pattern, colon, target = line.rpartition(":")
+            pattern, colon, target = line.partition(":")
+            if not colon:
+                pattern, target = "*", line
             box, at, host = target.strip().rpartition("@")
             if not at or not host or set(host + box) & set(" \t<>,\r\n\0"):
                 raise ConfigurationError(
@@ -53,7 +55,7 @@ class SenderRules:
                     "PATTERN:user@host or PATTERN:@host is allowed; PATTERN is user@host, @host, "
                     "user, @ (all users of this host) or * (everything)",
                 )
-            found = pattern.strip().lower() if colon else "*"
+            found = pattern.strip().lower()
             self._rules.append((found.encode(), f"{box}@{host}".encode()))
 
     def __bool__(self) -> bool:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailing import Mailer, make_mailer
+from picoqmail.header import MessageReader, field_name
+from picoqmail.home import Home
+from picoqmail.inject import Injection, Request, Settings
+from picoqmail.rewrite import UnparsableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,6 +204,13 @@ def test_mail_for_local_users_goes_to_the_admin(mailer: Mailer) -> None:
     assert b"\nTo: t@t.test\n" in spooled.message
 
 
+def test_a_name_adds_no_line_to_the_header(mailer: Mailer) -> None:
+    """Whoever chooses the name of an author chooses nothing else."""
+    environ = {"NAME": "Joe\nX-Evil: yes\r\n\r\nbody"}
+    spooled = mailer.accepts("inject", message=b"To: t@t.test\n\nb\n", environ=environ)
+    assert b'\nFrom: "Joe X-Evil: yes    body" <joe@me.test>\n' in spooled.message
+
+
 def test_settings_of_minivars_count(mailer: Mailer) -> None:
     """Defaulthost may stand in minivars, in upper case."""
     mailer.setting("minivars", "DEFAULTHOST='mini.test'\n")
@@ -261,3 +275,72 @@ def test_input_that_is_no_mail_is_a_body(mailer: Mailer, junk: bytes) -> None:
     spooled = mailer.accepts("inject", "x@x.test", message=junk)
     assert spooled.message.startswith(b"Date: ")
     assert junk.strip(b"\n") in spooled.message
+
+
+# Bytes that mean something in a header, often, and any others.
+soup = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                *(b"To: ", b"From: ", b"Return-Path: ", b"Resent-To: ", b"Bcc: ", b"Cc:", b"\n"),
+                *(b"<", b">", b"(", b")", b"@", b",", b";", b":", b".", b'"', b"[", b"]", b"\\"),
+                *(b"a", b"b+", b" ", b"\n ", b"\r\n", b"\0", b"\xc3\xbc", b"From x\n", b"\n\n"),
+            ]
+        ),
+        st.binary(max_size=3),
+    ),
+    max_size=40,
+).map(b"".join)
+
+# A caller whose user or host has a line end adds lines to his own header, as with qmail.
+words = soup.map(lambda text: text.replace(b"\n", b""))
+
+
+@given(
+    message=soup,
+    sender=st.none() | soup,
+    recipients=st.lists(soup, max_size=3),
+    letters=st.sampled_from([b"", b"c", b"r", b"m", b"sfi", b"csfirm"]),
+    user=words,
+    host=st.none() | words,
+    rules=st.sampled_from([None, b"@:@x.test\n", b"all@x.test\n"]),
+)
+def test_any_input_is_accepted_or_refused(  # noqa: PLR0917 - hypothesis fills them by name
+    message: bytes,
+    sender: bytes | None,
+    recipients: list[bytes],
+    letters: bytes,
+    user: bytes,
+    host: bytes | None,
+    rules: bytes | None,
+) -> None:
+    """Whatever comes in from whomever: a message with its envelope, or one of our errors."""
+    with tempfile.TemporaryDirectory(prefix="inject-") as root:
+        os.mkdir(f"{root}/control")
+        for name, text in (("me", b"me.test\n"), ("rewritefrom", rules)):
+            if text is not None:
+                with open(f"{root}/control/{name}", "wb") as file:
+                    file.write(text)
+        environ = {b"QMAILINJECT": letters, b"QMAILUSER": user}
+        if host is not None:
+            environ[b"QMAILHOST"] = host
+        request = Request()
+        request.sender = sender
+        request.arguments = recipients
+        pieces = iter([message])
+        reader = MessageReader(lambda: next(pieces, b""))
+        try:
+            settings = Settings(Home(root), environ)
+            injection = Injection(request, settings, environ, now=1e9, pid=1)
+            for field in reader.fields():
+                injection.take(field)
+            injection.finish()
+            header = injection.header()
+        except UnparsableError:
+            return
+        assert injection.sender is not None
+        assert not any(b"\0" in address for address in (injection.sender, *injection.recipients))
+        assert header.endswith(b"\n")
+        assert not {b"bcc", b"return-path"} & {
+            field_name(line) for line in header.split(b"\n")[:-1]
+        }

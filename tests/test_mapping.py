@@ -30,6 +30,7 @@ def rules(*lines: str) -> SenderRules:
         (("joe@y.test:j@x.test",), b"joe@Y.test", b"j@x.test"),
         (("@y.test:@x.test",), b"any.one@y.test", b"any.one@x.test"),
         (("*:@x.test",), b"any.one@y.test", b"any.one@x.test"),
+        ((" joe : j@[IPv6:::1]",), b"joe@me.test", b"j@[IPv6:::1]"),
         (("all@x.test",), b"", b""),
         (("all@x.test",), b"#@[]", b"#@[]"),
         (("all@x.test",), b"list-@y.test-@[]", b"list-@y.test-@[]"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from installation import Installation
+    from rig.recording import RecordingRelay
 
 MAIL = b"From: a@f.test\nTo: t@t.test\nSubject: s\n\nbody\n"
 
@@ -222,6 +223,33 @@ def test_pieces_do_not_matter_to_the_dot(pieces: list[bytes]) -> None:
     assert until_dot([b"".join(pieces)]) == found
     assert b"".join(pieces).startswith(found)
     assert b"\n.\n" not in b"\n" + found
+
+
+def test_mailq_lists_what_waits(mailer: Mailer) -> None:
+    """-bp names each message, as `picoqmail list` does."""
+    spooled = mailer.accepts("sendmail", "x@x.test", message=MAIL)
+    ran = mailer.run("sendmail", "-bp")
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    assert spooled.record["id"].encode() in ran.stdout
+
+
+@pytest.mark.parametrize("flag", ["-q", "-q30m", "-qRx.test"])
+def test_the_queue_is_run_on_demand(mailer: Mailer, relay: RecordingRelay, flag: str) -> None:
+    """-q sends what waits, and returns when it is sent."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    mailer.accepts("sendmail", "x@x.test", message=MAIL)
+    ran = mailer.run("sendmail", flag)
+    assert (0, b"") == (ran.returncode, ran.stdout)
+    assert [("x@x.test",)] == [message.recipients for message in relay.messages]
+
+
+def test_the_sender_starts_by_itself(mailer: Mailer, relay: RecordingRelay) -> None:
+    """Without PICOQMAIL_SEND=off the mail is at the relay soon, and nobody waited for it."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    ran = mailer.run("sendmail", "-t", message=MAIL, environ={"PICOQMAIL_SEND": ""})
+    assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+    (message,) = relay.wait_for(1)
+    assert ("t@t.test",) == message.recipients
 
 
 def test_newaliases_succeeds(mailer: Mailer, tmp_path: Path) -> None:
