@@ -113,7 +113,12 @@ class Engine:
                 self._take_lookups()
             else:
                 key.data.on_ready(mask)
+        # Time that we needed ourselves is not time that a relay let us wait.
+        busy = -self.now
+        self.now = time.monotonic()
+        busy += self.now
         for lane in self._lanes:
+            lane.active_at += busy
             if lane.grow_at <= self.now:
                 lane.grow()
         if self._stopping:

@@ -268,6 +268,20 @@ def test_few_links_for_a_fast_relay(rig: Callable[..., Any]) -> None:
     assert relay.connections == 1
 
 
+def test_own_slowness_opens_nothing(rig: Callable[..., Any]) -> None:
+    """Where it is our own disk that is slow, more connections to the relay would not help."""
+
+    class Slow(MemorySource):
+        def done(self, transaction: Any, verdict: Any) -> None:
+            time.sleep(0.005)
+            super().done(transaction, verdict)
+
+    sink = rig(Sink(keep=False))
+    run = Run(Slow(mails(60).waiting), to(sink), timeout_remote=10)
+    assert run.outcomes() == ["delivered"] * 60
+    assert run.lane.links <= 5
+
+
 def test_421_after_some(rig: Callable[..., Any]) -> None:
     """A relay that serves three a connection is called again, until all are through."""
     thrice: list[Fault | None] = [None, None, None, faults.final("421 4.7.0 enough")]
