@@ -29,6 +29,8 @@ BREAKER = "relay-down"
 USERS = "users"
 # A directory of it, made when somebody first gives a key (idempotency.py).
 IDEMPOTENCY = "idempotency"
+# A directory of it, made when somebody is first told of a failure (governor.py).
+REPORTS = "reports"
 
 FORMAT_VERSION = 1
 PRIVATE_FILE_MODE = 0o600
@@ -122,10 +124,10 @@ def move(source: str, target: str) -> tuple[tuple[str, ...], ...]:
     a body; the target is durable before anything leaves the source.
     """
     return (
+        ("link", f"{source}/ID.eml", f"{target}/ID.eml"),
         ("create", "tmp/ID.json"),
         ("write", "tmp/ID.json"),
         ("sync", "tmp/ID.json"),
-        ("link", f"{source}/ID.eml", f"{target}/ID.eml"),
         ("rename", "tmp/ID.json", f"{target}/ID.json"),
         ("syncdir", target),
         ("yes",),

@@ -495,6 +495,13 @@ class Spool:
             except OSError as exc:
                 raise SpoolError("make durable", self._join(state), exc) from exc
 
+    def sync(self, state: str) -> None:
+        """Make sure that what can be seen in a state is also on disk. Raises SpoolError."""
+        try:
+            durable.sync_directory(self._join(state))
+        except OSError as exc:
+            raise SpoolError("make durable", self._join(state), exc) from exc
+
     def repeat_due_time(self, claim: Claim) -> None:
         """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
         path = self._join(claim.state, claim.message.id + SIDECAR)
@@ -588,12 +595,21 @@ class Spool:
             os.close(descriptor)
 
     def _is_owned(self, path: str) -> bool:
-        """Say whether there is a sidecar that this file belongs to."""
+        """Say whether there is a sidecar that this file belongs to.
+
+        A second name of a body, left by a crash in a move, belongs to none: the message has the
+        name beside its sidecar, and who is moving it has its lock.
+        """
         stem, suffix = os.path.splitext(os.path.basename(path))
+        directory = os.path.basename(os.path.dirname(path))
         if suffix in (BODY, RESULT):
             # Twice: a message that is being moved may have been missed between two directories.
-            return bool(self.where(stem) or self.where(stem))
-        directory = os.path.basename(os.path.dirname(path))
+            states = self.where(stem) or self.where(stem)
+            return bool(states) and not (
+                suffix == BODY
+                and directory not in states
+                and any(_is_same_file(path, self._join(state, stem + BODY)) for state in states)
+            )
         return suffix == PROGRESS and os.path.lexists(self._join(directory, stem + SIDECAR))
 
     # --- Small things ------------------------------------------------------------------------
@@ -623,6 +639,13 @@ def _lock(descriptor: int) -> bool:
         cause = exc.args[0] if exc.args and isinstance(exc.args[0], OSError) else None
         raise cause or OSError(0, f"no lock: {exc}") from exc
     return True
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
 
 
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
