@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from picoqmail import breaker, policy
+from picoqmail.bounce import Reporter
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED, accepted_at
 from picoqmail.model import DELIVERED, FAILED
@@ -117,6 +118,8 @@ class Delivery:
     clock: Callable[[], float] = time.time
     stop: Callable[[], bool] = lambda: False
     summary: Summary = field(factory=Summary)
+    reporter: Reporter = field(init=False)
+    """Tells senders; its `made` are reports that are in the spool since this run."""
     _routing: Routing = field(init=False)
     _outboxes: dict[Relays, Outbox] = field(factory=dict)
     _forced: bool = False
@@ -126,6 +129,7 @@ class Delivery:
     def __attrs_post_init__(self) -> None:
         """Read the routes once."""
         settings = self.settings
+        self.reporter = Reporter(self.spool, settings, self.log, self.clock)
         self._routing = Routing.of(
             settings.relayip, settings.smtproutes, settings.senderroutes
         )
@@ -340,6 +344,12 @@ class Delivery:
 
     def _ready_to_try(self, claim: Claim) -> Claim | None:
         """The claim if its message may be tried now; None, and released, if not."""
+        ready = self.reporter.before_trying(claim)
+        if ready is None:
+            self.busy.add(claim.message.id)
+            claim.release()
+            return None
+        claim = ready
         message = claim.message
         now = self.clock()
         if claim.was_in_doubt:
@@ -436,7 +446,10 @@ class Delivery:
 
     def _judge_and_record(self, work: _Work) -> None:
         claim, now = work.claim, int(self.clock())
-        if work.results or work.in_doubt or not claim.message.pending:
+        if not claim.message.pending and not claim.has_progress:
+            # Judged before; what was left to do is to tell its sender.
+            self._record(claim, policy.judged_before(claim.message), "", ())
+        elif work.results or work.in_doubt or not claim.message.pending:
             judgement = policy.judge(
                 claim.message,
                 work.results,
@@ -475,7 +488,10 @@ class Delivery:
             state = UNDELIVERED if judgement.step == "fail" else CUR
             now = int(self.clock())
             text = self._result_text(now, relay, transcript, message)
-            self.spool.record(claim, message, state, text)
+            if judgement.step == "fail":
+                self.reporter.record(claim, message, state, text)
+            else:
+                self.reporter.record_deferral(claim, message, text)
             if judgement.step == "fail":
                 self.summary.failed += 1
             else:
@@ -550,11 +566,4 @@ def expand_verp(sender: str, recipient: str) -> str:
     return f"{local}{user}={domain}@{host}"
 
 
-def plain_sender(sender: str) -> str:
-    """The address that bounces go to: of a VERP sender, the one without the recipient."""
-    if sender.endswith(_VERP_END) and sender != "#@[]":
-        return sender.removesuffix(_VERP_END)
-    return sender
-
-
-__all__ = ["Delivery", "Outbox", "Summary", "expand_verp", "plain_sender"]
+__all__ = ["Delivery", "Outbox", "Summary", "expand_verp"]

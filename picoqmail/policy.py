@@ -139,6 +139,15 @@ def expire(
     return Judgement("fail", told, also_failed + pending, delivered, expired=True)
 
 
+def judged_before(message: Message) -> Judgement:
+    """The judgement on a message that nobody waits for any more, as its sidecar says: a crash, or
+    a full disk, came between that record and the end of the message.
+    """
+    done = all(one.state == DELIVERED for one in message.recipients)
+    ended = evolve(message, revision=message.revision + 1)
+    return Judgement("remove" if done else "fail", ended)
+
+
 def postpone(message: Message, *, now: int, relay: str, reply: str) -> Message:
     """A message in whose transaction the relay failed more than once: not charged, but others
     go first, in case this very message is what the relay dies of.

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from picoqmail import counters
 from picoqmail import settings as settings_module
+from picoqmail.bounce import Reporter
 from picoqmail.deliver import Delivery, Summary
 from picoqmail.errors import ConfigurationError, NoSuchMessageError
 from picoqmail.layout import CUR, NEW, UNDELIVERED
@@ -65,23 +66,46 @@ class Run:
         self.log.event("damaged", level="error", id=damage.id, reason=damage.reason)
 
     def deliver(self, ids: Iterable[str], *, forced: bool = False) -> set[str]:
-        """Try to deliver these; returns those that another process has. Raises SpoolError."""
+        """Try to deliver these, and the reports of those that fail.
+
+        Returns those that another process has. Raises SpoolError.
+        """
+        delivery = self._deliver(ids, self.summary, forced=forced)
+        self._deliver_reports(delivery.reporter.made, forced=forced)
+        return delivery.busy
+
+    def make_digests(self) -> None:
+        """Tell, in one mail each, what was kept while too much was told. Raises SpoolError."""
+        reporter = Reporter(self.spool, self.settings, self.log)
+        try:
+            reporter.make_digests()
+        finally:
+            self._deliver_reports(reporter.made, forced=False)
+
+    def _deliver(self, ids: Iterable[str], summary: Summary, *, forced: bool) -> Delivery:
         delivery = Delivery(
             self.spool, self.settings, self.log, self._session, stop=self._session.is_stopped
         )
-        delivery.summary = self.summary
-        before = self._counts()
+        delivery.summary = summary
+        before = _counts(summary)
         try:
             delivery.run(ids, forced=forced)
         finally:
-            self._count_since(before)
-        return delivery.busy
+            summary.bounced += len(delivery.reporter.made)
+            self._count(before, _counts(summary))
+        return delivery
 
-    def _counts(self) -> dict[str, int]:
-        return {name: getattr(self.summary, name) for name in counters.NAMES}
+    def _deliver_reports(self, made: list[str], *, forced: bool) -> None:
+        """Send the reports that a run made: they came after its look at new/.
 
-    def _count_since(self, before: dict[str, int]) -> None:
-        counts = {name: count - before[name] for name, count in self._counts().items()}
+        What becomes of them is no outcome of the run. It ends: a report that fails is told to
+        doublebounceto at most, and that to nobody.
+        """
+        while made and not self.stopped:
+            made = self._deliver(made, Summary(), forced=forced).reporter.made
+
+    def _count(self, before: dict[str, int], after: dict[str, int]) -> None:
+        counts = {name: after[name] - before[name] for name in after}
         try:
             counters.add(self.home.spool, counts, int(time.time()))
         except OSError as exc:
@@ -113,3 +137,7 @@ class Run:
             else:
                 found.append(message_id)
         return list(dict.fromkeys(found)), refused
+
+
+def _counts(summary: Summary) -> dict[str, int]:
+    return {name: getattr(summary, name) for name in counters.NAMES}

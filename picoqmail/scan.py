@@ -9,7 +9,17 @@ from __future__ import annotations
 import posix
 
 from picoqmail.home import exists
-from picoqmail.layout import BODY, CUR, LEFTOVER_AGE_SECONDS, NEW, RESULT, SIDECAR, TMP, UNDELIVERED
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    LEFTOVER_AGE_SECONDS,
+    NEW,
+    REPORTS,
+    RESULT,
+    SIDECAR,
+    TMP,
+    UNDELIVERED,
+)
 
 # A status change from the future means that the clock was set back since: then what the file
 # says of the future cannot be trusted either.
@@ -115,3 +125,29 @@ def undelivered_leftovers(spool: str, now: float) -> list[str]:
             if mask & bit and not (elsewhere and bit == 4) and is_old(path, now):
                 found.append(path)
     return found
+
+
+REPORT_WINDOW_SECONDS = 3600
+
+
+def overdue_reports(spool: str, now: float) -> list[str]:
+    """Paths of the governor's files whose hour is over (governor.py). Raises OSError."""
+    directory = f"{spool}/{REPORTS}"
+    try:
+        names = posix.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [f"{directory}/{name}" for name in sorted(names) if is_report_over(name, now)]
+
+
+def is_report_over(name: str, now: float) -> bool:
+    """Say whether the hour of a file of this name is over, or its digest was begun.
+
+    The name is `HASH-BEGIN` or `HASH-BEGIN.ID`; a begin in the future is a clock that was set
+    back.
+    """
+    base, dot, _ = name.partition(".")
+    begin = base.rpartition("-")[2]
+    if dot or not begin.isdecimal():
+        return True
+    return not int(begin) <= now < int(begin) + REPORT_WINDOW_SECONDS

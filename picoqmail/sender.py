@@ -127,10 +127,13 @@ class Sender:
             self._sweep_keys(now)
             old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
             old += scan.undelivered_leftovers(self.home.spool, now)
+            overdue = scan.overdue_reports(self.home.spool, now)
         except OSError as exc:
             raise SpoolError("look at", self.home.spool, exc, QUEUE_SPOOL) from exc
         if old:
             self.run.sweep(old)
+        if overdue:
+            self.run.make_digests()
         # A sidecar without a body beside it is not left until its time comes.
         due = sorted({*cur.due, *cur.sidecars})
         if not new.due:

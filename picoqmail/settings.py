@@ -291,16 +291,45 @@ class Settings:
         follows="me",
     )
     doublebounceto: str = _setting(
-        "Who gets the bounces that could not be delivered; without a host, at bouncehost.",
+        "Who gets the bounces that could not be delivered, and is told of mail that failed and has "
+        "no sender; without a host, at bouncehost. Not set: nobody; they stay in undelivered/.",
         "an address, or a local part",
         setting_values.mail_address,
-        default="postmaster",
     )
     bounces: bool = _setting(
         "Whether a sender is told by mail that a message failed.",
         "on, off",
         setting_values.switch,
         default="on",
+    )
+    bouncelimit: int = _setting(
+        """How many bounces one address gets within an hour. What fails beyond that is told in one
+        digest when the hour is over; 0 is no limit.""",
+        "a whole number",
+        _between(0, 10**6),
+        default="20",
+        unit="bounces",
+    )
+    bouncemaxbytes: int = _setting(
+        "A larger message does not come back in its bounce, only its header does.",
+        _BYTES,
+        _between(0, 2**63 - 1),
+        default="50000",
+        unit="bytes",
+    )
+    delaywarning: int | None = _setting(
+        """A sender is warned once when a message has waited so long and an attempt to send it was
+        deferred again. Not set, or 0: nobody is warned.""",
+        _DURATION,
+        _seconds(0),
+        unit="seconds",
+    )
+    keepundelivered: int | None = _setting(
+        """For how many days messages are kept in undelivered/; older ones are deleted by
+        picoqmail-cron, once an hour. Not set: until somebody purges them.""",
+        "a whole number of days, at least 1",
+        _between(1, 36500),
+        unit="days",
     )
     rewritefrom: tuple[str, ...] = _setting(
         """Rewriting of the sender, in envelope and header, by picoqmail-inject and
