@@ -27,7 +27,7 @@ from picoqmail.errors import (
 from picoqmail.handover import may_spool
 from picoqmail.header_envelope import HeaderEnvelope, raw_address
 from picoqmail.idempotency import Record, name_of
-from picoqmail.layout import IDEMPOTENCY, TMP
+from picoqmail.layout import IDEMPOTENCY, NEW, TMP
 from picoqmail.mail import Receipt
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ class Acceptance:
         ours = may_spool(self.home.spool)
         object.__setattr__(self, "may_spool", ours)
         if not ours and not os.access(self._queue_program, os.X_OK):
-            if not os.path.isdir(self.home.spool):
-                raise ConfigurationError(
-                    self.home.spool, "there is no spool", "make a home with: picoqmail init"
-                )
+            for path in (self.home.spool, *(f"{self.home.spool}/{one}" for one in (NEW, TMP))):
+                if not os.path.isdir(path):
+                    raise ConfigurationError(
+                        path, "is not there, or no directory", "make it with: picoqmail init"
+                    )
             raise ConfigurationError(
                 self.home.spool,
                 "you may not write to this spool, and its home has no bin/qmail-queue",

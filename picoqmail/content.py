@@ -169,8 +169,9 @@ def open_content(message: MessageLike, *, utf8: bool = False) -> Content:
         try:
             return Content(open(message, "rb", buffering=0), opened=True)
         except OSError as exc:
+            path = os.fspath(message)
             raise InputError(
-                exc.errno, f"the message cannot be opened: {exc.strerror}", os.fspath(message)
+                exc.errno, f"the message {path!a} cannot be opened: {exc.strerror}"
             ) from exc
     if hasattr(message, "read"):
         return Content(cast("IO[bytes]", message))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from picoqmail.errors import EnvelopeError
-from picoqmail.tokens import address_list, parse, unquote
+from picoqmail.tokens import AT, ATOM, COMMENT, DOT, LITERAL, QUOTE, address_list, parse, unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SENDERS = ("Sender", "From")
 _RECIPIENTS = ("To", "Bcc", "Cc")
+_ADDRESS_KINDS = frozenset((ATOM, QUOTE, LITERAL, COMMENT, AT, DOT))
 
 
 class HeaderEnvelope:
@@ -101,12 +102,14 @@ def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - a
 
 def _addresses(name: str, value: bytes) -> list[str]:
     found: list[bytes] = []
+    wrong: list[Token] = []
 
     def gather(address: list[Token]) -> None:
+        wrong.extend(one for one in address if one[0] not in _ADDRESS_KINDS)
         found.append(unquote(address[::-1]))
 
-    tokens = parse(value)
-    if tokens is None or address_list(tokens, gather, 0) is None:
+    tokens = parse(b"To:" + value)
+    if tokens is None or address_list(tokens, gather) is None or wrong:
         shown = value.strip()[:200].decode("utf-8", "backslashreplace")
         raise EnvelopeError(
             f"the header field {name.title()} is no list of addresses: {shown!a}; "
