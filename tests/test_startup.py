@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,8 +53,8 @@ HEAVY = {
     "typing",
     "uuid",
 }
-# Processor time of the fastest run, in units of a bare interpreter's. Wall time depends on what
-# else the machine does; this hardly does.
+# Processor time of the median run, in units of a bare interpreter's. Wall time depends on what else
+# the machine does; this hardly does. About 1.5, of which the shell of the launcher is 0.1.
 TIMES_OF_A_BARE_START = 2.0
 ROUNDS = 20
 
@@ -133,7 +134,7 @@ def test_the_queue_starts_nearly_as_fast_as_bare_python(
     for _ in range(ROUNDS):
         bare.append(seconds([installed.python, "-I", "-S", "-c", "pass"], environ, tmp_path))
         queue.append(seconds([installed.program("queue")], environ, tmp_path))
-    assert min(queue) / min(bare) < TIMES_OF_A_BARE_START
+    assert median(queue) / median(bare) < TIMES_OF_A_BARE_START
     assert 2 * ROUNDS == len(os.listdir(os.path.join(environ["PICOQMAIL_HOME"], "spool", "new")))
 
 
