@@ -66,7 +66,7 @@ class LaneRun:
         self._futile = 0
         self._grown = 1
         self._exhausted = False
-        self._gave_up = False
+        self._gave_up = not lane.endpoints
         self._is_going_on = False
         self._is_paced_out = False
         self._is_pausing = False
@@ -74,6 +74,8 @@ class LaneRun:
         self._connected = False
         self._pace = False
         self._fault: RelayFault | None = None
+        if self._gave_up:
+            self._fault = RelayFault("lookup", "there is no relay to send to (setting relayip)")
         self._relay = ""
         self._answered = 0
         self._opened = 0

@@ -233,6 +233,16 @@ def test_unknown_name() -> None:
     assert run.lane.gave_up
 
 
+def test_no_relay_at_all() -> None:
+    """A lane without a relay takes nothing, and says why."""
+    source = mails(1)
+    run = Run(source)
+    assert run.lane.gave_up
+    assert run.lane.fault is not None
+    assert "relayip" in run.lane.fault.text
+    assert len(source.waiting) == 1
+
+
 def test_nothing_to_do_opens_nothing(rig: Callable[..., Any]) -> None:
     """Without a message there is no connection."""
     relay = rig(HostileRelay())

@@ -340,7 +340,7 @@ class Conversation:
             elif self._chunks(run):
                 self._quiet("final-dot")
                 self._write_bdat(run)
-                self._write_following(run)
+                self._write_following()
                 yield from self._finals(run)
             else:
                 yield from self._data(run)
@@ -401,8 +401,7 @@ class Conversation:
             return False
         # Nothing else is in doubt on this connection, so the data need not wait for the answers.
         self._write_bdat(run)
-        self._dirty = True
-        self._write_following(run)
+        self._write_following()
         return True
 
     def _write_bdat(self, run: Running) -> None:
@@ -412,10 +411,11 @@ class Conversation:
         self._write(b"BDAT %d LAST\r\n" % len(encoded) + encoded)
         run.dot_at = self.queued
         run.encoded = b""
+        # RFC 3030 2: a chunk that is refused leaves the transaction open, until RSET.
+        self._dirty = True
 
-    def _write_following(self, run: Running) -> None:
+    def _write_following(self) -> None:
         """Write the next envelope behind the end of this message (RFC 2920 3.1)."""
-        del run
         if not self._pipelines:
             return
         following = self._take()
@@ -506,7 +506,7 @@ class Conversation:
         self._mark_end(run)
         self._write(ending)
         run.dot_at = self.queued
-        self._write_following(run)
+        self._write_following()
         yield from self._finals(run)
 
     def _stream(self, run: Running) -> Steps:

@@ -59,6 +59,19 @@ def test_chunking() -> None:
     assert talk.source.outcomes(1) == ["delivered"]
 
 
+def test_chunk_refused() -> None:
+    """A refused chunk leaves a transaction behind, so the next envelope begins with RSET."""
+    talk = Scripted(MemorySource().add().add().add())
+    talk.greets("PIPELINING", "CHUNKING")
+    talk.says("250 ok", "250 ok", "552 too much")
+    said = talk.says("250 reset", "250 ok", "250 ok")
+    assert said.endswith(WIRE + group("RSET", MAIL, RCPT))
+    talk.says("452 full")
+    talk.says("250 reset", "250 ok", "250 ok")
+    talk.says("250 ok")
+    assert [["failed"], ["deferred"], ["delivered"]] == [talk.source.outcomes(k) for k in range(3)]
+
+
 def test_chunking_refused_envelope() -> None:
     """Data that went along with an envelope which nobody took are refused, and that is all."""
     talk = Scripted(MemorySource().add().add())
