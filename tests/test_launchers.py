@@ -100,7 +100,7 @@ def test_a_link_beside_another_python_uses_its_own(installed: Installation, home
     trap = os.path.join(home, "bin", "python3")
     with open(trap, "w", encoding="utf-8") as file:
         file.write("#!/bin/sh\nexit 99\n")
-    os.chmod(trap, 0o755)  # noqa: S103 - a program
+    os.chmod(trap, 0o755)
     assert_accepts(run_queue(link, home), home)
 
 
@@ -194,7 +194,7 @@ def test_a_link_does_not_trust_the_caller_s_path_for_readlink(
     fake = os.path.join(home, "bin", "readlink")
     with open(fake, "w", encoding="utf-8") as file:
         file.write("#!/bin/sh\necho /bin/false\n")
-    os.chmod(fake, 0o755)  # noqa: S103 - a program
+    os.chmod(fake, 0o755)
     environ = {"PATH": f"{home}/bin:{os.environ['PATH']}"}
     assert_accepts(run_queue(link, home, environ), home)
 

@@ -54,7 +54,7 @@ class Postfix:
         self.port = free_port()
         self.certificate = certificates.default()
         self.directory = tempfile.mkdtemp(prefix="rig-postfix-")
-        os.chmod(self.directory, 0o755)  # noqa: S103 - its own users must get in
+        os.chmod(self.directory, 0o755)
         self.log = os.path.join(self.directory, "maillog")
         self._inbox = os.path.join(self.directory, "mail", "inbox")
         self._configuration = self._configure(settings or {})

@@ -53,7 +53,7 @@ def _step(line: str, spool: str) -> list[Step]:
         return []
     name, arguments = found["name"], found["arguments"]
     descriptor = _DESCRIPTOR.match(arguments)
-    paths = [descriptor[1]] if descriptor and "write" in name or "sync" in name else []
+    paths = [descriptor[1]] if (descriptor and "write" in name) or "sync" in name else []
     if not paths:
         paths = _PATH.findall(arguments)
     elif descriptor:
