@@ -19,6 +19,7 @@ from picoqmail.idempotency import DEFAULT_LIFETIME_SECONDS
 from picoqmail.launch import start_sender
 from picoqmail.limits import MOST_SECONDS, Limits, read_limits
 from picoqmail.mail import Mail, Receipt
+from picoqmail.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +40,7 @@ GROUP_MESSAGES = 64
 GROUP_OCTETS = 8 * 1024 * 1024
 
 
-class Spool:
+class Spool(Verbs):
     """A spool, by the home that it belongs to; cheap to make, nothing is opened or kept open.
 
     `home` is a directory, or None for the one that the environment names (PICOQMAIL_HOME; see the

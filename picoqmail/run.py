@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Run:
     """Made once a program. Raises ConfigurationError where a setting is wrong.
 
-    SIGTERM and SIGINT end it soon: messages under way are finished and recorded.
+    SIGTERM and SIGINT end it soon: messages under way are finished and recorded. Within somebody
+    else's process it takes no `signals`, and may be given the `events` log to write to.
     """
 
     home: Home
@@ -39,6 +40,8 @@ class Run:
     log: Log = field(init=False)
     spool: Spool = field(init=False)
     summary: Summary = field(factory=Summary)
+    signals: bool = field(default=True, kw_only=True)
+    events: Log | None = field(default=None, kw_only=True)
     _session: Session = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -50,10 +53,12 @@ class Run:
                 "names no relay to send to",
                 "write host:port there, or run: picoqmail init --relay RELAY",
             )
-        self.log = open_log(self.settings.log, self.home, program=self.program)
+        self.log = self.events or open_log(
+            self.settings.log, self.home, program=self.program
+        )
         self.spool = Spool(self.home.spool, on_damage=self._on_damage)
         self._session = Session(self.settings, self.log, self.home.spool)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if self.signals else ():
             signal.signal(number, lambda *_: self._session.stop())
 
     @property

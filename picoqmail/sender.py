@@ -77,6 +77,9 @@ class Sender:
                 tried.update(one for one in due if one not in busy)
             if lock < 0:
                 return bool(due)
+            # Said aloud: a child that the program which accepted the mail forked while it handed
+            # the lock over would hold it on.
+            fcntl.flock(lock, fcntl.LOCK_UN)
             posix.close(lock)
             lock = -1
             if due:
