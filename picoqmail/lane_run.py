@@ -266,7 +266,10 @@ class LaneRun:
         ):
             return math.inf
         is_eager = not self._exhausted or len(self._waiting) >= self._worth_a_link
-        return self.active_at + (EAGER_SECONDS if is_eager else PATIENT_SECONDS)
+        if is_eager:
+            return self.active_at + EAGER_SECONDS
+        # A relay that has not even let us in is not slow with messages.
+        return self.active_at + PATIENT_SECONDS if self._reached else math.inf
 
     @property
     def _worth_a_link(self) -> int:
@@ -274,7 +277,7 @@ class LaneRun:
 
     def grow(self) -> None:
         """Open more links: at most twice as many each time, and only for enough messages."""
-        is_patient = self.engine.now >= self.active_at + PATIENT_SECONDS
+        is_patient = self._reached and self.engine.now >= self.active_at + PATIENT_SECONDS
         self.active_at = self.engine.now
         self._grown *= 2
         for _ in range(min(self._grown, self._limit - len(self._links))):

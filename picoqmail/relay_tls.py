@@ -54,7 +54,7 @@ def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
     """Return the plan for a relay. Its scheme can demand more than the setting, never less.
 
     Where we log in, ``may`` counts as ``require``: a password for whoever happens to listen is no
-    opportunity (RFC 8314 3.1).
+    opportunity (RFC 8314).
     """
     if relay.scheme == "lmtp+unix":
         return TlsPlan(implicit=False, starttls="never", verify="nothing")

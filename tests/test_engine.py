@@ -474,6 +474,31 @@ def test_tls_that_may_be_and_is_not(rig: Callable[..., Any]) -> None:
     assert relay.connections == 2
 
 
+HANDSHAKES: dict[str, Fault] = {
+    "drop": faults.answer_then_drop(),
+    "reset": faults.answer_then_reset(),
+    "stall": faults.stall(),
+    "garbage": faults.raw(b"220 go\r\n" + b"no hello of any server" * 100),
+    "injection": faults.raw(b"220 go\r\n250 injected\r\n"),
+    "refusal": faults.reply("454 4.7.0 TLS not available"),
+    "busy": faults.final("421 4.3.2 later"),
+}
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
+    """Whatever happens instead of a handshake: in time, nobody is charged, nothing in clear."""
+    relay = rig(HostileRelay({"STARTTLS": HANDSHAKES[name]}, tls="starttls"))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(2), to(relay, policy), timeout_connect=0.5, timeout_remote=0.5)
+    assert run.outcomes() == ["untried"]
+    assert run.lane.gave_up
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "tls"
+    assert "MAIL" not in relay.verbs()
+    assert run.seconds < 10
+
+
 def test_tls_demanded_by_the_scheme(rig: Callable[..., Any]) -> None:
     """A URL that says starttls means it, whatever the setting tls says."""
     relay = rig(HostileRelay())

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Capabilities:
     """The extensions that we know, each as offered.
 
+    PIPELINING is RFC 2920, CHUNKING RFC 3030, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531, DSN RFC 3461,
+    STARTTLS RFC 3207, ENHANCEDSTATUSCODES RFC 2034, SIZE RFC 1870, AUTH RFC 4954.
     ``size`` is the relay's limit in octets, 0 if it names none. ``auth`` holds the names of SASL
     mechanisms in upper case; ``declares_size`` says whether SIZE is offered at all.
     HELO gives the defaults: nothing.

@@ -196,7 +196,7 @@ class Running:
         return len(self.encoded)
 
     def _size_parameter(self, offer: Capabilities, *, stuffed: bool) -> str | None:
-        """Return SIZE= where it is offered; None if the message is too large (RFC 1870 6.1)."""
+        """Return SIZE= where it is offered; None if the message is too large (RFC 1870 6)."""
         size = self._measure(stuffed=stuffed)
         if offer.size and size > offer.size:
             size = self._exact_size()
