@@ -88,6 +88,12 @@ def run(
     except MemoryError:
         say("qmail-inject: fatal: out of memory")
         return TEMPORARY
+    except KeyboardInterrupt:
+        say("qmail-inject: fatal: interrupted")
+        return TEMPORARY
+    except Exception as exc:  # noqa: BLE001 - the caller must not take 1 for an answer
+        say(f"qmail-inject: fatal: internal bug, please report it: {exc!r}")
+        return TEMPORARY
     return ACCEPTED
 
 

@@ -16,7 +16,6 @@ from picoqmail.errors import (
     EnvelopeError,
     InputError,
     MessageTooLargeError,
-    PicoqmailError,
 )
 from picoqmail.handover import Nobody, Output, hand_over, is_directory, named_program
 from picoqmail.header import MessageReader, date_field, field_name, message_id_field
@@ -574,7 +573,7 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
         way.write(header)
         for chunk in message.body():
             way.write(chunk)
-    except (PicoqmailError, OSError, MemoryError):
+    except BaseException:
         way.abort()
         raise
     for text in injection.warnings():

@@ -386,6 +386,8 @@ class Submission:
             return f"554 5.6.0 {text}" if exc.permanent else f"451 4.3.0 {text}"
         except (OSError, MemoryError) as exc:
             return f"451 4.3.0 {' '.join(str(exc).split()) or 'out of memory'}"
+        except Exception as exc:  # noqa: BLE001 - the client keeps the message, and says why
+            return f"451 4.3.0 internal bug, please report it: {' '.join(repr(exc).split())}"
         return "250 2.0.0 Accepted"
 
     def _rset(self, _argument: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import tempfile
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from picoqmail.header import MessageReader, field_name
 from picoqmail.home import Home
 from picoqmail.inject import Injection, Request, Settings
 from picoqmail.rewrite import UnparsableError
+from rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +161,61 @@ def test_a_closed_input_is_a_read_error(mailer: Mailer) -> None:
     )
     assert 111 == ran.returncode
     assert [] == mailer.files()
+
+
+def test_an_interrupted_message_leaves_nothing(mailer: Mailer) -> None:
+    """Control-C in the middle of a body: exit code 111, and its file is gone at once."""
+    with subprocess.Popen(
+        [mailer.installed.program("inject"), "x@x.test"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=mailer.variables(),
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(MAIL)
+        process.stdin.flush()
+        wait_until(mailer.files, "a file in tmp/")
+        process.send_signal(signal.SIGINT)
+        assert 111 == process.wait(timeout=30)
+    assert [] == mailer.files()
+
+
+def test_a_full_disk_is_a_temporary_error(mailer: Mailer) -> None:
+    """What cannot be written is not accepted, and leaves nothing."""
+    ran = subprocess.run(
+        [
+            "sh",
+            "-c",
+            'ulimit -f 8; exec "$@"',
+            "sh",
+            mailer.installed.program("inject"),
+            "x@x.test",
+        ],
+        input=MAIL + b"x" * MEGABYTE,
+        capture_output=True,
+        env=mailer.variables(),
+        timeout=30,
+        check=False,
+    )
+    assert 111 == ran.returncode
+    assert b"cannot write the message: File too large" in ran.stderr
+    assert [] == mailer.files()
+
+
+def test_output_that_cannot_be_written_is_a_temporary_error(mailer: Mailer) -> None:
+    """-n into a full device."""
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [mailer.installed.program("inject"), "-n"],
+            input=MAIL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=mailer.variables(),
+            timeout=30,
+            check=False,
+        )
+    assert 111 == ran.returncode
+    assert b"No space left" in ran.stderr
 
 
 def test_printing_needs_no_spool(mailer: Mailer) -> None:
@@ -305,7 +362,7 @@ words = soup.map(lambda text: text.replace(b"\n", b""))
     host=st.none() | words,
     rules=st.sampled_from([None, b"@:@x.test\n", b"all@x.test\n"]),
 )
-def test_any_input_is_accepted_or_refused(  # noqa: PLR0917 - hypothesis fills them by name
+def test_any_input_is_accepted_or_refused(
     message: bytes,
     sender: bytes | None,
     recipients: list[bytes],
