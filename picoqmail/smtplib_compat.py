@@ -1,0 +1,231 @@
+"""`SMTP` for code that speaks smtplib: the same calls and return values, into the spool.
+
+    from picoqmail.smtplib_compat import SMTP
+
+The relay is that of the spool's home: host, port, login and TLS of the caller are taken and not
+used. Errors are those of smtplib, so that `except smtplib.SMTPException` goes on working.
+"""
+
+from __future__ import annotations
+
+import re
+import smtplib
+from email.utils import parseaddr
+from typing import TYPE_CHECKING, Any
+
+from picoqmail.api import Spool
+from picoqmail.content import is_email_object, write_object
+from picoqmail.envelope import check_recipients, check_sender
+from picoqmail.errors import (
+    ConfigurationError,
+    EnvelopeError,
+    MessageTooLargeError,
+    PicoqmailError,
+)
+from picoqmail.header_envelope import HeaderEnvelope, raw_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from email.message import Message
+    from types import TracebackType
+    from typing import Literal, Self
+
+    from picoqmail.api import HomeLike
+    from picoqmail.mail import Receipt
+
+__all__ = ["LMTP", "SMTP", "SMTP_SSL"]
+
+_READY = (250, b"2.0.0 Ok")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class SMTP:
+    """What `smtplib.SMTP` is to a program, in front of a spool.
+
+    `home` and `send` are those of `picoqmail.Spool`; whatever `smtplib.SMTP` takes is taken too.
+    `receipt` is that of the last message, None before the first.
+    """
+
+    default_port = smtplib.SMTP_PORT
+
+    def __init__(
+        self,
+        host: str = "",
+        port: int = 0,
+        *_ignored: object,
+        home: HomeLike | None = None,
+        send: bool | None = None,
+        **_more: object,
+    ) -> None:
+        """Connects to nothing; a home that is not there shows with the first message."""
+        self.receipt: Receipt | None = None
+        self._spool = Spool(home, send=send)
+        self._host = host
+        self._port = port
+        self.esmtp_features = {"8bitmime": "", "smtputf8": "", "size": "0"}
+        self.does_esmtp = True
+        self.ehlo_resp: bytes | None = None
+        self.helo_resp: bytes | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        self.close()
+        return False
+
+    # --- What a relay would be told, and the spool need not know -------------------------------
+
+    def connect(self, *_: object, **__: object) -> tuple[int, bytes]:
+        """There is nothing to connect to: the answer is a relay's greeting."""
+        return (220, b"picoqmail")
+
+    def ehlo(self, name: str = "") -> tuple[int, bytes]:
+        """The answer of a relay that can do what the spool can."""
+        del name
+        self.ehlo_resp = b"picoqmail\n8BITMIME\nSMTPUTF8\nSIZE 0"
+        return (250, self.ehlo_resp)
+
+    def helo(self, name: str = "") -> tuple[int, bytes]:
+        """As `ehlo`."""
+        del name
+        self.helo_resp = b"picoqmail"
+        return (250, self.helo_resp)
+
+    def ehlo_or_helo_if_needed(self) -> None:
+        """Nothing is needed."""
+
+    def has_extn(self, opt: str) -> bool:
+        """Whether the spool can do what an ESMTP extension of this name is for."""
+        return opt.lower() in self.esmtp_features
+
+    def starttls(self, *_: object, **__: object) -> tuple[int, bytes]:
+        """The way into the spool is no network; the way to the relay is for the home's settings."""
+        return (220, b"2.0.0 Ready")
+
+    def login(self, *_: object, **__: object) -> tuple[int, bytes]:
+        """Whose the spool is says who may write to it; the relay's password is a setting."""
+        return (235, b"2.7.0 Ok")
+
+    def noop(self) -> tuple[int, bytes]:
+        """Do nothing."""
+        return _READY
+
+    def rset(self) -> tuple[int, bytes]:
+        """There is no transaction to be forgotten."""
+        return _READY
+
+    def set_debuglevel(self, debuglevel: object) -> None:
+        """There is no conversation to be shown."""
+
+    def quit(self) -> tuple[int, bytes]:
+        """End; the object may be used again."""
+        return (221, b"2.0.0 Bye")
+
+    def close(self) -> None:
+        """There is nothing to be closed."""
+
+    # --- Mail ----------------------------------------------------------------------------------
+
+    def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: str | Sequence[str],
+        msg: str | bytes | bytearray | memoryview,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, tuple[int, bytes]]:
+        """Put a message into the spool, durably, for all recipients whose address can be sent.
+
+        Returns the others, each with code and reason, as `smtplib.SMTP.sendmail` does; options
+        are for a relay that is not there, and not used. A str is taken as ASCII with any line
+        ends, as there. Raises SMTPRecipientsRefused if no address can be sent, SMTPSenderRefused,
+        SMTPDataError (552 too large, 451 for a disk or home in trouble: nothing was accepted),
+        UnicodeEncodeError.
+        """
+        del mail_options, rcpt_options
+        if isinstance(msg, str):
+            msg = _LINE_END.sub("\n", msg).encode("ascii")
+        return self._take(_plain(from_addr), _several(to_addrs), msg)
+
+    def send_message(
+        self,
+        msg: Message[Any, Any],
+        from_addr: str | None = None,
+        to_addrs: str | Sequence[str] | None = None,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, tuple[int, bytes]]:
+        """Put a message object into the spool; its header names what was not given.
+
+        Bcc is left out. Returns and raises as `sendmail`; ValueError where the header names
+        nobody, or was resent more than once.
+        """
+        del mail_options, rcpt_options
+        if not is_email_object(msg):
+            raise TypeError(f"{type(msg).__name__} is no email.message.Message")
+        header = HeaderEnvelope.of_object(msg)
+        sender = header.sender() if from_addr is None else _plain(from_addr)
+        several = header.recipients() if to_addrs is None else _several(to_addrs)
+        international = not all(one.isascii() for one in (sender, *several))
+        return self._take(sender, several, write_object(msg, utf8=international))
+
+    def _take(
+        self, sender: str, recipients: list[str], octets: bytes | bytearray | memoryview
+    ) -> dict[str, tuple[int, bytes]]:
+        try:
+            check_sender(sender)
+        except EnvelopeError as exc:
+            raise smtplib.SMTPSenderRefused(553, _reason("5.1.7", exc), sender) from exc
+        good, refused = [], {}
+        for one in recipients:
+            try:
+                check_recipients([one])
+            except EnvelopeError as exc:
+                refused[one] = (553, _reason("5.1.3", exc))
+            else:
+                good.append(one)
+        if not good:
+            raise smtplib.SMTPRecipientsRefused(refused)
+        try:
+            self.receipt = self._spool.enqueue(octets, sender, good)
+        except MessageTooLargeError as exc:
+            raise smtplib.SMTPDataError(552, _reason("5.3.4", exc)) from exc
+        except ConfigurationError as exc:
+            raise smtplib.SMTPDataError(451, _reason("4.3.5", exc)) from exc
+        except PicoqmailError as exc:
+            code, status = (554, "5.6.0") if exc.permanent else (451, "4.3.0")
+            raise smtplib.SMTPDataError(code, _reason(status, exc)) from exc
+        return refused
+
+
+class SMTP_SSL(SMTP):  # noqa: N801 - the name that callers know
+    """The same for code that speaks to a relay over TLS; here it is no network either."""
+
+    default_port = smtplib.SMTP_SSL_PORT
+
+
+class LMTP(SMTP):
+    """The same for code that speaks LMTP."""
+
+    default_port = smtplib.LMTP_PORT
+
+
+def _several(given: str | Sequence[str]) -> list[str]:
+    return [_plain(one) for one in ([given] if isinstance(given, str) else given)]
+
+
+def _plain(address: str) -> str:
+    """The raw address of what smtplib takes: an address, with a name or angle brackets or not."""
+    if "<" in address or "(" in address:
+        address = parseaddr(address)[1] or ("" if address.strip() == "<>" else address)
+    return raw_address(address)
+
+
+def _reason(status: str, error: Exception) -> bytes:
+    return f"{status} {' '.join(str(error).split())}".encode("utf-8", "backslashreplace")
