@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -108,3 +109,23 @@ def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installat
 def trial(tmp_path_factory: pytest.TempPathFactory, installed: installation.Installation) -> Trial:
     """A home with an empty spool, whose relay nobody serves yet."""
     return make_trial(str(tmp_path_factory.mktemp("trial") / "home"), installed)
+
+
+@pytest.fixture
+def picoqmail(
+    installed: installation.Installation,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `picoqmail WORDS` on a trial's home: `picoqmail(trial, "status")`."""
+
+    def run(trial: Trial, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [os.path.join(installed.bin, "picoqmail"), *words],
+            env={**trial.variables(), **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
