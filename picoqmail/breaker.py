@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FIRST_DELAY_SECONDS = 3
 LONGEST_DELAY_SECONDS = 300
+# More than any date: what a file's time can hold.
+_MOST_SECONDS = 2**40
 assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - or no delay would be believed
 
 
@@ -51,12 +53,13 @@ def read(spool: str) -> dict[str, Outage]:
                 str(one["reason"]),
             )
             for name, one in routes.items()
+            if 0 <= one["until"] <= _MOST_SECONDS
         }
     except FileNotFoundError:
         return {}
     except OSError as exc:
         raise SpoolError("read", f"{spool}/{BREAKER}", exc) from exc
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         # Written by hand, or by something else: to look at the relay again is always right.
         return {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 from hypothesis import given
@@ -183,7 +185,7 @@ def test_relay_trouble_charges_no_attempt() -> None:
     ],
 )
 def test_due_is_what_is_not_held_and_whose_time_has_come(
-    changes: dict[str, object],
+    changes: dict[str, Any],
     due: bool,  # noqa: FBT001 - a table
 ) -> None:
     """A last attempt in the future shows a clock that was set back: then it is due."""

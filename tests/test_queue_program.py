@@ -102,7 +102,7 @@ def run_with(
         "dir": ("</", "1</"),
         "wronly": (">/dev/null", ">/dev/null"),
     }
-    script, options = 'exec "$0"', {}
+    script, options = 'exec "$0"', dict[str, Any]()
     for number, (kind, data) in enumerate(((zero, message), (one, envelope))):
         name = ("stdin", "stdout")[number]
         if kind in redirections:
@@ -339,25 +339,30 @@ def python_for_all() -> str:
     pytest.skip("no Python here that another user may run")
 
 
+def open_to_all(directory: str) -> None:
+    """Let every user look into a directory."""
+    os.chmod(directory, 0o755)
+
+
 @pytest.fixture
 def in_the_open(trial: Trial) -> Iterator[Trial]:
     """A home and programs that every user can reach; below pytest's own directory none can."""
     if os.getuid() != 0:
         pytest.skip("becomes another user, which takes root")
     directory = tempfile.mkdtemp(prefix="picoqmail-open-")
-    os.chmod(directory, 0o755)
+    open_to_all(directory)
     try:
         environment = os.path.dirname(trial.installed.bin)
         shutil.copytree(environment, f"{directory}/environment", symlinks=True)
-        os.chmod(f"{directory}/environment", 0o755)
+        open_to_all(f"{directory}/environment")
         bin_ = f"{directory}/environment/bin"
         # Ours may lie in root's own directory; the launcher takes the one beside it.
         os.unlink(f"{bin_}/python3")
         os.symlink(python_for_all(), f"{bin_}/python3")
         os.unlink(f"{bin_}/picoqmail")
         home = make_trial(f"{directory}/home", Installation(bin_, f"{bin_}/python3"))
-        os.chmod(home.root, 0o755)
-        os.chmod(f"{home.root}/control", 0o755)
+        open_to_all(home.root)
+        open_to_all(f"{home.root}/control")
         yield home
     finally:
         shutil.rmtree(directory)

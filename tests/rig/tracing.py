@@ -53,11 +53,7 @@ def _step(line: str, spool: str) -> list[Step]:
         return []
     name, arguments = found["name"], found["arguments"]
     descriptor = _DESCRIPTOR.match(arguments)
-    paths = [descriptor[1]] if (descriptor and "write" in name) or "sync" in name else []
-    if not paths:
-        paths = _PATH.findall(arguments)
-    elif descriptor:
-        paths = [descriptor[1]]
+    paths = [descriptor[1]] if descriptor else _PATH.findall(arguments)
     if not paths or not all(path.startswith(spool) for path in paths):
         return []
     if name.startswith("open") and "O_CREAT" not in arguments:
