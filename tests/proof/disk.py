@@ -32,7 +32,7 @@ Key = tuple[str, str]
 
 @define
 class Inode:
-    """One file: what it holds, and what of it is on disk for sure (None: nothing was ever synced)."""
+    """One file (directories are numbers below 0 and have none): what it holds, and what of it is on disk for sure (None: nothing was ever synced)."""
 
     data: bytes = b""
     durable: bytes | None = None
@@ -74,6 +74,9 @@ class State:
         first: dict[int, str] = {}
         for (directory, name), inode in self.entries:
             path = f"{spool}/{directory}/{name}" if directory else f"{spool}/{name}"
+            if inode < 0:
+                os.mkdir(path, 0o700)
+                continue
             if inode in first:
                 os.link(first[inode], path)
                 continue
@@ -104,8 +107,11 @@ class Disk:
         """The disk of a spool that is at rest: everything in it is durable."""
         disk = cls()
         known: dict[int, int] = {}
-        for directory in ("", *DIRECTORIES):
+        more = [one.name for one in os.scandir(spool) if one.is_dir(follow_symlinks=False)]
+        for directory in ("", *more):
             for entry in os.scandir(f"{spool}/{directory}"):
+                if not directory and entry.name in more and entry.name not in DIRECTORIES:
+                    disk._put(("", entry.name), -next(disk._numbers))
                 if not entry.is_file(follow_symlinks=False):
                     continue
                 found = entry.stat()
@@ -151,6 +157,8 @@ class Disk:
                 self.inodes[inode] = Inode()
                 self._change((key, inode))
             self.handles[operation.handle] = inode
+        elif kind == "mkdir":
+            self._change((key, -next(self._numbers)))
         elif kind == "rename":
             self._change((target, inode), (key, None))
         elif kind == "link":
@@ -221,8 +229,14 @@ class Disk:
             yield from self._with_data(dict(zip(keys, values, strict=True)), ordered=False)
 
     def _with_data(self, entries: dict[Key, int | None], *, ordered: bool) -> Iterator[State]:
-        there = sorted((key, inode) for key, inode in entries.items() if inode is not None)
-        numbers = sorted({inode for _, inode in there})
+        directories = {"", *DIRECTORIES}
+        directories |= {name for (_, name), inode in entries.items() if inode and inode < 0}
+        there = sorted(
+            (key, inode)
+            for key, inode in entries.items()
+            if inode is not None and key[0] in directories
+        )
+        numbers = sorted({inode for _, inode in there if inode > 0})
         data = [self.inodes[number].variants() for number in numbers]
         modes = [self.inodes[number].modes() for number in numbers]
         mtimes = tuple((number, self.inodes[number].mtime) for number in numbers)

@@ -34,6 +34,13 @@ class Finding:
     delivered: int = 0
     waiting: int = 0
     duplicates: int = 0
+    bounces: Counter[str] = field(factory=Counter)
+    """Reports of failure that arrived, by the token of the message they tell of."""
+
+
+def own_token(mail: Received) -> str:
+    """The token of a message that is not a bounce of it; empty if it is one."""
+    return token_of(mail.unix) if mail.sender else ""
 
 
 def token_of(content: bytes) -> str:
@@ -81,6 +88,7 @@ def judge(
     kept = _spooled(world, promises, finding)
     for promise in world.promises:
         _check_promise(promise, arrived, kept, finding, (*may_wait,), (*may_fail,))
+    _check_bounces(kept, finding, may_repeat)
     marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
     for (token, recipient), count in arrived.items():
         if count > 1:
@@ -100,8 +108,12 @@ def _check_mail(
     token = token_of(mail.unix)
     promise = promises.get(token)
     if promise is None:
-        if mail.sender:
-            finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
+        finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
+        return
+    if not mail.sender:
+        finding.bounces[token] += 1
+        if mail.recipients != (promise.sender,):
+            finding.breaches.append(f"a bounce of {token} went to {mail.recipients}")
         return
     match = _OUR_LINE.match(mail.unix)
     if match is None or not promise.is_whole(mail.unix[match.end() :]):
@@ -128,7 +140,7 @@ def _spooled(
                 token = token_of(file.read())
         except (OSError, ValueError):
             continue  # half_visible has named it.
-        if token not in promises:
+        if token not in promises or not record["sender"]:
             continue
         state = os.path.basename(os.path.dirname(path))
         for one in record["recipients"]:
@@ -139,6 +151,19 @@ def _spooled(
                 "state"
             ]
     return found
+
+
+def _check_bounces(
+    kept: dict[tuple[str, str], str], finding: Finding, may_repeat: Collection[str]
+) -> None:
+    failed = {token for (token, _), state in kept.items() if state == "failed"}
+    for token in failed - set(finding.bounces):
+        finding.breaches.append(f"{token} failed, and its sender was not told")
+    for token, count in finding.bounces.items():
+        if token not in failed:
+            finding.breaches.append(f"{token} bounced and did not fail")
+        if count > 1 and token not in may_repeat:
+            finding.breaches.append(f"{token} bounced {count} times")
 
 
 def _check_promise(

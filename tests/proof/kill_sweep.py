@@ -36,6 +36,8 @@ class SweepReport:
     duplicates: int = 0
     delivered: int = 0
     breaches: list[str] = field(factory=list)
+    first_only: bool = False
+    """One breach is enough: what comes after it is not tried."""
 
     @property
     def total(self) -> int:
@@ -111,11 +113,12 @@ def sweep(
     *,
     sample: int = 0,
     seed: int = 0,
+    first_only: bool = False,
     step: Callable[[], None] = lambda: None,
     announce: Callable[[int], None] = lambda _total: None,
 ) -> SweepReport:
     """Kill each scenario's program at each place, or at `sample` of the places that write or send."""
-    report = SweepReport()
+    report = SweepReport(first_only=first_only)
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     work = []
     for scenario in chosen:
@@ -146,6 +149,8 @@ def _strike(
     place: tracing.Call,
     report: SweepReport,
 ) -> None:
+    if report.first_only and report.breaches:
+        return
     world = template.clone(stage.path())
     promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
     message, envelope = scenario.input_of(promise)

@@ -110,6 +110,10 @@ def read_operations(calls: Sequence[Call], spool: str) -> list[Operation]:  # no
             key = key_of(_strings(rest)[0])
             if key:
                 found.append(Operation("unlink", key))
+        elif name in ("mkdir", "mkdirat"):
+            key = key_of(_strings(rest)[0])
+            if key:
+                found.append(Operation("mkdir", key))
         elif name in ("fsync", "fdatasync"):
             if number in directories:
                 found.append(Operation("syncdir", (directories[number], "")))

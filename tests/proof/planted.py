@@ -46,8 +46,8 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the sidecar",
         "durable.py",
-        "                os.utime(descriptor, (modified, modified))\n            os.fsync(descriptor)\n",
-        "                os.utime(descriptor, (modified, modified))\n",
+        "            posix.fsync(descriptor)\n        finally:\n            posix.close(descriptor)\n    except",
+        "            pass\n        finally:\n            posix.close(descriptor)\n    except",
         "power",
         "queue",
     ),
@@ -99,10 +99,11 @@ PLANTS: Sequence[Plant] = (
         "durable.py",
         "    try:\n        create_whole(scratch, data, modified)\n    except FileExistsError:\n",
         "    try:\n"
-        "        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)\n"
+        "        how = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC\n"
+        "        descriptor = posix.open(path, how, 0o600)\n"
         "        write_all(descriptor, data)\n"
-        "        os.fsync(descriptor)\n"
-        "        os.close(descriptor)\n"
+        "        posix.fsync(descriptor)\n"
+        "        posix.close(descriptor)\n"
         "        return\n"
         "    except FileExistsError:\n",
         "kill",

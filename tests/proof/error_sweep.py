@@ -1,0 +1,181 @@
+"""The error sweep: each call of a program fails once, with each error that it could meet.
+
+The run with the error is recorded too, so that a yes can be held against the fsyncs it is worth:
+body, sidecar and directory, each of them successful, none tried twice on one descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, field
+
+from proof import invariant, tracing
+from proof.kill_sweep import WORKERS, Stage, record
+from proof.scenarios import SCENARIOS
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Sequence
+
+    from proof.scenarios import Scenario
+    from proof.tracing import Call
+    from proof.world import World
+    from proof.zygote import Zygote
+
+ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENOMEM", "EACCES", "EROFS")
+# What a program may say of trouble with its disk: temporary, never a bug, never a yes.
+QUEUE_STATUSES = frozenset({51, 53, 54, 55, 61, 62, 63, 64, 65, 66})
+STATUSES = {
+    "queue": QUEUE_STATUSES,
+    "sendmail": frozenset({111}),
+    "inject": frozenset({111}),
+    "send": frozenset({0, 69, 71, 74, 75, 78}),
+    "cron": frozenset({0, 71, 74, 75, 78}),
+}
+# Calls that no disk of these errors can fail in, or whose failure Linux reports in no such way.
+_SPARED = frozenset(
+    {
+        "exit_group", "execve", "mmap", "lseek", "epoll_wait", "epoll_ctl", "fcntl", "getsockopt",
+        "setsockopt", "getsockname", "recvfrom", "sendto", "socket", "connect", "shutdown", "ioctl",
+        "dup", "dup2", "getcwd", "chdir", "poll", "socketpair", "bind", "listen", "accept4",
+        "getpeername",
+    }
+)  # fmt: skip
+_PLAIN_LINE = re.compile(rb"\A(?:(?:picoqmail-[a-z]+|qmail-inject: fatal): [^\n]{10,}\n)+\Z")
+
+
+@define
+class ErrorReport:
+    """Figures of a sweep, and everything that went wrong."""
+
+    tried: dict[str, int] = field(factory=dict)
+    missed: int = 0
+    refused: int = 0
+    breaches: list[str] = field(factory=list)
+
+    @property
+    def total(self) -> int:
+        """Errors injected."""
+        return sum(self.tried.values())
+
+
+def sweep(
+    stage: Stage,
+    names: Sequence[str] = (),
+    *,
+    errors: Sequence[str] = ERRORS,
+    sample: int = 0,
+    seed: int = 0,
+    step: Callable[[], None] = lambda: None,
+    announce: Callable[[int], None] = lambda _total: None,
+) -> ErrorReport:
+    """Inject each error at each call of each scenario, or `sample` of these pairs."""
+    report = ErrorReport()
+    work = []
+    for scenario in [one for one in SCENARIOS if not names or one.name in names]:
+        template = stage.template(scenario)
+        calls = record(stage, scenario, template)
+        places = [one for one in tracing.places(calls, "HOME") if one.name not in _SPARED]
+        pairs = [(place, error) for place in places for error in errors]
+        if sample and sample < len(pairs):
+            pairs = random.Random(f"{seed} {scenario.name}").sample(pairs, sample)  # noqa: S311 - a seeded choice
+        report.tried[scenario.name] = len(pairs)
+        work += [(scenario, template, place, error) for place, error in pairs]
+    announce(len(work))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        jobs = [
+            pool.submit(_strike, stage, stage.zygotes[i % WORKERS], *one, report)
+            for i, one in enumerate(work)
+        ]
+        for job in jobs:
+            job.result()
+            step()
+    return report
+
+
+def _strike(
+    stage: Stage,
+    zygote: Zygote,
+    scenario: Scenario,
+    template: World,
+    place: Call,
+    error: str,
+    report: ErrorReport,
+) -> None:
+    world = template.clone(stage.path())
+    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
+    message, envelope = scenario.input_of(promise)
+    output = f"{world.root}.trace"
+    command = scenario.command(world, promise)
+    failing = tracing.strike_command(place, f"error={error}", command, output)
+    ran = world.run(failing, message=message, envelope=envelope)
+    calls = tracing.read_calls(output)
+    os.unlink(output)
+    if not any(call.injected for call in calls):
+        report.missed += 1
+    breaches = _outcome(scenario, ran)
+    if promise is not None:
+        accepted = ran.returncode == 0
+        added = scenario.program in ("inject", "sendmail")
+        world.promises.append(evolve(promise, accepted=accepted, fields_added=added))
+        report.refused += not accepted
+        breaches += _durability(calls, world.spool, accepted=accepted)
+        if not accepted:
+            breaches += _remains(world, place)
+    breaches += world.recover(zygote, stage.good.address)
+    finding = invariant.judge(world, stage.received(world), may_fail=scenario.may_fail)
+    breaches += finding.breaches
+    if breaches:
+        where = f"{scenario.name}, {error} at {place.place} ({place.rest[:120]})"
+        report.breaches += [f"{where}: {one}" for one in breaches]
+    else:
+        stage.forget(world)
+
+
+def _outcome(scenario: Scenario, ran: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """Exit code and words: a code of the interface, and a line for people if it is not well."""
+    status, said = ran.returncode, ran.stderr
+    good = scenario.statuses | STATUSES[scenario.program]
+    found = []
+    if status not in good:
+        found.append(f"exit {status}: {said[-600:]!r}")
+    if b"Traceback" in said:
+        found.append(f"a traceback: {said[-600:]!r}")
+    elif scenario.submits and status and not _PLAIN_LINE.match(said):
+        found.append(f"exit {status} without a clear line: {said[-300:]!r}")
+    return found
+
+
+def _durability(calls: Sequence[Call], spool: str, *, accepted: bool) -> list[str]:
+    """A yes needs three good fsyncs, and no descriptor may be fsynced again after a bad one."""
+    good: set[str] = set()
+    bad: set[str] = set()
+    found = []
+    for call in calls:
+        if call.name not in ("fsync", "fdatasync") or spool not in call.rest:
+            continue
+        path = call.rest[call.rest.index(spool) + len(spool) :].partition(">")[0]
+        if path in bad:
+            found.append(f"fsync tried again on {path}")
+        (good if call.result == 0 else bad).add(path)
+    kinds = {path.rpartition(".")[2] if "." in path else "directory" for path in good}
+    if accepted and kinds < {"eml", "json", "directory"}:
+        found.append(f"a yes without durability: only {sorted(kinds)} were synced")
+    return found
+
+
+def _remains(world: World, place: Call) -> list[str]:
+    """After a no nothing of the message is left, unless it was the unlinking that failed."""
+    if place.name.startswith("unlink"):
+        return []
+    left = [
+        f"{directory}/{name}"
+        for directory in ("tmp", "new", "cur", "undelivered")
+        for name in os.listdir(f"{world.spool}/{directory}")
+    ]
+    return [f"refused, and left behind: {left}"] if left else []
