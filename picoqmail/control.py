@@ -76,13 +76,14 @@ def read_text(path: str) -> str | None:
     except OSError as exc:
         raise ConfigurationError(path, f"cannot be opened: {exc.strerror}") from exc
     try:
-        blocks = []
-        while block := posix.read(descriptor, READ_AT_ONCE):
-            blocks.append(block)
+        try:
+            blocks = []
+            while block := posix.read(descriptor, READ_AT_ONCE):
+                blocks.append(block)
+        finally:
+            posix.close(descriptor)
     except OSError as exc:
         raise ConfigurationError(path, f"cannot be read: {exc.strerror}") from exc
-    finally:
-        posix.close(descriptor)
     try:
         return b"".join(blocks).decode()
     except UnicodeDecodeError as exc:
