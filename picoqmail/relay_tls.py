@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
+from picoqmail import certificate
+
 if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay
 
@@ -164,15 +166,19 @@ class TlsLayer:
     def describe(self) -> dict[str, str]:
         """Return facts for an event: protocol, cipher, and what the certificate was held to."""
         cipher = self._tls.cipher()
-        return {
+        facts = {
             "version": self._tls.version() or "",
             "cipher": cipher[0] if cipher else "",
             "verified": self._plan.verify,
         }
+        end = certificate.not_after(self._tls.getpeercert(binary_form=True) or b"")
+        if end is not None:
+            facts["certificate_ends"] = str(end)
+        return facts
 
     def _check_fingerprint(self) -> None:
-        certificate = self._tls.getpeercert(binary_form=True) or b""
-        digest = hashlib.sha256(certificate).hexdigest()
+        shown = self._tls.getpeercert(binary_form=True) or b""
+        digest = hashlib.sha256(shown).hexdigest()
         wanted = {text.replace(":", "").lower() for text in self._policy.fingerprints}
         if digest not in wanted:
             raise ssl.SSLCertVerificationError(

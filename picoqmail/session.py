@@ -57,7 +57,7 @@ class Session:
         settings = self._settings
         return Lane(
             name=outbox.name,
-            endpoints=tuple(self._endpoint(relay) for relay in outbox.relays),
+            endpoints=tuple(endpoint_of(relay, settings) for relay in outbox.relays),
             source=outbox,
             helo=settings.helohost,
             concurrency=settings.concurrencyremote,
@@ -69,21 +69,22 @@ class Session:
             pace=self._pace,
         )
 
-    def _endpoint(self, relay: Relay) -> Endpoint:
-        settings = self._settings
-        credentials = None
-        if relay.user and settings.relaypass is not None:
-            credentials = Credentials(relay.user, settings.relaypass)
-        policy = TlsPolicy(
-            mode=settings.tls,
-            ca=settings.tlsca or "",
-            certificate=settings.tlscert or "",
-            fingerprints=(settings.tlsfingerprint,) if settings.tlsfingerprint else (),
-        )
-        return Endpoint(relay, policy, credentials)
-
     def _on_event(self, name: str, **facts: object) -> None:
         # relay_up and relay_down are told once a route by delivery, which knows the breaker.
         if name in ("relay_up", "relay_down"):
             name = "connection_lost" if name == "relay_down" else "relay_greeted"
         self._log.event(name, level="debug", **facts)
+
+
+def endpoint_of(relay: Relay, settings: Settings) -> Endpoint:
+    """A relay with what the settings have for it: TLS, and a password if it is given a user."""
+    credentials = None
+    if relay.user and settings.relaypass is not None:
+        credentials = Credentials(relay.user, settings.relaypass)
+    policy = TlsPolicy(
+        mode=settings.tls,
+        ca=settings.tlsca or "",
+        certificate=settings.tlscert or "",
+        fingerprints=(settings.tlsfingerprint,) if settings.tlsfingerprint else (),
+    )
+    return Endpoint(relay, policy, credentials)
