@@ -196,7 +196,27 @@ class Spool(Verbs):
         )
         acceptance = self._acceptance()
         acceptance.need_the_spool("a message can be prepared")
-        return Pending(self, acceptance, acceptance.prepare(acceptance.order(mail)))
+        return Pending(self, acceptance.prepare(acceptance.order(mail)))
+
+    def commit_many(self, pendings: Iterable[Pending]) -> list[Outcome]:
+        """Commit messages that were prepared with this spool, in groups that share an fsync.
+
+        Returns one result for each, in order, as `enqueue_many`: MessageError for one that was
+        committed or taken back before, or prepared by another process.
+        """
+        outcomes: list[Outcome | None] = []
+        drafts: dict[int, Draft] = {}
+        acceptance = self._acceptance()
+        for index, one in enumerate(pendings):
+            outcomes.append(None)
+            try:
+                drafts[index] = one.take()
+            except MessageError as exc:
+                outcomes[index] = exc
+            if len(drafts) == GROUP_MESSAGES:
+                self._settle(drafts, acceptance, outcomes, prepared=True)
+        self._settle(drafts, acceptance, outcomes, prepared=True)
+        return [one for one in outcomes if one is not None]
 
     # --- Inside ------------------------------------------------------------------------------
 
@@ -258,7 +278,12 @@ class Spool(Verbs):
         return [one for one in outcomes if one is not None]
 
     def _settle(
-        self, drafts: dict[int, Draft], acceptance: Acceptance, outcomes: list[Outcome | None]
+        self,
+        drafts: dict[int, Draft],
+        acceptance: Acceptance,
+        outcomes: list[Outcome | None],
+        *,
+        prepared: bool = False,
     ) -> None:
         """Accept all drafts; one whose key is among them already has to wait for the first."""
         while drafts:
@@ -272,7 +297,7 @@ class Spool(Verbs):
                     keys.add(key)
             for index in first:
                 del drafts[index]
-            for index, outcome in acceptance.accept(first).items():
+            for index, outcome in acceptance.accept(first, prepared=prepared).items():
                 outcomes[index] = outcome
                 if isinstance(outcome, Exception) or outcome.repeated:
                     del first[index]
@@ -286,9 +311,8 @@ class Pending:
     a process that died left behind is swept after 36 hours.
     """
 
-    def __init__(self, spool: Spool, acceptance: Acceptance, draft: Draft) -> None:
+    def __init__(self, spool: Spool, draft: Draft) -> None:
         self._spool = spool
-        self._acceptance = acceptance
         self._draft: Draft | None = draft
         self._pid = os.getpid()
         self._id = draft.incoming.id
@@ -304,17 +328,19 @@ class Pending:
         Raises SpoolError (nothing was accepted), KeyReusedError (its idempotency key was used
         since), MessageError if it was committed or taken back before.
         """
+        (outcome,) = self._spool.commit_many([self])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def take(self) -> Draft:
+        """Hand the message over, once: for `Spool.commit_many`. Raises MessageError."""
         if self._draft is None:
             raise MessageError(f"{self._id}: was committed or taken back already")
         if self._pid != os.getpid():
             raise MessageError(f"{self._id}: was prepared by another process, {self._pid}")
         draft, self._draft = self._draft, None
-        outcome = self._acceptance.accept({0: draft}, prepared=True)[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        if not outcome.repeated:
-            self._spool._accepted([draft])  # noqa: SLF001 - two halves of one thing
-        return outcome
+        return draft
 
     def park(self) -> None:
         """Close the message's file until the commit, for who prepares more than he may open.

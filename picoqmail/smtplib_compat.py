@@ -151,7 +151,7 @@ class SMTP:
         del mail_options, rcpt_options
         if isinstance(msg, str):
             msg = _LINE_END.sub("\n", msg).encode("ascii")
-        return self._take(_plain(from_addr), _several(to_addrs), msg)
+        return self._take(plain_address(from_addr), _several(to_addrs), msg)
 
     def send_message(
         self,
@@ -170,7 +170,7 @@ class SMTP:
         if not is_email_object(msg):
             raise TypeError(f"{type(msg).__name__} is no email.message.Message")
         header = HeaderEnvelope.of_object(msg)
-        sender = header.sender() if from_addr is None else _plain(from_addr)
+        sender = header.sender() if from_addr is None else plain_address(from_addr)
         several = header.recipients() if to_addrs is None else _several(to_addrs)
         international = not all(one.isascii() for one in (sender, *several))
         return self._take(sender, several, write_object(msg, utf8=international))
@@ -217,10 +217,10 @@ class LMTP(SMTP):
 
 
 def _several(given: str | Sequence[str]) -> list[str]:
-    return [_plain(one) for one in ([given] if isinstance(given, str) else given)]
+    return [plain_address(one) for one in ([given] if isinstance(given, str) else given)]
 
 
-def _plain(address: str) -> str:
+def plain_address(address: str) -> str:
     """The raw address of what smtplib takes: an address, with a name or angle brackets or not."""
     if "<" in address or "(" in address:
         address = parseaddr(address)[1] or ("" if address.strip() == "<>" else address)

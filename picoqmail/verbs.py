@@ -32,7 +32,7 @@ class Verbs:
 
     home: Home
 
-    def list(
+    def list(  # noqa: PLR0913 - one argument a condition
         self,
         *states: str,
         sender: str = "",
@@ -40,6 +40,7 @@ class Verbs:
         error: str = "",
         older_than: int | None = None,
         younger_than: int | None = None,
+        newest_first: bool = False,
     ) -> Iterator[Entry]:
         """The messages that meet all conditions, oldest first, each read when it is asked for.
 
@@ -53,7 +54,7 @@ class Verbs:
             if one not in KINDS:
                 raise ValueError(f"{one!r} is no state; there are {', '.join(KINDS)}")
         wanted = Filter(states, sender, recipient, error, older_than, younger_than)
-        return select(self._directories(), wanted)
+        return select(self._directories(), wanted, newest_first=newest_first)
 
     def get(self, message_id: str) -> Entry:
         """One message as it is at this moment. Raises NoSuchMessageError."""
@@ -61,6 +62,24 @@ class Verbs:
 
         spool = self._directories()
         return entry_of(spool, spool.find(message_id))
+
+    def explain(self, message_id: str) -> str:
+        """Where a message is, why, and what will become of it, in sentences, a line each.
+
+        Raises NoSuchMessageError.
+        """
+        from picoqmail import breaker
+        from picoqmail.errors import DamagedMessageError
+        from picoqmail.explaining import explain
+
+        entry = self.get(message_id)
+        damage = entry.damage
+        if entry.message is not None:
+            try:
+                self._directories().check_body(entry.message)
+            except DamagedMessageError as exc:
+                damage = str(exc)
+        return explain(entry, time.time(), breaker.read(self.home.spool), damage=damage)
 
     def body(self, message_id: str) -> Iterator[bytes]:
         """The octets of a message as spooled, in blocks, our Received line first.
