@@ -11,7 +11,7 @@ import sys
 import time
 
 from picoqmail import control, cron_lock
-from picoqmail.cli.send import complain
+from picoqmail.cli.send import complain, complain_of_system
 from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
 from picoqmail.home import locate
 from picoqmail.sender import Sender
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
         cron_lock.release(lock)
     except PicoqmailError as exc:
         return complain("picoqmail-cron", exc)
+    except OSError as exc:
+        return complain_of_system("picoqmail-cron", exc)
     return 0
 
 

@@ -15,6 +15,7 @@ from picoqmail.errors import (
     EX_CONFIG,
     EX_IOERR,
     EX_NOINPUT,
+    EX_OSERR,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
     ConfigurationError,
@@ -51,12 +52,21 @@ def main(argv: list[str]) -> int:
         return _status(sender.run.summary) if sender.has_run else EX_TEMPFAIL if left else 0
     except PicoqmailError as exc:
         return complain("picoqmail-send", exc)
+    except OSError as exc:
+        return complain_of_system("picoqmail-send", exc)
 
 
 def complain(program: str, exc: PicoqmailError) -> int:
     """Say what is wrong on standard error; returns the exit code for it."""
     print(f"{program}: {exc}", file=sys.stderr)  # noqa: T201
     return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
+
+
+def complain_of_system(program: str, exc: OSError) -> int:
+    """Say what the system would not do, where nobody foresaw it; the mail stays as it is."""
+    where = f": {exc.filename}" if exc.filename else ""
+    print(f"{program}: the system failed us: {exc.strerror or exc}{where}", file=sys.stderr)  # noqa: T201
+    return EX_OSERR
 
 
 def _take_inherited(argv: list[str]) -> int:

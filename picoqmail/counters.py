@@ -6,11 +6,11 @@ and one that makes no sense begins again at zero, which monitoring takes for a r
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from typing import TYPE_CHECKING
 
-import portalocker
 
 from picoqmail.layout import PRIVATE_FILE_MODE
 
@@ -44,7 +44,7 @@ def add(spool: str, counts: Mapping[str, int], now: int) -> None:
     descriptor = os.open(f"{spool}/{COUNTERS}", _FLAGS, PRIVATE_FILE_MODE)
     try:
         # Held for microseconds by whoever has it: waiting is right.
-        portalocker.lock(descriptor, portalocker.LockFlags.EXCLUSIVE)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         totals = _parse(os.pread(descriptor, _LONGEST_OCTETS, 0))
         for name, count in counts.items():
             totals[name] += count
