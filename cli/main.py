@@ -41,6 +41,7 @@ COMMANDS = {
     "requeue": ("admin_change", "give messages that failed for good a new life"),
     "delete": ("admin_change", "delete messages; nobody is told"),
     "purge": ("admin_change", "delete what failed for good and is older than told"),
+    "check": ("admin_check", "judge settings, spool, flow of mail and relays, for monitoring"),
     "config": ("admin_config", "print every setting, its value and where it came from"),
     "sink": ("admin_sink", "be a relay on loopback that keeps what it gets in a Maildir"),
     "demo": ("admin_demo", "play the whole story in a temporary home, step by step"),
