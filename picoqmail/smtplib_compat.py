@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import smtplib
-from email.utils import parseaddr
 from typing import TYPE_CHECKING, Any
 
 from picoqmail.api import Spool
@@ -22,7 +21,8 @@ from picoqmail.errors import (
     MessageTooLargeError,
     PicoqmailError,
 )
-from picoqmail.header_envelope import HeaderEnvelope, raw_address
+from picoqmail.header_envelope import HeaderEnvelope
+from picoqmail.plain_address import plain_address, qualified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +151,7 @@ class SMTP:
         del mail_options, rcpt_options
         if isinstance(msg, str):
             msg = _LINE_END.sub("\n", msg).encode("ascii")
-        return self._take(plain_address(from_addr), _several(to_addrs), msg)
+        return self._take(self._address(from_addr), self._several(to_addrs), msg)
 
     def send_message(
         self,
@@ -170,10 +170,21 @@ class SMTP:
         if not is_email_object(msg):
             raise TypeError(f"{type(msg).__name__} is no email.message.Message")
         header = HeaderEnvelope.of_object(msg)
-        sender = header.sender() if from_addr is None else plain_address(from_addr)
-        several = header.recipients() if to_addrs is None else _several(to_addrs)
+        sender = header.sender() if from_addr is None else self._address(from_addr)
+        several = header.recipients() if to_addrs is None else self._several(to_addrs)
         international = not all(one.isascii() for one in (sender, *several))
         return self._take(sender, several, write_object(msg, utf8=international))
+
+    def _address(self, given: str) -> str:
+        address = plain_address(given)
+        try:
+            return qualified(address, self._spool.home)
+        except ConfigurationError:
+            # Told when the message is taken, by the error that smtplib has for it.
+            return address
+
+    def _several(self, given: str | Sequence[str]) -> list[str]:
+        return [self._address(one) for one in ([given] if isinstance(given, str) else given)]
 
     def _take(
         self, sender: str, recipients: list[str], octets: bytes | bytearray | memoryview
@@ -214,17 +225,6 @@ class LMTP(SMTP):
     """The same for code that speaks LMTP."""
 
     default_port = smtplib.LMTP_PORT
-
-
-def _several(given: str | Sequence[str]) -> list[str]:
-    return [plain_address(one) for one in ([given] if isinstance(given, str) else given)]
-
-
-def plain_address(address: str) -> str:
-    """The raw address of what smtplib takes: an address, with a name or angle brackets or not."""
-    if "<" in address or "(" in address:
-        address = parseaddr(address)[1] or ("" if address.strip() == "<>" else address)
-    return raw_address(address)
 
 
 def _reason(status: str, error: Exception) -> bytes:

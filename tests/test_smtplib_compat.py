@@ -90,18 +90,28 @@ def test_what_smtplib_code_calls_besides(home: Home) -> None:
 def test_some_recipients_are_refused(home: Home) -> None:
     """The good ones get the mail, the bad ones are returned; if none is good, that is an error."""
     smtp = smtplib_compat.SMTP()
-    refused = smtp.sendmail("a@example.org", ["b@example.net", "nobody"], b"x")
-    assert ["nobody"] == list(refused)
-    assert (553, True) == (refused["nobody"][0], b"no domain" in refused["nobody"][1])
+    bad = "nobody@a b"
+    refused = smtp.sendmail("a@example.org", ["b@example.net", bad], b"x")
+    assert [bad] == list(refused)
+    assert (553, True) == (refused[bad][0], b"its domain" in refused[bad][1])
     assert ["b@example.net"] == home.addresses(home.ids()[0])
     with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
-        smtp.sendmail("a@example.org", ["nobody", ""], b"x")
-    assert {"nobody", ""} == set(caught.value.recipients)
+        smtp.sendmail("a@example.org", [bad, ""], b"x")
+    assert {bad, ""} == set(caught.value.recipients)
     with pytest.raises(smtplib.SMTPSenderRefused):
-        smtp.sendmail("a b", "b@example.net", b"x")
+        smtp.sendmail(bad, "b@example.net", b"x")
     with pytest.raises(UnicodeEncodeError):
         smtp.sendmail("a@example.org", "b@example.net", "\u00fc")
     assert 1 == len(home.ids())
+
+
+def test_an_address_without_a_host_is_of_this_host(home: Home) -> None:
+    """The local user that a program on this host means gets the setting defaulthost, or me."""
+    smtplib_compat.SMTP().sendmail("app", ["root"], b"x")
+    assert ["root@host.example"] == home.addresses(home.ids()[0])
+    home.set("defaulthost", "mail.example")
+    smtplib_compat.SMTP().sendmail("app", ["root"], b"x")
+    assert ["root@mail.example"] == home.addresses(home.ids()[1])
 
 
 def test_errors_are_those_of_smtplib(home: Home) -> None:

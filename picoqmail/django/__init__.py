@@ -1,0 +1,25 @@
+"""Django's mail into the spool: `EMAIL_BACKEND = "picoqmail.django.EmailBackend"`.
+
+As an app (`INSTALLED_APPS = [..., "picoqmail.django"]`) also system checks, the commands
+`picoqmail_status` and `picoqmail_retry`, and a page of the admin site.
+
+Nothing may live here but the name of the backend: Django imports this before its apps are ready.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from picoqmail.django.backend import EmailBackend
+
+__all__ = ["EmailBackend"]
+
+
+def __getattr__(name: str) -> object:
+    """Fetch the backend when somebody wants it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'picoqmail.django' has no attribute {name!r}")
+    from picoqmail.django import backend
+
+    return backend.EmailBackend

@@ -1,0 +1,56 @@
+"""`manage.py picoqmail_retry [ID ...]`: make deferred mail due, or deliver it at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from picoqmail.django.options import open_spool
+from picoqmail.errors import PicoqmailError
+
+if TYPE_CHECKING:
+    from django.core.management.base import CommandParser
+
+    from picoqmail.api import Spool
+
+
+class Command(BaseCommand):
+    """All deferred mail without an ID; `--deliver` waits for the relay."""
+
+    help = "Make deferred mail of the picoqmail spool due now; cron sends it, or --deliver."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the IDs."""
+        parser.add_argument("id", nargs="*", help="IDs of messages; none: all that were deferred")
+        parser.add_argument(
+            "--deliver", action="store_true", help="deliver now, in this process, and wait for it"
+        )
+
+    def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - as Django
+        """Retry, and tell what came of it."""
+        del args
+        try:
+            self._retry(open_spool(), options["id"], deliver=options["deliver"])
+        except PicoqmailError as exc:
+            raise CommandError(str(exc)) from exc
+
+    def _retry(self, spool: Spool, ids: list[str], *, deliver: bool) -> None:
+        ids = ids or [one.id for one in spool.list("new", "cur") if not _is_held(one)]
+        if deliver:
+            summary = spool.deliver(ids, forced=True)
+            self.stdout.write(
+                f"{summary.delivered} delivered, {summary.deferred} deferred, "
+                f"{summary.failed} failed, {summary.left} left for want of a relay"
+            )
+            return
+        for one in ids:
+            outcome = spool.retry(one)
+            self.stdout.write(f"{one} {outcome.detail}")
+        if not ids:
+            self.stdout.write("there is no deferred mail")
+
+
+def _is_held(entry: Any) -> bool:  # noqa: ANN401 - a selection.Entry, imported where it is made
+    return entry.message is None or entry.message.held

@@ -1,0 +1,47 @@
+"""`manage.py picoqmail_status`: what lies in the spool that this project's mail goes to."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from picoqmail.django.options import open_spool
+from picoqmail.errors import PicoqmailError
+
+if TYPE_CHECKING:
+    from django.core.management.base import CommandParser
+
+
+class Command(BaseCommand):
+    """Counts and ages; `--json` for programs."""
+
+    help = "Show how much mail waits in the picoqmail spool, and since when."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare --json."""
+        parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+    def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - as Django
+        """Print."""
+        del args
+        spool = open_spool()
+        try:
+            found = spool.status()
+        except PicoqmailError as exc:
+            raise CommandError(str(exc)) from exc
+        if options["json"]:
+            self.stdout.write(json.dumps({"spool": spool.home.spool, **found.document()}))
+            return
+        self.stdout.write(f"spool {spool.home.spool}")
+        for name, heap in found.heaps.items():
+            self.stdout.write(f"{name:12} {heap.messages} messages, {heap.octets} octets")
+        self.stdout.write(f"{'held':12} {found.held}")
+        if found.oldest_waiting:
+            age = max(int(time.time()) - found.oldest_waiting, 0)
+            self.stdout.write(f"the oldest that waits came {age} seconds ago")
+        for name, outage in found.outages.items():
+            self.stdout.write(self.style.WARNING(f"the relay {name} is down: {outage.reason}"))
