@@ -132,7 +132,8 @@ class Sender:
             old += scan.undelivered_leftovers(self.home.spool, now)
             overdue = scan.overdue_reports(self.home.spool, now)
         except OSError as exc:
-            raise SpoolError("look at", self.home.spool, exc, QUEUE_SPOOL) from exc
+            where = exc.filename or self.home.spool
+            raise SpoolError("look at", where, exc, QUEUE_SPOOL) from exc
         if old:
             self.run.sweep(old)
         if overdue:
