@@ -11,7 +11,6 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-
 from picoqmail.layout import PRIVATE_FILE_MODE
 
 if TYPE_CHECKING:

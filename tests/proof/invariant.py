@@ -34,8 +34,8 @@ class Finding:
     delivered: int = 0
     waiting: int = 0
     duplicates: int = 0
-    bounces: Counter[str] = field(factory=Counter)
-    """Reports of failure that arrived, by the token of the message they tell of."""
+    bounces: dict[str, list[str]] = field(factory=dict)
+    """IDs of the reports of failure that arrived, by the token of the message they tell of."""
 
 
 def own_token(mail: Received) -> str:
@@ -88,8 +88,8 @@ def judge(
     kept = _spooled(world, promises, finding)
     for promise in world.promises:
         _check_promise(promise, arrived, kept, finding, (*may_wait,), (*may_fail,))
-    _check_bounces(kept, finding, may_repeat)
     marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
+    _check_bounces(kept, finding, marks, may_repeat)
     for (token, recipient), count in arrived.items():
         if count > 1:
             finding.duplicates += 1
@@ -111,7 +111,8 @@ def _check_mail(
         finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
         return
     if not mail.sender:
-        finding.bounces[token] += 1
+        match = _OUR_LINE.match(mail.unix)
+        finding.bounces.setdefault(token, []).append(match["id"].decode() if match else "?")
         if mail.recipients != (promise.sender,):
             finding.breaches.append(f"a bounce of {token} went to {mail.recipients}")
         return
@@ -154,16 +155,18 @@ def _spooled(
 
 
 def _check_bounces(
-    kept: dict[tuple[str, str], str], finding: Finding, may_repeat: Collection[str]
+    kept: dict[tuple[str, str], str], finding: Finding, marks: str, may_repeat: Collection[str]
 ) -> None:
     failed = {token for (token, _), state in kept.items() if state == "failed"}
     for token in failed - set(finding.bounces):
         finding.breaches.append(f"{token} failed, and its sender was not told")
-    for token, count in finding.bounces.items():
+    for token, ids in finding.bounces.items():
         if token not in failed:
             finding.breaches.append(f"{token} bounced and did not fail")
-        if count > 1 and token not in may_repeat:
-            finding.breaches.append(f"{token} bounced {count} times")
+        if len(set(ids)) > 1:
+            finding.breaches.append(f"{token} bounced by {len(set(ids))} different reports")
+        elif len(ids) > 1 and token not in may_repeat and ids[0] not in marks:
+            finding.breaches.append(f"{token} bounced {len(ids)} times, unmarked")
 
 
 def _check_promise(

@@ -1,0 +1,74 @@
+"""The error sweep, a seeded sample of it, and real short writes; `python tests/proof` runs it all."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail import envelope
+from proof import tracing
+from proof.error_sweep import sweep
+from proof.kill_sweep import Stage
+from proof.world import World
+from rig.programs import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEED = int(os.environ.get("PROOF_SEED", "1"))
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Relays and zygotes, and a place for the homes."""
+    with Stage(str(tmp_path_factory.mktemp("errors"))) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [("queue", 40), ("sendmail", 20), ("send", 12), ("send, some refused", 12), ("cron", 12)],
+)
+def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sample: int) -> None:
+    """Whatever call fails: the right exit code, a clear line, nothing lost, the spool usable."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    report = sweep(stage, [name], sample=sample, seed=SEED)
+    assert [] == report.breaches
+    assert report.missed <= sample // 3
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 137, 138, 4096, 70000, 70100])
+def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -> None:
+    """A write that the kernel cuts (here at a file size limit) is gone on with, and then told."""
+    world = World.make(stage.path(), stage.good.address)
+    promise = world.promise(octets=70000)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    message, enveloped = os.memfd_create("message"), os.memfd_create("envelope")
+    for descriptor, data in (
+        (message, promise.body),
+        (enveloped, envelope.encode(promise.sender, promise.recipients)),
+    ):
+        os.write(descriptor, data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    ran = subprocess.run(
+        world.programs.command("queue"),
+        stdin=message,
+        stdout=enveloped,
+        stderr=subprocess.PIPE,
+        env=world.environ(),
+        preexec_fn=limit,  # noqa: PLW1509 - the tests have no thread here that holds a lock
+        check=False,
+    )
+    os.close(message)
+    os.close(enveloped)
+    assert 53 == ran.returncode
+    assert b"File too large" in ran.stderr
+    assert [] == [name for _, _, names in os.walk(world.spool) for name in names]

@@ -1,0 +1,110 @@
+"""Power loss, a seeded sample of the states; and the model itself, where its rules are plain."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proof import power, tracing
+from proof.disk import Disk
+from proof.kill_sweep import Stage
+from proof.operations import Operation
+from proof.scenarios import BY_NAME
+from rig.programs import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEED = int(os.environ.get("PROOF_SEED", "1"))
+FILE = ("tmp", "a")
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Relays and zygotes, and a place for the homes."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    with Stage(str(tmp_path_factory.mktemp("power"))) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [("queue", 0), ("inject", 0), ("send", 60), ("send, some refused", 100), ("cron", 60)],
+)
+def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int) -> None:
+    """Whatever a disk may hold after any operation: what was accepted is delivered by cron."""
+    report = power.sweep(stage, BY_NAME[name], limit=64, sample=sample, seed=SEED)
+    assert [] == report.breaches
+    assert report.states >= (sample or 20)
+
+
+def states_after(*operations: Operation) -> set[tuple[tuple[str, ...], tuple[bytes, ...]]]:
+    """The states of the model after these operations: names, and contents by name."""
+    disk = Disk()
+    for operation in operations:
+        disk.apply(operation)
+    return {
+        (
+            tuple("/".join(key) for key, _ in state.entries),
+            tuple(dict(state.data)[inode] for _, inode in state.entries),
+        )
+        for state in disk.states(limit=1000, seed=0)
+    }
+
+
+def test_an_unsynced_file_may_be_anything() -> None:
+    """Without fsync: no file, or one that is empty, cut, zeros, or whole."""
+    assert {
+        ((), ()),
+        (("tmp/a",), (b"",)),
+        (("tmp/a",), (b"ab",)),
+        (("tmp/a",), (b"\0\0\0\0",)),
+        (("tmp/a",), (b"abcd",)),
+    } == states_after(
+        Operation("open", FILE, handle=1), Operation("write", FILE, data=b"abcd", handle=1)
+    )
+
+
+def test_a_synced_file_may_still_have_no_name() -> None:
+    """fsync of the file says nothing of its entry; fsync of the directory does."""
+    written = (
+        Operation("open", FILE, handle=1),
+        Operation("write", FILE, data=b"abcd", handle=1),
+        Operation("sync", FILE, handle=1),
+    )
+    assert {((), ()), (("tmp/a",), (b"abcd",))} == states_after(*written)
+    assert {(("tmp/a",), (b"abcd",))} == states_after(*written, Operation("syncdir", ("tmp", "")))
+
+
+def test_a_rename_across_directories_may_have_happened_in_one_of_them() -> None:
+    """After a rename that was not synced there are two names, one of the two, or none."""
+    assert {("tmp/a",), ("new/a",), ("new/a", "tmp/a"), ()} == {
+        names
+        for names, _ in states_after(
+            Operation("open", FILE, handle=1),
+            Operation("sync", FILE, handle=1),
+            Operation("syncdir", ("tmp", "")),
+            Operation("rename", FILE, ("new", "a")),
+        )
+    }
+
+
+def test_a_replaced_file_may_be_the_old_one() -> None:
+    """A rename over a name that was not synced leaves the old content or the new, never another."""
+    assert {(b"old",), (b"new",)} == {
+        contents
+        for names, contents in states_after(
+            Operation("open", FILE, handle=1),
+            Operation("write", FILE, data=b"old", handle=1),
+            Operation("sync", FILE, handle=1),
+            Operation("syncdir", ("tmp", "")),
+            Operation("open", ("cur", "b"), handle=2),
+            Operation("write", ("cur", "b"), data=b"new", handle=2),
+            Operation("sync", ("cur", "b"), handle=2),
+            Operation("rename", ("cur", "b"), FILE),
+        )
+        if names == ("tmp/a",)
+    }
