@@ -23,6 +23,7 @@ log_file_path = /var/log/exim4/%slog
 keep_environment =
 rfc1413_query_timeout = 0s
 smtp_accept_max = 200
+smtp_accept_queue_per_connection = 0
 message_size_limit = 50M
 tls_advertise_hosts = *
 tls_certificate = /etc/exim4/chain.pem
