@@ -9,10 +9,6 @@ so that `import picoqmail` costs nothing, here and in the programs that run once
 
 from __future__ import annotations
 
-from picoqmail import _version
-
-__version__ = _version.VERSION
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.api import (
@@ -40,6 +36,8 @@ if TYPE_CHECKING:
         SpoolError,
     )
     from picoqmail.home import Home
+
+    __version__: str
 
 __all__ = [
     "AddressError",
@@ -81,6 +79,10 @@ def __getattr__(name: str) -> object:
         from picoqmail import home
 
         value = home.Home
+    elif name == "__version__":
+        from picoqmail import _version
+
+        value = _version.VERSION
     else:
         from picoqmail import errors
 

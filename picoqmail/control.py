@@ -12,7 +12,7 @@ import posix
 from picoqmail.errors import ConfigurationError
 
 MINIVARS = "minivars"
-READ_AT_ONCE = 65536
+READ_AT_ONCE = 4096
 _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _BLANKS = " \t\r\n\f\v"
 
