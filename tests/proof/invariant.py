@@ -120,6 +120,8 @@ def _check_mail(
     if match is None or not promise.is_whole(mail.unix[match.end() :]):
         finding.breaches.append(f"{token} arrived altered")
         return
+    if mail.reply is not None and not mail.reply.startswith("2"):
+        return  # Its end arrived, but the relay said in time that it did not take it.
     ids[token] = match["id"].decode()
     if mail.sender != promise.sender:
         finding.breaches.append(f"{token} arrived from {mail.sender}, not {promise.sender}")

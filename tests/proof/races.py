@@ -1,0 +1,232 @@
+"""Races: queue programs, senders and cron runs at once on one spool, killed at random.
+
+The relay fails at random, the processes die at random, and for a while every one of them is process
+number 1 of a namespace of its own, as in containers. In the end the books must balance: who was
+told yes has arrived, nobody else's mail was touched, and what came twice is marked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, field
+
+from picoqmail import envelope
+from proof import invariant
+from proof.world import LedgerRelay, Promise, World, make_body
+from rig import faults
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proof.kill_sweep import Stage
+    from rig.faults import Fault, Line
+
+_NAMESPACE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
+
+
+@define
+class RaceReport:
+    """Figures of a race, and everything that went wrong."""
+
+    seconds: float = 0
+    programs: int = 0
+    killed: int = 0
+    accepted: int = 0
+    refused: int = 0
+    delivered: int = 0
+    duplicates: int = 0
+    sweeps: int = 0
+    breaches: list[str] = field(factory=list)
+
+
+def namespaces_work() -> bool:
+    """Whether a process may be given a PID namespace of its own here."""
+    try:
+        tried = subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return tried.returncode == 0
+
+
+def _moods(chance: random.Random) -> dict[str, Fault]:
+    """Faults that show themselves once in a while, at every step that has one."""
+
+    def sometimes(one_in: int, *these: Fault) -> Fault:
+        def act(line: Line, ordinary: bytes) -> bool:
+            if chance.randrange(one_in):
+                line.send(ordinary)
+                return True
+            return chance.choice(these)(line, ordinary)
+
+        return act
+
+    gone = faults.drop(), faults.reset(), faults.final("421 4.3.2 bye")
+    return {
+        "banner": sometimes(12, *gone),
+        "EHLO": sometimes(20, *gone),
+        "MAIL": sometimes(20, faults.reply("451 4.3.0 later"), *gone),
+        "RCPT": sometimes(20, faults.reply("450 4.2.1 later"), *gone),
+        "DATA": sometimes(25, faults.reply("451 4.3.0 later"), *gone),
+        ".": sometimes(15, faults.reply("451 4.3.0 later"), *gone, faults.closing(b"25")),
+    }
+
+
+@define
+class _Crowd:
+    """Threads that start programs until the time is over."""
+
+    world: World
+    until: float
+    chance: random.Random
+    namespaces: bool
+    report: RaceReport
+    promises: list[Promise] = field(factory=list)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def choose(self, below: int) -> int:
+        """A random number, safe in threads."""
+        with self._lock:
+            return self.chance.randrange(below)
+
+    def command(self, name: str) -> list[str]:
+        """A program, in every second case as process 1 of its own namespace."""
+        words = self.world.programs.command(name)
+        return [*_NAMESPACE, *words] if self.namespaces and self.choose(2) else words
+
+    def submit(self) -> None:
+        """Hand in messages, one after another."""
+        while time.monotonic() < self.until:
+            with self._lock:
+                number = len(self.promises)
+                octets = self.chance.choice((0, 0, 5000, 90000))
+                token = f"race-{number}"
+                promise = Promise(
+                    token,
+                    f"from{number}@here.test",
+                    (f"to{number}@there.test",),
+                    make_body(token, octets),
+                    accepted=False,
+                )
+                self.promises.append(promise)
+            status = self._run("queue", promise, kill_one_in=5)
+            with self._lock:
+                self.promises[number] = evolve(promise, accepted=status == 0)
+
+    def deliver(self) -> None:
+        """Run senders and cron, one after another."""
+        while time.monotonic() < self.until:
+            self._run(("send", "cron")[self.choose(2)], None, kill_one_in=3)
+
+    def _run(self, name: str, promise: Promise | None, *, kill_one_in: int) -> int:
+        message, addresses = b"", b""
+        if promise is not None:
+            message = promise.body
+            addresses = envelope.encode(promise.sender, promise.recipients)
+        first, second = os.memfd_create("message"), os.memfd_create("envelope")
+        for descriptor, data in ((first, message), (second, addresses)):
+            os.write(descriptor, data)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        environ = self.world.environ()
+        if self.choose(2):
+            # Let it start the sender in the background, as it does for everybody.
+            del environ["PICOQMAIL_SEND"]
+        started = subprocess.Popen(
+            self.command(name),
+            stdin=first,
+            stdout=second if promise else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environ,
+            cwd="/",
+        )
+        os.close(first)
+        os.close(second)
+        if self.choose(kill_one_in):
+            status = started.wait(60)
+        else:
+            try:
+                # A bound on the run, not a wait for anything: most places in it are reached.
+                status = started.wait(0.001 * self.choose(120 if promise else 500))
+            except subprocess.TimeoutExpired:
+                started.send_signal(signal.SIGKILL)
+                status = started.wait(60)
+        with self._lock:
+            self.report.programs += 1
+            self.report.killed += status == -signal.SIGKILL
+        return status
+
+
+def race(
+    stage: Stage,
+    *,
+    seconds: float,
+    seed: int = 0,
+    namespaces: bool = False,
+    submitters: int = 3,
+    senders: int = 3,
+    jumps: Sequence[float] = (),
+) -> RaceReport:
+    """Run a crowd for a while, bring the spool to order, and balance the books.
+
+    `jumps` are seconds that the clock of further cron runs is off, which sweep beside the crowd.
+    """
+    report = RaceReport(seconds=seconds)
+    chance = random.Random(seed)  # noqa: S311 - a seeded choice
+    with LedgerRelay(_moods(random.Random(seed + 1))) as relay:  # noqa: S311 - the same
+        world = World.make(stage.path(), relay.address, stage.programs)
+        world.control("timeoutremote", "20")
+        crowd = _Crowd(world, time.monotonic() + seconds, chance, namespaces, report)
+        threads = [threading.Thread(target=crowd.submit) for _ in range(submitters)]
+        threads += [threading.Thread(target=crowd.deliver) for _ in range(senders)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < crowd.until:
+            for jump in jumps or (0,):
+                status, said = stage.zygotes[0].run(world.root, "cron", offset=jump)
+                report.sweeps += 1
+                if status or said:
+                    report.breaches.append(f"cron, {jump} s off: exit {status}: {said[-500:]}")
+        for thread in threads:
+            thread.join()
+        _await_senders(world)
+        arrived = relay.ledger.of(world.name)
+    world.promises = crowd.promises
+    _settle(stage, world, report)
+    finding = invariant.judge(world, arrived + stage.received(world))
+    report.breaches += finding.breaches
+    report.accepted = sum(one.accepted for one in world.promises)
+    report.refused = len(world.promises) - report.accepted
+    report.delivered, report.duplicates = finding.delivered, finding.duplicates
+    return report
+
+
+def _await_senders(world: World) -> None:
+    """Wait until no sender in the background is left: its lock can be had."""
+    with open(f"{world.spool}/sender.lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _settle(stage: Stage, world: World, report: RaceReport) -> None:
+    """Cron runs with a good relay until all is out; then one after the leftovers' time."""
+    world.relay(stage.good.address)
+    for hours in range(1, 12):
+        stage.zygotes[0].run(world.root, "cron", offset=hours * 3600)
+        if not world.sidecars("new", "cur"):
+            break
+    status, said = stage.zygotes[0].run(world.root, "cron", offset=3 * 86400)
+    if status or said:
+        report.breaches.append(f"the last cron run: exit {status}: {said[-500:]}")
+    left = [
+        f"{directory}/{name}"
+        for directory in ("tmp", "new", "cur")
+        for name in os.listdir(f"{world.spool}/{directory}")
+    ]
+    if left:
+        report.breaches.append(f"left after all: {left[:10]}")

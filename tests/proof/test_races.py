@@ -1,0 +1,41 @@
+"""Races for some seconds; `python tests/proof` runs them longer, with more seeds."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proof.kill_sweep import Stage
+from proof.races import namespaces_work, race
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SEED = int(os.environ.get("PROOF_SEED", "1"))
+SECONDS = 6
+HALF_A_WEEK = 300000.0
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Relays and zygotes, and a place for the homes."""
+    with Stage(str(tmp_path_factory.mktemp("races"))) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "jumps"),
+    [(False, ()), (True, ()), (False, (0, HALF_A_WEEK, -HALF_A_WEEK))],
+    ids=["one host", "containers, everybody is process 1", "cron with a clock that jumps"],
+)
+def test_a_crowd_on_one_spool(stage: Stage, *, namespaces: bool, jumps: Sequence[float]) -> None:
+    """Programs at once, killed at random, a relay that fails at random: the books balance."""
+    if namespaces and not namespaces_work():
+        pytest.skip("PID namespaces (unshare --fork --pid --mount-proc) are not permitted here")
+    report = race(stage, seconds=SECONDS, seed=SEED, namespaces=namespaces, jumps=jumps)
+    assert [] == report.breaches
+    assert report.accepted > 0
+    assert report.killed > 0
+    assert report.sweeps > 0
