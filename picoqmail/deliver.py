@@ -23,6 +23,7 @@ from picoqmail.smtp.transaction import RecipientResult, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
 
     from picoqmail.breaker import Outage
     from picoqmail.engine import LaneSummary
@@ -37,6 +38,8 @@ _VERP_END = "-@[]"
 # A fault in the middle of a part is the relay's; the second for the same part in one run may be
 # the message's doing, so it steps aside.
 _FAULTS_A_RUN = 2
+# Parts that one route may put before others in a round: each keeps a descriptor open.
+_LATE_PARTS = 100
 _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
 
 
@@ -69,6 +72,8 @@ class _Work:
     relay: str = ""
     transcript: list[str] = field(factory=list)
     fault: str = ""
+    unreached: str = ""
+    """Why the relay, which it waited for with a claim, could not be reached in this run."""
 
 
 @define(eq=False)
@@ -123,6 +128,9 @@ class Delivery:
     _routing: Routing = field(init=False)
     _outboxes: dict[Relays, Outbox] = field(factory=dict)
     _forced: bool = False
+    _closed: set[str] = field(factory=set)
+    """Names of routes that are down, so far as this run knows."""
+    _late: int = 0
     busy: set[str] = field(factory=set)
     """Messages that another process has."""
 
@@ -144,24 +152,42 @@ class Delivery:
         """
         self._forced = forced
         outages = breaker.read(self.spool.path)
-        self._assign(ids)
         now = self.clock()
-        outboxes = []
+        if not forced:
+            self._closed = {name for name, one in outages.items() if breaker.is_open(one, now)}
+        self._assign(ids)
         for outbox in self._outboxes.values():
             if not outbox.relays:
                 self._no_relay(outbox)
-            elif not forced and breaker.is_open(outages.get(outbox.name), now):
-                self.summary.left += len(outbox.ids)
-            else:
-                outboxes.append(outbox)
-        self._announce_probes(outboxes, outages)
         try:
-            served = self.converse(outboxes)
-            self._close_books(outboxes, served)
+            while self._serve_round(outages):
+                outages = breaker.read(self.spool.path)
         finally:
-            self._let_go(outboxes)
+            self._let_go(self._outboxes.values())
+            self.summary.left += sum(len(one.ids) for one in self._outboxes.values() if one.relays)
             self.spool.flush()
         return self.summary
+
+    def _serve_round(self, outages: dict[str, Outage]) -> bool:
+        """Serve every route that has mail and is not down; True if that left more to do.
+
+        A message with recipients of several routes is opened by the first of them, and puts parts
+        before others, which may have been served to their end already: they are for the next round.
+        """
+        self._late = 0
+        outboxes = [
+            one
+            for one in self._outboxes.values()
+            if one.relays and one.name not in self._closed and (one.ids or one.ready or one.again)
+        ]
+        if not outboxes:
+            return False
+        self._announce_probes(outboxes, outages)
+        served = self.converse(outboxes)
+        self._close_books(outboxes, served)
+        # Their claims are not kept open for relays that will not be asked any more.
+        self._let_go(one for one in self._outboxes.values() if one.name in self._closed)
+        return self._late > 0 and not self.stop()
 
     def _assign(self, ids: Iterable[str]) -> None:
         """Give each message to an outbox; only where there are several routes is it read for that."""
@@ -195,7 +221,7 @@ class Delivery:
         """Keep other runs away from a relay that was down while this one looks."""
         looking = []
         for outbox in outboxes:
-            if outbox.name in outages and outbox.ids:
+            if outbox.name in outages:
                 outbox.is_probe = True
                 looking.append(outbox.name)
         if looking and not self._forced:
@@ -221,6 +247,8 @@ class Delivery:
         for outbox, how in zip(outboxes, served, strict=True):
             known = outages.get(outbox.name)
             is_down = how.gave_up or (how.fault is not None and not how.reached)
+            if is_down:
+                self._closed.add(outbox.name)
             if known is not None and how.reached and not is_down:
                 del outages[outbox.name]
                 self.log.event("relay_up", relay=outbox.name, down_seconds=now - known.since)
@@ -242,6 +270,8 @@ class Delivery:
 
     def _expire_left(self, outbox: Outbox, fault: RelayFault) -> None:
         """Fail what has grown too old in front of a relay that cannot be reached."""
+        for part in (*outbox.ready, *outbox.again):
+            part.work.unreached = fault.text
         oldest = self.clock() - self.settings.queuelifetime
         for message_id in list(outbox.ids):
             if accepted_at(message_id) > oldest:
@@ -250,7 +280,7 @@ class Delivery:
             if claim is None:
                 continue
             try:
-                if self.clock() >= claim.message.expires:
+                if self.clock() >= claim.message.expires and not claim.message.held:
                     judgement = policy.expire(
                         claim.message, now=int(self.clock()), because=fault.text
                     )
@@ -262,17 +292,17 @@ class Delivery:
                 claim.release()
 
     def _let_go(self, outboxes: Iterable[Outbox]) -> None:
-        """Release what was claimed and not finished; record what is known of it."""
-        works = {}
-        for outbox in self._outboxes.values():
-            for part in (*outbox.ready, *outbox.again):
-                works[id(part.work)] = part.work
+        """Give up the parts that wait there; record what is known of their messages, and release
+        those that wait for no other route.
+        """
+        for outbox in list(outboxes):
+            parts = [*outbox.ready, *outbox.again]
             outbox.ready.clear()
             outbox.again.clear()
-        for work in works.values():
-            work.open_parts = 0
-            self._finish(work)
-        self.summary.left += sum(len(outbox.ids) for outbox in outboxes)
+            for part in parts:
+                part.work.open_parts -= 1
+                if not part.work.open_parts:
+                    self._finish(part.work)
 
     # --- What the outboxes ask ------------------------------------------------------------------
 
@@ -282,17 +312,26 @@ class Delivery:
             return None
         while True:
             if outbox.ready:
-                return self._transaction(outbox.ready.popleft())
-            if outbox.ids:
-                self._open(outbox.ids.popleft())
+                return self._transaction(outbox, outbox.ready.popleft())
+            if outbox.ids and self._late < _LATE_PARTS:
+                self._open(outbox.ids.popleft(), outbox)
                 continue
             if outbox.again:
-                return self._transaction(outbox.again.popleft())
+                return self._transaction(outbox, outbox.again.popleft())
             return None
 
-    def _transaction(self, part: _Part) -> Transaction:
+    def _transaction(self, outbox: Outbox, part: _Part) -> Transaction:
         work = part.work
         message = work.claim.message
+        if self.log.is_on("debug"):
+            self.log.event(
+                "attempt",
+                level="debug",
+                id=message.id,
+                relay=outbox.name,
+                sender=part.sender,
+                recipients=[message.recipients[i].address for i in part.indexes],
+            )
         dsn = message.unknown.get("dsn")
         return Transaction(
             sender=part.sender,
@@ -318,16 +357,16 @@ class Delivery:
             self.busy.add(message_id)
         return claim
 
-    def _open(self, message_id: str) -> None:
+    def _open(self, message_id: str, opener: Outbox) -> None:
         """Claim a message and lay its parts out before the outboxes that they go by."""
-        claim = self._claim(message_id)
-        if claim is None:
+        claimed = self._claim(message_id)
+        if claimed is None:
             return
         try:
-            claim = self._ready_to_try(claim)
+            claim = self._ready_to_try(claimed)
         except SpoolError as exc:
             self._trouble(message_id, exc)
-            claim.release()
+            claimed.release()
             return
         if claim is None:
             return
@@ -462,6 +501,7 @@ class Delivery:
                 self.log.event("in_doubt", level="warning", id=claim.message.id, relay=work.relay)
             self._record(claim, judgement, work.relay, work.transcript)
         elif work.fault:
+            self._tell_queued(claim)
             message = policy.postpone(claim.message, now=now, relay=work.relay, reply=work.fault)
             text = self._result_text(now, work.relay, work.transcript, message)
             self.spool.record(claim, message, CUR, text)
@@ -474,6 +514,9 @@ class Delivery:
                 reason=work.fault,
                 next_attempt=message.next_attempt,
             )
+        elif work.unreached and now >= claim.message.expires:
+            judgement = policy.expire(claim.message, now=now, because=work.unreached)
+            self._record(claim, judgement, "", ())
         else:
             self.summary.left += 1
 
@@ -481,6 +524,7 @@ class Delivery:
         self, claim: Claim, judgement: policy.Judgement, relay: str, transcript: Sequence[str]
     ) -> None:
         message = judgement.message
+        self._tell_queued(claim)
         if judgement.step == "remove":
             self.spool.remove(claim)
             self.summary.delivered += 1
@@ -498,10 +542,27 @@ class Delivery:
                 self.summary.deferred += 1
         self._tell(judgement, relay)
 
+    def _tell_queued(self, claim: Claim) -> None:
+        """Tell of a message when first something comes of it: the queue program logs nothing."""
+        message = claim.message
+        if message.attempts or message.history or not self.log.is_on("info"):
+            return
+        self.log.event(
+            "queued",
+            id=message.id,
+            sender=message.sender,
+            recipients=len(message.recipients),
+            size=message.size,
+            uid=message.origin.get("uid"),
+            origin=message.origin.get("program"),
+            waited_seconds=int(self.clock() - message.created),
+        )
+
     def _tell(self, judgement: policy.Judgement, relay: str) -> None:
         message, log = judgement.message, self.log
         if judgement.delivered_now and log.is_on("info"):
             doubts = any(entry.get("outcome") == "in_doubt" for entry in message.history)
+            more: dict[str, Any] = {"maybe_duplicate": True} if doubts else {}
             log.event(
                 "delivered",
                 id=message.id,
@@ -509,7 +570,7 @@ class Delivery:
                 sender=message.sender,
                 recipients=[message.recipients[i].address for i in judgement.delivered_now],
                 reply=message.recipients[judgement.delivered_now[0]].reply,
-                **({"maybe_duplicate": True} if doubts else {}),
+                **more,
             )
         for index in judgement.failed_now:
             one = message.recipients[index]

@@ -25,7 +25,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from picoqmail import durable, layout
+from picoqmail import durable, layout, log_privacy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -40,6 +40,7 @@ _RANK = {name: rank for rank, name in enumerate(SEVERITIES)}
 _FACILITY_MAIL = 2
 
 SYSLOG_SOCKET = "/dev/log"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 SPOOL_LOG = "log"
 SPOOL_LOG_OCTETS = 1 << 20
 # rsyslog and syslog-ng cut at 8 KiB by default; a line cut by us still ends whole.
@@ -76,16 +77,18 @@ class Log:
         level: str = "info",
         render: str = "text",
         bound: Mapping[str, object] | None = None,
+        privacy: str = "off",
     ) -> None:
         """`place` None is nowhere.
 
         `level` is the least that is written, of debug, info, warning and error; `render` is
         `text`, `bare` (syslog, which has a time and a level of its own), `colour` or `json`;
-        `bound` are facts of every event.
+        `bound` are facts of every event; `privacy` is the setting logprivacy.
         """
         self._place = place
         self._level = _RANK[level] if place is not None else len(_RANK)
         self._render = render
+        self._privacy = privacy
         self._bound: dict[str, Any] = dict(bound or {})
         self._logger: Any = None
         self._lock = threading.Lock()
@@ -116,6 +119,8 @@ class Log:
         """
         if _RANK[level] < self._level:
             return
+        if self._privacy != "off":
+            facts = log_privacy.mask(facts, self._privacy)
         with self._lock:
             if self._logger is None:
                 self._logger = self._make()
@@ -176,13 +181,15 @@ class _Levels:
         self._put(line, "error")
 
 
-def open_log(
+def open_log(  # noqa: PLR0913 - places that tests choose
     choice: LogChoice,
     home: Home,
     *,
     program: str = "picoqmail",
     stderr: TextIO | None = None,
     syslog_socket: str = SYSLOG_SOCKET,
+    journal_socket: str = JOURNAL_SOCKET,
+    privacy: str = "off",
 ) -> Log:
     """Return the log that the setting `log` asks for; nothing is opened before the first event.
 
@@ -194,17 +201,22 @@ def open_log(
     bound = {"program": program, "pid": os.getpid()}
     if sink == "stderr":
         render = "colour" if _is_terminal(stream) and not os.environ.get("NO_COLOR") else "text"
-        return Log(_Stream(stream), level=choice.level, render=render)
-    if sink == "syslog":
-        return Log(_Syslog(syslog_socket, program), level=choice.level, render="bare")
-    if sink == "json":
+        return Log(_Stream(stream), level=choice.level, render=render, privacy=privacy)
+    place: Place | None = None
+    render = "text"
+    if sink in ("syslog", "journal"):
+        # These note time, level and program by themselves.
+        render, bound = "bare", {}
+        is_journal = sink == "journal"
+        place = _Journal(journal_socket, program) if is_journal else _Syslog(syslog_socket, program)
+    elif sink == "json":
+        render = "json"
         place = _File(choice.path) if choice.path else _Stream(stream)
-        return Log(place, level=choice.level, render="json", bound=bound)
-    if sink == "file":
-        return Log(_File(choice.path), level=choice.level, bound=bound)
-    if sink == "spool":
-        return Log(_SpoolFile(f"{home.spool}/{SPOOL_LOG}"), level=choice.level, bound=bound)
-    return Log(None)
+    elif sink == "file":
+        place = _File(choice.path)
+    elif sink == "spool":
+        place = _SpoolFile(f"{home.spool}/{SPOOL_LOG}")
+    return Log(place, level=choice.level, render=render, bound=bound, privacy=privacy)
 
 
 def _automatic(stream: TextIO | None, syslog_socket: str) -> str:
@@ -320,6 +332,39 @@ class _Syslog:
         if self._socket.send(data) < len(data):
             self.close()  # the rest of this record would be taken for the next one
             raise BlockingIOError(errno.EAGAIN, "syslog took a part of the line")
+
+
+class _Journal:
+    """systemd's journal, in its native protocol: a datagram of `NAME=value` lines.
+
+    See "Native Journal Protocol" of systemd. A line of ours has no line end in it.
+    """
+
+    def __init__(self, path: str, program: str) -> None:
+        self._path = path
+        self._program = program
+        self._socket: socket.socket | None = None
+
+    def write(self, line: str, level: str) -> None:
+        fields = (
+            f"MESSAGE={_encodable(line)}",
+            f"PRIORITY={SEVERITIES[level]}",
+            f"SYSLOG_FACILITY={_FACILITY_MAIL}",
+            f"SYSLOG_IDENTIFIER={self._program}",
+            f"SYSLOG_PID={os.getpid()}",
+        )
+        if self._socket is None:
+            self._socket = _connected(self._path, socket.SOCK_DGRAM)
+        try:
+            self._socket.send("".join(f"{field}\n" for field in fields).encode())
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def _connected(path: str, kind: socket.SocketKind) -> socket.socket:

@@ -54,7 +54,10 @@ class Run:
                 "write host:port there, or run: picoqmail init --relay RELAY",
             )
         self.log = self.events or open_log(
-            self.settings.log, self.home, program=self.program
+            self.settings.log,
+            self.home,
+            program=self.program,
+            privacy=self.settings.logprivacy,
         )
         self.spool = Spool(self.home.spool, on_damage=self._on_damage)
         self._session = Session(self.settings, self.log, self.home.spool)

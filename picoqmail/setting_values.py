@@ -14,6 +14,7 @@ import math
 from attrs import frozen
 
 from picoqmail.control import check_host
+from picoqmail.log_privacy import CHOICES as LOG_PRIVACY
 from picoqmail.smtp.relay_address import Relay, parse_relay
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -22,7 +23,7 @@ SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST_SECONDS = 10 * 365 * 86400
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_SINKS = ("auto", "stderr", "syslog", "json", "file", "off")
+LOG_SINKS = ("auto", "stderr", "syslog", "journal", "json", "file", "off")
 TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 
 _SHA256_HEX_DIGITS = 64
@@ -199,7 +200,7 @@ def log_choice(text: str) -> LogChoice:
         level = words.pop()
         text = text[: text.rindex(level)].rstrip()
     sink = words[0]
-    if len(words) == 1 and sink in {"auto", "stderr", "syslog", "json", "off"}:
+    if len(words) == 1 and sink in {"auto", "stderr", "syslog", "journal", "json", "off"}:
         return LogChoice(sink, "", level)
     path = text
     if sink == "json":
@@ -209,6 +210,11 @@ def log_choice(text: str) -> LogChoice:
     if not path.startswith("/"):
         raise ValueError(f"{path!r} is no log I know, and no absolute path")
     return LogChoice(sink, _printable(path), level)
+
+
+def log_privacy(text: str) -> str:
+    """Return `off`, `local` or `all`, whatever its case; else ValueError."""
+    return _one_of(text.lower(), LOG_PRIVACY)
 
 
 def absolute_path(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import Factory, field, frozen
 
-from picoqmail import setting_values
+from picoqmail import log_privacy, setting_values
 from picoqmail.control import MINIVARS, Control
 from picoqmail.errors import ConfigurationError
 from picoqmail.mapping import LocalNames, SenderRules, admin_address
@@ -364,9 +364,17 @@ class Settings:
         error if that is a terminal, else to syslog if the host has one, else to the file log in
         the spool, which is kept small. json: one JSON object a line, to standard error or the
         file named.""",
-        "auto, stderr, syslog, json, json /path, /path or off, then debug, info, warning or error",
+        """auto, stderr, syslog, journal, json, json /path, /path or off, then debug, info, warning
+        or error""",
         setting_values.log_choice,
         default="auto",
+    )
+    logprivacy: str = _setting(
+        """Which part of addresses the log keeps to itself: off: none; local: what stands before
+        the @; all: all of it.""",
+        ", ".join(log_privacy.CHOICES),
+        setting_values.log_privacy,
+        default="off",
     )
     origins: Mapping[str, str] = field(factory=dict, eq=False, repr=False)
 
