@@ -40,7 +40,9 @@ class HeaderEnvelope:
             known = name.decode("ascii")
             resent += known == "resent-date"
             if known in _ADDRESS_FIELDS:
-                found.setdefault(known, []).extend(_addresses(known, raw.partition(b":")[2]))
+                found.setdefault(known, []).extend(
+                    addresses(f"header field {known.title()}", raw.partition(b":")[2])
+                )
         return cls(found, resent=resent)
 
     @classmethod
@@ -95,12 +97,13 @@ def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - a
         return [raw_address("" if a.addr_spec == "<>" else a.addr_spec) for a in parsed]
     text = str(value)
     try:
-        return _addresses(name, text.encode("utf-8", "surrogateescape"))
+        return addresses(f"header field {name.title()}", text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as exc:
         raise EnvelopeError(f"the header field {name} is no Unicode text: {exc}") from exc
 
 
-def _addresses(name: str, value: bytes) -> list[str]:
+def addresses(name: str, value: bytes) -> list[str]:
+    """The raw addresses of a list of RFC 5322; `name` is for the EnvelopeError of what is none."""
     found: list[bytes] = []
     wrong: list[Token] = []
 
@@ -111,10 +114,7 @@ def _addresses(name: str, value: bytes) -> list[str]:
     tokens = parse(b"To:" + value)
     if tokens is None or address_list(tokens, gather) is None or wrong:
         shown = value.strip()[:200].decode("utf-8", "backslashreplace")
-        raise EnvelopeError(
-            f"the header field {name.title()} is no list of addresses: {shown!a}; "
-            "correct it, or give sender and recipients"
-        )
+        raise EnvelopeError(f"the {name} is no list of addresses: {shown!a}; correct it")
     return [one.decode("utf-8", "surrogateescape") for one in reversed(found)]
 
 

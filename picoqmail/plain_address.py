@@ -6,21 +6,30 @@ the setting defaulthost (or me), as with qmail-inject.
 
 from __future__ import annotations
 
-from email.utils import parseaddr
 from typing import TYPE_CHECKING
 
 from picoqmail.control import Control, host_name
-from picoqmail.header_envelope import raw_address
+from picoqmail.errors import EnvelopeError
+from picoqmail.header_envelope import addresses
 
 if TYPE_CHECKING:
     from picoqmail.home import Home
 
 
+_SPECIAL = frozenset('<>()"[]\\,;:')
+
+
 def plain_address(address: str) -> str:
-    """The raw address alone, of what smtplib takes: with a name or angle brackets, or without."""
-    if "<" in address or "(" in address:
-        address = parseaddr(address)[1] or ("" if address.strip() == "<>" else address)
-    return raw_address(address)
+    """The raw address alone, of what smtplib takes: with a name or angle brackets, or without.
+
+    Raises EnvelopeError for a text with brackets or quotes that is not one address.
+    """
+    if _SPECIAL.isdisjoint(address):
+        return address
+    found = addresses("address", address.encode("utf-8", "surrogateescape"))
+    if len(found) != 1:
+        raise EnvelopeError(f"{address!a:.200} is {len(found)} addresses, not one")
+    return found[0]
 
 
 def qualified(address: str, home: Home) -> str:

@@ -23,6 +23,7 @@ from picoqmail.errors import (
 )
 from picoqmail.header_envelope import HeaderEnvelope
 from picoqmail.plain_address import plain_address, qualified
+from picoqmail.tokens import quote_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +152,7 @@ class SMTP:
         del mail_options, rcpt_options
         if isinstance(msg, str):
             msg = _LINE_END.sub("\n", msg).encode("ascii")
-        return self._take(self._address(from_addr), self._several(to_addrs), msg)
+        return self._take(from_addr, _several(to_addrs), msg)
 
     def send_message(
         self,
@@ -170,8 +171,13 @@ class SMTP:
         if not is_email_object(msg):
             raise TypeError(f"{type(msg).__name__} is no email.message.Message")
         header = HeaderEnvelope.of_object(msg)
-        sender = header.sender() if from_addr is None else self._address(from_addr)
-        several = header.recipients() if to_addrs is None else self._several(to_addrs)
+        # As text in the form of RFC 5321 again, for that is what `_take` reads.
+        sender = _quoted(header.sender()) if from_addr is None else from_addr
+        several = (
+            [_quoted(one) for one in header.recipients()]
+            if to_addrs is None
+            else _several(to_addrs)
+        )
         international = not all(one.isascii() for one in (sender, *several))
         return self._take(sender, several, write_object(msg, utf8=international))
 
@@ -183,24 +189,19 @@ class SMTP:
             # Told when the message is taken, by the error that smtplib has for it.
             return address
 
-    def _several(self, given: str | Sequence[str]) -> list[str]:
-        return [self._address(one) for one in ([given] if isinstance(given, str) else given)]
-
     def _take(
-        self, sender: str, recipients: list[str], octets: bytes | bytearray | memoryview
+        self, from_addr: str, to_addrs: Sequence[str], octets: bytes | bytearray | memoryview
     ) -> dict[str, tuple[int, bytes]]:
         try:
-            check_sender(sender)
+            sender = check_sender(self._address(from_addr))
         except EnvelopeError as exc:
-            raise smtplib.SMTPSenderRefused(553, _reason("5.1.7", exc), sender) from exc
+            raise smtplib.SMTPSenderRefused(553, _reason("5.1.7", exc), from_addr) from exc
         good, refused = [], {}
-        for one in recipients:
+        for one in to_addrs:
             try:
-                check_recipients([one])
+                good += check_recipients([self._address(one)])
             except EnvelopeError as exc:
                 refused[one] = (553, _reason("5.1.3", exc))
-            else:
-                good.append(one)
         if not good:
             raise smtplib.SMTPRecipientsRefused(refused)
         try:
@@ -225,6 +226,14 @@ class LMTP(SMTP):
     """The same for code that speaks LMTP."""
 
     default_port = smtplib.LMTP_PORT
+
+
+def _several(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _quoted(raw: str) -> str:
+    return quote_address(raw.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
 def _reason(status: str, error: Exception) -> bytes:

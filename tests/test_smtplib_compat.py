@@ -90,10 +90,10 @@ def test_what_smtplib_code_calls_besides(home: Home) -> None:
 def test_some_recipients_are_refused(home: Home) -> None:
     """The good ones get the mail, the bad ones are returned; if none is good, that is an error."""
     smtp = smtplib_compat.SMTP()
-    bad = "nobody@a b"
+    bad = "nobody@a> SIZE=1"
     refused = smtp.sendmail("a@example.org", ["b@example.net", bad], b"x")
     assert [bad] == list(refused)
-    assert (553, True) == (refused[bad][0], b"its domain" in refused[bad][1])
+    assert (553, True) == (refused[bad][0], b"no list of" in refused[bad][1])
     assert ["b@example.net"] == home.addresses(home.ids()[0])
     with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
         smtp.sendmail("a@example.org", [bad, ""], b"x")
