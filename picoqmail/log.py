@@ -1,8 +1,9 @@
 """Events for who runs this host: one line each, to standard error, syslog or a file.
 
-What may live here: the choice of a place, the writing, and the rendering by structlog.  Nothing of
-structlog's or logging's global configuration is touched, for an application that imports picoqmail
-has its own.
+What may live here: the choice of a place, the writing, and the rendering.  JSON and colour are
+rendered by structlog; plain lines, which most senders write and then end, are not: to import it
+takes longer than to send a mail.  Nothing of structlog's or logging's global configuration is
+touched, for an application that imports picoqmail has its own.
 
 A log never stops mail.  What cannot be written is counted in `lost`, and said in the next line that
 can be.  Writing never waits for syslog either: a datagram that it has no room for is lost.
@@ -67,7 +68,8 @@ class Log:
     """Where events go. Safe to share between threads; a fork writes to the same place.
 
     `event` costs one comparison if its level is off; structlog is imported with the first event
-    that is written. `lost` counts the events that could not be written. Also a context manager.
+    that is written and needs it. `lost` counts the events that could not be written. Also a
+    context manager.
     """
 
     def __init__(
@@ -131,21 +133,21 @@ class Log:
                 self.lost += 1
 
     def _make(self) -> Any:  # noqa: ANN401 - structlog types its own loggers so
+        levels = _Levels(self._put)
+        if self._render in ("bare", "text"):
+            return _Plain(levels, self._bound, stamped=self._render == "text")
         import structlog
 
-        if self._render == "bare":
-            processors: list[Any] = [_as_text]
-        else:
-            stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-            renderer: Any = {
-                "text": _as_line,
-                "colour": _as_coloured_line,
-                "json": structlog.processors.JSONRenderer(default=str),
-            }[self._render]
-            processors = [structlog.processors.add_log_level, stamp, renderer]
+        renderer: Any = _as_coloured_line
+        if self._render == "json":
+            renderer = structlog.processors.JSONRenderer(default=str)
         return structlog.wrap_logger(
-            _Levels(self._put),
-            processors=processors,
+            levels,
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                renderer,
+            ],
             wrapper_class=structlog.BoundLogger,
             context_class=dict,
             cache_logger_on_first_use=False,
@@ -162,8 +164,31 @@ class Log:
         self._place.write(line, level)
 
 
+class _Plain:
+    """What structlog's bound logger is to the others: facts in, a rendered line out."""
+
+    def __init__(self, levels: _Levels, bound: Mapping[str, object], *, stamped: bool) -> None:
+        """`stamped` puts time and level in front; syslog has its own."""
+        self._levels = levels
+        self._bound = bound
+        self._stamped = stamped
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        write: Callable[[str], None] = getattr(self._levels, level)
+
+        def tell(event: str, **facts: object) -> None:
+            told = {**self._bound, **facts, "event": event}
+            if self._stamped:
+                told.update(level=level, timestamp=_timestamp(time.time_ns()))
+                write(_as_line(None, level, told))
+            else:
+                write(_as_text(None, level, told))
+
+        return tell
+
+
 class _Levels:
-    """The logger under structlog's: each level is a method, which hands on the rendered line."""
+    """The logger under both: each level is a method, which hands on the rendered line."""
 
     def __init__(self, put: Callable[[str, str], None]) -> None:
         self._put = put
@@ -380,7 +405,14 @@ def _connected(path: str, kind: socket.SocketKind) -> socket.socket:
     return link
 
 
-# --- rendering: the last of structlog's processors -----------------------------------------------
+# --- rendering: in the form of structlog's last processor ----------------------------------------
+
+
+def _timestamp(nanoseconds: int) -> str:
+    """Return a moment (Unix time) as structlog does: ISO 8601, UTC, with microseconds."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{moment}.{rest // 1000:06}Z"
 
 
 def _as_text(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -266,17 +267,29 @@ def test_nobody_elses_logging_is_touched(home: Home) -> None:
 
 
 def test_structlog_comes_late() -> None:
-    """Importing the log, and an event that is off, do not import structlog: it takes 80 ms."""
+    """Importing the log, events that are off, and plain lines do without structlog: it takes 80 ms."""
     code = (
         "import sys; from picoqmail import log; from picoqmail.home import Home\n"
         "from picoqmail.setting_values import log_choice\n"
-        "opened = log.open_log(log_choice('stderr'), Home('/nowhere'))\n"
-        "opened.event('off', level='debug')\n"
+        "plain = log.open_log(log_choice('stderr'), Home('/nowhere'))\n"
+        "plain.event('off', level='debug')\n"
+        "plain.event('on')\n"
         "print('structlog' in sys.modules)\n"
-        "opened.event('on')\n"
+        "log.open_log(log_choice('json'), Home('/nowhere')).event('on')\n"
         "print('structlog' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_plain_lines_have_the_time_as_structlog_writes_it() -> None:
+    """ISO 8601, UTC, microseconds: whichever of the two rendered a line."""
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    before = str(stamp(None, "info", {})["timestamp"])
+    ours = log._timestamp(time.time_ns())
+    after = str(stamp(None, "info", {})["timestamp"])
+    assert before <= ours <= after
+    assert len(before) == len(ours)
+    assert "1970-01-01T00:00:01.000002Z" == log._timestamp(1_000_002_999)
