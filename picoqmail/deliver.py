@@ -38,7 +38,7 @@ _VERP_END = "-@[]"
 # A fault in the middle of a part is the relay's; the second for the same part in one run may be
 # the message's doing, so it steps aside.
 _FAULTS_A_RUN = 2
-# Parts that one route may put before others in a round: each keeps a descriptor open.
+# Parts that may wait for another route's turn: each keeps a descriptor open.
 _LATE_PARTS = 100
 _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
 
@@ -130,7 +130,10 @@ class Delivery:
     _forced: bool = False
     _closed: set[str] = field(factory=set)
     """Names of routes that are down, so far as this run knows."""
-    _late: int = 0
+    _answers: int = 0
+    """Parts that a relay answered for, in this round."""
+    _withheld: bool = False
+    """Whether messages were left for the next round, because many wait for other routes."""
     busy: set[str] = field(factory=set)
     """Messages that another process has."""
 
@@ -138,9 +141,7 @@ class Delivery:
         """Read the routes once."""
         settings = self.settings
         self.reporter = Reporter(self.spool, settings, self.log, self.clock)
-        self._routing = Routing.of(
-            settings.relayip, settings.smtproutes, settings.senderroutes
-        )
+        self._routing = Routing.of(settings.relayip, settings.smtproutes, settings.senderroutes)
 
     # --- The run -----------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class Delivery:
         A message with recipients of several routes is opened by the first of them, and puts parts
         before others, which may have been served to their end already: they are for the next round.
         """
-        self._late = 0
+        self._answers, self._withheld = 0, False
         outboxes = [
             one
             for one in self._outboxes.values()
@@ -187,7 +188,18 @@ class Delivery:
         self._close_books(outboxes, served)
         # Their claims are not kept open for relays that will not be asked any more.
         self._let_go(one for one in self._outboxes.values() if one.name in self._closed)
-        return self._late > 0 and not self.stop()
+        open_ = [one for one in self._outboxes.values() if one.name not in self._closed]
+        more = self._withheld or any(one.ready for one in open_)
+        # Without an answer in this round another one would be no better.
+        return more and self._answers > 0 and not self.stop()
+
+    def _may_open(self, outbox: Outbox) -> bool:
+        """Say whether a route may open one more message: not while many wait for the others."""
+        if len(self._outboxes) == 1:
+            return True
+        others = sum(len(one.ready) for one in self._outboxes.values() if one is not outbox)
+        self._withheld = self._withheld or others >= _LATE_PARTS
+        return others < _LATE_PARTS
 
     def _assign(self, ids: Iterable[str]) -> None:
         """Give each message to an outbox; only where there are several routes is it read for that."""
@@ -232,9 +244,7 @@ class Delivery:
 
     def _write_breaker(self, outages: dict[str, Outage]) -> None:
         try:
-            breaker.write(
-                self.spool.path, outages, [name_of(way) for way in self._routing.all()]
-            )
+            breaker.write(self.spool.path, outages, [name_of(way) for way in self._routing.all()])
         except SpoolError as exc:
             # The worst that follows is that the next run looks at the relay again.
             self.log.event("error", level="error", error=str(exc))
@@ -253,7 +263,9 @@ class Delivery:
                 del outages[outbox.name]
                 self.log.event("relay_up", relay=outbox.name, down_seconds=now - known.since)
             elif is_down and how.fault is not None:
-                outage = breaker.failed(known, now=now, stage=how.fault.stage, reason=how.fault.text)
+                outage = breaker.failed(
+                    known, now=now, stage=how.fault.stage, reason=how.fault.text
+                )
                 outages[outbox.name] = outage
                 self.log.event(
                     "relay_down",
@@ -313,8 +325,8 @@ class Delivery:
         while True:
             if outbox.ready:
                 return self._transaction(outbox, outbox.ready.popleft())
-            if outbox.ids and self._late < _LATE_PARTS:
-                self._open(outbox.ids.popleft(), outbox)
+            if outbox.ids and self._may_open(outbox):
+                self._open(outbox.ids.popleft())
                 continue
             if outbox.again:
                 return self._transaction(outbox, outbox.again.popleft())
@@ -357,7 +369,7 @@ class Delivery:
             self.busy.add(message_id)
         return claim
 
-    def _open(self, message_id: str, opener: Outbox) -> None:
+    def _open(self, message_id: str) -> None:
         """Claim a message and lay its parts out before the outboxes that they go by."""
         claimed = self._claim(message_id)
         if claimed is None:
@@ -433,6 +445,7 @@ class Delivery:
             work.in_doubt = True
         elif work.unanswered:
             work.unanswered -= 1
+        self._answers += answered or verdict.in_doubt
         if fault is not None and not answered and not verdict.in_doubt:
             self._hand_back(outbox, part, fault, touched=bool(verdict.transcript))
             return

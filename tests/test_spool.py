@@ -255,7 +255,7 @@ def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Spool) 
 
 
 def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Spool) -> None:
-    """One bit on the body: set before the end of data, found after a crash, gone with the record."""
+    """One bit on the body: set before the end of data, found after a crash, gone once recorded."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
     claim.mark_in_doubt()

@@ -92,6 +92,13 @@ class Trial:
         self.edit(message_id, **values)
         return message_id
 
+    def rename(self, message_id: str, name: str) -> None:
+        """Give a message another ID, as one that was accepted at another time."""
+        state = self.state(message_id)
+        self.edit(message_id, id=name)
+        for suffix in (BODY, SIDECAR):
+            os.rename(self.path(state, message_id, suffix), self.path(state, name, suffix))
+
     # Running programs.
 
     def variables(self, *, sending: bool = False) -> dict[str, str]:
