@@ -31,6 +31,7 @@ ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENOMEM", "EACCES", "EROFS")
 # What a program may say of trouble with its disk: temporary, never a bug, never a yes.
 QUEUE_STATUSES = frozenset({51, 53, 54, 55, 61, 62, 63, 64, 65, 66})
 STATUSES = {
+    "": frozenset({70, 71, 74, 75, 78}),
     "queue": QUEUE_STATUSES,
     "sendmail": frozenset({111}),
     "inject": frozenset({111}),
@@ -124,7 +125,7 @@ def _strike(
     output = f"{world.root}.trace"
     command = scenario.command(world, promise)
     failing = tracing.strike_command(place, f"error={error}", command, output)
-    ran = world.run(failing, message=message, envelope=envelope)
+    ran = world.run(failing, message=message, envelope=envelope, environ=scenario.environ)
     calls = tracing.read_calls(output)
     os.unlink(output)
     struck = any(call.injected and call.concerns(world.root) for call in calls)
@@ -141,7 +142,7 @@ def _strike(
         if not accepted and struck:
             breaches += _remains(world, place)
     breaches += world.recover(zygote, stage.good.address)
-    finding = invariant.judge(world, stage.received(world), may_fail=scenario.may_fail)
+    finding = scenario.judge(world, stage.received(world))
     breaches += finding.breaches
     if breaches:
         where = f"{scenario.name}, {error} at {place.place} ({place.rest[:120]})"

@@ -72,12 +72,15 @@ def judge(
     *,
     may_wait: Collection[str] = (),
     may_fail: Collection[str] = (),
+    may_vanish: Collection[str] = (),
     may_repeat: Collection[str] = (),
+    requeued: bool = False,
 ) -> Finding:
     """Compare promises, relay and spool after recovery.
 
-    `may_wait` and `may_fail` are recipients who may still be pending, or failed, in the spool;
-    `may_repeat` are tokens that may have arrived twice without a mark.
+    `may_wait`, `may_fail` and `may_vanish` are recipients who may still be pending, or failed, in
+    the spool, or gone from it; `may_repeat` are tokens that may have arrived twice without a mark;
+    `requeued` says that what bounced may have been given a new life.
     """
     finding = Finding(breaches=half_visible(world))
     promises = {promise.token: promise for promise in world.promises}
@@ -87,9 +90,9 @@ def judge(
         _check_mail(mail, promises, arrived, ids, finding)
     kept = _spooled(world, promises, finding)
     for promise in world.promises:
-        _check_promise(promise, arrived, kept, finding, (*may_wait,), (*may_fail,))
+        _check_promise(promise, arrived, kept, finding, (may_wait, may_fail, may_vanish))
     marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
-    _check_bounces(kept, finding, marks, may_repeat)
+    _check_bounces(kept, finding, marks, may_repeat, requeued=requeued)
     for (token, recipient), count in arrived.items():
         if count > 1:
             finding.duplicates += 1
@@ -157,13 +160,18 @@ def _spooled(
 
 
 def _check_bounces(
-    kept: dict[tuple[str, str], str], finding: Finding, marks: str, may_repeat: Collection[str]
+    kept: dict[tuple[str, str], str],
+    finding: Finding,
+    marks: str,
+    may_repeat: Collection[str],
+    *,
+    requeued: bool,
 ) -> None:
     failed = {token for (token, _), state in kept.items() if state == "failed"}
     for token in failed - set(finding.bounces):
         finding.breaches.append(f"{token} failed, and its sender was not told")
     for token, ids in finding.bounces.items():
-        if token not in failed:
+        if token not in failed and not requeued:
             finding.breaches.append(f"{token} bounced and did not fail")
         if len(set(ids)) > 1:
             finding.breaches.append(f"{token} bounced by {len(set(ids))} different reports")
@@ -176,9 +184,9 @@ def _check_promise(
     arrived: Counter[tuple[str, str]],
     kept: dict[tuple[str, str], str],
     finding: Finding,
-    may_wait: Collection[str],
-    may_fail: Collection[str],
+    allowed: tuple[Collection[str], Collection[str], Collection[str]],
 ) -> None:
+    may_wait, may_fail, may_vanish = allowed
     came = [one for one in promise.recipients if arrived[promise.token, one]]
     if came == list(promise.recipients):
         finding.delivered += 1
@@ -193,7 +201,7 @@ def _check_promise(
             continue
         if state is not None:
             finding.breaches.append(f"{promise.token}: {recipient} is {state} in the spool")
-        elif promise.accepted:
+        elif promise.accepted and recipient not in may_vanish:
             finding.breaches.append(f"LOST: {promise.token} for {recipient}, although accepted")
-        elif came:
+        elif came and not promise.accepted:
             finding.breaches.append(f"{promise.token}, not accepted, went to some: {came}")

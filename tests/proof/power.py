@@ -76,7 +76,7 @@ def record(stage: Stage, scenario: Scenario) -> Recording:
     disk = Disk.load(world.spool)
     output = f"{world.root}.trace"
     command = tracing.record_command(output, scenario.command(world, promise))
-    ran = world.run(command, message=message, envelope=envelope)
+    ran = world.run(command, message=message, envelope=envelope, environ=scenario.environ)
     assert ran.returncode in scenario.statuses, (scenario.name, ran)
     operations = read_operations(tracing.read_calls(output), world.spool)
     os.unlink(output)
@@ -182,11 +182,9 @@ def _try(
     received = [*source.before, *trial.arrived, *stage.received(world)]
     arrived_tokens = {invariant.token_of(mail.unix) for mail in trial.arrived}
     may_repeat = arrived_tokens if not trial.ended else set()
-    finding = invariant.judge(
-        world, received, may_fail=scenario.may_fail, may_repeat=may_repeat
-    )
+    finding = scenario.judge(world, received, may_repeat)
     breaches = complaints + finding.breaches
-    if breaches and not trial.state.ordered and _is_false_alarm(breaches, world, trial):
+    if breaches and not trial.state.ordered and _is_false_alarm(breaches, world, trial, scenario):
         report.false_alarms += 1
         breaches = []
     report.repeats += bool(finding.duplicates)
@@ -204,9 +202,11 @@ def _new(scenario: Scenario) -> int:
     return 1 if scenario.submits else 0
 
 
-def _is_false_alarm(breaches: list[str], world: World, trial: _Trial) -> bool:
+def _is_false_alarm(
+    breaches: list[str], world: World, trial: _Trial, scenario: Scenario
+) -> bool:
     """Whether all is well but for sidecars put aside without their bodies, all of them of messages
-    that had been delivered, or that nobody had been told yes for.
+    that had been delivered or deleted, or that nobody had been told yes for.
     """
     told = {one.split(": ")[1] for one in breaches if one.startswith("half visible: undelivered/")}
     if not told or len(told) != len(breaches):
@@ -214,7 +214,9 @@ def _is_false_alarm(breaches: list[str], world: World, trial: _Trial) -> bool:
     harmless = {
         one.recipients
         for one in world.promises
-        if one.token in trial.acknowledged or not one.accepted
+        if one.token in trial.acknowledged
+        or not one.accepted
+        or not scenario.may_vanish.isdisjoint(one.recipients)
     }
     harmless |= {mail.recipients for mail in trial.arrived if not mail.sender}
     for name in told:

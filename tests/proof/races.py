@@ -7,7 +7,6 @@ told yes has arrived, nobody else's mail was touched, and what came twice is mar
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import signal
@@ -195,7 +194,7 @@ def race(
                     report.breaches.append(f"cron, {jump} s off: exit {status}: {said[-500:]}")
         for thread in threads:
             thread.join()
-        _await_senders(world)
+        world.await_sender()
         arrived = relay.ledger.of(world.name)
     world.promises = crowd.promises
     _settle(stage, world, report)
@@ -205,12 +204,6 @@ def race(
     report.refused = len(world.promises) - report.accepted
     report.delivered, report.duplicates = finding.delivered, finding.duplicates
     return report
-
-
-def _await_senders(world: World) -> None:
-    """Wait until no sender in the background is left: its lock can be had."""
-    with open(f"{world.spool}/sender.lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _settle(stage: Stage, world: World, report: RaceReport) -> None:

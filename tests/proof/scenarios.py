@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from picoqmail import envelope
+from proof import invariant
 from proof.world import World
 from rig import faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from proof.world import Promise
     from proof.zygote import Zygote
+    from rig.received import Received
 
 LATER = "later@there.test"
 NEVER = "never@there.test"
@@ -41,6 +43,10 @@ class Scenario:
     submits: tuple[str, ...] = ()
     octets: int = 0
     may_fail: frozenset[str] = frozenset()
+    may_vanish: frozenset[str] = frozenset()
+    """Recipients whose message an administrator deletes."""
+    requeues: bool = False
+    """Whether what failed, and bounced, is given a new life."""
     statuses: frozenset[int] = frozenset({0})
     environ: Mapping[str, str] = field(factory=dict)
 
@@ -51,6 +57,19 @@ class Scenario:
         if self.program == "queue":
             return promise.body, envelope.encode(promise.sender, promise.recipients)
         return promise.body, None
+
+    def judge(
+        self, world: World, received: list[Received], may_repeat: Collection[str] = ()
+    ) -> invariant.Finding:
+        """What must hold after this run, however it ended."""
+        return invariant.judge(
+            world,
+            received,
+            may_fail=self.may_fail,
+            may_vanish=self.may_vanish,
+            may_repeat=may_repeat,
+            requeued=self.requeues,
+        )
 
     def command(self, world: World, promise: Promise | None) -> list[str]:
         """The command line."""
@@ -88,6 +107,16 @@ def _deferred(world: World, zygote: Zygote, relay: str) -> None:
     world.accept()
 
 
+def _failed(world: World, zygote: Zygote, relay: str) -> None:
+    """Two mails in undelivered/, their senders told, and one that waits."""
+    world.accept([NEVER])
+    world.accept(["now@there.test", NEVER])
+    world.relay(relay)
+    zygote.run(world.root, "send", offset=-7200)
+    zygote.run(world.root, "cron", offset=-3600)
+    world.accept()
+
+
 def _many(world: World, _zygote: Zygote, _relay: str) -> None:
     world.accept([f"r{number}@there.test" for number in range(230)])
     world.accept()
@@ -106,6 +135,30 @@ SCENARIOS = (
         statuses=frozenset({69, 75}),
     ),
     Scenario("cron", "cron", _deferred),
+    Scenario(
+        "requeue",
+        "",
+        _failed,
+        ("requeue", "--state", "undelivered", "--yes"),
+        may_fail=frozenset({NEVER}),
+        requeues=True,
+    ),
+    Scenario(
+        "delete",
+        "",
+        _failed,
+        ("delete", "--state", "undelivered", "--yes"),
+        may_fail=frozenset({NEVER}),
+        may_vanish=frozenset({NEVER}),
+        requeues=True,
+    ),
+    Scenario(
+        "queue, starting the sender",
+        "queue",
+        _empty,
+        submits=("to@there.test",),
+        environ={"PICOQMAIL_SEND": "on"},
+    ),
     Scenario("send, 231 recipients", "send", _many),
 )
 BY_NAME = {one.name: one for one in SCENARIOS}

@@ -5,6 +5,8 @@ The rule of this module: it prepares and it looks; it never judges (invariant.py
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -92,10 +94,11 @@ class Programs:
     copy: str = ""
 
     def command(self, name: str) -> list[str]:
-        """How to start picoqmail-NAME."""
+        """How to start picoqmail-NAME; picoqmail itself if there is no name."""
         if self.copy:
-            return [sys.executable, "-I", f"{_HERE}/runner.py", self.copy, name]
-        return [os.path.join(os.path.dirname(sys.executable), f"picoqmail-{name}")]
+            return [sys.executable, "-I", f"{_HERE}/runner.py", self.copy, name or "main"]
+        program = f"picoqmail-{name}" if name else "picoqmail"
+        return [os.path.join(os.path.dirname(sys.executable), program)]
 
 
 def make_body(token: str, octets: int = 0) -> bytes:
@@ -190,9 +193,17 @@ class World:
         return message_id
 
     def run(
-        self, command: Sequence[str], *, message: bytes = b"", envelope: bytes | None = None
+        self,
+        command: Sequence[str],
+        *,
+        message: bytes = b"",
+        envelope: bytes | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a program, perhaps under strace, with its message on 0 and its envelope on 1."""
+        """Run a program, perhaps under strace, with its message on 0 and its envelope on 1.
+
+        Returns when a sender that it left in the background has ended, too.
+        """
         stdin, stdout = _pipe(message), subprocess.PIPE
         if envelope is not None:
             stdout = _pipe(envelope)
@@ -202,7 +213,7 @@ class World:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                env=self.environ(),
+                env=self.environ(**(environ or {})),
                 cwd="/",
                 timeout=RUN_SECONDS,
                 check=False,
@@ -211,6 +222,12 @@ class World:
             os.close(stdin)
             if envelope is not None:
                 os.close(stdout)
+            self.await_sender()
+
+    def await_sender(self) -> None:
+        """Wait until no sender is at work: its lock can be had."""
+        with contextlib.suppress(FileNotFoundError), open(f"{self.spool}/sender.lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
 
     def recover(self, zygote: Zygote, relay: str, runs: int = 3) -> list[str]:
         """Bring the spool to order as cron does, each run some hours later; returns complaints."""
