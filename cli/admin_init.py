@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from picoqmail import init, setting_values, system_home
+from picoqmail.cli import admin_units
 from picoqmail.cli.admin_output import is_terminal, print_json, printable
 from picoqmail.control import Control
 from picoqmail.errors import ConfigurationError
@@ -34,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "submit through a set-id bin/qmail-queue",
     )
     parser.add_argument(
+        "--units",
+        choices=["print", "cron", "systemd"],
+        nargs="?",
+        const="print",
+        help="for a home that is there: print the files for cron, systemd and logrotate, or "
+        "install those for one of the two",
+    )
+    parser.add_argument(
+        "--uninstall", action="store_true", help="remove the files that --units installed"
+    )
+    parser.add_argument(
+        "--destdir", metavar="DIR", default="", help="a directory to put before their paths"
+    )
+    parser.add_argument(
         "--relay",
         metavar="RELAY",
         action="append",
@@ -45,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the home. Returns 0, 64 if not told enough, 73 if something foreign was in the way."""
     home = locate()
+    if arguments.units or arguments.uninstall:
+        return admin_units.run(home, arguments)
     if arguments.system:
         system_home.require_root()
         if not _is_named():
@@ -65,10 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         outcome = init.make_home(home, me=me, relays=relays, programs=init.find_programs())
+    steps = _next_steps(home, system=arguments.system)
     if arguments.json:
-        print_json(_document(home, outcome))
+        print_json(_document(home, outcome, steps))
     else:
-        _print(home, outcome)
+        _print(home, outcome, steps)
     for step in outcome.refused:
         print(f"picoqmail init: {step.path}: left alone: {step.detail}", file=sys.stderr)
     return init.EX_CANTCREAT if outcome.refused else 0
@@ -147,23 +165,35 @@ def _name_of_this_machine() -> str:
     return "" if name.split(".", 1)[0] == "localhost" else name
 
 
-def _next_steps(home: Home) -> list[str]:
+def _next_steps(home: Home, *, system: bool) -> list[str]:
     """Return what is left for a person to do."""
     control = Control(home.control)
     steps = []
     if control.read("relayip") is None:
         steps.append(f"name your relay: echo 'smtp://RELAY' > {home.control}/relayip")
+    password = f"{home.control}/relaypass"
+    how = f"{password}, mode 0600"
+    if system:
+        owner = system_home.OWNER
+        how = f"a file of {owner}'s: install -m 600 -o {owner} -g {owner} /dev/stdin {password}"
     steps.append(
-        f"if the relay wants a login: user@ in {home.control}/relayip, and the password in "
-        f"{home.control}/relaypass, mode 0600",
+        f"if the relay wants a login: user@ in {home.control}/relayip, and the password in {how}",
     )
     steps.append("see all settings: picoqmail config")
-    steps.append(f"let cron retry mail; a line for crontab -e: {init.crontab_line(home)}")
+    if system:
+        path, line = system_home.cron_file(home)
+        steps.append(f"let cron retry mail; a line for {path}: {line}")
+        steps.append(
+            "keep one user from filling the spool: the settings minfree, databytes and userlimit"
+        )
+        steps.append("after each update of picoqmail, or of its user's groups, run this again")
+    else:
+        steps.append(f"let cron retry mail; a line for crontab -e: {init.crontab_line(home)}")
     steps.append(f"send mail: {home.bin}/sendmail, or set sendmail's path in your programs to it")
     return steps
 
 
-def _document(home: Home, outcome: init.Outcome) -> dict[str, object]:
+def _document(home: Home, outcome: init.Outcome, next_steps: list[str]) -> dict[str, object]:
     return {
         "home": home.root,
         "control": home.control,
@@ -174,11 +204,11 @@ def _document(home: Home, outcome: init.Outcome) -> dict[str, object]:
             for step in outcome.steps
         ],
         "crontab": init.crontab_line(home),
-        "next": _next_steps(home),
+        "next": next_steps,
     }
 
 
-def _print(home: Home, outcome: init.Outcome) -> None:
+def _print(home: Home, outcome: init.Outcome, next_steps: list[str]) -> None:
     for step in outcome.steps:
         if step.outcome in {"made", "repaired"}:
             detail = f"  ({printable(step.detail)})" if step.detail else ""
@@ -186,5 +216,5 @@ def _print(home: Home, outcome: init.Outcome) -> None:
     made = sum(step.outcome == "made" for step in outcome.steps)
     print(f"The home {printable(home.root)} is ready: {made} made, {len(outcome.steps)} in all.")
     print("\nNext:")
-    for advice in _next_steps(home):
+    for advice in next_steps:
         print(f"  - {printable(advice)}")

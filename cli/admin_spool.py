@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from picoqmail import selection
 from picoqmail.cli.admin_output import is_terminal
 from picoqmail.errors import QUEUE_SPOOL, ConfigurationError, NoSuchMessageError, SpoolError
-from picoqmail.home import locate
+from picoqmail.home import become_owner, locate
 from picoqmail.setting_values import duration
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def open_home() -> Home:
     """
     home = locate()
     try:
-        owner = os.stat(home.spool)
+        os.stat(home.spool)
     except FileNotFoundError:
         raise ConfigurationError(
             home.spool,
@@ -51,10 +51,7 @@ def open_home() -> Home:
         ) from None
     except OSError as exc:
         raise SpoolError("look at", home.spool, exc, QUEUE_SPOOL) from exc
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([owner.st_gid])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
+    become_owner(home)
     os.umask(0o077)
     return home
 

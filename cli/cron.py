@@ -13,7 +13,7 @@ import time
 from picoqmail import control, cron_lock
 from picoqmail.cli.send import complain, complain_of_system
 from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
-from picoqmail.home import locate
+from picoqmail.home import become_owner, locate
 from picoqmail.sender import Sender
 
 TYPE_CHECKING = False
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     try:
         posix.umask(0o077)
         home = locate()
+        become_owner(home)
         control.host_name(control.Control(home.control))
         lock = _take_turn(home)
         if lock < 0:

@@ -23,7 +23,14 @@ from picoqmail.errors import (
     PicoqmailError,
     SpoolError,
 )
-from picoqmail.home import caller_uid, environment, exists, is_privileged, locate
+from picoqmail.home import (
+    become_owner,
+    caller_uid,
+    environment,
+    exists,
+    is_privileged,
+    locate,
+)
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.limits import read_limits
 
@@ -107,10 +114,12 @@ def _limit_time() -> None:
 def _receive(home: Home) -> bool:
     """Read message and envelope and make them durable; False if there is no recipient."""
     uid = caller_uid(environment())
-    if uid != posix.getuid():
-        from picoqmail.quota import charge
+    become_owner(home)
+    is_shared = uid != posix.getuid()
+    if is_shared:
+        from picoqmail import quota
 
-        charge(home, uid, time.time())
+        quota.charge(home, uid, time.time())
     incoming = Incoming(
         home.spool,
         read_limits(home),
@@ -122,7 +131,11 @@ def _receive(home: Home) -> bool:
         while block := _read(MESSAGE, "message"):
             incoming.write(block)
         envelope = EnvelopeParser()
+        octets = 0
         while block := _read(ENVELOPE, "envelope"):
+            octets += len(block)
+            if is_shared:
+                quota.check_envelope(octets)
             if envelope.feed(block):
                 break
         envelope.close()

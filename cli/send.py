@@ -21,7 +21,7 @@ from picoqmail.errors import (
     ConfigurationError,
     PicoqmailError,
 )
-from picoqmail.home import locate
+from picoqmail.home import become_owner, locate
 from picoqmail.sender import Sender
 
 TYPE_CHECKING = False
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
             print(_USAGE, file=sys.stdout if asked else sys.stderr)  # noqa: T201
             return 0 if asked else EX_USAGE
         home = locate()
+        become_owner(home)
         control.host_name(control.Control(home.control))
         sender = Sender(home, "picoqmail-send")
         if names:

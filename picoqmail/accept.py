@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _ENTROPY_OCTETS = 8
 _TRIES_FOR_A_NAME = 10
+# How much may be written between two looks at the free space: 2 to this power octets.
+_LOOK_AT_SPACE_BITS = 20
 
 
 class Incoming:
@@ -118,6 +120,14 @@ class Incoming:
             raise MessageTooLargeError(
                 f"the message is larger than {self._limits.databytes} octets (setting databytes)"
             )
+        if self._limits.minfree:
+            after = self.size + len(data)
+            if after >> _LOOK_AT_SPACE_BITS != self.size >> _LOOK_AT_SPACE_BITS:
+                try:
+                    self._check_free_space()
+                except SpoolError:
+                    self.abort()
+                    raise
         self._put(data)
 
     def commit(

@@ -94,10 +94,46 @@ def environment() -> Mapping[str, str]:
 def caller_uid(environ: Mapping[str, str]) -> int:
     """The real uid of whoever submits mail: our own, unless the set-id program or sudo, which
     alone make this process the spool's owner for somebody else, say whose it was.
+
+    Who starts our program by himself may say anything here; he is the owner of the spool then,
+    and deceives nobody but himself.
     """
     own = posix.getuid()
     told = environ.get("PICOQMAIL_CALLER") or (own and environ.get("SUDO_UID")) or ""
     return int(told) if told.isascii() and told.isdecimal() and len(told) < 11 else own  # noqa: PLR2004 - digits of a 32-bit number
+
+
+def become_owner(home: Home) -> bool:
+    """Root in somebody else's spool becomes its owner, for good; True if that was done.
+
+    A file that root left there could not be read by the sender; and whoever once took over the
+    spool's owner could lead root astray by a link. The groups are the owner's, as if he had
+    logged in. Where the spool cannot be looked at nothing is done: whoever uses it next says what
+    is wrong. Raises OSError if we may not.
+    """
+    if posix.geteuid() != 0:
+        return False
+    try:
+        found = posix.stat(home.spool)
+    except OSError:
+        return False
+    if found.st_uid == 0:
+        return False
+    posix.setgroups(groups_of(found.st_uid, found.st_gid))
+    posix.setresgid(found.st_gid, found.st_gid, found.st_gid)
+    posix.setresuid(found.st_uid, found.st_uid, found.st_uid)
+    return True
+
+
+def groups_of(uid: int, gid: int) -> list[int]:
+    """All groups of a user, `gid` among them; that alone for a uid that has no name."""
+    import pwd
+
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return [gid]
+    return posix.getgrouplist(name, gid)
 
 
 def absolute(path: str) -> str:

@@ -1,135 +1,162 @@
 /*
- * The way into a spool that belongs to its own user: set-user-id and set-group-id to that user, in
- * place of qmail-queue. It cleans everything that a caller hands to a program, becomes that user
- * for good, and runs the Python program, which alone looks at the mail. It reads nothing.
+ * The way into a spool that belongs to a user of its own: bin/qmail-queue of a home for many users.
+ * It becomes that user for good, cleans everything that a caller hands to a program, and runs the
+ * Python program, which alone looks at the mail. It reads nothing.
+ *
+ * Set-user-id to root, although it only ever wants to be the spool's owner. A file that belongs to
+ * that owner could be rewritten by him, and so by whatever once takes over the sender, which talks
+ * to the network; and everybody who sends mail, root too, would run it. docs/security.md has more.
+ * So the rights go first: nothing stands before drop() but what only root may lift.
  *
  * Compiled by `picoqmail init --system`, which fixes these at compile time:
- *   HOME_PATH, PYTHON_PATH, PROGRAM_PATH   absolute, owned by root all the way up
+ *   OWNER_UID, OWNER_GID, OWNER_GROUPS      numbers (unsigned) of the spool's owner
+ *   HOME_PATH, PYTHON_PATH, PACKAGES_PATH   absolute, in the hands of root all the way up
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
 
-/* Exit codes of the qmail-queue interface. */
-enum { HOME_TROUBLE = 61, BUG = 81 };
-/* Explanations may go to the caller's descriptor 6, if he made a pipe there. */
-enum { EXPLANATION = 6 };
+/* Exit codes of the qmail-queue interface, and its pipe for explanations. */
+enum { HOME_TROUBLE = 61, BUG = 81, EXPLANATION = 6 };
 
+/* Only to be called without rights: descriptor 2 is whatever the caller made it. */
 static void stop(int code, const char *what)
 {
-    const char *name = "qmail-queue: cannot ";
-    if (write(2, name, strlen(name)) < 0 || write(2, what, strlen(what)) < 0 || write(2, "\n", 1) < 0)
+    char line[400];
+    int size = snprintf(line, sizeof line, "qmail-queue: %s\n", what);
+    if (write(2, line, size < (int) sizeof line ? (size_t) size : sizeof line - 1) < 0)
         _exit(code);
     _exit(code);
 }
 
+/* A limit of the caller's must not strike the sender, which is started from here and works for
+ * everybody: a sender that cannot write down what it has delivered would send it twice. Data are
+ * bounded, so that an envelope without an end takes no more than that. True if they are as here. */
+static int lift_limits(void)
+{
+    static const struct { int kind; rlim_t least; } limits[] = {
+        { RLIMIT_FSIZE, RLIM_INFINITY }, { RLIMIT_AS, RLIM_INFINITY }, { RLIMIT_CPU, RLIM_INFINITY },
+        { RLIMIT_NPROC, RLIM_INFINITY }, { RLIMIT_DATA, 1 << 30 }, { RLIMIT_STACK, 8 << 20 },
+        { RLIMIT_NOFILE, 4096 }, { RLIMIT_CORE, 0 }, /* no core file ever holds mail */
+    };
+    struct rlimit limit;
+    size_t each;
+    int lifted = 1;
+    for (each = 0; each < sizeof limits / sizeof *limits; each++) {
+        limit.rlim_cur = limit.rlim_max = limits[each].least;
+        if (setrlimit((unsigned) limits[each].kind, &limit) == 0)
+            continue;
+        lifted = 0; /* a container that keeps this right back: as far as it goes */
+        if (getrlimit((unsigned) limits[each].kind, &limit) == 0) {
+            limit.rlim_cur = limit.rlim_max;
+            (void) setrlimit((unsigned) limits[each].kind, &limit);
+        }
+    }
+    return lifted;
+}
+
+/* Become the spool's owner for good: the caller may not signal or trace what follows. */
+static void drop(void)
+{
+    static const gid_t groups[] = { OWNER_GROUPS };
+    if (setgroups(sizeof groups / sizeof *groups, groups) < 0
+        || setresgid(OWNER_GID, OWNER_GID, OWNER_GID) < 0
+        || setresuid(OWNER_UID, OWNER_UID, OWNER_UID) < 0)
+        _exit(BUG);
+    if (getuid() != OWNER_UID || geteuid() != OWNER_UID || getgid() != OWNER_GID
+        || getegid() != OWNER_GID || setuid(0) == 0 || setgid(0) == 0)
+        _exit(BUG);
+}
+
 /* Give a closed standard descriptor something that cannot be read, so that no file of ours gets
- * its number; a closed 0 or 1 stays what it was for the caller: unreadable. */
+ * its number, and likewise a directory, for which Python would not even start. */
 static void settle_descriptors(void)
 {
     struct stat status;
     int number;
     for (number = 0; number <= 2; number++) {
-        if (fcntl(number, F_GETFD) >= 0)
-            continue;
+        if (fstat(number, &status) == 0) {
+            if (!S_ISDIR(status.st_mode))
+                continue;
+            close(number);
+        }
         if (open("/dev/null", O_WRONLY) != number)
             _exit(BUG); /* open gives the lowest free number, and all below are taken */
     }
     if (fstat(EXPLANATION, &status) < 0 || !S_ISFIFO(status.st_mode))
         close(EXPLANATION);
-    if (syscall(SYS_close_range, 3U, (unsigned) EXPLANATION - 1, 0U) < 0
-        || syscall(SYS_close_range, (unsigned) EXPLANATION + 1, ~0U, 0U) < 0) {
-        /* A kernel before 5.9: as many as there can be. */
-        long most = sysconf(_SC_OPEN_MAX), each;
-        if (most < 0 || most > 1048576)
-            most = 1048576;
-        for (each = 3; each < most; each++)
-            if (each != EXPLANATION)
-                close((int) each);
+    if (syscall(SYS_close_range, 3U, EXPLANATION - 1U, 0U) < 0
+        || syscall(SYS_close_range, EXPLANATION + 1U, ~0U, 0U) < 0) {
+        /* A kernel before 5.9: one by one, as many as one process can have anywhere. */
+        for (number = 3; number < 1048576; number++)
+            if (number != EXPLANATION)
+                close(number);
     }
 }
 
-/* Nothing that the caller ignored, blocked or set ticking reaches the program. */
+/* Nothing that the caller ignored, blocked or set ticking reaches the program; and a terminal
+ * cannot stop it, which would hold the sender's lock for as long as the caller likes. */
 static void settle_signals(void)
 {
     struct itimerval none;
-    struct sigaction usual;
+    struct sigaction action;
     sigset_t nothing;
     int number;
     memset(&none, 0, sizeof none);
+    memset(&action, 0, sizeof action);
     if (setitimer(ITIMER_REAL, &none, NULL) < 0 || setitimer(ITIMER_VIRTUAL, &none, NULL) < 0
         || setitimer(ITIMER_PROF, &none, NULL) < 0)
-        stop(BUG, "stop the caller's timers");
-    memset(&usual, 0, sizeof usual);
-    usual.sa_handler = SIG_DFL;
-    for (number = 1; number < NSIG; number++)
-        if (sigaction(number, &usual, NULL) < 0 && errno != EINVAL)
-            stop(BUG, "reset a signal");
+        stop(BUG, "cannot stop the caller's timers");
+    for (number = 1; number < NSIG; number++) {
+        int stops = number == SIGTSTP || number == SIGTTIN || number == SIGTTOU;
+        action.sa_handler = stops ? SIG_IGN : SIG_DFL;
+        if (sigaction(number, &action, NULL) < 0 && errno != EINVAL)
+            stop(BUG, "cannot reset a signal");
+    }
     sigemptyset(&nothing);
     if (sigprocmask(SIG_SETMASK, &nothing, NULL) < 0)
-        stop(BUG, "unblock signals");
-}
-
-/* What the caller lowered is raised as far as we may; no core file ever holds mail. */
-static void settle_limits(void)
-{
-    static const int kinds[] = { RLIMIT_FSIZE, RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_DATA, RLIMIT_CPU };
-    struct rlimit limit;
-    size_t each;
-    for (each = 0; each < sizeof kinds / sizeof *kinds; each++)
-        if (getrlimit(kinds[each], &limit) == 0) {
-            limit.rlim_cur = limit.rlim_max;
-            if (setrlimit(kinds[each], &limit) < 0)
-                stop(BUG, "raise a limit");
-        }
-    limit.rlim_cur = limit.rlim_max = 0;
-    if (setrlimit(RLIMIT_CORE, &limit) < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-        stop(BUG, "switch core files off");
-}
-
-/* Become the owner of the spool for good: the caller may not signal or trace what follows. */
-static void become_owner(uid_t owner, gid_t group)
-{
-    if (setresgid(group, group, group) < 0 || setresuid(owner, owner, owner) < 0)
-        stop(BUG, "become the owner of the spool");
-    if (getuid() != owner || geteuid() != owner || getgid() != group || getegid() != group)
-        stop(BUG, "become the owner of the spool");
+        stop(BUG, "cannot unblock signals");
 }
 
 int main(void)
 {
-    static char home[] = "PICOQMAIL_HOME=" HOME_PATH;
-    static char path[] = "PATH=/usr/local/bin:/usr/bin:/bin";
-    static char locale[] = "LC_ALL=C.UTF-8";
-    static char caller[sizeof "PICOQMAIL_CALLER=" + 3 * sizeof(uid_t) + 1];
-    static char python[] = PYTHON_PATH, isolated[] = "-I", no_site[] = "-S";
-    static char program[] = PROGRAM_PATH, name[] = "qmail-queue";
-    char *const arguments[] = { python, isolated, no_site, program, name, NULL };
-    char *const environment[] = { home, path, locale, caller, NULL };
+    static char home[] = "PICOQMAIL_HOME=" HOME_PATH, path[] = "PATH=/usr/local/bin:/usr/bin:/bin";
+    static char locale[] = "LC_ALL=C.UTF-8", send_later[] = "PICOQMAIL_SEND=off", caller[40];
+    static char python[] = PYTHON_PATH, packages[] = PACKAGES_PATH, name[] = "qmail-queue";
+    static char isolated[] = "-I", no_site[] = "-S", code[] = "-c", program[] =
+        "import sys; sys.path.append(sys.argv.pop(1)); del sys.argv[0]\n"
+        "from picoqmail import start; start.run('queue')";
+    static const struct sched_param no_priority;
+    char *arguments[] = { python, isolated, no_site, code, program, packages, name, NULL };
+    char *environment[] = { home, path, locale, caller, NULL, NULL };
+
+    if (geteuid() != 0)
+        stop(HOME_TROUBLE, HOME_PATH "/bin/qmail-queue has lost its set-user-id bit, or was started"
+             " where that does not count: a process with no_new_privs, a file system mounted nosuid");
+    if (!lift_limits())
+        environment[4] = send_later; /* cron sends it: nobody can lower cron's limits */
+    (void) sched_setscheduler(0, SCHED_OTHER, &no_priority);
+    (void) setpriority(PRIO_PROCESS, 0, 0);
+    snprintf(caller, sizeof caller, "PICOQMAIL_CALLER=%lu", (unsigned long) getuid());
+    drop();
 
     settle_descriptors();
-    if (geteuid() == 0 || getegid() == 0)
-        stop(BUG, "run as root: this file must be set-id to the owner of the spool");
     settle_signals();
-    settle_limits();
     umask(077);
-    snprintf(caller, sizeof caller, "PICOQMAIL_CALLER=%lu", (unsigned long) getuid());
-    become_owner(geteuid(), getegid());
     if (chdir(HOME_PATH) < 0)
-        stop(HOME_TROUBLE, "enter the home " HOME_PATH);
+        stop(HOME_TROUBLE, "cannot enter the home " HOME_PATH);
     execve(python, arguments, environment);
-    stop(BUG, "run " PYTHON_PATH "; run picoqmail init --system again");
+    stop(BUG, "cannot run " PYTHON_PATH "; run picoqmail init --system again");
     return BUG;
 }

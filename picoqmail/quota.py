@@ -1,8 +1,9 @@
-"""How many messages a user of this host may submit in an hour. Hot; builtins only.
+"""What a user of this host may submit to a spool that all share. Hot; builtins only.
 
 Asked only where mail came in through the set-id program, so that one user cannot fill the spool
-that all share. One small file a user in the spool's `users/`: the hour, and the count in it. It
-is no record of mail and is not made durable: at worst an hour counts twice.
+that all share, nor choke those who work on it. One small file a user in the spool's `users/`: the
+hour, and the count in it. It is no record of mail and is not made durable: at worst an hour counts
+twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ import posix
 
 from picoqmail import durable
 from picoqmail.control import Control, whole_number
-from picoqmail.errors import QUEUE_SPOOL, QUEUE_TRY_LATER, PicoqmailError, SpoolError
+from picoqmail.errors import (
+    QUEUE_SPOOL,
+    QUEUE_TRY_LATER,
+    MessageTooLargeError,
+    PicoqmailError,
+    SpoolError,
+)
 from picoqmail.layout import PRIVATE_FILE_MODE, USERS
 
 TYPE_CHECKING = False
@@ -20,6 +27,9 @@ if TYPE_CHECKING:
     from picoqmail.home import Home
 
 HOUR_SECONDS = 3600
+# For mail of others than the spool's owner. Whoever looks at a message reads all of its sidecar:
+# one with millions of recipients, from one user, would cost every run of the sender gigabytes.
+MOST_ENVELOPE_OCTETS = 4 << 20
 _MOST = 2**31 - 1
 _RECORD_OCTETS = 64
 
@@ -58,3 +68,12 @@ def charge(home: Home, uid: int, now: float) -> None:
             posix.close(descriptor)
     except OSError as exc:
         raise SpoolError("count in", path, exc, QUEUE_SPOOL) from exc
+
+
+def check_envelope(octets: int) -> None:
+    """Refuse an envelope that has become too large. Raises MessageTooLargeError."""
+    if octets > MOST_ENVELOPE_OCTETS:
+        raise MessageTooLargeError(
+            f"the envelope is larger than {MOST_ENVELOPE_OCTETS} octets; send the message several "
+            "times, each to some of its recipients"
+        )

@@ -4,11 +4,14 @@ What may live here: what `picoqmail init --system` does beyond a home of one's o
 owner of the spool can list, read, alter or delete anything in it; anybody may submit, by way of
 `bin/qmail-queue`, a small set-id program (qmail_queue_setid.c) that is compiled here by the host's
 compiler. Nothing else runs with raised privilege.
+
+Root works here on nothing that another user could move, replace or lead elsewhere meanwhile: every
+directory from the root of the file system to the home must be in root's hands.
 """
 
 from __future__ import annotations
 
-import grp
+import errno
 import os
 import pwd
 import shutil
@@ -20,7 +23,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from picoqmail import durable
+from picoqmail import durable, init
+from picoqmail.control import MINIVARS
+from picoqmail.home import groups_of
 from picoqmail.init import LINKS, InitError, Outcome, Step, Work
 from picoqmail.layout import DIRECTORIES
 
@@ -30,9 +35,12 @@ if TYPE_CHECKING:
     from picoqmail.home import Home
 
 OWNER = "picoqmail"
-SETID_MODE = 0o6711
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "qmail_queue_setid.c")
+SETID_MODE = 0o4711
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+SOURCE = f"{PACKAGE}/qmail_queue_setid.c"
 COMPILE_SECONDS = 60
+_NOBODY = 65534
+_MOST_LINKS = 40
 _HARDENING = (
     "-std=c11",
     "-O2",
@@ -51,10 +59,11 @@ _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 @frozen
 class Owner:
-    """The user and group that the spool belongs to."""
+    """The user that the spool belongs to, with all groups of that user."""
 
     uid: int
     gid: int
+    groups: tuple[int, ...]
 
 
 def make_system_home(
@@ -66,11 +75,18 @@ def make_system_home(
 ) -> Outcome:
     """Make or mend a home for all users of this host; arguments and errors as init.make_home.
 
-    The user `picoqmail` is made if it is missing. May be run again, after an update too: the
-    set-id program is compiled anew.
+    The user `picoqmail` is made if it is missing. May be run again, and must be after an update
+    and when that user's groups have changed: the set-id program is compiled anew, and tried.
     """
     require_root()
+    if home.control != f"{home.root}/control" or home.spool != f"{home.root}/spool":
+        raise InitError(
+            home.root,
+            "a home for many users has its control and spool within",
+            "unset PICOQMAIL_CONTROL and PICOQMAIL_SPOOL; a disk of its own can be mounted there",
+        )
     check_programs(programs)
+    check_place(home.root)
     owner = ensure_owner()
     prepare_directories(home, owner)
     work = Work.begin(home)
@@ -83,12 +99,16 @@ def make_system_home(
             if step.outcome == "made":
                 # Whoever submits reads the settings; the password is in a file of its own.
                 os.chmod(step.path, 0o644)
-        target = build_setid(home, owner, programs)
-        work.steps.append(Step(target, "made", f"set-id {OWNER}"))
+        work.steps += settle_control(home, owner)
+        target = f"{home.bin}/qmail-queue"
+        _refuse_foreign(target, work.made_before)
+        _install(compile_setid(home, owner), target)
+        work.steps.append(Step(target, "made", f"set-id, for the spool of {OWNER}"))
         for name, program in links(programs, home).items():
             work.link(f"{home.bin}/{name}", program)
     finally:
         work.write_manifest()
+    try_setid(target)
     return Outcome(home.root, tuple(work.steps))
 
 
@@ -117,62 +137,123 @@ def ensure_owner() -> Owner:
 
 def _owner() -> Owner:
     user = pwd.getpwnam(OWNER)
-    if user.pw_uid == 0 or user.pw_gid == 0:
-        raise InitError(OWNER, "is a user with root's number", "give it one of its own")
-    return Owner(user.pw_uid, grp.getgrnam(OWNER).gr_gid)
+    groups = tuple(groups_of(user.pw_uid, user.pw_gid))
+    if user.pw_uid == 0 or 0 in groups:
+        raise InitError(OWNER, "is a user with root's number or group", "give it one of its own")
+    return Owner(user.pw_uid, user.pw_gid, groups)
+
+
+# --- Whose hands it is in ------------------------------------------------------------------------
 
 
 def check_programs(programs: Mapping[str, str]) -> None:
     """See that only root can change what the set-id program will run. Raises InitError.
 
-    The interpreter, our package and our programs, and every directory above them, must belong to
-    root and be writable by nobody else; and other users must be able to reach them.
+    The interpreter, our package with every file in it, and our programs; every directory on the
+    way to them, and every link on that way. And other users must be able to reach them.
     """
-    package = os.path.dirname(os.path.abspath(__file__))
-    for path in (interpreter(), package, *programs.values()):
-        for spelled in dict.fromkeys((path, os.path.realpath(path))):
-            _check_path(spelled)
+    if not os.path.isdir(f"{PACKAGE}/cli"):
+        raise InitError(PACKAGE, "is not an installed picoqmail", _ELSEWHERE)
+    for path in (interpreter(), PACKAGE, *programs.values()):
+        check_place(path)
+    for directory, _, names in os.walk(PACKAGE):
+        for path in (directory, *(f"{directory}/{name}" for name in names)):
+            _check_hands(path, os.lstat(path))
 
 
-def _check_path(path: str) -> None:
-    place = path
-    while True:
-        status = os.stat(place)
-        remedy = "install picoqmail, as root, into a place of root's such as /opt/picoqmail"
-        if status.st_uid != 0:
-            raise InitError(place, f"belongs to user {status.st_uid} and not to root", remedy)
-        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        if status.st_mode & 0o022 and not sticky:
-            raise InitError(place, "can be changed by others than root", remedy)
-        if not status.st_mode & stat.S_IXOTH and stat.S_ISDIR(status.st_mode):
-            raise InitError(place, "cannot be entered by other users", remedy)
-        if place == "/":
+_ELSEWHERE = "install picoqmail, as root, into a place of root's such as /opt/picoqmail"
+
+
+def check_place(path: str) -> None:
+    """See that only root can put something else in the place of a path. Raises InitError.
+
+    What is not there yet is not looked at. Every link is followed step by step, for whoever owns
+    a directory that one of them lies in could turn it.
+    """
+    pending = _parts(path)
+    place = "/"
+    _check_hands(place, os.lstat(place))
+    links_left = _MOST_LINKS
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, part)
+        try:
+            status = os.lstat(step)
+        except FileNotFoundError:
             return
-        place = os.path.dirname(place)
+        _check_hands(step, status)
+        if not stat.S_ISLNK(status.st_mode):
+            place = step
+            continue
+        links_left -= 1
+        if not links_left:
+            raise InitError(path, "leads through too many links", _ELSEWHERE)
+        target = os.readlink(step)
+        place = "/" if target.startswith("/") else place
+        pending += _parts(target)
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of a path, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _check_hands(path: str, status: os.stat_result) -> None:
+    if status.st_uid != 0:
+        raise InitError(path, f"belongs to user {status.st_uid} and not to root", _ELSEWHERE)
+    if stat.S_ISLNK(status.st_mode):
+        return
+    is_directory = stat.S_ISDIR(status.st_mode)
+    # In a sticky directory, such as /tmp, nobody can move or remove what belongs to root.
+    if status.st_mode & 0o022 and not (is_directory and status.st_mode & stat.S_ISVTX):
+        remedy = f"chmod go-w it, or {_ELSEWHERE}"
+        raise InitError(path, "can be changed by others than root", remedy)
+    needed = stat.S_IXOTH if is_directory else stat.S_IROTH
+    if not status.st_mode & needed:
+        what = "entered" if is_directory else "read"
+        remedy = f"chmod go+rX it, or {_ELSEWHERE}"
+        raise InitError(path, f"cannot be {what} by other users", remedy)
 
 
 def interpreter() -> str:
-    """The interpreter that our programs are run by, as it is spelled here (not resolved, because
-    a virtual environment is known by its own link).
+    """The interpreter that our programs are run by, as it is spelled here.
+
+    Not resolved, because a virtual environment is known by its own link.
     """
     return os.path.abspath(sys.executable)
+
+
+# --- Directories and settings --------------------------------------------------------------------
 
 
 def prepare_directories(home: Home, owner: Owner) -> None:
     """Give the parts of a home their owners and modes. Raises InitError, OSError."""
     for path in (home.root, home.control, home.bin):
         _directory(path, 0, 0, 0o755)
+    adopted = False
     for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
-        _directory(path, owner.uid, owner.gid, 0o700)
+        before = _directory(path, owner.uid, owner.gid, 0o700)
+        # A home that was root's own until now: nobody else could put anything there.
+        adopted = adopted or (path == home.spool and before == 0)
+        if adopted:
+            _adopt_files(path, owner)
 
 
-def _directory(path: str, uid: int, gid: int, mode: int) -> None:
+def _directory(path: str, uid: int, gid: int, mode: int) -> int:
+    """Make a directory, or mend the one there; returns whose it was."""
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         _directory(parent, 0, 0, 0o755)
     durable.make_directory(path, mode)
     # By descriptor, so that nothing put in its place meanwhile is given away.
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        what = "is a link or no directory" if os.path.lexists(path) else "cannot be opened"
+        raise InitError(path, f"{what}: {error.strerror}", "move it away") from error
     try:
         status = os.fstat(descriptor)
         if status.st_uid not in (0, uid):
@@ -182,14 +263,49 @@ def _directory(path: str, uid: int, gid: int, mode: int) -> None:
         durable.sync(descriptor)
     finally:
         os.close(descriptor)
+    return status.st_uid
 
 
-def build_setid(home: Home, owner: Owner, programs: Mapping[str, str]) -> str:
-    """Compile the set-id program into `bin/qmail-queue`; returns its path. Raises InitError.
+def _adopt_files(directory: str, owner: Owner) -> None:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                os.chown(entry.path, owner.uid, owner.gid, follow_symlinks=False)
 
-    Whatever was there under that name is replaced in one step if it was ours (a regular file of
-    the spool's owner, or a link of ours), else refused.
-    """
+
+def settle_control(home: Home, owner: Owner) -> list[Step]:
+    """See that each setting can be read by those who need it, and the password by nobody else."""
+    steps = []
+    for name in sorted(os.listdir(home.control)):
+        path = f"{home.control}/{name}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            mode = stat.S_IMODE(status.st_mode)
+            if name == "relaypass":
+                if (status.st_uid, mode) == (owner.uid, 0o600):
+                    continue
+                os.fchmod(descriptor, 0o600)
+                os.fchown(descriptor, owner.uid, owner.gid)
+                detail = f"mode 0600, for {OWNER}; was {mode:04o}, of user {status.st_uid}"
+                steps.append(Step(path, "repaired", detail))
+            elif not mode & stat.S_IROTH:
+                text = "is not readable by everybody who submits mail; chmod 644 it"
+                if name == MINIVARS:
+                    text += f", and move a RELAYPASS in it to {home.control}/relaypass"
+                steps.append(Step(path, "refused", text))
+        finally:
+            os.close(descriptor)
+    return steps
+
+
+# --- The set-id program --------------------------------------------------------------------------
+
+
+def compile_setid(home: Home, owner: Owner) -> bytes:
+    """Compile the set-id program for a home. Raises InitError."""
     compiler = shutil.which("cc", path="/usr/bin:/bin:/usr/local/bin")
     if compiler is None:
         raise InitError(
@@ -198,60 +314,106 @@ def build_setid(home: Home, owner: Owner, programs: Mapping[str, str]) -> str:
             "install a C compiler (Debian: apt-get install gcc libc6-dev), or see the sudo rule in "
             "docs/security.md",
         )
-    target = f"{home.bin}/qmail-queue"
-    _refuse_foreign(target, owner, programs)
-    defines = {
+    paths = {
         "HOME_PATH": home.root,
         "PYTHON_PATH": interpreter(),
-        "PROGRAM_PATH": programs["picoqmail-queue"],
+        "PACKAGES_PATH": os.path.dirname(PACKAGE),
     }
-    for path in defines.values():
+    for path in paths.values():
         if not _PLAIN.issuperset(path):
             raise InitError(path, "has a character that a fixed path may not have", "rename it")
+    defines = {name: f'"{path}"' for name, path in paths.items()}
+    defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
+    defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
     with tempfile.TemporaryDirectory() as scratch:
         built = f"{scratch}/qmail-queue"
-        command = [compiler, *_HARDENING, *(f'-D{k}="{v}"' for k, v in defines.items())]
+        command = [compiler, *_HARDENING, *(f"-D{name}={value}" for name, value in defines.items())]
         done = subprocess.run(
             [*command, "-o", built, SOURCE],
             capture_output=True,
             text=True,
             check=False,
             timeout=COMPILE_SECONDS,
+            cwd=scratch,
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
         )
         if done.returncode:
             raise InitError(SOURCE, f"cannot be compiled: {done.stderr.strip()[-500:]}")
         with open(built, "rb") as file:
-            program = file.read()
-    _install(program, target, owner)
-    return target
+            return file.read()
 
 
-def _refuse_foreign(target: str, owner: Owner, programs: Mapping[str, str]) -> None:
-    try:
-        status = os.lstat(target)
-    except FileNotFoundError:
-        return
-    if stat.S_ISLNK(status.st_mode) and os.readlink(target) == programs["picoqmail-queue"]:
-        return
-    if stat.S_ISREG(status.st_mode) and status.st_uid == owner.uid:
-        return
-    raise InitError(target, "was not made by picoqmail", "move it away and run this again")
+def _refuse_foreign(target: str, made_before: frozenset[str]) -> None:
+    if os.path.lexists(target) and "bin/qmail-queue" not in made_before:
+        raise InitError(target, "was not made by picoqmail", "move it away and run this again")
 
 
-def _install(program: bytes, target: str, owner: Owner) -> None:
-    """Put the program in place whole; it is set-id only once nobody can write to it."""
-    scratch = f"{target}.{os.getpid()}.new"
+def _install(program: bytes, target: str) -> None:
+    """Put the program in place whole; it is set-id only once it is whole, and only once.
+
+    A user may have made a hard link to the one before, to keep it for when a fault in it becomes
+    known: its rights go with its name.
+    """
+    scratch = f"{target}.new"
+    durable.unlink_if_there(scratch)
     descriptor = durable.create(scratch)
     try:
         durable.write_all(descriptor, program)
-        os.fchown(descriptor, owner.uid, owner.gid)
+        os.fchown(descriptor, 0, 0)
         os.fchmod(descriptor, SETID_MODE)
         durable.sync(descriptor)
+        before = _open_before(target)
+        durable.rename(scratch, target)
+        if before >= 0:
+            os.fchmod(before, 0)
+            os.close(before)
     finally:
         os.close(descriptor)
-    durable.rename(scratch, target)
+        durable.unlink_if_there(scratch)
     durable.sync_directory(os.path.dirname(target))
+
+
+def _open_before(target: str) -> int:
+    """The program that is about to be replaced, -1 if there is none or only a link."""
+    try:
+        return os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return -1
+        raise
+
+
+def try_setid(target: str) -> None:
+    """Submit, as a user without rights, a message to nobody. Raises InitError.
+
+    It leaves nothing in the spool, and shows that the bit counts in this place, that the
+    interpreter can be reached, and that the settings can be read.
+    """
+    envelope, writing = os.pipe()
+    try:
+        os.write(writing, b"F\0\0")
+        os.close(writing)
+        done = subprocess.run(
+            [target],
+            stdin=subprocess.DEVNULL,
+            stdout=envelope,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=COMPILE_SECONDS,
+            user=_NOBODY,
+            group=_NOBODY,
+            extra_groups=(),
+            cwd="/",
+            env={},
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InitError(target, f"cannot be run by other users: {error}") from error
+    finally:
+        os.close(envelope)
+    if done.returncode:
+        said = done.stderr.strip() or "no word"
+        raise InitError(target, f"does not work for other users, exit {done.returncode}: {said}")
 
 
 def links(programs: Mapping[str, str], home: Home) -> dict[str, str]:
@@ -262,3 +424,9 @@ def links(programs: Mapping[str, str], home: Home) -> dict[str, str]:
         for name, program in LINKS.items()
         if name != "qmail-queue"
     }
+
+
+def cron_file(home: Home) -> tuple[str, str]:
+    """The path and the line of a file for cron(8) that retries mail as the spool's owner."""
+    times, command = init.crontab_line(home).split(" PICOQMAIL_HOME=", 1)
+    return f"/etc/cron.d/{OWNER}", f"{times} {OWNER} PICOQMAIL_HOME={command}"
