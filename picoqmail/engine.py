@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from picoqmail.lane import Lane, LaneSummary, RunSummary
 from picoqmail.lane_run import LaneRun, SourceFailedError
 from picoqmail.relay import Lookups
-from picoqmail.relay_tls import TlsPlan, TlsPolicy, make_context
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
     from picoqmail.link import Link
+    from picoqmail.tls_plan import TlsPlan, TlsPolicy
 
 __all__ = ["Engine", "Lane", "LaneSummary", "RunSummary"]
 
@@ -87,6 +87,8 @@ class Engine:
         """Return the TLS context for a plan, made once: reading a CA store takes its time."""
         key = (policy, plan)
         if key not in self._contexts:
+            from picoqmail.relay_tls import make_context
+
             self._contexts[key] = make_context(policy, plan)
         return self._contexts[key]
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 from picoqmail.relay import open_socket
-from picoqmail.relay_tls import TlsLayer, TlsPlan, plan_tls
 from picoqmail.smtp.conversation import FLUSH, PAUSE, TLS, Conversation, SessionOptions
 from picoqmail.smtp.transaction import RelayFault
+from picoqmail.tls_plan import TlsPlan, is_tls_error, plan_tls
 from picoqmail.transport import Transport
 
 if TYPE_CHECKING:
@@ -130,10 +129,11 @@ class Link:
                 self._shake_hands(self._transport)
             if self._state == _OPEN:
                 self._advance(self._transport)
-        except ssl.SSLError as error:
-            self._tls_failed(error)
         except OSError as error:
-            self._lost(error)
+            if is_tls_error(error):
+                self._tls_failed(error)
+            else:
+                self._lost(error)
 
     def on_deadline(self) -> None:
         """Go on: something took too long, or a pause is over."""
@@ -264,6 +264,8 @@ class Link:
         policy = self.endpoint.tls
         try:
             context = self.engine.context(policy, self._plan)
+            from picoqmail.relay_tls import TlsLayer
+
             layer = TlsLayer(context, self._plan, policy, self.endpoint.relay.host)
         except (OSError, ValueError) as error:
             text = f"TLS cannot be set up, see tlsca and tlscert: {error}"
@@ -290,7 +292,7 @@ class Link:
             self.conversation.receive(data)
         self._advance(transport)
 
-    def _tls_failed(self, error: ssl.SSLError) -> None:
+    def _tls_failed(self, error: OSError) -> None:
         reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
         if self._state == _HANDSHAKE:
             self._fail(RelayFault("tls", f"no TLS with {self._where}: {reason}"))

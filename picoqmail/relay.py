@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from picoqmail.relay_tls import TlsPolicy
+from picoqmail.tls_plan import TlsPolicy
 
 if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay

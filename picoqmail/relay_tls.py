@@ -1,21 +1,20 @@
-"""TLS to a relay: what is demanded of it, and the layer between socket and conversation.
+"""TLS to a relay: the layer between socket and conversation.
 
 The rule of this module: it moves octets between two memory buffers and judges certificates; it
-owns no socket, so nothing here can block.
+owns no socket, so nothing here can block. Imported when TLS starts: many a relay is on this host
+and offers none, and OpenSSL takes longer to load than a mail to send.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ssl
-from typing import TYPE_CHECKING, Literal
-
-from attrs import frozen
+from typing import TYPE_CHECKING
 
 from picoqmail import certificate
 
 if TYPE_CHECKING:
-    from picoqmail.smtp.relay_address import Relay
+    from picoqmail.tls_plan import TlsPlan, TlsPolicy
 
 _READ_OCTETS = 65536
 _NO_MORE_NOW = (
@@ -24,54 +23,6 @@ _NO_MORE_NOW = (
     ssl.SSLZeroReturnError,
     ssl.SSLEOFError,  # an end without the farewell of TLS; SMTP has its own
 )
-
-
-@frozen
-class TlsPolicy:
-    """What the settings say about TLS.
-
-    ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
-    ``fingerprint``; ``off`` tells us to log in without TLS too, which no other mode does. ``ca``
-    is a PEM file (``""``: the platform's store), ``certificate`` a PEM file with our own
-    certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
-    relay's certificate (DER), 64 hex digits, colons and case do not matter.
-    """
-
-    mode: str = "may"
-    ca: str = ""
-    certificate: str = ""
-    fingerprints: tuple[str, ...] = ()
-
-
-@frozen
-class TlsPlan:
-    """What to do with one relay: how TLS starts, and what its certificate must show."""
-
-    implicit: bool
-    starttls: Literal["never", "may", "must"]
-    verify: Literal["nothing", "authority", "fingerprint"]
-
-
-def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
-    """Return the plan for a relay. Its scheme can demand more than the setting, never less.
-
-    Where we log in, ``may`` counts as ``require``: a password for whoever happens to listen is no
-    opportunity (RFC 8314).
-    """
-    if relay.scheme == "lmtp+unix":
-        return TlsPlan(implicit=False, starttls="never", verify="nothing")
-    implicit = relay.scheme == "smtps" or policy.mode == "implicit"
-    must = relay.scheme == "smtp+starttls" or policy.mode in ("require", "fingerprint")
-    must = must or (policy.mode == "may" and has_login)
-    verify: Literal["nothing", "authority", "fingerprint"] = "nothing"
-    if policy.mode == "fingerprint":
-        verify = "fingerprint"
-    elif implicit or must:
-        verify = "authority"
-    starttls: Literal["never", "may", "must"] = "never"
-    if not implicit:
-        starttls = "must" if must else "never" if policy.mode == "off" else "may"
-    return TlsPlan(implicit, starttls, verify)
 
 
 def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from picoqmail.engine import Engine, Lane
 from picoqmail.pacer import RATE, Pacer
 from picoqmail.relay import Endpoint
-from picoqmail.relay_tls import TlsPolicy
-from picoqmail.smtp.sasl import Credentials
+from picoqmail.tls_plan import TlsPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +79,8 @@ def endpoint_of(relay: Relay, settings: Settings) -> Endpoint:
     """A relay with what the settings have for it: TLS, and a password if it is given a user."""
     credentials = None
     if relay.user and settings.relaypass is not None:
+        from picoqmail.smtp.sasl import Credentials
+
         credentials = Credentials(relay.user, settings.relaypass)
     policy = TlsPolicy(
         mode=settings.tls,

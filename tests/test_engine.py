@@ -14,10 +14,10 @@ import pytest
 from picoqmail.engine import Engine, Lane
 from picoqmail.relay import Endpoint
 from picoqmail.relay_password import RelayPassword
-from picoqmail.relay_tls import TlsPolicy
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.smtp.sasl import Credentials
 from picoqmail.smtp.wire import encode_whole
+from picoqmail.tls_plan import TlsPolicy
 from rig import certificates, faults
 from rig.hostile import EVERYTHING, OFFERS, HostileRelay
 from rig.proxy import SlowLine

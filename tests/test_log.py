@@ -267,7 +267,7 @@ def test_nobody_elses_logging_is_touched(home: Home) -> None:
 
 
 def test_structlog_comes_late() -> None:
-    """Importing the log, events that are off, and plain lines do without structlog: it takes 80 ms."""
+    """Importing the log, events that are off, and plain lines do without it: it takes 80 ms."""
     code = (
         "import sys; from picoqmail import log; from picoqmail.home import Home\n"
         "from picoqmail.setting_values import log_choice\n"

@@ -10,9 +10,9 @@ import pytest
 from picoqmail.engine import Engine, Lane
 from picoqmail.relay import Endpoint
 from picoqmail.relay_password import RelayPassword
-from picoqmail.relay_tls import TlsPolicy
 from picoqmail.smtp.relay_address import parse_relay
 from picoqmail.smtp.sasl import Credentials
+from picoqmail.tls_plan import TlsPolicy
 from rig.opensmtpd import OpenSMTPD
 from rig.waiting import wait_until
 from smtp.scripted import MemoryBody, MemorySource

@@ -6,8 +6,9 @@ import ssl
 
 import pytest
 
-from picoqmail.relay_tls import TlsLayer, TlsPlan, TlsPolicy, make_context, plan_tls
+from picoqmail.relay_tls import TlsLayer, make_context
 from picoqmail.smtp.relay_address import parse_relay
+from picoqmail.tls_plan import TlsPlan, TlsPolicy, plan_tls
 from rig import certificates
 
 

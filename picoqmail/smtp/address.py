@@ -12,9 +12,9 @@ from functools import lru_cache
 DOUBLE_BOUNCE = "#@[]"
 """qmail's sender of a double bounce. It is no path of RFC 5321, and goes out as the null one."""
 
-_DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+"
-                       r"(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]+)*")  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# By what is not in it, which compiles ten times faster than sets that reach beyond ASCII.
+_ATOM = r"""[^\x00-\x20\x7f()<>\[\]:;@\\,."]+"""
+_DOT_ATOM = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _TO_QUOTE = re.compile(r'(["\\])')
 _NOT_IN_DOMAIN = re.compile(r"[\s<>@]")
 _XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
@@ -37,7 +37,7 @@ def wire_path(address: str) -> str:
     """
     if address in ("", DOUBLE_BOUNCE):
         return "<>"
-    if _CONTROL.search(address):
+    if _has_control(address):
         raise UnsendableAddressError(f"the address {address!a} holds a control character")
     local, at, domain = address.rpartition("@")
     if not at:
@@ -51,6 +51,15 @@ def wire_path(address: str) -> str:
     if not _DOT_ATOM.fullmatch(local):
         local = '"' + _TO_QUOTE.sub(r"\\\1", local) + '"'
     return f"<{local}{at}{domain}>"
+
+
+def _has_control(address: str) -> bool:
+    """Say whether it holds a control character, a line end of Unicode's, or half a character."""
+    # isprintable is a fast yes; only what it doubts is looked at character by character.
+    return not address.isprintable() and any(
+        c < " " or "\x7f" <= c <= "\x9f" or c in "\u2028\u2029" or "\ud800" <= c <= "\udfff"
+        for c in address
+    )
 
 
 def needs_smtputf8(address: str) -> bool:

@@ -1,0 +1,65 @@
+"""What is demanded of TLS to a relay, by its scheme and the settings. Pure; ssl is not imported."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from picoqmail.smtp.relay_address import Relay
+
+
+@frozen
+class TlsPolicy:
+    """What the settings say about TLS.
+
+    ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
+    ``fingerprint``; ``off`` tells us to log in without TLS too, which no other mode does. ``ca``
+    is a PEM file (``""``: the platform's store), ``certificate`` a PEM file with our own
+    certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
+    relay's certificate (DER), 64 hex digits, colons and case do not matter.
+    """
+
+    mode: str = "may"
+    ca: str = ""
+    certificate: str = ""
+    fingerprints: tuple[str, ...] = ()
+
+
+@frozen
+class TlsPlan:
+    """What to do with one relay: how TLS starts, and what its certificate must show."""
+
+    implicit: bool
+    starttls: Literal["never", "may", "must"]
+    verify: Literal["nothing", "authority", "fingerprint"]
+
+
+def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
+    """Return the plan for a relay. Its scheme can demand more than the setting, never less.
+
+    Where we log in, ``may`` counts as ``require``: a password for whoever happens to listen is no
+    opportunity (RFC 8314).
+    """
+    if relay.scheme == "lmtp+unix":
+        return TlsPlan(implicit=False, starttls="never", verify="nothing")
+    implicit = relay.scheme == "smtps" or policy.mode == "implicit"
+    must = relay.scheme == "smtp+starttls" or policy.mode in ("require", "fingerprint")
+    must = must or (policy.mode == "may" and has_login)
+    verify: Literal["nothing", "authority", "fingerprint"] = "nothing"
+    if policy.mode == "fingerprint":
+        verify = "fingerprint"
+    elif implicit or must:
+        verify = "authority"
+    starttls: Literal["never", "may", "must"] = "never"
+    if not implicit:
+        starttls = "must" if must else "never" if policy.mode == "off" else "may"
+    return TlsPlan(implicit, starttls, verify)
+
+
+def is_tls_error(error: OSError) -> bool:
+    """Say whether TLS raised it and not the socket: nothing can, where nobody imported ssl."""
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLError)
