@@ -31,6 +31,8 @@ USERS = "users"
 IDEMPOTENCY = "idempotency"
 # A directory of it, made when somebody is first told of a failure (governor.py).
 REPORTS = "reports"
+# Its time is that of the last look for messages older than keepundelivered.
+PURGED = "purged"
 
 FORMAT_VERSION = 1
 PRIVATE_FILE_MODE = 0o600

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from picoqmail import counters
+from picoqmail import counters, retention
 from picoqmail import settings as settings_module
 from picoqmail.bounce import Reporter
 from picoqmail.deliver import Delivery, Summary
@@ -89,6 +89,16 @@ class Run:
             reporter.make_digests()
         finally:
             self._deliver_reports(reporter.made, forced=False)
+
+    def purge(self) -> None:
+        """Delete what has lain in undelivered/ for longer than keepundelivered has it.
+
+        Raises SpoolError.
+        """
+        days = self.settings.keepundelivered
+        purged = retention.purge(self.spool, days * 86400) if days else 0
+        if purged:
+            self.log.event("purged", messages=purged)
 
     def _deliver(self, ids: Iterable[str], summary: Summary, *, forced: bool) -> Delivery:
         delivery = Delivery(

@@ -11,7 +11,7 @@ import fcntl
 import posix
 import time
 
-from picoqmail import launch, scan
+from picoqmail import launch, retention, scan
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.home import exists
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
@@ -122,6 +122,8 @@ class Sender:
     def retry(self) -> None:
         """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
         now = time.time()
+        if retention.is_due(self.home, now):
+            self.run.purge()
         if launch.relay_is_down(self.home.spool, now):
             return
         new, cur = self.look(NEW), self.look(CUR)
