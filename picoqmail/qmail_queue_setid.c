@@ -42,28 +42,31 @@ static void stop(int code, const char *what)
 
 /* A limit of the caller's must not strike the sender, which is started from here and works for
  * everybody: a sender that cannot write down what it has delivered would send it twice. Data are
- * bounded, so that an envelope without an end takes no more than that. True if they are as here. */
+ * bounded, so that an envelope without an end takes no more than that. True if all are enough. */
 static int lift_limits(void)
 {
-    static const struct { int kind; rlim_t least; } limits[] = {
-        { RLIMIT_FSIZE, RLIM_INFINITY }, { RLIMIT_AS, RLIM_INFINITY }, { RLIMIT_CPU, RLIM_INFINITY },
-        { RLIMIT_NPROC, RLIM_INFINITY }, { RLIMIT_DATA, 1 << 30 }, { RLIMIT_STACK, 8 << 20 },
-        { RLIMIT_NOFILE, 4096 }, { RLIMIT_CORE, 0 }, /* no core file ever holds mail */
+    static const struct { int kind; rlim_t wanted, enough; } limits[] = {
+        { RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY }, { RLIMIT_AS, RLIM_INFINITY, RLIM_INFINITY },
+        { RLIMIT_CPU, RLIM_INFINITY, RLIM_INFINITY },   { RLIMIT_NPROC, RLIM_INFINITY, 100 },
+        { RLIMIT_DATA, 1 << 30, 1 << 30 },              { RLIMIT_STACK, 8 << 20, 1 << 20 },
+        { RLIMIT_NOFILE, 4096, 256 },
+        { RLIMIT_CORE, 0, 0 }, /* no core file ever holds mail */
     };
     struct rlimit limit;
     size_t each;
-    int lifted = 1;
+    int suffice = 1;
     for (each = 0; each < sizeof limits / sizeof *limits; each++) {
-        limit.rlim_cur = limit.rlim_max = limits[each].least;
-        if (setrlimit((unsigned) limits[each].kind, &limit) == 0)
+        int kind = limits[each].kind;
+        limit.rlim_cur = limit.rlim_max = limits[each].wanted;
+        if (setrlimit((unsigned) kind, &limit) == 0)
             continue;
-        lifted = 0; /* a container that keeps this right back: as far as it goes */
-        if (getrlimit((unsigned) limits[each].kind, &limit) == 0) {
-            limit.rlim_cur = limit.rlim_max;
-            (void) setrlimit((unsigned) limits[each].kind, &limit);
-        }
+        /* A container may keep this right back even from root: then as far as it goes. */
+        if (getrlimit((unsigned) kind, &limit) < 0 || limit.rlim_max < limits[each].enough)
+            suffice = 0;
+        limit.rlim_cur = limit.rlim_max;
+        (void) setrlimit((unsigned) kind, &limit);
     }
-    return lifted;
+    return suffice;
 }
 
 /* Become the spool's owner for good: the caller may not signal or trace what follows. */
