@@ -48,6 +48,8 @@ SPOOL_LOG_OCTETS = 1 << 20
 LONGEST_DATAGRAM = 8000
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# A value that holds one of these would be read wrongly without quotes.
+_QUOTED = frozenset(' "=\\')
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "1;31"}
 
 
@@ -438,8 +440,7 @@ def _as_coloured_line(logger: object, method: str, facts: MutableMapping[str, An
 def _value(value: object) -> str:
     """Return a fact's text on one line; nothing that came from outside can forge a second one."""
     text = str(value)
-    plain = text != "" and all(c.isprintable() and c not in ' "=\\' for c in text)
-    if plain:
+    if text.isprintable() and not _QUOTED.intersection(text) and text:
         return text
     return f'"{"".join(map(_escaped, text))}"'
 
