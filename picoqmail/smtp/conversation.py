@@ -74,11 +74,16 @@ class SessionOptions:
 
 
 class FaultError(Exception):
-    """The relay failed us; the session is over. Carries the RelayFault."""
+    """The relay failed us; the session is over. Carries the RelayFault.
 
-    def __init__(self, fault: RelayFault) -> None:
+    ``is_muddled``: what the relay said could not be an answer to what we asked, so that the answers
+    before it may not belong where we put them.
+    """
+
+    def __init__(self, fault: RelayFault, *, is_muddled: bool = False) -> None:
         super().__init__(fault.text)
         self.fault = fault
+        self.is_muddled = is_muddled
 
 
 class _HangUpError(Exception):
@@ -140,6 +145,7 @@ class Conversation:
         self._current: Running | None = None
         self._following: Running | None = None
         self._dirty = False
+        self._login_done: Login | None = None
         self._steps = self._session()
 
     def start(self) -> None:
@@ -204,7 +210,7 @@ class Conversation:
             yield from self._transactions()
             yield from self._quit()
         except FaultError as error:
-            self._break_off(error.fault)
+            self._break_off(error.fault, is_muddled=error.is_muddled)
         except _HangUpError:
             pass
 
@@ -276,8 +282,10 @@ class Conversation:
                 ),
             )
             for mechanism in mechanisms:
-                reply = yield from self._login(sasl.Login(mechanism, credentials))
+                login = sasl.Login(mechanism, credentials)
+                reply = yield from self._login(login)
                 if reply.is_success:
+                    self._login_done = login
                     return
                 refusal = self._refused("auth", f"the login ({mechanism})", reply)
                 if reply.code not in _TRY_ANOTHER_MECHANISM:
@@ -294,11 +302,7 @@ class Conversation:
             try:
                 reply = yield from self._reply("auth", COMMAND_LIMIT)
             except FaultError as error:
-                fault = error.fault
-                said = fault.reply and _redacted(fault.reply, login)
-                raise FaultError(
-                    evolve(fault, text=login.redact(fault.text), reply=said),
-                ) from None
+                raise FaultError(_redacted_fault(error.fault, login)) from None
             if reply.code != 334:
                 login.check(accepted=reply.is_success)
                 return _redacted(reply, login)
@@ -425,9 +429,7 @@ class Conversation:
 
     def _envelope_answers(self, run: Running) -> Steps:
         if run.rset_written:
-            reply = yield from self._reply("rset", COMMAND_LIMIT)
-            if not reply.is_success:
-                raise self._refused("rset", "RSET", reply)
+            self._check_rset((yield from self._reply("rset", COMMAND_LIMIT)))
         reply = yield from self._reply("mail", COMMAND_LIMIT)
         self._judge(reply, "mail")
         run.mail_answer(reply)
@@ -438,10 +440,7 @@ class Conversation:
 
     def _envelope_in_steps(self, run: Running) -> Steps:
         if self._dirty:
-            reply = yield from self._ask("rset", "RSET")
-            if not reply.is_success:
-                raise self._refused("rset", "RSET", reply)
-            self._dirty = False
+            yield from self._reset()
         run.written = True
         reply = yield from self._ask("mail", run.mail)
         self._judge(reply, "mail")
@@ -453,6 +452,14 @@ class Conversation:
             self._judge(reply, "rcpt")
             run.rcpt_answer(position, reply)
 
+    def _reset(self) -> Steps:
+        self._check_rset((yield from self._ask("rset", "RSET")))
+        self._dirty = False
+
+    def _check_rset(self, reply: Reply) -> None:
+        if not reply.is_success:
+            raise self._refused("rset", "RSET", reply, is_muddled=_is_intermediate(reply))
+
     def _nobody(self, run: Running) -> Steps:
         """Leave a transaction in which there is nobody to deliver to."""
         self._dirty = run.mail_accepted
@@ -463,7 +470,7 @@ class Conversation:
         if reply.is_temporary or reply.is_permanent:
             return
         if reply.code != 354:
-            raise self._refused("data", "DATA without a recipient", reply)
+            raise self._refused("data", "DATA without a recipient", reply, is_muddled=True)
         # RFC 2920 3.1: the relay waits for data that nobody shall get.
         if run.accepted or self.options.is_lmtp:
             # A dot would deliver an empty message, or be answered nobody knows how many times.
@@ -492,10 +499,13 @@ class Conversation:
         if reply.is_temporary or reply.is_permanent:
             self._judge(reply, "data")
             run.settle(reply)
-            self._dirty = True
+            # An answer too many, earlier on, would make this one that of the last RCPT, and charge
+            # everybody with it. Then 354 comes in the place of the answer to RSET.
+            yield from self._reset()
             return
         if reply.code != 354:
-            raise self._refused("data", "DATA", reply)
+            raise self._refused("data", "DATA", reply, is_muddled=True)
+        run.envelope_is_sure = True
         if run.encoded is None:
             yield from self._stream(run)
             ending = b".\r\n"
@@ -560,10 +570,14 @@ class Conversation:
         self.served += 1
         self._source.done(run.transaction, run.verdict(self.relay, None, in_doubt=False))
 
-    def _break_off(self, fault: RelayFault) -> None:
+    def _break_off(self, fault: RelayFault, *, is_muddled: bool) -> None:
         """Give back what was taken: nobody is charged, only what was answered counts."""
+        if self._login_done is not None:
+            fault = _redacted_fault(fault, self._login_done)
         self.fault = fault
         run, following = self._current, self._following
+        if run is not None and is_muddled:
+            run.forget_envelope()
         self._current = self._following = None
         if run is not None:
             # A 421 in the place of a final answer is one: this message was not taken.
@@ -600,9 +614,11 @@ class Conversation:
                 yield REPLY
                 reply = self._parser.next()
         except ReplyError as error:
-            raise FaultError(self._fault(str(error))) from None
+            raise FaultError(self._fault(str(error)), is_muddled=True) from None
         if reply.code in _NEVER_MESSAGE:
             raise self._refused(stage, "us", reply)
+        if self._login_done is not None:
+            return _redacted(reply, self._login_done)
         return reply
 
     def _judge(self, reply: Reply, stage: str) -> None:
@@ -610,7 +626,7 @@ class Conversation:
         if reply.is_success:
             return
         if not reply.is_temporary and not reply.is_permanent:
-            raise self._refused(stage, "what it cannot mean", reply)
+            raise self._refused(stage, "what it cannot mean", reply, is_muddled=True)
         if reply.is_temporary and is_pace(reply):
             self.pace_seen = True
 
@@ -621,9 +637,12 @@ class Conversation:
         try:
             reply = self._parser.next()
         except ReplyError as error:
-            raise FaultError(self._fault(str(error))) from None
+            raise FaultError(self._fault(str(error)), is_muddled=True) from None
         if reply is None:
-            raise FaultError(self._fault("the relay speaks though nothing was asked"))
+            raise FaultError(
+                self._fault("the relay speaks though nothing was asked"),
+                is_muddled=True,
+            )
         raise FaultError(
             RelayFault(
                 stage,
@@ -631,12 +650,15 @@ class Conversation:
                 reply,
                 pace=is_pace(reply),
             ),
+            is_muddled=reply.code not in _NEVER_MESSAGE,
         )
 
     def _fault(self, text: str) -> RelayFault:
         return RelayFault(self.stage, text)
 
-    def _refused(self, stage: str, what: str, reply: Reply) -> FaultError:
+    def _refused(
+        self, stage: str, what: str, reply: Reply, *, is_muddled: bool = False
+    ) -> FaultError:
         return FaultError(
             RelayFault(
                 stage,
@@ -645,8 +667,18 @@ class Conversation:
                 temporary=reply.is_temporary,
                 pace=is_pace(reply) and stage != "tls",  # 454 there: no TLS now (RFC 3207 4)
             ),
+            is_muddled=is_muddled,
         )
+
+
+def _is_intermediate(reply: Reply) -> bool:
+    return 300 <= reply.code < 400
 
 
 def _redacted(reply: Reply, login: Login) -> Reply:
     return evolve(reply, lines=tuple(map(login.redact, reply.lines)))
+
+
+def _redacted_fault(fault: RelayFault, login: Login) -> RelayFault:
+    said = fault.reply and _redacted(fault.reply, login)
+    return evolve(fault, text=login.redact(fault.text), reply=said)

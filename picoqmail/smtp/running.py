@@ -40,6 +40,7 @@ class Running:
         "data_written",
         "dot_at",
         "encoded",
+        "envelope_is_sure",
         "mail",
         "mail_accepted",
         "offered",
@@ -64,6 +65,7 @@ class Running:
         self.written = False
         self.rset_written = False
         self.data_written = False
+        self.envelope_is_sure = False
         self.dot_at = -1
         try:
             self._prepare(offer, stuffed=stuffed)
@@ -100,6 +102,16 @@ class Running:
             if reply.code == _TOO_MANY_RECIPIENTS:  # RFC 5321 4.5.3.1.10: treat it as 452
                 outcome = "deferred"
             self.results[index] = RecipientResult(outcome, reply, reply.text)
+
+    def forget_envelope(self) -> None:
+        """Take back what answers to the envelope did to anybody: they may be for others.
+
+        Not once 354 came in its place: it shows that the answers before it stood in theirs.
+        """
+        if not self.envelope_is_sure:
+            self.accepted = []
+            for index in self.offered:
+                self.results[index] = UNTRIED
 
     def settle(self, reply: Reply) -> None:
         """Take an answer that concerns all whom the relay had accepted."""

@@ -189,12 +189,22 @@ class Login:
             raise SaslError("the relay said yes without proving that it knows the password")
 
     def redact(self, text: str) -> str:
-        """Return a text of the relay's without what we told it, should it say that back to us."""
-        for said in (_reveal(self._credentials), *self._said):
-            for form in (said.decode("utf-8", "replace"), base64.b64encode(said).decode()):
-                if form:
-                    text = text.replace(form, "<secret>")
+        """Return a text of the relay's without what we told it, should it say that back to us.
+
+        The user's name alone is no secret, and often a part of the addresses in good answers.
+        """
+        for form in self._forms:
+            text = text.replace(form, "<secret>")
         return text
+
+    @property
+    def _forms(self) -> list[str]:
+        user = self._credentials.user.encode()
+        secrets_said = [said for said in self._said if said.strip(b"\1") and said != user]
+        forms = []
+        for said in (_reveal(self._credentials), *secrets_said):
+            forms += [said.decode("utf-8", "replace"), base64.b64encode(said).decode()]
+        return forms
 
 
 def decode(text: str) -> bytes:

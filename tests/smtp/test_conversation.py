@@ -157,8 +157,19 @@ def test_data_is_the_messages() -> None:
     """A refusal of DATA defers or fails those who were accepted."""
     talk = Scripted(MemorySource().add("a@b", "c@d"))
     talk.greets("PIPELINING")
-    talk.says("250 ok", "250 ok", "550 no", "451 later")
+    assert talk.says("250 ok", "250 ok", "550 no", "451 later") == b"RSET\r\n"
+    assert talk.says("250 reset") == b"QUIT\r\n"
     assert talk.source.outcomes(0) == ["deferred", "failed"]
+
+
+def test_data_refused_and_hung_up() -> None:
+    """A refusal of DATA counts though the relay leaves with it."""
+    talk = Scripted(MemorySource().add("a@b", "c@d"))
+    talk.greets("PIPELINING")
+    talk.says("250 ok", "250 ok", "550 no", "554 go away")
+    talk.conversation.receive_eof()
+    assert talk.source.outcomes(0) == ["failed", "failed"]
+    assert talk.conversation.fault is not None
 
 
 STEPS = ["banner", "ehlo", "mail", "rcpt", "data", "final-dot"]
@@ -254,6 +265,29 @@ def test_unasked(step: str) -> None:
     assert talk.conversation.closed
     assert talk.conversation.fault is not None
     assert not any(verdict.in_doubt for verdict in source.verdicts.values())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("250 ok", "550 bad", "250 good", "354 go"),
+        ("250 ok", "250 good", "550 bad", "354 go"),
+    ],
+)
+def test_one_answer_too_many(answers: tuple[str, ...], at_once: bool) -> None:  # noqa: FBT001
+    """What follows it is shifted: no recipient is charged with the answer to another."""
+    source = MemorySource().add().add("a@b", "c@d")
+    talk = Scripted(source)
+    talk.greets("PIPELINING")
+    talk.says(*OK3)
+    told = ("250 queued", "250 extra", *answers)
+    for lines in [told] if at_once else [(line,) for line in told]:
+        talk.says(*lines)
+    talk.conversation.receive_eof()
+    assert source.outcomes(0) == ["delivered"]
+    assert source.outcomes(1) == ["untried", "untried"]
+    assert talk.conversation.fault is not None
 
 
 @pytest.mark.parametrize(
@@ -614,6 +648,26 @@ def test_secrets_stay_out_of_faults() -> None:
     assert "hunter2" not in text
     assert said.split()[-1] not in text
     assert "<secret>" in text
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_secrets_stay_out_of_answers(mechanism: str) -> None:
+    """Nor does a relay that says them later on, when it refuses a message or breaks off."""
+    source = MemorySource().add().add()
+    talk = Scripted(source, LOGIN)
+    said = talk.greets(f"AUTH {mechanism}").split()[-1].decode()
+    if mechanism == "LOGIN":
+        talk.says("334 VXNlcm5hbWU6")
+        said = talk.says("334 UGFzc3dvcmQ6").decode().strip()
+    talk.says("235 welcome")
+    talk.says(f"550 you said {said}, so hunter2, alice")
+    assert source.verdicts[0].results[0].text == "550 you said <secret>, so <secret>, alice"
+    assert source.verdicts[0].transcript[-1].endswith("<secret>, alice")
+    talk.says(f"hunter2 is no reply, nor is {said}")
+    assert talk.conversation.fault is not None
+    texts = repr(talk.conversation.fault) + repr(source.verdicts[1])
+    assert "hunter2" not in texts
+    assert said not in texts
 
 
 def test_transcript() -> None:
