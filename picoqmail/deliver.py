@@ -360,12 +360,14 @@ class Delivery:
             work.claim.mark_in_doubt()
 
     def _claim(self, message_id: str) -> Claim | None:
+        damaged = self.summary.damaged
         try:
             claim = self.spool.claim(message_id)
         except SpoolError as exc:
             self._trouble(message_id, exc)
             return None
-        if claim is None:
+        # What was put aside is told already, and nobody has it.
+        if claim is None and self.summary.damaged == damaged:
             self.busy.add(message_id)
         return claim
 

@@ -1,4 +1,4 @@
-"""The breaker: how long to keep away from a relay that failed, kept in a file that people can read."""
+"""The breaker: how long to keep away from a relay that failed, in a file that people can read."""
 
 from __future__ import annotations
 
