@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if argv:
         asked = argv[0] in ("--help", "-h")
         usage = "usage: picoqmail-cron (no arguments; run it every minute)"
-        print(usage, file=sys.stdout if asked else sys.stderr)  # noqa: T201
+        print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else EX_USAGE
     try:
         posix.umask(0o077)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 def _take_turn(home: Home) -> int:
     def lifetime_seconds() -> int:
-        from picoqmail.settings import load  # noqa: PLC0415 - heavy: only if a run is in the way
+        from picoqmail.settings import load
 
         return load(home).runlifetime
 

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         names = [word for word in argv if not word.startswith(_LOCK_OPTION)]
         if any(word.startswith("-") for word in names):
             asked = names[0] in ("--help", "-h")
-            print(_USAGE, file=sys.stdout if asked else sys.stderr)  # noqa: T201
+            print(_USAGE, file=sys.stdout if asked else sys.stderr)
             return 0 if asked else EX_USAGE
         home = locate()
         become_owner(home)
@@ -59,14 +59,14 @@ def main(argv: list[str]) -> int:
 
 def complain(program: str, exc: PicoqmailError) -> int:
     """Say what is wrong on standard error; returns the exit code for it."""
-    print(f"{program}: {exc}", file=sys.stderr)  # noqa: T201
+    print(f"{program}: {exc}", file=sys.stderr)
     return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
 
 
 def complain_of_system(program: str, exc: OSError) -> int:
     """Say what the system would not do, where nobody foresaw it; the mail stays as it is."""
     where = f": {exc.filename}" if exc.filename else ""
-    print(f"{program}: the system failed us: {exc.strerror or exc}{where}", file=sys.stderr)  # noqa: T201
+    print(f"{program}: the system failed us: {exc.strerror or exc}{where}", file=sys.stderr)
     return EX_OSERR
 
 
@@ -85,9 +85,9 @@ def _take_inherited(argv: list[str]) -> int:
 def _send_named(sender: Sender, names: list[str]) -> int:
     found, refused = sender.run.find(names)
     for _, why in refused:
-        print(f"picoqmail-send: {why}", file=sys.stderr)  # noqa: T201
+        print(f"picoqmail-send: {why}", file=sys.stderr)
     for busy in sorted(sender.run.deliver(found, forced=True)):
-        print(f"picoqmail-send: {busy}: another process is sending it", file=sys.stderr)  # noqa: T201
+        print(f"picoqmail-send: {busy}: another process is sending it", file=sys.stderr)
         sender.run.summary.left += 1
     return EX_NOINPUT if refused else _status(sender.run.summary)
 

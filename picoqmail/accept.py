@@ -96,7 +96,7 @@ class Incoming:
         except OSError as exc:
             raise SpoolError("look at the spool", self._spool, exc, QUEUE_SPOOL) from exc
         if found.f_bavail * found.f_frsize < self._limits.minfree:
-            import errno  # noqa: PLC0415 - only on the way to a refusal
+            import errno
 
             few = OSError(errno.ENOSPC, "less space is free than the setting minfree wants")
             raise SpoolError("accept mail", self._spool, few)

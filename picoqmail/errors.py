@@ -65,7 +65,7 @@ class PicoqmailError(Exception):
     @property
     def permanent(self) -> bool:
         """True if trying the same again cannot help (qmail-queue(8): codes 11 to 40)."""
-        return 11 <= self.qmail_status <= 40  # noqa: PLR2004 - the range of the manual
+        return 11 <= self.qmail_status <= 40
 
 
 class EnvelopeError(PicoqmailError, ValueError):

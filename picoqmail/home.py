@@ -72,7 +72,7 @@ def personal_root(environ: Mapping[str, str]) -> str:
     if not state.startswith("/"):
         own = environ.get("HOME", "")
         if not own.startswith("/"):
-            import pwd  # noqa: PLC0415 - only where the environment does not say it
+            import pwd
 
             own = pwd.getpwuid(posix.getuid()).pw_dir
         state = own.rstrip("/") + "/.local/state"
@@ -100,7 +100,7 @@ def caller_uid(environ: Mapping[str, str]) -> int:
     """
     own = posix.getuid()
     told = environ.get("PICOQMAIL_CALLER") or (own and environ.get("SUDO_UID")) or ""
-    return int(told) if told.isascii() and told.isdecimal() and len(told) < 11 else own  # noqa: PLR2004 - digits of a 32-bit number
+    return int(told) if told.isascii() and told.isdecimal() and len(told) < 11 else own
 
 
 def become_owner(home: Home) -> bool:

@@ -38,7 +38,7 @@ class Sender:
     def run(self) -> Run:
         """The run, made when first asked for: it imports what delivery needs."""
         if self._run is None:
-            from picoqmail.run import Run  # noqa: PLC0415 - heavy: only where there is work
+            from picoqmail.run import Run
 
             self._run = Run(self.home, self.program)
         return self._run
