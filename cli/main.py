@@ -43,6 +43,8 @@ COMMANDS = {
     "purge": ("admin_change", "delete what failed for good and is older than told"),
     "check": ("admin_check", "judge settings, spool, flow of mail and relays, for monitoring"),
     "config": ("admin_config", "print every setting, its value and where it came from"),
+    "import-config": ("admin_import", "take over the settings of another send-only mailer"),
+    "completion": ("admin_completion", "print the completion of this command for a shell"),
     "sink": ("admin_sink", "be a relay on loopback that keeps what it gets in a Maildir"),
     "demo": ("admin_demo", "play the whole story in a temporary home, step by step"),
 }

@@ -216,7 +216,7 @@ class Work:
         path = f"{self.home.control}/{name}"
         value = Control(self.home.control).read(name)
         if value is None:
-            if _create_durably(path, "".join(f"{line}\n" for line in lines).encode()):
+            if create_durably(path, "".join(f"{line}\n" for line in lines).encode()):
                 self._note(path, "made")
             else:
                 self._note(path, "refused", "a link or directory lies there; move it away")
@@ -331,7 +331,7 @@ def _open_directory(path: str, *, follow: bool) -> int:
         raise InitError(path, f"cannot be opened: {error.strerror}") from error
 
 
-def _create_durably(path: str, data: bytes) -> bool:
+def create_durably(path: str, data: bytes) -> bool:
     """Make a file whole, or not at all; False if its name was taken meanwhile."""
     scratch = f"{path}.{os.getpid()}.new"
     durable.create_whole(scratch, data)

@@ -1,0 +1,83 @@
+"""Every command with its options, as data: what completion and the manual are made from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail.cli.main import COMMANDS, Parser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUPPRESSED = (argparse.SUPPRESS, None)
+
+
+@frozen
+class Option:
+    """One option or argument: its spellings (none for an argument), value, and meaning."""
+
+    names: tuple[str, ...]
+    value: str
+    meaning: str
+    choices: tuple[str, ...] = ()
+
+
+@frozen
+class Command:
+    """One command: what it does, its options, and what else its --help says."""
+
+    name: str
+    summary: str
+    options: tuple[Option, ...]
+    more: str
+
+
+def commands() -> Iterator[Command]:
+    """All commands in the order of --help."""
+    for name, (module_name, summary) in COMMANDS.items():
+        module = importlib.import_module(f"picoqmail.cli.{module_name}")
+        parser = Parser(prog=f"picoqmail {name}", add_help=False)
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        module.add_arguments(parser)
+        options = tuple(_option(action) for action in parser._actions)  # noqa: SLF001 - argparse has no other way
+        yield Command(name, summary, options, parser.epilog or "")
+
+
+def _option(action: argparse.Action) -> Option:
+    choices = tuple(str(one) for one in action.choices or ())
+    value = ""
+    if action.nargs != 0:
+        metavar = action.metavar or action.dest.upper()
+        value = "|".join(choices) or (metavar if isinstance(metavar, str) else " ".join(metavar))
+    meaning = str(action.help or "").replace("%(default)s", str(action.default))
+    return Option(tuple(action.option_strings), value, meaning.replace("%%", "%"), choices)
+
+
+def markdown() -> str:
+    """The page docs/commands.md."""
+    lines = [
+        "# picoqmail",
+        "",
+        "The administrator's program: `picoqmail COMMAND ...`. Every command has `--help` and",
+        "`--json`. Exit codes are those of sysexits.h (64 a wrong command line, 66 no such",
+        "message, 75 try again, 78 a wrong setting); those of `check` are of monitoring plugins.",
+        "Where a command wants messages it takes IDs, paths of the spool, or filters. Root becomes",
+        "the owner of the spool before it touches it.",
+        "",
+    ]
+    for command in commands():
+        summary = f"{command.summary[0].upper()}{command.summary[1:]}."
+        lines += [f"## picoqmail {command.name}", "", summary, ""]
+        lines += [_row(option) for option in command.options]
+        lines += ["", *([command.more, ""] if command.more else [])]
+    return "\n".join(lines)
+
+
+def _row(option: Option) -> str:
+    words = ", ".join(f"`{name}`" for name in option.names)
+    value = f"`{option.value}`" if option.value else ""
+    return f"- {' '.join(part for part in (words, value) if part)}: {option.meaning}"
