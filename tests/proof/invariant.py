@@ -113,17 +113,19 @@ def _check_mail(
     if promise is None:
         finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
         return
-    if not mail.sender:
+    refused = mail.reply is not None and not mail.reply.startswith("2")
+    if not mail.sender and not refused:
         match = _OUR_LINE.match(mail.unix)
         finding.bounces.setdefault(token, []).append(match["id"].decode() if match else "?")
         if mail.recipients != (promise.sender,):
             finding.breaches.append(f"a bounce of {token} went to {mail.recipients}")
+    if not mail.sender:
         return
     match = _OUR_LINE.match(mail.unix)
     if match is None or not promise.is_whole(mail.unix[match.end() :]):
         finding.breaches.append(f"{token} arrived altered")
         return
-    if mail.reply is not None and not mail.reply.startswith("2"):
+    if refused:
         return  # Its end arrived, but the relay said in time that it did not take it.
     ids[token] = match["id"].decode()
     if mail.sender != promise.sender:

@@ -6,6 +6,7 @@ plant is stale and says so; it is never skipped.
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -151,4 +152,7 @@ def plant(bug: Plant, directory: str) -> Programs:
         )
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace(bug.good, bug.bad))
+    # Compiled once: a run that compiles makes other calls than the one after it.
+    if not compileall.compile_dir(directory, quiet=2):
+        raise SyntaxError(f"the plant '{bug.name}' does not compile")
     return Programs(directory)

@@ -1,0 +1,194 @@
+"""A real file system, cut off: a loop-mounted image that is copied the moment a program dies.
+
+What the kernel has written to the image by then is what a disk would hold after a loss of power.
+The copy is mounted, its journal replayed, and the spool on it recovered by cron. Needs root and a
+loop device; `why_not` says in a line what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from attrs import define, evolve, field, frozen
+
+from proof import invariant, tracing
+from proof.kill_sweep import record
+from proof.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from proof.kill_sweep import Stage
+    from proof.scenarios import Scenario
+    from proof.tracing import Call
+
+MEBIBYTE = 1 << 20
+
+
+@frozen
+class FileSystem:
+    """One kind of file system: its tools, its least size, and options that put writeback off."""
+
+    name: str
+    mkfs: tuple[str, ...]
+    mebibytes: int
+    options: str
+    package: str
+
+
+FILE_SYSTEMS = (
+    FileSystem("ext4", ("mkfs.ext4", "-q", "-F"), 48, "loop,commit=3600", "e2fsprogs"),
+    FileSystem("xfs", ("mkfs.xfs", "-q", "-f"), 320, "loop", "xfsprogs"),
+    FileSystem("btrfs", ("mkfs.btrfs", "-q", "-f"), 160, "loop,commit=3600", "btrfs-progs"),
+)
+
+
+@define
+class DeviceReport:
+    """Figures of one file system, and everything that went wrong."""
+
+    cuts: int = 0
+    repeats: int = 0
+    breaches: list[str] = field(factory=list)
+
+
+def why_not(system: FileSystem, directory: str) -> str:
+    """What is missing here for a trial; empty if nothing is."""
+    if os.geteuid():
+        return "a real file system can be cut by root only, who may mount one"
+    if shutil.which(system.mkfs[0], path="/usr/sbin:/sbin:/usr/bin") is None:
+        return f"no {system.mkfs[0]} here: apt-get install {system.package}"
+    image = f"{directory}/try.img"
+    try:
+        make(system, image)
+        with mounted(system, image, f"{directory}/try"):
+            return ""
+    except (OSError, subprocess.CalledProcessError) as exc:
+        said = exc.stderr.decode().strip() if isinstance(exc, subprocess.CalledProcessError) else exc
+        return f"no {system.name} can be mounted from a file here: {said}"
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(image)
+
+
+def make(system: FileSystem, image: str) -> None:
+    """Make an image that holds an empty file system."""
+    with open(image, "wb") as file:
+        file.truncate(system.mebibytes * MEBIBYTE)
+    path = shutil.which(system.mkfs[0], path="/usr/sbin:/sbin:/usr/bin") or system.mkfs[0]
+    subprocess.run([path, *system.mkfs[1:], image], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def mounted(system: FileSystem, image: str, where: str) -> Iterator[str]:
+    """Mount an image for a while."""
+    os.makedirs(where, exist_ok=True)
+    options = system.options + (",nouuid" if system.name == "xfs" else "")
+    subprocess.run(
+        ["mount", "-t", system.name, "-o", options, image, where], check=True, capture_output=True
+    )
+    try:
+        yield where
+    finally:
+        # Lazily: what a program that was struck still holds keeps no trial waiting.
+        subprocess.run(["umount", "-l", where], check=True, capture_output=True)
+
+
+def _copy(image: str, target: str) -> None:
+    subprocess.run(["cp", "--sparse=always", image, target], check=True)
+
+
+@define
+class Cutter:
+    """Trials on one kind of file system. `root` should lie in memory: images are copied a lot."""
+
+    stage: Stage
+    system: FileSystem
+    root: str
+    report: DeviceReport = field(factory=DeviceReport)
+    _number: int = 0
+
+    def sweep(
+        self,
+        scenario: Scenario,
+        *,
+        sample: int = 0,
+        seed: int = 0,
+        step: Callable[[], None] = lambda: None,
+        announce: Callable[[int], None] = lambda _total: None,
+    ) -> None:
+        """Cut the power before each call that writes or sends, and after the end."""
+        calls = record(self.stage, scenario, self.stage.template(scenario))
+        places: list[Call | None] = list(tracing.places(calls, "HOME", looking=False))
+        if sample and sample < len(places):
+            places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice
+        # Above all right after the yes.
+        places += [None] * (1 if sample else 3)
+        base, world = self._prepare(scenario)
+        announce(len(places))
+        for place in places:
+            self._cut(scenario, base, world, place)
+            step()
+        os.unlink(base)
+
+    def _prepare(self, scenario: Scenario) -> tuple[str, World]:
+        """An image with a home that is at rest."""
+        image = f"{self.root}/base-{self.system.name}.img"
+        make(self.system, image)
+        home = f"{self.root}/live/home"
+        with mounted(self.system, image, f"{self.root}/live"):
+            world = World.make(home, self.stage.moody.address, self.stage.programs)
+            scenario.prepare(world, self.stage.zygotes[0], self.stage.moody.address)
+            world.before = self.stage.moody.ledger.of(world.name)
+            subprocess.run(["sync", "-f", home], check=True)
+        return image, world
+
+    def _cut(
+        self, scenario: Scenario, base: str, prepared: World, place: Call | None
+    ) -> None:
+        self._number += 1
+        live, dead = f"{self.root}/live.img", f"{self.root}/dead.img"
+        _copy(base, live)
+        with mounted(self.system, live, f"{self.root}/live"):
+            world = self._named(prepared)
+            subprocess.run(["sync", "-f", world.root], check=True)
+            promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
+            message, envelope = scenario.input_of(promise)
+            command = scenario.command(world, promise)
+            if place is not None:
+                command = tracing.strike_command(place, "signal=KILL", command)
+            ran = world.run(
+                command, message=message, envelope=envelope, environ=scenario.environ
+            )
+            _copy(live, dead)
+        ended = ran.returncode >= 0
+        if promise is not None:
+            added = scenario.program in ("inject", "sendmail")
+            accepted = ran.returncode == 0
+            world.promises.append(evolve(promise, accepted=accepted, fields_added=added))
+        arrived = {invariant.token_of(mail.unix) for mail in self.stage.received(world)}
+        with mounted(self.system, dead, f"{self.root}/live"):
+            world.control("me", world.name)
+            breaches = world.recover(self.stage.zygotes[0], self.stage.good.address)
+            finding = scenario.judge(
+                world, self.stage.received(world), () if ended else arrived
+            )
+        self.report.cuts += 1
+        self.report.repeats += bool(finding.duplicates)
+        where = "after the end" if place is None else f"before {place.place}"
+        self.report.breaches += [
+            f"{self.system.name}, {scenario.name}, cut {where}: {one}"
+            for one in breaches + finding.breaches
+        ]
+
+    def _named(self, prepared: World) -> World:
+        """The world of the image, under a name that no other trial has at the relay."""
+        name = f"{self.system.name}{self._number}.{prepared.name}"
+        world = evolve(prepared, name=name, promises=list(prepared.promises))
+        world.control("me", name)
+        return world

@@ -1,0 +1,57 @@
+"""Real file systems, cut off at some calls and after the yes; `python tests/proof` cuts at them all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proof import tracing
+from proof.device import FILE_SYSTEMS, Cutter, FileSystem, why_not
+from proof.kill_sweep import Stage
+from proof.planted import PLANTS, plant
+from proof.scenarios import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEED = int(os.environ.get("PROOF_SEED", "1"))
+# Images are copied at every cut: in memory that takes milliseconds.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a private directory in it
+
+
+@pytest.fixture
+def root() -> Iterator[str]:
+    """A directory in memory, if there is one."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+        yield directory
+
+
+def cutter_for(stage: Stage, system: FileSystem, root: str) -> Cutter:
+    """A cutter, or the test is skipped with a line that says why."""
+    reason = why_not(system, root) or ("" if tracing.is_there() else "no strace that may trace here")
+    if reason:
+        pytest.skip(reason)
+    return Cutter(stage, system, root)
+
+
+@pytest.mark.parametrize("system", FILE_SYSTEMS, ids=lambda one: one.name)
+def test_a_real_file_system_cut_off_loses_nothing(root: str, system: FileSystem) -> None:
+    """After the copied image's journal was replayed, cron delivers what was accepted."""
+    with Stage(root) as stage:
+        cutter = cutter_for(stage, system, root)
+        cutter.sweep(BY_NAME["queue"], sample=5, seed=SEED)
+        cutter.sweep(BY_NAME["send, some refused"], sample=5, seed=SEED)
+    assert [] == cutter.report.breaches
+    assert 12 == cutter.report.cuts
+
+
+def test_a_real_file_system_finds_a_missing_fsync(root: str) -> None:
+    """Without the fsync of the directory ext4 loses a mail right after the yes."""
+    (bug,) = [one for one in PLANTS if one.name == "no fsync of the directory"]
+    with Stage(root, plant(bug, f"{root}/copy")) as stage:
+        cutter = cutter_for(stage, FILE_SYSTEMS[0], root)
+        cutter.sweep(BY_NAME["queue"], sample=1, seed=SEED)
+    assert any("LOST" in one for one in cutter.report.breaches)
