@@ -15,7 +15,7 @@ from rig.programs import missing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAMPLE = 10
+SAMPLE = 8
 SEED = int(os.environ.get("PROOF_SEED", "1"))
 
 

@@ -130,7 +130,7 @@ class Proof:
                 report = error_sweep.sweep(
                     stage,
                     [scenario.name],
-                    sample=15 if self.quick else 400,
+                    sample=15 if self.quick else 200,
                     seed=self.seed,
                     announce=announce,
                     step=step,
