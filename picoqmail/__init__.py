@@ -67,28 +67,31 @@ __all__ = [
 _API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
 
 
-def __getattr__(name: str) -> object:
-    """Fetch a public name from the module that has it, once."""
-    if name not in __all__:
-        raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
-    if name in _API:
-        from picoqmail import api
+if not TYPE_CHECKING:
+    # Type checkers have the names above, and are to say so if one is misspelt.
 
-        value = getattr(api, name)
-    elif name == "Home":
-        from picoqmail import home
+    def __getattr__(name: str) -> object:
+        """Fetch a public name from the module that has it, once."""
+        if name not in __all__:
+            raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
+        if name in _API:
+            from picoqmail import api
 
-        value = home.Home
-    elif name == "__version__":
-        from picoqmail import _version
+            value = getattr(api, name)
+        elif name == "Home":
+            from picoqmail import home
 
-        value = _version.VERSION
-    else:
-        from picoqmail import errors
+            value = home.Home
+        elif name == "__version__":
+            from picoqmail import _version
 
-        value = getattr(errors, name)
-    globals()[name] = value
-    return value
+            value = _version.VERSION
+        else:
+            from picoqmail import errors
+
+            value = getattr(errors, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
