@@ -75,7 +75,7 @@ def _take_inherited(argv: list[str]) -> int:
     lock = -1
     if argv and argv[0] == f"{_LOCK_OPTION}{launch.LOCK_DESCRIPTOR}":
         lock = launch.LOCK_DESCRIPTOR
-        posix.set_inheritable(lock, False)
+        posix.set_inheritable(lock, False)  # noqa: FBT003 - it takes no keywords
         posix.chdir("/")
     if lock >= 0:
         posix.closerange(lock + 1, posix.sysconf("SC_OPEN_MAX"))

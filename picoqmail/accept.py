@@ -49,7 +49,7 @@ class Incoming:
 
     __slots__ = ("_crc32", "_descriptor", "_limits", "_origin", "_spool", "_state", "id", "size")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that an origin is
         self, spool: str, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
     ) -> None:
         """Make the body in `spool`/tmp, lock it, and write the Received: line.

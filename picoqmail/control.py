@@ -141,51 +141,61 @@ def parse_minivars(path: str, text: str) -> dict[str, Value]:
 
 def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, int]:
     """One word as a shell would read it, without expansion; and where the next line begins."""
+    where = f"{path}:{line}"
     word: list[str] = []
-    quote = ""
-    while position < len(text):
-        char = text[position]
-        position += 1
-        if quote == "'":
-            if char == "'":
-                quote = ""
-            else:
-                word.append(char)
-        elif char in "$`":
-            raise ConfigurationError(
-                f"{path}:{line}", f"{char} is not expanded here", "put the value in single quotes"
-            )
-        elif char == "\\" and position < len(text):
-            escaped = text[position]
-            position += 1
-            if quote and escaped not in '"\\$`\n':
-                word.append(char)
-            if escaped != "\n":
-                word.append(escaped)
-        elif quote:
-            if char == '"':
-                quote = ""
-            else:
-                word.append(char)
-        elif char in "'\"":
-            quote = char
-        elif char in _BLANKS:
-            if char == "\n":
-                return "".join(word), position
-            break
+    while position < len(text) and text[position] not in _BLANKS:
+        if text[position] == "'":
+            piece, position = _single_quoted(where, text, position)
+        elif text[position] == '"':
+            piece, position = _double_quoted(where, text, position)
+        elif text[position] == "\\":
+            escaped = text[position + 1 : position + 2]
+            piece, position = "" if escaped == "\n" else escaped or "\\", position + 2
         else:
-            word.append(char)
-    if quote:
-        raise ConfigurationError(f"{path}:{line}", f"the quote {quote} is never closed")
+            piece, position = _plain(where, text[position]), position + 1
+        word.append(piece)
     end = text.find("\n", position)
     end = len(text) if end < 0 else end
     rest = text[position:end].strip(_BLANKS)
     if rest and rest[0] != "#":
-        # Not quoted: it may be the second half of a password.
         raise ConfigurationError(
-            f"{path}:{line}", "has more words after the value", "put the value in quotes"
+            where, f"has {rest!a} after the value", "put the value in quotes"
         )
     return "".join(word), end + 1
+
+
+def _plain(where: str, char: str) -> str:
+    if char in "$`":
+        raise ConfigurationError(
+            where, f"{char} is not expanded here", "put the value in single quotes"
+        )
+    return char
+
+
+def _single_quoted(where: str, text: str, position: int) -> tuple[str, int]:
+    end = text.find("'", position + 1)
+    if end < 0:
+        raise ConfigurationError(where, "the quote ' is never closed")
+    return text[position + 1 : end], end + 1
+
+
+def _double_quoted(where: str, text: str, position: int) -> tuple[str, int]:
+    word: list[str] = []
+    position += 1
+    while position < len(text):
+        char = text[position]
+        if char == '"':
+            return "".join(word), position + 1
+        if char == "\\":
+            escaped = text[position + 1 : position + 2]
+            # Before anything else the backslash stays (POSIX shell, 2.2.3).
+            kept = "" if escaped in '"\\$`\n' else char
+            word.append(kept + escaped.replace("\n", ""))
+            position += 2
+        else:
+            word.append(_plain(where, char))
+            position += 1
+    raise ConfigurationError(where, 'the quote " is never closed')
 
 
 def whole_number(value: Value | None, default: int, name: str, most: int) -> int:

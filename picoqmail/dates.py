@@ -8,8 +8,9 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def header_date(seconds: float) -> str:
-    """`22 Nov 2026 11:29:37 -0000`, as qmail writes it (RFC 5322 section 3.3; -0000 says that
-    nothing is known of the local zone). `seconds` are Unix seconds.
+    """`22 Nov 2026 11:29:37 -0000`, as qmail writes it; `seconds` are Unix seconds.
+
+    RFC 5322 section 3.3: -0000 says that nothing is known of the local zone.
     """
     year, month, day, hour, minute, second = time.gmtime(seconds)[:6]
     return f"{day} {_MONTHS[month - 1]} {year} {hour:02}:{minute:02}:{second:02} -0000"

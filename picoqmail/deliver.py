@@ -1,5 +1,6 @@
-"""Delivery: claim, converse, record. The only orchestrator, and the only module that knows both
-the spool and the relays.
+"""Delivery: claim, converse, record.
+
+The only orchestrator, and the only module that knows both the spool and the relays.
 
 A message becomes one or more parts, each one transaction of at most 100 recipients for one route.
 What relays said of the parts is gathered, and judged (policy.py) when the last part is done.
@@ -41,6 +42,8 @@ _FAULTS_A_RUN = 2
 # Parts that may wait for another route's turn: each keeps a descriptor open.
 _LATE_PARTS = 100
 _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
+# The stage of an outage that is none: the relay wants us to pause.
+_TOO_FAST = "pace"
 
 
 @define
@@ -95,6 +98,8 @@ class Outbox:
     name: str
     is_probe: bool = False
     """Whether its relays were down when last looked at: one connection until one of them serves."""
+    was_throttled: bool = False
+    """Whether that was because we had been too fast for them."""
     ids: deque[str] = field(factory=deque)
     ready: deque[_Part] = field(factory=deque)
     again: deque[_Part] = field(factory=deque)
@@ -112,8 +117,10 @@ class Outbox:
 
 @define(eq=False)
 class Delivery:
-    """One run over a spool. `converse` drives the outboxes' connections until they have nothing
-    left, and says of each how it was served (engine.py).
+    """One run over a spool.
+
+    `converse` drives the outboxes' connections until they have nothing left, and says of each
+    how it was served (engine.py).
     """
 
     spool: Spool
@@ -202,7 +209,7 @@ class Delivery:
         return others < _LATE_PARTS
 
     def _assign(self, ids: Iterable[str]) -> None:
-        """Give each message to an outbox; only where there are several routes is it read for that."""
+        """Give each message to an outbox; only with several routes is it read for that."""
         default = self._outbox(self._routing.default)
         if self._routing.is_single:
             default.ids.extend(ids)
@@ -235,6 +242,7 @@ class Delivery:
         for outbox in outboxes:
             if outbox.name in outages:
                 outbox.is_probe = True
+                outbox.was_throttled = outages[outbox.name].stage == _TOO_FAST
                 looking.append(outbox.name)
         if looking and not self._forced:
             now = int(self.clock())
@@ -256,34 +264,32 @@ class Delivery:
         now = int(self.clock())
         for outbox, how in zip(outboxes, served, strict=True):
             known = outages.get(outbox.name)
-            is_down = how.gave_up or (how.fault is not None and not how.reached)
+            is_down, stage, reason = _why_down(how)
             if is_down:
                 self._closed.add(outbox.name)
             if known is not None and how.reached and not is_down:
                 del outages[outbox.name]
                 self.log.event("relay_up", relay=outbox.name, down_seconds=now - known.since)
-            elif is_down and how.fault is not None:
-                outage = breaker.failed(
-                    known, now=now, stage=how.fault.stage, reason=how.fault.text
-                )
+            elif is_down and reason:
+                outage = breaker.failed(known, now=now, stage=stage, reason=reason)
                 outages[outbox.name] = outage
                 self.log.event(
                     "relay_down",
                     level="warning",
                     relay=outbox.name,
-                    stage=how.fault.stage,
-                    reason=how.fault.text,
+                    stage=stage,
+                    reason=reason,
                     failures=outage.failures,
                     look_again=outage.until,
                 )
-                self._expire_left(outbox, how.fault)
+                self._expire_left(outbox, reason)
         if outages != before:
             self._write_breaker(outages)
 
-    def _expire_left(self, outbox: Outbox, fault: RelayFault) -> None:
+    def _expire_left(self, outbox: Outbox, reason: str) -> None:
         """Fail what has grown too old in front of a relay that cannot be reached."""
         for part in (*outbox.ready, *outbox.again):
-            part.work.unreached = fault.text
+            part.work.unreached = reason
         oldest = self.clock() - self.settings.queuelifetime
         for message_id in list(outbox.ids):
             if accepted_at(message_id) > oldest:
@@ -294,7 +300,7 @@ class Delivery:
             try:
                 if self.clock() >= claim.message.expires and not claim.message.held:
                     judgement = policy.expire(
-                        claim.message, now=int(self.clock()), because=fault.text
+                        claim.message, now=int(self.clock()), because=reason
                     )
                     self._record(claim, judgement, "", ())
                     outbox.ids.remove(message_id)
@@ -304,8 +310,10 @@ class Delivery:
                 claim.release()
 
     def _let_go(self, outboxes: Iterable[Outbox]) -> None:
-        """Give up the parts that wait there; record what is known of their messages, and release
-        those that wait for no other route.
+        """Give up the parts that wait there.
+
+        What is known of their messages is recorded, and those that wait for no other route are
+        released.
         """
         for outbox in list(outboxes):
             parts = [*outbox.ready, *outbox.again]
@@ -629,8 +637,17 @@ class Delivery:
         self.log.event("error", level="error", id=message_id, error=str(exc))
 
 
+def _why_down(how: LaneSummary) -> tuple[bool, str, str]:
+    """Whether nobody shall look at these relays for a while; stage and reason, if they are known."""
+    if how.throttled:
+        return True, _TOO_FAST, how.throttled
+    is_down = how.gave_up or (how.fault is not None and not how.reached)
+    return is_down, how.fault.stage if how.fault else "", how.fault.text if how.fault else ""
+
+
 def expand_verp(sender: str, recipient: str) -> str:
-    """The sender of a VERP message for one recipient (qmail-inject(8), QMAILINJECT r):
+    """The sender of a VERP message for one recipient (qmail-inject(8), QMAILINJECT r).
+
     `pre-@host-@[]` becomes `pre-user=domain@host`; any other sender stays.
     """
     if not sender.endswith(_VERP_END) or sender == "#@[]":

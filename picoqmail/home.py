@@ -65,8 +65,9 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
 
 
 def personal_root(environ: Mapping[str, str]) -> str:
-    """The home of a user who has no other: `$XDG_STATE_HOME/picoqmail`, as the XDG base
-    directory specification has it (a relative value there is to be ignored).
+    """The home of a user who has no other: `$XDG_STATE_HOME/picoqmail`.
+
+    The XDG base directory specification has a relative value there ignored.
     """
     state = environ.get("XDG_STATE_HOME", "")
     if not state.startswith("/"):
@@ -80,8 +81,9 @@ def personal_root(environ: Mapping[str, str]) -> str:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of this process: that of `os` if anybody has imported it and may have
-    changed it, else as the process got it.
+    """The environment of this process, as it got it.
+
+    That of `os` if anybody has imported it, for he may have changed it.
     """
     if "os" in sys.modules:
         return sys.modules["os"].environ  # type: ignore[no-any-return]
@@ -92,8 +94,10 @@ def environment() -> Mapping[str, str]:
 
 
 def caller_uid(environ: Mapping[str, str]) -> int:
-    """The real uid of whoever submits mail: our own, unless the set-id program or sudo, which
-    alone make this process the spool's owner for somebody else, say whose it was.
+    """The real uid of whoever submits mail.
+
+    Our own, unless the set-id program or sudo, which alone make this process the spool's owner
+    for somebody else, say whose it was.
 
     Who starts our program by himself may say anything here; he is the owner of the spool then,
     and deceives nobody but himself.

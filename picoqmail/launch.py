@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from picoqmail.home import Home
 
 LOCK_DESCRIPTOR = 3
+_OPEN_LOCK = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
 # Longer than the breaker ever waits: a time further off is a clock that jumped.
 BREAKER_LIMIT_SECONDS = 600
 # What a relay's password command, name lookup or certificate store may need; nothing else of the
@@ -70,7 +71,7 @@ def take_lock(path: str) -> int:
 
     The kernel frees it when its last holder dies. The file is never unlinked.
     """
-    lock = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, PRIVATE_FILE_MODE)
+    lock = posix.open(path, _OPEN_LOCK, PRIVATE_FILE_MODE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -90,7 +91,8 @@ def sender_command() -> list[str]:
     # An interpreter embedded elsewhere, or scripts installed apart from it.
     where = absolute(__file__).rsplit("/", 2)[0]
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from picoqmail.cli.send import main"
-    return [sys.executable or "python3", "-I", "-c", f"{start}; sys.exit(main(sys.argv[1:]))", where]
+    script = f"{start}; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable or "python3", "-I", "-c", script, where]
 
 
 def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
@@ -116,8 +118,8 @@ def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
     opened = [posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)]
     try:
         # Out of the way of the numbers that they are about to get.
-        for descriptor in (opened[0], lock):
-            opened.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
+        opened.append(fcntl.fcntl(opened[0], fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
+        opened.append(fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
         null, held = opened[1:]
         pid = posix.posix_spawn(
             program,

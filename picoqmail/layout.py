@@ -58,10 +58,10 @@ _HOST_OCTETS_IN_ID = 100
 
 
 def make_id(host: str, pid: int, now_ns: int, entropy: bytes) -> str:
-    """A Maildir unique name, `seconds.MusecPpidQnRrandom.host`, sorted by time.
+    r"""A Maildir unique name, `seconds.MusecPpidQnRrandom.host`, sorted by time.
 
     `entropy` are at least 8 random octets: in containers every process has number 1. In the host
-    `/` and `:` become `\\057` and `\\072`, as the Maildir specification wants; whatever else is
+    `/` and `:` become `\057` and `\072`, as the Maildir specification wants; whatever else is
     unusual in a file name becomes `_`.
     """
     seconds, nanoseconds = divmod(now_ns, 1_000_000_000)

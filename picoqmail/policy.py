@@ -64,7 +64,7 @@ def is_due(message: Message, now: float) -> bool:
     return isinstance(last, (int, float)) and last > now + QUADRATIC_STEP_SECONDS
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what is known at the end of a session
     message: Message,
     results: Mapping[int, RecipientResult],
     *,
@@ -140,8 +140,9 @@ def expire(
 
 
 def judged_before(message: Message) -> Judgement:
-    """The judgement on a message that nobody waits for any more, as its sidecar says: a crash, or
-    a full disk, came between that record and the end of the message.
+    """The judgement on a message that nobody waits for any more, as its sidecar says.
+
+    A crash, or a full disk, came between that record and the end of the message.
     """
     done = all(one.state == DELIVERED for one in message.recipients)
     ended = evolve(message, revision=message.revision + 1)
@@ -149,8 +150,9 @@ def judged_before(message: Message) -> Judgement:
 
 
 def postpone(message: Message, *, now: int, relay: str, reply: str) -> Message:
-    """A message in whose transaction the relay failed more than once: not charged, but others
-    go first, in case this very message is what the relay dies of.
+    """A message in whose transaction the relay failed more than once.
+
+    It is not charged, but others go first, in case this very message is what the relay dies of.
     """
     faults = 0
     for entry in reversed(message.history):

@@ -1,4 +1,4 @@
-"""Which relays a recipient goes to: relayip, unless senderroutes or smtproutes say otherwise. Pure."""
+"""Which relays a recipient goes to: relayip, or what senderroutes and smtproutes say. Pure."""
 
 from __future__ import annotations
 

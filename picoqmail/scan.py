@@ -80,8 +80,9 @@ def look(spool: str, state: str, now: float) -> Sight:
 
 
 def is_old(path: str, now: float) -> bool:
-    """Say whether a leftover may go: older than 36 hours by both its times, so that one clock
-    that was wrong for a moment does not do. False if it is gone.
+    """Say whether a leftover may go: last written over 36 hours ago. False if it is gone.
+
+    A clock that jumps can be mistaken here; whoever sweeps asks for the lock too.
     """
     try:
         found = posix.stat(path, follow_symlinks=False)

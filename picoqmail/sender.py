@@ -70,7 +70,7 @@ class Sender:
         tried: set[str] = set()
         while True:
             busy: set[str] = set()
-            while due := [one for one in self.look(NEW).due if one not in tried and one not in busy]:
+            while due := self._due_in_new(tried | busy):
                 if launch.relay_is_down(self.home.spool, time.time()) or self.is_stopped():
                     break
                 busy |= self.run.deliver(due)
@@ -84,10 +84,13 @@ class Sender:
             lock = -1
             if due:
                 return True
-            if any(self.is_free(one) for one in self.look(NEW).due if one not in tried):
+            if any(self.is_free(one) for one in self._due_in_new(tried)):
                 lock = self.take_lock()
             if lock < 0:
                 return False
+
+    def _due_in_new(self, seen: set[str]) -> list[str]:
+        return [one for one in self.look(NEW).due if one not in seen]
 
     def take_lock(self) -> int:
         """Take the sender's lock: a descriptor, or -1. Raises SpoolError."""

@@ -53,7 +53,7 @@ RESULT_LIMIT_OCTETS = 65536
 HELD_UNTIL = 4102444800.0
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-# Where a body is looked for. Everybody's order must be the same: the first is the one that is locked.
+# Where a body is looked for. Everybody's order must be the same: the first is what is locked.
 _BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
 _LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
 
@@ -246,8 +246,9 @@ class Spool:
         return False
 
     def _settle(self, message_id: str) -> str | None:
-        """The state of a locked message; after a crash between two states, the later revision
-        stays and the other sidecar goes. None if it has no sidecar.
+        """The state of a locked message, None if it has no sidecar.
+
+        After a crash between two states the later revision stays, and the other sidecar goes.
         """
         found = self.where(message_id)
         if len(found) <= 1:
@@ -275,10 +276,7 @@ class Spool:
         try:
             message = self._read_sidecar(state, message_id)
             status = os.fstat(descriptor)
-            if status.st_size != message.size:
-                raise DamagedMessageError(
-                    f"its body has {status.st_size} octets, and {message.size} were accepted"
-                )
+            _check_size(message, status.st_size)
             data, newlines, eight_bit = self._verify(message, descriptor)
         except DamagedMessageError as exc:
             self._quarantine(message_id, state, str(exc))
@@ -563,8 +561,10 @@ class Spool:
     # --- Sweeping ----------------------------------------------------------------------------
 
     def sweep(self, paths: Iterable[str]) -> tuple[list[str], list[SpoolError]]:
-        """Unlink leftovers that nobody holds and no message owns; returns what went, and what
-        would not go: one leftover that cannot be removed keeps no mail back.
+        """Unlink leftovers that nobody holds and no message owns.
+
+        Returns what went, and what would not go: one leftover that cannot be removed keeps no
+        mail back.
 
         `paths` are candidates that scan.leftovers found old enough. Only unlinks: nothing is
         ever promoted, because only what was renamed into a state was accepted.
@@ -626,6 +626,13 @@ class Spool:
         finally:
             os.close(descriptor)
         return Message.from_sidecar(b"".join(blocks), message_id)
+
+
+def _check_size(message: Message, octets: int) -> None:
+    if octets != message.size:
+        raise DamagedMessageError(
+            f"its body has {octets} octets, and {message.size} were accepted"
+        )
 
 
 def _lock(descriptor: int) -> bool:

@@ -331,12 +331,12 @@ def test_each_recipient_goes_its_own_way(
     other = rig(HostileRelay())
     trial.setting("relayip", strict_relay.address)
     trial.setting("smtproutes", f"other.test:{other.address}")
-    for _ in range(150):
+    for _ in range(110):
         trial.accepted(recipients=["a@one.test", "b@other.test", "c@one.test"])
     assert 0 == trial.send()
     assert [] == trial.files()
-    assert [("a@one.test", "c@one.test")] * 150 == [m.recipients for m in strict_relay.messages]
-    assert [("b@other.test",)] * 150 == [message.recipients for message in other.messages]
+    assert [("a@one.test", "c@one.test")] * 110 == [m.recipients for m in strict_relay.messages]
+    assert [("b@other.test",)] * 110 == [message.recipients for message in other.messages]
     assert [] == other.complaints
 
 
