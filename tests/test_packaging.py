@@ -50,7 +50,7 @@ def test_no_program_without_our_prefix_is_put_on_path(wheel: str, names: list[st
         (path,) = (name for name in names if name.endswith("entry_points.txt"))
         entries = configparser.ConfigParser()
         entries.read_string(archive.read(path).decode())
-    assert ["console_scripts"] == entries.sections()
+    assert ["console_scripts", "pytest11"] == entries.sections()
     assert ["picoqmail"] == entries.options("console_scripts")
 
 
