@@ -158,8 +158,9 @@ def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, in
     end = len(text) if end < 0 else end
     rest = text[position:end].strip(_BLANKS)
     if rest and rest[0] != "#":
+        # Not quoted: it may be the second half of a password.
         raise ConfigurationError(
-            where, f"has {rest!a} after the value", "put the value in quotes"
+            where, "has more words after the value", "put the value in quotes"
         )
     return "".join(word), end + 1
 
