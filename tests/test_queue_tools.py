@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from picoqmail.cli.main import main
 from picoqmail.layout import BODY, CUR, NEW, SIDECAR, UNDELIVERED
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.recording import RecordingRelay
 from rig.waiting import wait_until
+from trial import make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,3 +325,36 @@ def test_there_is_no_home(trial: Trial, picoqmail: Command) -> None:
     ran = picoqmail(trial, "status", PICOQMAIL_HOME="/nonexistent")
     assert 78 == ran.returncode
     assert "picoqmail init" in ran.stderr
+
+
+NOBODY = 65534
+
+
+def test_root_leaves_nothing_that_the_owner_cannot_read(trial: Trial) -> None:
+    """Root becomes the owner of the spool first, for good: a new sidecar is the owner's."""
+    if os.getuid() != 0:
+        pytest.skip("becomes another user, which takes root")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        theirs = make_trial(f"{directory}/home", trial.installed)
+        message_id = theirs.accepted()
+        for path in (theirs.root, theirs.home.control, f"{theirs.home.control}/me"):
+            os.chmod(path, 0o755)
+        for path, _, names in os.walk(theirs.spool):
+            for name in ("", *names):
+                os.chown(os.path.join(path, name), NOBODY, NOBODY)
+        # Imported before: below root's own directories the owner could not read them.
+        importlib.import_module("picoqmail.cli.admin_change")
+        child = os.fork()
+        if child == 0:
+            os.environ["PICOQMAIL_HOME"] = theirs.root
+            status = 70
+            try:
+                status = main(["hold", message_id, "--json"])
+                status = status or (0 if os.getresuid() == (NOBODY,) * 3 else 71)
+            finally:
+                os._exit(status)
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert theirs.sidecar(message_id)["held"]
+        for suffix in (BODY, SIDECAR):
+            assert NOBODY == os.lstat(theirs.path(CUR, message_id, suffix)).st_uid
