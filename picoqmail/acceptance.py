@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from picoqmail.mail import Mail, Outcome
 
 PROGRAM = "python"
+_THREADS = 8
 
 
 @frozen(eq=False)
@@ -275,17 +276,22 @@ class Acceptance:
         for index, draft in drafts.items():
             if index in outcomes:
                 draft.incoming.abort()
-                continue
-            try:
-                if prepared:
-                    draft.incoming.unpark()
-                else:
-                    order = draft.order
-                    draft.incoming.prepare(order.sender, order.recipients, order.extra)
-            except PicoqmailError as exc:
-                outcomes[index] = exc
             else:
                 ready[index] = draft
+        put = _unpark if prepared else _prepare
+        if prepared or len(ready) < _THREADS:
+            results = [put(draft) for draft in ready.values()]
+        else:
+            # Threads, for the disk has a queue of its own: syncs that wait at the same time are
+            # done together, and a file system with a journal writes that once for all of them.
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(_THREADS, "picoqmail") as threads:
+                results = list(threads.map(put, ready.values()))
+        for index, error in zip(list(ready), results, strict=True):
+            if error is not None:
+                outcomes[index] = error
+                del ready[index]
         return ready
 
     def _lock_keys(
@@ -354,6 +360,23 @@ class Acceptance:
         except BaseException:
             _forget([records[index] for index in keyed])
             raise
+
+
+def _prepare(draft: Draft) -> PicoqmailError | None:
+    """Put a draft on disk; its error is its outcome."""
+    try:
+        draft.incoming.prepare(draft.order.sender, draft.order.recipients, draft.order.extra)
+    except PicoqmailError as exc:
+        return exc
+    return None
+
+
+def _unpark(draft: Draft) -> PicoqmailError | None:
+    try:
+        draft.incoming.unpark()
+    except PicoqmailError as exc:
+        return exc
+    return None
 
 
 def _forget(records: Iterable[Record]) -> None:
