@@ -638,7 +638,7 @@ class Delivery:
 
 
 def _why_down(how: LaneSummary) -> tuple[bool, str, str]:
-    """Whether nobody shall look at these relays for a while; stage and reason, if they are known."""
+    """Whether nobody shall look at these relays for a while; stage and reason, if known."""
     if how.throttled:
         return True, _TOO_FAST, how.throttled
     is_down = how.gave_up or (how.fault is not None and not how.reached)

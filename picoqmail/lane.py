@@ -21,7 +21,7 @@ class Lane:
     ``timeout_connect`` (lookup, connect, TLS) and ``timeout_remote`` (each step, each transaction)
     are seconds. ``pace`` is asked before each message, and returns the seconds to wait until it
     may begin; 0 is the leave for one message. ``probe`` allows one link only until a relay has
-    greeted and let us in.
+    greeted and let us in. ``was_throttled``: the last run ended because a relay said "too fast".
     """
 
     name: str
@@ -36,6 +36,7 @@ class Lane:
     cleartext_auth: bool = False
     pace: Callable[[], float] | None = None
     probe: bool = False
+    was_throttled: bool = False
     use_pipelining: bool = True
     use_chunking: bool = True
 
@@ -46,7 +47,8 @@ class LaneSummary:
 
     ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
     the lane stopped because no relay was left. ``answered``: transactions
-    that came to an end without a fault. ``pace``: a relay asked us to be slower.
+    that came to an end without a fault. ``pace``: a relay asked us to be slower. ``throttled`` is
+    what it said when the lane ended because of that, else ``""``.
     """
 
     name: str
@@ -57,6 +59,7 @@ class LaneSummary:
     answered: int
     links: int
     pace: bool
+    throttled: str = ""
 
 
 @frozen

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from picoqmail.lane import LaneSummary
 from picoqmail.link import Link
 from picoqmail.relay import literal_addresses
+from picoqmail.smtp.conversation import is_pace
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
+from picoqmail.throttle import Throttle
 
 if TYPE_CHECKING:
     from picoqmail.engine import Engine
@@ -73,6 +75,7 @@ class LaneRun:
         self._reached = False
         self._connected = False
         self._pace = False
+        self._throttle = Throttle(is_probe=lane.was_throttled)
         self._fault: RelayFault | None = None
         if self._gave_up:
             self._fault = RelayFault("lookup", "there is no relay to send to (setting relayip)")
@@ -86,27 +89,36 @@ class LaneRun:
         """Return the next message for a link."""
         conversation = link.conversation
         conversation.pause = 0.0
-        if self.engine.stopping or self._gave_up:
+        if self.engine.stopping or self._gave_up or self._is_paced_out:
             return None
         if not self._waiting:
             transaction = self._take()
             self._exhausted = transaction is None
-            if transaction is None or self.lane.pace is None:
+            if transaction is None or not (self.lane.pace or self._throttle.is_on):
                 return transaction
             self._waiting.append(transaction)
         # Only where there is a message is leave for one asked.
+        if self._throttle.is_on and self._is_one_of_several(link):
+            return None
         return self._waiting.popleft() if self._may_begin(conversation) else None
+
+    def _is_one_of_several(self, link: Link) -> bool:
+        return any(
+            other is not link and other.is_ready and not other.is_leaving for other in self._links
+        )
 
     def _may_begin(self, conversation: Conversation) -> bool:
         """Ask the pace for leave to begin a message; if there is none, say how long to wait."""
-        if self.lane.pace is None:
-            return True
-        try:
-            wait = self.lane.pace()
-        except Exception as error:
-            raise SourceFailedError from error
+        # The relay's wish first: who asks the pace has had its leave counted.
+        wait = self._throttle.wait(self.engine.now)
+        if not wait and self.lane.pace is not None:
+            try:
+                wait = self.lane.pace()
+            except Exception as error:
+                raise SourceFailedError from error
         self._is_pausing = wait > 0
         if not self._is_pausing:
+            self._throttle.begun(self.engine.now)
             return True
         if wait <= PAUSE_LIMIT_SECONDS:
             conversation.pause = wait
@@ -114,15 +126,28 @@ class LaneRun:
             self._exhausted = self._is_paced_out = True
         return False
 
-    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+    def done(self, transaction: Transaction, verdict: Verdict, link: Link | None = None) -> None:
         """Hand a verdict to the source."""
         if verdict.fault is None:
             self._answered += 1
             self._futile = 0
+        if link is not None and link.generation == self._generation:
+            self._see_pace(verdict, link)
         try:
             self.lane.source.done(transaction, verdict)
         except Exception as error:
             raise SourceFailedError from error
+
+    def _see_pace(self, verdict: Verdict, link: Link) -> None:
+        """See whether the relay takes messages as fast as they come."""
+        outcomes = {result.outcome for result in verdict.results}
+        if "delivered" in outcomes:
+            self._throttle.served()
+        elif "deferred" in outcomes:
+            for result in verdict.results:
+                if result.reply is not None and is_pace(result.reply):
+                    self._slow_down(link, result.text)
+                    return
 
     def _take(self) -> Transaction | None:
         try:
@@ -149,12 +174,9 @@ class LaneRun:
     def link_ended(self, link: Link, fault: RelayFault | None) -> None:
         """Draw the conclusions from the end of a link, and go on."""
         self._links.discard(link)
-        conversation = link.conversation
-        served = conversation.served
+        served = link.conversation.served
         if served:
             self._futile = 0
-        if conversation.pace_seen:
-            self._slow_down(link)
         if fault is not None:
             self._fault, self._relay = fault, link.relay
             self.engine.on_event(
@@ -165,7 +187,8 @@ class LaneRun:
                 text=fault.text,
             )
             if fault.pace:
-                self._slow_down(link)
+                # Who has not been served at all was not too fast, but one too many.
+                self._slow_down(link, fault.text if served else "")
             if not served:
                 self._after_futile(link, fault)
         self.go_on()
@@ -208,17 +231,23 @@ class LaneRun:
     def _turn_away(self) -> None:
         """Use the next address, or the next relay, from now on."""
         self._generation += 1
+        self._throttle = Throttle(is_probe=self.lane.was_throttled)
         self._connected = False
         self._address += 1
         if self._addresses is None or self._address >= len(self._addresses):
             self._address, self._addresses = 0, None
             self._endpoint += 1
 
-    def _slow_down(self, link: Link) -> None:
+    def _slow_down(self, link: Link, text: str) -> None:
+        """Use one link from now on, and if the relay gave us its words also longer pauses."""
         if not self._pace:
             self.engine.on_event("pace", relay=link.relay, address=link.address.text)
         self._pace = True
         self._limit = 1
+        if text and link.generation == self._generation:
+            self._throttle.asked(text, self.engine.now)
+            if self._throttle.told:
+                self._exhausted = self._is_paced_out = True
 
     # Opening links.
 
@@ -377,4 +406,5 @@ class LaneRun:
             answered=self._answered,
             links=self._opened,
             pace=self._pace,
+            throttled=self._throttle.told,
         )

@@ -41,7 +41,7 @@ class LinkSource:
 
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
         """Hand a verdict on."""
-        self._lane.done(transaction, verdict)
+        self._lane.done(transaction, verdict, self._link)
 
 
 class Link:

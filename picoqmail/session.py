@@ -65,6 +65,7 @@ class Session:
             source_ip=settings.sourceip or "",
             cleartext_auth=settings.cleartextauth,
             probe=outbox.is_probe,
+            was_throttled=outbox.was_throttled,
             pace=self._pace,
         )
 

@@ -354,7 +354,8 @@ class Settings:
         setting_values.ip_address,
     )
     ratelimit: RateLimit | None = _setting(
-        "How many messages go out in a time at most; 0 is no limit.",
+        """How many messages go out in a time at most; 0 is no limit. A relay that finds us too fast
+        (421, 450 4.7.x, 454) is given pauses in any case.""",
         "messages/period, such as 14/s, 300/5m or 10000/d; or 0",
         setting_values.rate_limit,
         default="0",

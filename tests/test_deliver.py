@@ -185,6 +185,26 @@ def test_the_relay_is_back(trial: Trial, rig: Rig) -> None:
     assert 3 == len(relay.messages)
 
 
+def test_a_relay_that_is_hurried(trial: Trial, rig: Rig) -> None:
+    """Few messages are charged, the rest is left alone, in this run and in those after it."""
+    slower = faults.reply("450 4.7.1 not so fast")
+    relay = with_relay(trial, rig, HostileRelay({"MAIL": [None, *[slower] * 7]}))
+    for _ in range(12):
+        trial.queued()
+    assert 75 == trial.send()
+    assert (1, 6, 5) == (len(relay.messages), len(trial.ids(CUR)), len(trial.ids(NEW)))
+    (down,) = trial.events("relay_down")
+    assert ("pace", "450 4.7.1 not so fast") == (down["stage"], down["reason"])
+    trial.cron()
+    assert 7 == relay.verbs().count("MAIL")
+    path = f"{trial.spool}/{BREAKER}"
+    for charged, left in ((7, 4), (7, 0)):
+        wait_until(lambda: os.stat(path).st_mtime < time.time(), "it is time to look", 20)
+        trial.cron()
+        assert (charged, left) == (len(trial.ids(CUR)), len(trial.ids(NEW)))
+    assert not os.path.exists(path)
+
+
 def test_expired_with_the_last_answer(trial: Trial, rig: Rig) -> None:
     """Too old: one more attempt, then it fails and says why."""
     with_relay(trial, rig, HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}))

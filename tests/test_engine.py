@@ -587,6 +587,40 @@ def test_pace(rig: Callable[..., Any]) -> None:
     assert run.seconds >= 0.3
 
 
+TOO_FAST = "450 4.7.1 too fast"
+
+
+@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "."])
+def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str) -> None:
+    """Two messages meet "too fast", and are charged; those behind them wait, and get through."""
+    relay = rig(HostileRelay({step: [None, None, *[faults.reply(TOO_FAST)] * 2]}))
+    run = Run(mails(8), to(relay))
+    assert run.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
+    # Half a second, a second; then half of it for each success, until there is none.
+    assert 1.5 + 0.5 + 0.25 <= run.seconds
+    assert run.lane.pace
+    assert (run.lane.throttled, run.lane.gave_up) == ("", False)
+
+
+@pytest.mark.parametrize("answer", [TOO_FAST, "454 4.7.0 too fast"])
+def test_a_relay_that_stays_hurried_is_left_alone(rig: Callable[..., Any], answer: str) -> None:
+    """Where the last run was too fast already, one message asks, and the rest is not even taken."""
+    relay = rig(HostileRelay({"RCPT": faults.reply(answer)}))
+    source = mails(30)
+    run = Run(source, to(relay), probe=True, was_throttled=True)
+    assert run.outcomes().count("deferred") == relay.verbs().count("MAIL") <= 2
+    assert run.outcomes().count("delivered") == 0
+    assert run.lane.throttled == answer
+
+
+def test_a_greylist_is_no_pace(rig: Callable[..., Any]) -> None:
+    """It is about one message; the others need not wait."""
+    relay = rig(HostileRelay({"RCPT": faults.reply("450 4.7.1 Greylisted, see you later")}))
+    run = Run(mails(20), to(relay))
+    assert run.outcomes() == ["deferred"] * 20
+    assert not run.lane.pace
+
+
 def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:
     """An error of our own is not taken for one of the relay's."""
 

@@ -136,7 +136,6 @@ class Conversation:
         self.ready = False
         self.fault: RelayFault | None = None
         self.served = 0
-        self.pace_seen = False
         self.pause = 0.0
         self.capabilities = Capabilities()
         self._source = source
@@ -622,13 +621,11 @@ class Conversation:
         return reply
 
     def _judge(self, reply: Reply, stage: str) -> None:
-        """Refuse an answer that cannot be one here; see whether it asks us to slow down."""
+        """Refuse an answer that cannot be one here."""
         if reply.is_success:
             return
         if not reply.is_temporary and not reply.is_permanent:
             raise self._refused(stage, "what it cannot mean", reply, is_muddled=True)
-        if reply.is_temporary and is_pace(reply):
-            self.pace_seen = True
 
     def _quiet(self, stage: str) -> None:
         """Make sure that the relay has said nothing that nobody asked for."""
