@@ -55,6 +55,7 @@ class Reporter:
     log: Log
     clock: Callable[[], float] = time.time
     made: list[str] = field(factory=list)
+    _to_log: list[dict[str, Any]] = field(factory=list)
     _governor: Governor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -337,14 +338,14 @@ class Reporter:
         kind: str,
     ) -> None:
         self.made.append(report)
-        self.log.event(
-            "bounced",
-            id=message.id,
-            report=report,
-            kind=kind,
-            to=whom.address,
-            recipients=[message.recipients[index].address for index in indexes],
-        )
+        recipients = [message.recipients[index].address for index in indexes]
+        facts = {"id": message.id, "report": report, "kind": kind, "to": whom.address}
+        self._to_log.append({**facts, "recipients": recipients})
+
+    def tell(self) -> None:
+        """Log the reports made since the last time: after the failures that they are about."""
+        while self._to_log:
+            self.log.event("bounced", **self._to_log.pop(0))
 
     def _complain(self, message: Message, exc: SpoolError) -> None:
         self.log.event(

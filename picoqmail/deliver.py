@@ -564,6 +564,7 @@ class Delivery:
             else:
                 self.summary.deferred += 1
         self._tell(judgement, relay)
+        self.reporter.tell()
 
     def _tell_queued(self, claim: Claim) -> None:
         """Tell of a message when first something comes of it: the queue program logs nothing."""
