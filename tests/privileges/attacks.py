@@ -1,0 +1,788 @@
+"""What a user of the host tries, and what comes of it: the table of docs/security.md, as code.
+
+Every function here is one row: it attacks a host as its user mallory, and fails unless the outcome
+is the one that the row states.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail.layout import BODY, CUR, DIRECTORIES, NEW, SIDECAR, TMP, UNDELIVERED
+from privileges.host import ENVELOPE, MESSAGE, SECONDS
+from privileges.waiting_queue import WaitingQueue
+from rig.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from privileges.host import Host, Mail, User
+
+DENIED = (errno.EACCES, errno.EPERM)
+PTRACE_ATTACH = 16
+FULL = 53
+UNREADABLE = 54
+
+
+@frozen
+class Attack:
+    """One row: what is tried, what comes of it, and the code that does it."""
+
+    what: str
+    outcome: str
+    run: Callable[[Host], None]
+
+
+ATTACKS: list[Attack] = []
+
+
+def attack(what: str, outcome: str) -> Callable[[Callable[[Host], None]], Callable[[Host], None]]:
+    """Put a function into the table."""
+
+    def enter(run: Callable[[Host], None]) -> Callable[[Host], None]:
+        ATTACKS.append(Attack(what, outcome, run))
+        return run
+
+    return enter
+
+
+def accepted(host: Host, user: User | None = None) -> Mail:
+    """The one message in the spool: whole, private, the owner's, and of that user."""
+    (mail,) = host.mails()
+    uid = (user or host.mallory).uid
+    assert (uid, "picoqmail-queue") == (
+        mail.record["origin"]["uid"],
+        mail.record["origin"]["program"],
+    )
+    received, _, rest = mail.body.partition(b"\n")
+    assert f"invoked by uid {uid})".encode() in received
+    assert MESSAGE == rest
+    for suffix in (BODY, SIDECAR):
+        found = os.stat(f"{host.home.spool}/{mail.state}/{mail.id}{suffix}")
+        private = (host.owner.pw_uid, host.owner.pw_gid, 0o600)
+        assert private == (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
+    return mail
+
+
+def refused(host: Host, status: int, done: subprocess.CompletedProcess[bytes]) -> None:
+    """Nothing was accepted, nothing is left, and the exit code is that of the interface."""
+    assert (status, []) == (done.returncode, host.files()), done.stderr
+
+
+def as_mallory(host: Host, act: Callable[[], object]) -> int:
+    """Do something in a process of mallory's: its errno, 0 if it worked."""
+    pid = os.fork()
+    if not pid:
+        status = 255
+        try:
+            os.setgroups([])
+            os.setresgid(*[host.mallory.gid] * 3)
+            os.setresuid(*[host.mallory.uid] * 3)
+            act()
+            status = 0
+        except OSError as error:
+            status = error.errno or 254
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def places(host: Host) -> Iterator[str]:
+    """Every directory of a home."""
+    yield host.home.root
+    yield from (host.home.control, host.home.bin, host.home.spool)
+    yield from (f"{host.home.spool}/{name}" for name in DIRECTORIES)
+
+
+# --- The disk ------------------------------------------------------------------------------------
+
+
+@attack(
+    "List the spool; read, alter, rename or delete another user's message, its path known",
+    "EACCES: nobody but its owner enters the spool",
+)
+def touch_mail(host: Host) -> None:
+    """Whatever is tried with a message of alice's, or with the directories, fails."""
+    assert 0 == host.submit(host.alice).returncode
+    mail = accepted(host, host.alice)
+    paths = [f"{host.home.spool}/{mail.state}/{mail.id}{suffix}" for suffix in (BODY, SIDECAR)]
+    for place in (host.home.spool, *(f"{host.home.spool}/{name}" for name in DIRECTORIES)):
+        assert as_mallory(host, functools.partial(os.listdir, place)) in DENIED
+        assert as_mallory(host, functools.partial(os.chdir, place)) in DENIED
+    for path in paths:
+        for act in (
+            functools.partial(os.open, path, os.O_RDONLY),
+            functools.partial(os.open, path, os.O_WRONLY),
+            functools.partial(os.stat, path),
+            functools.partial(os.truncate, path, 0),
+            functools.partial(os.chmod, path, 0o666),
+            functools.partial(os.unlink, path),
+            functools.partial(os.rename, path, f"{host.mallory.directory}/mine"),
+            functools.partial(os.link, path, f"{host.mallory.directory}/mine"),
+        ):
+            assert as_mallory(host, act) in DENIED
+    assert mail == accepted(host, host.alice)
+
+
+@attack(
+    "Plant a file, directory, symbolic or hard link anywhere in the home",
+    "EACCES: no directory of a home is writable by users",
+)
+def plant(host: Host) -> None:
+    """Nothing can be put into, moved within, or taken out of any directory of the home."""
+    own = f"{host.mallory.directory}/own"
+    assert 0 == as_mallory(host, lambda: os.close(os.open(own, os.O_CREAT | os.O_WRONLY)))
+    for place in places(host):
+        for act in (
+            functools.partial(os.open, f"{place}/x", os.O_CREAT | os.O_WRONLY),
+            functools.partial(os.mkdir, f"{place}/x"),
+            functools.partial(os.symlink, "/etc/passwd", f"{place}/x"),
+            functools.partial(os.link, own, f"{place}/x"),
+            functools.partial(os.rename, own, f"{place}/x"),
+            functools.partial(os.rename, place, f"{place}.away"),
+            functools.partial(os.rmdir, place),
+            functools.partial(os.chmod, place, 0o777),
+        ):
+            assert as_mallory(host, act) in DENIED
+    for path in (host.queue, f"{host.home.control}/me", f"{host.home.bin}/sendmail"):
+        assert as_mallory(host, functools.partial(os.unlink, path)) in DENIED
+    assert as_mallory(host, lambda: os.open(host.queue, os.O_RDONLY)) in DENIED
+    assert as_mallory(host, lambda: os.open(host.queue, os.O_WRONLY)) in DENIED
+
+
+@attack(
+    "Start the set-id program by a link of his own, from a directory full of modules of his own",
+    "the mail lands in the one spool; nothing of his is imported",
+)
+def start_elsewhere(host: Host) -> None:
+    """Neither the name nor the directory that it is started from steers it."""
+    evil = make_evil(host)
+    link = f"{evil}/qmail-queue"
+    os.symlink(host.queue, link)
+    assert 0 == host.run_as(host.mallory, [link], cwd=evil).returncode
+    accepted(host)
+    assert not ran_evil(host)
+
+
+@attack(
+    "Keep a hard link to an old set-id program for the day when a fault in it is known",
+    "EPERM where the kernel protects hard links; else an update takes the old one's bits",
+)
+def keep_old_program(host: Host) -> None:
+    """After init has run again, what was there before has no rights any more."""
+    kept = f"{host.directory}/kept"
+    # As root: with fs.protected_hardlinks=0 mallory could.
+    os.link(host.queue, kept)
+    try:
+        assert host.init().returncode == 0
+        assert 0 == stat.S_IMODE(os.stat(kept).st_mode)
+        assert 0o4711 == stat.S_IMODE(os.stat(host.queue).st_mode)
+    finally:
+        os.unlink(kept)
+
+
+# --- The environment -----------------------------------------------------------------------------
+
+
+def make_evil(host: Host) -> str:
+    """A directory of modules and programs that leave a mark when somebody runs them."""
+    evil = f"{host.mallory.directory}/evil"
+    shutil.rmtree(evil, ignore_errors=True)
+    os.makedirs(f"{evil}/control")
+    mark = f"open({evil + '/ran'!r}, 'w').close()\n"
+    for name in (
+        "sitecustomize",
+        "usercustomize",
+        "picoqmail",
+        "posix",
+        "os",
+        "fcntl",
+        "zlib",
+        "pwd",
+    ):
+        with open(f"{evil}/{name}.py", "w", encoding="utf-8") as file:
+            file.write(mark)
+    os.makedirs(f"{evil}/lib/python3.11/encodings")
+    with open(f"{evil}/lib/python3.11/encodings/__init__.py", "w", encoding="utf-8") as file:
+        file.write(mark)
+    for name in ("sh", "python3", "readlink", "picoqmail-send", "env"):
+        with open(f"{evil}/{name}", "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\n: >{evil}/ran\n")
+        os.chmod(f"{evil}/{name}", 0o755)
+    with open(f"{evil}/control/me", "w", encoding="utf-8") as file:
+        file.write("evil.example\n")
+    os.chmod(evil, 0o777)
+    os.chmod(host.mallory.directory, 0o755)
+    return evil
+
+
+def ran_evil(host: Host) -> bool:
+    """Say whether anything of mallory's was run."""
+    return os.path.exists(f"{host.mallory.directory}/evil/ran")
+
+
+@attack(
+    "PYTHONPATH, PYTHONHOME, PYTHONSTARTUP, PYTHONUSERBASE, PYTHONPYCACHEPREFIX, PYTHONINSPECT, "
+    "PYTHONWARNINGS, PYTHONBREAKPOINT",
+    "dropped: the program gets an environment of its own",
+)
+def python_variables(host: Host) -> None:
+    """Python is started deaf, and is not even told."""
+    evil = make_evil(host)
+    names = ("PATH", "HOME", "STARTUP", "USERBASE", "PYCACHEPREFIX", "EXECUTABLE", "PLATLIBDIR")
+    environ = {f"PYTHON{name}": evil for name in names}
+    environ |= {"PYTHONINSPECT": "1", "PYTHONWARNINGS": "error", "PYTHONBREAKPOINT": "os.abort"}
+    environ |= {"PYTHONMALLOC": "debug", "PYTHONTRACEMALLOC": "9", "PYTHONIOENCODING": "utf-16"}
+    done = host.submit(host.mallory, environ=environ, cwd=evil)
+    assert (0, b"") == (done.returncode, done.stderr)
+    accepted(host)
+    assert not ran_evil(host)
+
+
+@attack(
+    "LD_PRELOAD, LD_LIBRARY_PATH, LD_AUDIT, LD_DEBUG, GLIBC_TUNABLES",
+    "ignored by the loader for a set-id program, and dropped before Python",
+)
+def loader_variables(host: Host) -> None:
+    """A library whose constructor leaves a mark with its uid never runs as anybody else."""
+    evil = make_evil(host)
+    source = f"{evil}/evil.c"
+    with open(source, "w", encoding="utf-8") as file:
+        file.write(
+            "#include <fcntl.h>\n#include <unistd.h>\n"
+            "__attribute__((constructor)) static void go(void)\n"
+            f"{{ if (geteuid() != {host.mallory.uid})"
+            f' open("{evil}/ran", O_CREAT | O_WRONLY, 0666); }}\n'
+            "unsigned la_version(unsigned v) { return v; }\n"
+        )
+    library = f"{evil}/libc.so.6"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=SECONDS)
+    environ = {"LD_PRELOAD": library, "LD_AUDIT": library, "LD_LIBRARY_PATH": evil}
+    environ |= {"LD_DEBUG": "all", "LD_DEBUG_OUTPUT": f"{evil}/ran"}
+    environ["GLIBC_TUNABLES"] = "glibc.malloc.check=3:" + "A" * 4096
+    done = host.submit(host.mallory, environ=environ)
+    assert 0 == done.returncode, done.stderr
+    accepted(host)
+    assert not ran_evil(host)
+
+
+@attack(
+    "PICOQMAIL_HOME, PICOQMAIL_CONTROL, PICOQMAIL_SPOOL, QMAILQUEUE: a home of his own",
+    "dropped: the home is fixed in the program",
+)
+def home_variables(host: Host) -> None:
+    """The mail lands in the shared spool, under its host's name."""
+    evil = make_evil(host)
+    names = ("PICOQMAIL_HOME", "PICOQMAIL_CONTROL", "PICOQMAIL_SPOOL", "XDG_STATE_HOME", "HOME")
+    environ = {**dict.fromkeys(names, evil), "QMAILQUEUE": f"{evil}/sh"}
+    assert 0 == host.submit(host.mallory, environ=environ).returncode
+    assert b"by host.example (picoqmail" in accepted(host).body
+    assert not ran_evil(host)
+
+
+@attack(
+    "PICOQMAIL_CALLER, SUDO_UID, USER, LOGNAME: to be somebody else",
+    "the real uid is recorded, in `origin` and in `Received:`",
+)
+def lie_about_himself(host: Host) -> None:
+    """Who submitted is the kernel's word."""
+    environ = {"PICOQMAIL_CALLER": "0", "SUDO_UID": str(host.alice.uid), "USER": "root"}
+    assert 0 == host.submit(host.mallory, environ=environ).returncode
+    accepted(host)
+
+
+@attack(
+    "PICOQMAIL_SEND=off, PATH and TMPDIR of his own, IFS, BASH_ENV, ENV, LANG and LC_ALL that are "
+    "odd",
+    "dropped: the sender is started, with a PATH of ours",
+)
+def other_variables(host: Host) -> None:
+    """The sender looks for the relay, finds nobody, and opens the breaker."""
+    evil = make_evil(host)
+    environ = {"PATH": evil, "TMPDIR": evil, "BASH_ENV": f"{evil}/sh", "ENV": f"{evil}/sh"}
+    environ |= {"IFS": "/ep", "LANG": "xx_YY.UTF-16", "LC_ALL": "../../evil", "TZ": f":{evil}/ran"}
+    environ |= {"PICOQMAIL_SEND": "off", "MALLOC_CHECK_": "3", "SSL_CERT_FILE": f"{evil}/ran"}
+    assert 0 == host.submit(host.mallory, environ=environ).returncode
+    accepted(host)
+    wait_until(
+        lambda: os.path.exists(f"{host.home.spool}/relay-down"), "a sender tries the relay", SECONDS
+    )
+    assert not ran_evil(host)
+
+
+# --- Descriptors ---------------------------------------------------------------------------------
+
+
+def closing(*descriptors: int) -> Callable[[], None]:
+    """What closes these in the child."""
+
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    return close
+
+
+def opening(numbers: dict[int, Callable[[], int]]) -> Callable[[], None]:
+    """What puts something else at these numbers in the child."""
+
+    def put() -> None:
+        for number, make in numbers.items():
+            made = make()
+            if made != number:
+                os.dup2(made, number, inheritable=True)
+                os.close(made)
+            os.set_inheritable(number, True)  # noqa: FBT003 - its only argument
+
+    return put
+
+
+def _directory() -> int:
+    return os.open("/", os.O_RDONLY)
+
+
+def _write_only() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
+
+
+def _socket() -> int:
+    ours, theirs = socket.socketpair()
+    theirs.shutdown(socket.SHUT_RDWR)
+    theirs.detach()
+    return ours.detach()
+
+
+@attack(
+    "Descriptor 0 or 1 closed, a directory, write-only, or a pipe that does not wait",
+    "exit 54, nothing accepted; no file of ours gets the number",
+)
+def unreadable(host: Host) -> None:
+    """Every such thing at every such place is told as unreadable."""
+    for number in (0, 1):
+        refused(host, UNREADABLE, host.submit(host.mallory, prepare=closing(number)))
+        for make in (_directory, _write_only):
+            prepare = opening({number: make})
+            refused(host, UNREADABLE, host.submit(host.mallory, prepare=prepare))
+        reading, writing = os.pipe()
+        try:
+            os.set_blocking(reading, False)
+            prepare = opening({number: functools.partial(os.dup, reading)})
+            refused(host, UNREADABLE, host.submit(host.mallory, prepare=prepare))
+        finally:
+            os.close(reading)
+            os.close(writing)
+    refused(host, UNREADABLE, host.submit(host.mallory, prepare=closing(0, 1, 2)))
+
+
+@attack(
+    "Descriptor 2 closed, a directory, a dead socket; 6 a file, a directory, a socket",
+    "accepted as usual; nothing of ours is written there",
+)
+def odd_standard_error(host: Host) -> None:
+    """The message is what was submitted, wherever complaints would have gone."""
+    for prepare in (
+        closing(2),
+        closing(2, *range(3, 3)),
+        opening({2: _directory}),
+        opening({2: _socket, 6: _socket}),
+        opening({6: _directory}),
+        opening({6: lambda: os.open(f"{host.mallory.directory}/six", os.O_CREAT | os.O_RDWR)}),
+    ):
+        assert 0 == host.submit(host.mallory, prepare=prepare).returncode
+        accepted(host)
+        host.empty()
+    assert 0 == os.stat(f"{host.mallory.directory}/six").st_size
+
+
+@attack(
+    "Descriptors 3 to 200 open when the program starts",
+    "closed before Python starts, but for a pipe at 6",
+)
+def more_descriptors(host: Host) -> None:
+    """The running program has nothing open that its caller gave, save 0, 1, 2 and that pipe."""
+    numbers = dict.fromkeys(range(20, 200, 20), _socket)
+    prepare = opening({**numbers, 3: _directory, 4: _write_only, 5: _socket, 7: _socket})
+    with WaitingQueue(host, prepare) as waiting:
+        targets = waiting.open_files()
+        own = [one for one in targets[3:] if one.startswith(f"{host.home.spool}/tmp/")]
+        assert own == targets[3:]
+
+
+@attack(
+    "Full pipes nobody reads at 2 and at 6",
+    "an accepted mail waits for neither",
+)
+def full_pipes(host: Host) -> None:
+    """A program that has something to say to nobody holds nothing of anybody's."""
+
+    def full() -> int:
+        reading, writing = os.pipe()
+        os.dup2(reading, 51 if writing < 51 else 52, inheritable=True)
+        os.set_blocking(writing, False)
+        try:
+            while True:
+                os.write(writing, b"x" * 4096)
+        except BlockingIOError:
+            os.set_blocking(writing, True)
+        return writing
+
+    assert 0 == host.submit(host.mallory, prepare=opening({2: full, 6: full})).returncode
+    accepted(host)
+
+
+# --- What a process inherits ---------------------------------------------------------------------
+
+
+@attack("umask 0777 or 0", "files are 0600 all the same")
+def odd_umask(host: Host) -> None:
+    """The modes are ours."""
+    for mask in (0o777, 0):
+        prepare = functools.partial(os.umask, mask)
+        assert 0 == host.submit(host.mallory, prepare=prepare).returncode
+        accepted(host)
+        host.empty()
+
+
+LIMITS: dict[str, tuple[int, int]] = {
+    "a file of 350 octets": (resource.RLIMIT_FSIZE, 350),
+    "no octet to a file": (resource.RLIMIT_FSIZE, 0),
+    "7 descriptors": (resource.RLIMIT_NOFILE, 7),
+    "no descriptor": (resource.RLIMIT_NOFILE, 0),
+    "1 MiB of memory": (resource.RLIMIT_AS, 1 << 20),
+    "24 MiB of memory": (resource.RLIMIT_AS, 24 << 20),
+    "64 KiB of data": (resource.RLIMIT_DATA, 1 << 16),
+    "no process": (resource.RLIMIT_NPROC, 0),
+    "64 KiB of stack": (resource.RLIMIT_STACK, 1 << 16),
+    "no locked memory": (resource.RLIMIT_MEMLOCK, 0),
+    "1 second of processor": (resource.RLIMIT_CPU, 1),
+}
+
+
+@attack(
+    "Tiny limits, soft and hard: RLIMIT_FSIZE, NOFILE, AS, DATA, NPROC, STACK, CPU, MEMLOCK",
+    "lifted where root may; else accepted whole, or refused with nothing left, and then the sender "
+    "for all is not started from there",
+)
+def tiny_limits(host: Host) -> None:
+    """Yes and one whole message, or no and nothing; never half of it."""
+    for name, (kind, most) in LIMITS.items():
+        for soft, hard in ((most, resource.getrlimit(kind)[1]), (most, most)):
+            prepare = functools.partial(resource.setrlimit, kind, (soft, hard))
+            done = host.submit(host.mallory, prepare=prepare)
+            if done.returncode == 0:
+                accepted(host)
+            else:
+                # Killed by the kernel, it may leave a body in tmp/, which nobody delivers.
+                assert [] == host.mails(), name
+            host.empty()
+
+
+@attack(
+    "All signals ignored, all blocked, an alarm and timers ticking, SIGCHLD ignored",
+    "reset before Python starts",
+)
+def odd_signals(host: Host) -> None:
+    """The program begins with no signal ignored, blocked or on its way."""
+
+    def confuse() -> None:
+        for number in set(range(1, 65)) - {9, 19, 32, 33}:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
+        signal.setitimer(signal.ITIMER_PROF, 0.001)
+
+    with WaitingQueue(host, confuse) as waiting:
+        status = waiting.status()
+        assert 0 == int(status["SigBlk"], 16)
+        stopping = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+        python = {signal.SIGPIPE, signal.SIGXFSZ}
+        ignored = int(status["SigIgn"], 16)
+        assert stopping | python == {n for n in signal.valid_signals() if ignored >> (n - 1) & 1}
+        assert 0 == waiting.finish(MESSAGE, ENVELOPE)
+    accepted(host)
+
+
+# --- The running program -------------------------------------------------------------------------
+
+
+@attack(
+    "Stop or kill the running program, by kill(2) or from his terminal (SIGTSTP)",
+    "EPERM, and a terminal cannot stop it: the sender's lock is never held by a stopped process",
+)
+def kill_it(host: Host) -> None:
+    """Each signal is refused to the user who started the program."""
+    with WaitingQueue(host) as waiting:
+        for number in (signal.SIGSTOP, signal.SIGKILL, signal.SIGTERM, signal.SIGALRM, 0):
+            assert errno.EPERM == as_mallory(host, functools.partial(os.kill, waiting.pid, number))
+        # As the terminal would: by the kernel, to the whole foreground group.
+        os.kill(waiting.pid, signal.SIGTSTP)
+        assert 0 == waiting.finish(MESSAGE, ENVELOPE)
+    accepted(host)
+
+
+@attack(
+    "ptrace(2) of the running program; /proc/PID/environ, mem, maps, fd, cwd, root, stack, auxv",
+    "EPERM and EACCES: it has changed its user for good",
+)
+def look_into_it(host: Host) -> None:
+    """What the process has and is stays its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def trace(pid: int) -> None:
+        if libc.ptrace(PTRACE_ATTACH, pid, None, None) < 0:
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    def read(path: str) -> None:
+        os.read(os.open(path, os.O_RDONLY), 9)
+
+    with WaitingQueue(host) as waiting:
+        proc = f"/proc/{waiting.pid}"
+        assert as_mallory(host, lambda: trace(waiting.pid)) in DENIED
+        for name in ("environ", "mem", "maps", "auxv", "stack", "syscall"):
+            assert as_mallory(host, functools.partial(read, f"{proc}/{name}")) in DENIED
+        assert as_mallory(host, lambda: os.listdir(f"{proc}/fd")) in DENIED
+        for name in ("cwd", "root", "exe", "fd/0"):
+            assert as_mallory(host, functools.partial(os.readlink, f"{proc}/{name}")) in DENIED
+        ids = [str(host.owner.pw_uid)] * 4, [str(host.owner.pw_gid)] * 4
+        status = waiting.status()
+        assert ids == (status["Uid"].split(), status["Gid"].split())
+        assert {str(g) for g in os.getgrouplist("picoqmail", host.owner.pw_gid)} == set(
+            status["Groups"].split()
+        )
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert 0 == int(status[name], 16)
+
+
+@attack("Make it dump core", "RLIMIT_CORE is 0: no file ever holds mail")
+def dump_core(host: Host) -> None:
+    """The limit is set, soft and hard, whatever the caller's was."""
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    with WaitingQueue(
+        host, lambda: resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    ) as waiting:
+        with open(f"/proc/{waiting.pid}/limits", encoding="ascii") as file:
+            (line,) = (line for line in file if line.startswith("Max core file size"))
+        assert ["0", "0", "bytes"] == line.split()[-3:]
+
+
+@attack(
+    "Supplementary groups of his own on the process, a nice value of 19",
+    "the groups are those of the spool's owner, the nice value is 0 if root may set it",
+)
+def odd_groups(host: Host) -> None:
+    """The sender, which works for everybody, is no less for whose mail started it."""
+    with WaitingQueue(host, groups=(host.alice.gid, 4, 27)) as waiting:
+        expected = {str(g) for g in os.getgrouplist("picoqmail", host.owner.pw_gid)}
+        assert expected == set(waiting.status()["Groups"].split())
+    with WaitingQueue(host, lambda: os.nice(19)) as waiting:
+        assert 0 == os.getpriority(os.PRIO_PROCESS, waiting.pid)
+
+
+@attack(
+    "No argument at all (argc 0), 100 KB of arguments, argv[0] of `-`, `../../x` or control "
+    "characters",
+    "not looked at",
+)
+def argument_games(host: Host) -> None:
+    """The arguments change nothing."""
+    helper = f"{host.mallory.directory}/bare"
+    source = f"{helper}.c"
+    with open(source, "w", encoding="utf-8") as file:
+        file.write(
+            "#include <unistd.h>\nint main(int c, char **v) { char *none[] = { 0 };\n"
+            "(void) c; execve(v[1], none, none); return 99; }\n"
+        )
+    subprocess.run(["cc", "-o", helper, source], check=True, timeout=SECONDS)
+    os.chmod(host.mallory.directory, 0o755)
+    assert 0 == host.run_as(host.mallory, [helper, host.queue]).returncode
+    accepted(host)
+    host.empty()
+    names = ("-", "../../x", "\x1b[2J\n", "", "-c", "sendmail")
+    for words in (*([name] for name in names), ["qmail-queue", "-c", "import os", "x" * 100_000]):
+        done = run_named(host, words)
+        assert 0 == done.returncode, words
+        accepted(host)
+        host.empty()
+
+
+def run_named(host: Host, words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Submit as mallory with these words as the whole of argv."""
+    helper = f"{host.mallory.directory}/named"
+    if not os.path.exists(helper):
+        with open(f"{helper}.c", "w", encoding="utf-8") as file:
+            file.write(
+                "#include <unistd.h>\nint main(int c, char **v) { char *none[] = { 0 };\n"
+                "(void) c; execve(v[1], v + 2, none); return 99; }\n"
+            )
+        subprocess.run(["cc", "-o", helper, f"{helper}.c"], check=True, timeout=SECONDS)
+    return host.run_as(host.mallory, [helper, host.queue, *words])
+
+
+@attack(
+    "Start it where set-id does not count: no_new_privs, a user namespace of his own",
+    "it runs without rights and says so (61), or ends (81); nothing is accepted",
+)
+def without_rights(host: Host) -> None:
+    """It never takes itself for what it is not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privs = 38
+    done = host.submit(host.mallory, prepare=lambda: libc.prctl(no_new_privs, 1, 0, 0, 0))
+    refused(host, 61, done)
+    assert b"no_new_privs" in done.stderr
+
+    done = host.run_as(host.mallory, ["/usr/bin/unshare", "--map-root-user", host.queue])
+    if done.returncode:  # Where users may make no namespace it is an ordinary submission.
+        assert done.returncode in (61, 81)
+        assert [] == host.files()
+
+
+# --- More than his share -------------------------------------------------------------------------
+
+
+@attack("A message over `databytes`", "exit 31, nothing left")
+def too_large(host: Host) -> None:
+    """Refused for good."""
+    host.setting("databytes", "1000")
+    refused(host, 31, host.submit(host.mallory, message=b"x" * 1000))
+
+
+@attack(
+    "An envelope without an end, or of millions of recipients",
+    "exit 31 at 4 MiB: no sidecar chokes those who read it",
+)
+def endless_envelope(host: Host) -> None:
+    """Refused for good, long before the memory is gone."""
+    envelope = b"Fa@example.org\0" + b"Tb@example.net\0" * 400_000
+    done = host.submit(host.mallory, envelope=envelope)
+    refused(host, 31, done)
+    assert b"envelope" in done.stderr
+
+
+@attack(
+    "More messages in an hour than `userlimit`",
+    "exit 71 for him; everybody else goes on submitting",
+)
+def too_many(host: Host) -> None:
+    """The limit is each user's own."""
+    host.setting("userlimit", "2")
+    for _ in range(2):
+        assert 0 == host.submit(host.mallory).returncode
+        accepted(host)
+        for name in (NEW, CUR, TMP, UNDELIVERED):
+            for one in os.listdir(f"{host.home.spool}/{name}"):
+                os.unlink(f"{host.home.spool}/{name}/{one}")
+    refused(host, 71, host.submit(host.mallory))
+    assert 0 == host.submit(host.alice).returncode
+    accepted(host, host.alice)
+
+
+@attack(
+    "Fill the disk: less than `minfree` left, also while a message is being written",
+    "exit 53, nothing left",
+)
+def fill_the_disk(host: Host) -> None:
+    """Checked before the first octet, and again for every megabyte."""
+    with small_spool(host, megabytes=8):
+        host.setting("minfree", str(4 << 20))
+        refused(host, FULL, host.submit(host.mallory, message=b"x" * (6 << 20)))
+        assert 0 == host.submit(host.alice).returncode
+        accepted(host, host.alice)
+
+
+@attack("Submit to a full disk", "exit 53, nothing left, what was accepted before stays whole")
+def full_disk(host: Host) -> None:
+    """There is no yes without room for it."""
+    with small_spool(host, megabytes=1):
+        assert 0 == host.submit(host.alice).returncode
+        done = host.submit(host.mallory, message=b"x" * (2 << 20))
+        assert FULL == done.returncode
+        accepted(host, host.alice)
+
+
+class small_spool:  # noqa: N801 - a verb, used in a with statement
+    """A small file system in the place of the spool, for a while."""
+
+    def __init__(self, host: Host, *, megabytes: int) -> None:
+        self._host = host
+        self._options = (
+            f"size={megabytes}m,mode=0700,uid={host.owner.pw_uid},gid={host.owner.pw_gid}"
+        )
+
+    def __enter__(self) -> None:
+        spool = self._host.home.spool
+        command = ["mount", "-t", "tmpfs", "-o", self._options, "picoqmail-trial", spool]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
+        if done.returncode:
+            import pytest
+
+            pytest.skip(f"needs to mount a small file system: {done.stderr.strip()}")
+        for name in DIRECTORIES:
+            os.mkdir(f"{spool}/{name}", 0o700)
+            os.chown(f"{spool}/{name}", self._host.owner.pw_uid, self._host.owner.pw_gid)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            wait_until(lambda: not self._host.processes(), "the senders end", SECONDS)
+        finally:
+            # Lazily, so that the place is free again whatever went wrong.
+            command = ["umount", "--lazy", self._host.home.spool]
+            subprocess.run(command, check=True, timeout=SECONDS)
+
+
+# --- Secrets -------------------------------------------------------------------------------------
+
+
+@attack(
+    "Read the relay's password: `control/relaypass`, `picoqmail config`, /proc/PID/cmdline",
+    "the file is the spool's owner's alone (0600); nothing that he can run shows it",
+)
+def read_the_password(host: Host) -> None:
+    """Init hands the file to the spool's owner, however it was left."""
+    secret = b"correct horse battery staple"
+    host.setting("relaypass", secret.decode())
+    try:
+        done = host.init()
+        assert (0, True) == (done.returncode, "repaired" in done.stdout)
+        path = f"{host.home.control}/relaypass"
+        found = os.stat(path)
+        assert (host.owner.pw_uid, 0o600) == (found.st_uid, stat.S_IMODE(found.st_mode))
+        assert as_mallory(host, lambda: os.open(path, os.O_RDONLY)) in DENIED
+        environ = {"PATH": "/usr/bin:/bin", "PICOQMAIL_HOME": host.home.root}
+        for words in (["config"], ["config", "--json"], ["check"], ["status"]):
+            command = [f"{host.bin}/picoqmail", *words]
+            with subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                user=host.mallory.uid,
+                group=host.mallory.gid,
+                extra_groups=[],
+                cwd="/",
+            ) as process:
+                assert secret not in process.communicate(timeout=SECONDS)[0]
+        with WaitingQueue(host) as waiting, open(f"/proc/{waiting.pid}/cmdline", "rb") as file:
+            assert secret not in file.read()
+    finally:
+        os.unlink(f"{host.home.control}/relaypass")
+
+
+def table() -> str:
+    """The rows for docs/security.md, in MyST's Markdown."""
+    lines = ["| What a user tries | What comes of it |", "|---|---|"]
+    lines += [f"| {one.what} | {one.outcome} |" for one in ATTACKS]
+    return "\n".join(lines)
