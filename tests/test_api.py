@@ -599,3 +599,49 @@ print(json.dumps(found + [type(one).__name__ for one in picoqmail.enqueue_many(m
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert [False, 53, "Receipt", "SpoolError", "Receipt"] == json.loads(ran.stdout)
     assert 4 == len(home.files())
+
+
+@pytest.mark.parametrize("call", ["enqueue", "enqueue_many", "prepare"])
+def test_who_was_told_yes_before_the_kill_has_his_mail(home: Home, call: str) -> None:
+    """Processes killed at any moment: every receipt that they told has a whole message."""
+    code = f"""
+import itertools, sys, threading, picoqmail
+lock = threading.Lock()
+def told(receipts):
+    with lock:
+        for one in receipts:
+            sys.stdout.write(one.id + "\\n")
+        sys.stdout.flush()
+def work():
+    for number in itertools.count():
+        mail = picoqmail.Mail(b"x" * 20000, "a@example.org", "b@example.net")
+        arguments = (mail.message, mail.sender, mail.recipients)
+        if "{call}" == "enqueue":
+            told([picoqmail.enqueue(*arguments)])
+        elif "{call}" == "prepare":
+            with picoqmail.prepare(*arguments) as pending:
+                told([pending.commit()])
+        else:
+            told(picoqmail.enqueue_many([mail] * 10))
+for _ in range(3):
+    threading.Thread(target=work).start()
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    told = []
+    for number, process in enumerate(processes):
+        assert process.stdout
+        told += [process.stdout.readline().strip() for _ in range(3 * number + 1)]
+        process.kill()
+        # The last line may be a part: it was not told.
+        told += [line.strip() for line in process.stdout.read().splitlines(keepends=True)
+                 if line.endswith("\n")]  # fmt: skip
+        process.wait()
+        process.stdout.close()
+    assert len(told) == len(set(told)) >= 22
+    assert set(told) <= set(home.ids())
+    for one in home.ids():
+        assert 20000 == len(home.body(one))
+        assert ["b@example.net"] == home.addresses(one)
