@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from picoqmail.foreign import Translation
+    from picoqmail.home import Home
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     home = locate()
     outcomes = {}
     if not arguments.dry_run:
-        outcomes = _write(home.control, found)
+        outcomes = _write(home, found)
     if arguments.json:
         print_json(
             {
@@ -78,20 +79,37 @@ def _read(paths: list[str]) -> dict[str, str]:
     return texts
 
 
-def _write(control: str, found: Translation) -> dict[str, str]:
+def _write(home: Home, found: Translation) -> dict[str, str]:
     """Write each setting that is not there; what each came to, by name."""
     outcomes = {}
+    control = home.control
     there = Control(control)
     for name, lines in found.settings.items():
         value = there.read(name)
         if value is None:
             text = "".join(f"{line}\n" for line in lines)
             made = init.create_durably(f"{control}/{name}", text.encode())
+            if made:
+                _let_the_sender_read(home, f"{control}/{name}", secret=name == "relaypass")
             outcomes[name] = "wrote" if made else "left alone"
         else:
             same = [text for text, _ in value.lines] == lines
             outcomes[name] = "kept" if same else "left alone"
     return outcomes
+
+
+def _let_the_sender_read(home: Home, path: str, *, secret: bool) -> None:
+    """In a home that root makes for another user, have that user read what root wrote."""
+    try:
+        owner = os.stat(home.spool)
+    except FileNotFoundError:
+        return
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    if secret:
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    else:
+        os.chmod(path, 0o644)
 
 
 def _shown(name: str, lines: list[str]) -> list[str]:
