@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 
 from picoqmail import durable, envelope
+from picoqmail.abreast import abreast
 from picoqmail.accept import Incoming, publish
 from picoqmail.content import Content, is_email_object, open_content
 from picoqmail.errors import (
@@ -279,15 +280,10 @@ class Acceptance:
             else:
                 ready[index] = draft
         put = _unpark if prepared else _prepare
-        if prepared or len(ready) < _THREADS:
-            results = [put(draft) for draft in ready.values()]
-        else:
-            # Threads, for the disk has a queue of its own: syncs that wait at the same time are
-            # done together, and a file system with a journal writes that once for all of them.
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(_THREADS, "picoqmail") as threads:
-                results = list(threads.map(put, ready.values()))
+        # Threads, for the disk has a queue of its own: syncs that wait at the same time are done
+        # together, and a file system with a journal writes that once for all of them.
+        threads = 1 if prepared or len(ready) < _THREADS else _THREADS
+        results = abreast(put, list(ready.values()), threads)
         for index, error in zip(list(ready), results, strict=True):
             if error is not None:
                 outcomes[index] = error
