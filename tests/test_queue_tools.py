@@ -358,3 +358,38 @@ def test_root_leaves_nothing_that_the_owner_cannot_read(trial: Trial) -> None:
         assert theirs.sidecar(message_id)["held"]
         for suffix in (BODY, SIDECAR):
             assert NOBODY == os.lstat(theirs.path(CUR, message_id, suffix)).st_uid
+
+
+def test_safe_beside_running_senders(
+    trial: Trial, picoqmail: Command, relay: RecordingRelay
+) -> None:
+    """While senders and cron work, messages are held, released and made due: each goes out once."""
+    trial.setting("relayip", relay.address)
+    count = 40
+    for number in range(count):
+        trial.accepted("a@example.org", [f"r{number}@example.net"])
+    working = [trial.start(program) for program in ("send", "cron", "send", "cron")]
+    for words in (("hold", "--all"), ("release", "--all"), ("retry", "--all", "--later")):
+        ran = picoqmail(trial, *words, "--json", "--yes")
+        results = {one["result"] for one in document(ran)["messages"]}
+        assert results <= {"done", "unchanged", "refused", "busy", "gone"}
+        working.append(trial.start("cron"))
+    assert {0} == {one.wait(60) for one in working} - {75}
+    picoqmail(trial, "release", "--all", "--yes")
+    trial.cron()
+    trial.send()
+    received = sorted(one.recipients for one in relay.messages)
+    assert sorted((f"r{number}@example.net",) for number in range(count)) == received
+    assert [] == trial.files()
+
+
+def test_a_hundred_failures_requeued_at_once(
+    trial: Trial, picoqmail: Command, relay: RecordingRelay
+) -> None:
+    """By a filter, and all of them go out."""
+    trial.setting("relayip", relay.address)
+    for _ in range(100):
+        failed(trial)
+    assert 0 == picoqmail(trial, "requeue", "--error", "5.1.1 unknown").returncode
+    trial.cron()
+    assert 100 == len(relay.messages)
