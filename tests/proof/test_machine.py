@@ -178,12 +178,12 @@ class SpoolMachine(RuleBasedStateMachine):
         return fresh
 
     def _is_pending(self, message_id: str, fresh: Counter[tuple[str, str]]) -> bool:
-        """Whether a recipient who has the mail now would get it again."""
+        """Whether a recipient who has the mail now would get it again, perhaps by a requeue."""
         found = self._look(message_id)
         if found is None:
             return False
         return any(
-            one.state == "pending" and fresh[message_id, one.address]
+            one.state != "delivered" and fresh[message_id, one.address]
             for one in self._with_progress(found[0], found[1]).recipients
         )
 
