@@ -269,6 +269,21 @@ def test_requeued_and_failed_again_is_told_again(
     assert 2 == len(refusing.messages)
 
 
+def killed(trial: Trial, program: str, strike: int) -> None:
+    """Run a program, and kill it before the n-th of its calls that change the disk."""
+    calls = "fsync,rename,link,unlink"
+    strace = [find("strace", "strace"), "-f", "-o", "/dev/null", "-e", f"trace={calls}"]
+    subprocess.run(
+        [*strace, "-e", f"inject={calls}:signal=SIGKILL:when={strike}",
+         trial.installed.program(program)],
+        env=trial.variables(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )  # fmt: skip
+
+
 STRIKES = (1, 4, 9, 11, 13, 14, 16, 18, 19, 20, 22, 25)
 
 
@@ -277,19 +292,8 @@ def test_killed_anywhere_the_sender_is_told_once(
     reports: Trial, refusing: RecordingRelay, strike: int
 ) -> None:
     """Kill -9 before the n-th call that changes the disk: after cron there was one report."""
-    strace = find("strace", "strace")
     message_id = reports.accepted("joe@example.org", ["bad@example.net"])
-    calls = "fsync,rename,link,unlink"
-    subprocess.run(
-        [strace, "-f", "-o", "/dev/null", "-e", f"trace={calls}",
-         "-e", f"inject={calls}:signal=SIGKILL:when={strike}",
-         reports.installed.program("send")],
-        env=reports.variables(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )  # fmt: skip
+    killed(reports, "send", strike)
     reports.cron()
     # What is still to be told is due in a minute; not to wait for that it is named.
     reports.run("send", *reports.ids(CUR), *reports.ids(NEW))
@@ -300,3 +304,25 @@ def test_killed_anywhere_the_sender_is_told_once(
     (recipient,) = reports.sidecar(message_id)["recipients"]
     assert ("failed", told) == (recipient["state"], {f"<{recipient['told']}.report@me.test>"})
     assert [] == reports.ids(NEW) + reports.ids(CUR)
+
+
+@pytest.mark.parametrize("strike", [1, 2, 3, 5, 6, 7, 8, 9, 10, 12])
+def test_killed_anywhere_the_digest_comes_once(
+    reports: Trial, refusing: RecordingRelay, strike: int
+) -> None:
+    """The same for the run of cron that makes and sends a digest."""
+    reports.setting("bouncelimit", "1")
+    for _ in range(3):
+        reports.accepted("joe@example.org", ["bad@example.net"])
+    assert 69 == reports.send()
+    (path,) = glob.glob(f"{reports.spool}/reports/*")
+    name, _, begin = path.rpartition("-")
+    os.rename(path, f"{name}-{int(begin) - 3600}")
+    killed(reports, "cron", strike)
+    for _ in range(2):
+        reports.cron()
+    digests = [parsed(one) for one in refusing.messages[1:]]
+    assert ["2 more of your mails could not be delivered"] == list(
+        {one["Message-ID"]: one["Subject"] for one in digests}.values()
+    )
+    assert [] == reports.ids(NEW) + reports.ids(CUR) + os.listdir(f"{reports.spool}/reports")
