@@ -47,13 +47,14 @@ def parsed(received: Received) -> EmailMessage:
     message = email.message_from_bytes(received.content, policy=email.policy.default)
     for part in message.walk():
         assert [] == list(part.defects)
-    return message  # type: ignore[return-value] - the policy's own class
+    return message
 
 
 def fields(report: EmailMessage) -> list[EmailMessage]:
     """The blocks of the delivery status: the message's, then one a recipient."""
     (status,) = [p for p in report.walk() if p.get_content_type() == "message/delivery-status"]
-    return list(status.get_payload())  # type: ignore[arg-type] - a list of messages here
+    blocks: list[EmailMessage] = list(status.get_payload())  # type: ignore[arg-type]
+    return blocks
 
 
 def test_a_refused_recipient_is_told_to_the_sender(
@@ -72,7 +73,7 @@ def test_a_refused_recipient_is_told_to_the_sender(
     assert "auto-replied" == read["Auto-Submitted"]
     assert "<lunch@example.org>" == read["In-Reply-To"]
     text, status, original = read.iter_parts()
-    said = text.get_content()  # type: ignore[attr-defined] - as above
+    said = text.get_content()
     assert "about 'lunch'" in said
     assert UNKNOWN in " ".join(said.split())
     assert message_id in said
@@ -83,7 +84,7 @@ def test_a_refused_recipient_is_told_to_the_sender(
     assert ("5.1.1", f"smtp; {UNKNOWN}") == (one["Status"], one["Diagnostic-Code"])
     assert "message/rfc822" == original.get_content_type()
     (inner,) = original.iter_parts()
-    assert ("lunch", "At one?") == (inner["Subject"], inner.get_content().strip())  # type: ignore[attr-defined]
+    assert ("lunch", "At one?") == (inner["Subject"], inner.get_content().strip())
 
 
 def test_the_failure_stays_with_a_note_who_told(reports: Trial, refusing: RecordingRelay) -> None:
