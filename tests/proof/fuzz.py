@@ -1,0 +1,44 @@
+"""Coverage-guided fuzzing of one target: `python tests/proof/fuzz.py TARGET [-max_total_time=60 ...]`.
+
+Needs `pip install atheris`. Further words are libFuzzer's options; a directory among them is a corpus.
+A finding is written to the working directory as crash-*, and repeated by giving that file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def main(argv: list[str]) -> int:
+    """Fuzz until libFuzzer ends; it leaves by itself, with its own exit code."""
+    try:
+        import atheris
+    except ImportError:
+        print("fuzzing needs atheris: pip install atheris", file=sys.stderr)  # noqa: T201
+        return 69
+    with atheris.instrument_imports(include=["picoqmail"]):
+        from proof.fuzz_targets import PIECES, TARGETS
+    if len(argv) < 2 or argv[1] not in TARGETS:
+        print(f"usage: fuzz.py TARGET [OPTION ...]; targets: {' '.join(TARGETS)}", file=sys.stderr)  # noqa: T201
+        return 64
+    target = TARGETS[argv[1]]
+    dictionary = f"-dict={_dictionary(argv[1], PIECES[argv[1]])}"
+    atheris.Setup([argv[0], dictionary, *argv[2:]], target)
+    atheris.Fuzz()
+    return 0
+
+
+def _dictionary(name: str, pieces: tuple[bytes, ...]) -> str:
+    """The pieces as libFuzzer's dictionary."""
+    path = f"/tmp/picoqmail-fuzz-{os.getuid()}-{name}.dict"  # noqa: S108 - its content is no secret
+    with open(path, "w", encoding="ascii") as file:
+        for piece in pieces:
+            file.write('"' + "".join(f"\\x{octet:02x}" for octet in piece) + '"\n')
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

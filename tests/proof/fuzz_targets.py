@@ -1,0 +1,238 @@
+"""What is fuzzed: functions that take any octets and hold a parser to its promises.
+
+The rule of this module: a target raises nothing but what is a finding. Errors that a parser documents
+are part of its answer and are compared, not ignored: the same octets in other portions must end in
+the same error.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from picoqmail import control, tokens
+from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
+from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
+from picoqmail.model import Message
+from picoqmail.sidecar import decode
+from picoqmail.smtp.address import UnsendableAddressError, wire_path
+from picoqmail.smtp.reply import LINES_LIMIT, ReplyError, ReplyParser
+from picoqmail.submission import Data, Stream, _LostClientError, _RefusedError, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ID = "1.M0P1Q1R00.host"
+
+
+def portions(data: bytes) -> Iterator[bytes]:
+    """The octets in portions whose sizes come from the octets."""
+    at = 0
+    while at < len(data):
+        size = data[at] % 7 + 1
+        yield data[at : at + size]
+        at += size
+
+
+def _envelope(pieces: Iterator[bytes]) -> tuple[object, ...]:
+    parser = EnvelopeParser()
+    try:
+        for piece in pieces:
+            if parser.feed(piece):
+                break
+        parser.close()
+        sender = decode_sender(parser.sender or b"")
+        return sender, tuple(decode_recipients(parser.recipients))
+    except EnvelopeError as exc:
+        return (type(exc),)
+
+
+def envelope(data: bytes) -> None:
+    """The envelope: portions do not matter; what is accepted is what is written, and sendable."""
+    whole = _envelope(iter([data]))
+    assert whole == _envelope(portions(data))
+    if len(whole) == 2:
+        sender, recipients = whole
+        assert isinstance(sender, str)
+        assert isinstance(recipients, tuple)
+        assert data.startswith(encode(sender, recipients))
+        for address in recipients:
+            line = wire_path(address)
+            assert "\r" not in line
+            assert "\n" not in line
+            # A path is all that a command holds: nothing after it can become a parameter.
+            assert line.count("<") == 1 or '"' in line
+
+
+def sidecar(data: bytes) -> None:
+    """A sidecar: damaged, or read; what was read is written so that it reads the same."""
+    try:
+        decode(data, ID)
+        message = Message.from_sidecar(data, ID)
+    except DamagedMessageError:
+        return
+    again = message.to_sidecar()
+    assert message == Message.from_sidecar(again, ID)
+    assert again == Message.from_sidecar(again, ID).to_sidecar()
+
+
+def _replies(pieces: Iterator[bytes]) -> list[object]:
+    parser = ReplyParser()
+    found: list[object] = []
+    try:
+        for piece in pieces:
+            parser.feed(piece)
+            while (reply := parser.next()) is not None:
+                found.append(reply)
+    except ReplyError:
+        found.append("error")
+    return found
+
+
+def reply(data: bytes) -> None:
+    """Replies: portions do not matter; codes and lengths are in their bounds; all is legible."""
+    whole = _replies(iter([data]))
+    assert whole == _replies(portions(data))
+    for one in whole:
+        if one == "error":
+            continue
+        assert 200 <= one.code <= 599  # type: ignore[attr-defined] - a Reply
+        assert len(one.lines) <= LINES_LIMIT  # type: ignore[attr-defined] - the same
+        assert one.text.isprintable()  # type: ignore[attr-defined] - the same
+
+
+def submitted(data: bytes) -> None:
+    """The content in -bs: portions do not matter; only CRLF . CRLF ends it; nothing is lost."""
+
+    def content(pieces: Iterator[bytes]) -> tuple[bytes, bool, bytes]:
+        stream = Stream(lambda: next(pieces, b""))
+        reader = Data(stream)
+        found = io.BytesIO()
+        try:
+            while block := reader.read():
+                found.write(block)
+        except _LostClientError:
+            return b"", False, b""
+        rest = stream._buffer + b"".join(pieces)
+        return found.getvalue(), True, rest
+
+    stored, ended, rest = content(iter([data]))
+    assert (stored, ended, rest) == content(portions(data))
+    wire = b"\r\n" + data
+    end = wire.find(b"\r\n.\r\n")
+    assert ended == (end >= 0)
+    if ended:
+        assert rest == wire[end + 5 :]
+        lines = wire[:end].split(b"\r\n")[1:]
+        plain = b"".join(line.removeprefix(b".") + b"\n" for line in lines)
+        assert plain == stored
+
+
+def path(data: bytes) -> None:
+    """MAIL and RCPT of -bs: a path or a refusal, never anything else."""
+    for keyword in (b"FROM", b"TO"):
+        try:
+            address, parameters = path_of(data, keyword)
+        except _RefusedError:
+            continue
+        assert isinstance(address, bytes)
+        assert all(isinstance(one, bytes) for one in parameters)
+
+
+def _addresses(found: list[tokens.Token]) -> list[bytes] | None:
+    addresses: list[bytes] = []
+    listed = tokens.address_list(
+        list(found), lambda address: addresses.append(tokens.unquote(address))
+    )
+    return None if listed is None else addresses
+
+
+def address_tokens(data: bytes) -> None:
+    """qmail's address tokens: never an exception; what is written can be read, and names the same
+    addresses, but for words of nothing, which are not written.
+    """
+    found = tokens.parse(data)
+    if found is None:
+        return
+    plain = [one for one in found if one != (tokens.ATOM, b"")]
+    again = tokens.parse(tokens.unparse(plain))
+    assert again is not None
+    assert _addresses(plain) == _addresses(again)
+
+
+def quoting(data: bytes) -> None:
+    """Quoting an address and reading it again gives the address."""
+    box, at, _ = data.rpartition(b"@")
+    if not box or not at:
+        return
+    # Domains are checked elsewhere: here it is the mailbox that may hold anything.
+    address = box + b"@there.test"
+    found = tokens.parse(tokens.quote_address(address))
+    assert found is not None
+    assert address == tokens.unquote(found)
+
+
+def minivars(data: bytes) -> None:
+    """control/minivars: values or an error that names file and line; no trailing surprises."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    try:
+        values = control.parse_minivars("minivars", text)
+    except ConfigurationError as exc:
+        assert exc.where.startswith("minivars:")
+        return
+    for name, value in values.items():
+        assert name == name.upper()
+        assert isinstance(value.text, str)
+
+
+def on_wire(data: bytes) -> None:
+    """An address on its way to the relay: a path of printable octets between < and >, or refused."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    try:
+        line = wire_path(text)
+    except UnsendableAddressError:
+        return
+    assert "\r" not in line
+    assert "\n" not in line
+    assert "\0" not in line
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    one.__name__: one
+    for one in (
+        envelope,
+        sidecar,
+        reply,
+        submitted,
+        path,
+        address_tokens,
+        quoting,
+        minivars,
+        on_wire,
+    )
+}
+
+# Pieces that a generator without coverage would never put together by itself.
+PIECES: dict[str, tuple[bytes, ...]] = {
+    "envelope": (b"F", b"T", b"\0", b"a@b", b"#@[]", b"@", b"<", b">", b" ", b"\xc3\xa9"),
+    "sidecar": (
+        b'{"version": 1, "id": "1.M0P1Q1R00.host", "sender": "a@b", "recipients": [',
+        b'{"address": "c@d", "state": "pending", "reply": null}',
+        b'], "created": 1, "next_attempt": 1, "expires": 2, "attempts": 0, "size": 3, "crc32": 4, ',
+        b'"held": false, "history": [], "origin": {}',
+        b"}", b"[", b"NaN", b"1e999", b'"x": ', b"\\ud800", b", ", b"-1",
+    ),
+    "reply": (b"250", b"-", b" ", b"\r\n", b"\n", b"\r", b"2.1.0 ", b"599", b"354 go", b"x" * 500),
+    "submitted": (b"\r\n", b".", b"\r", b"\n", b"..", b"text", b"\r\n.\r\n"),
+    "path": (b"FROM:", b"TO:", b"<", b">", b"a@b", b'"', b"\\", b" SIZE=1", b"@x:", b"postmaster"),
+    "address_tokens": (b"a", b"@", b".", b"<", b">", b",", b";", b":", b'"', b"(", b")", b"\\", b" "),
+    "quoting": (b"a", b"@", b".", b" ", b'"', b"\\", b"(", b"b.c"),
+    "minivars": (b"NAME=", b"'", b'"', b"\\", b"\n", b"#", b" ", b"$", b"`", b"export ", b"x"),
+    "on_wire": (b"a", b"@", b"b", b'"', b"\\", b" ", b"<", b">", b"\xc3\xa9", b"[1.2.3.4]"),
+}  # fmt: skip
