@@ -113,6 +113,7 @@ def _look(
     spool = Spool(home.spool)
     chosen = settings.examine(home).settings
     findings = [*check.check_settings(home), *check.check_modes(home)]
+    findings += check.check_filesystem(home)
     probes: list[Probe] = []
     if chosen is not None and not arguments.no_relay:
         relays, probes = check.check_relays(chosen, limits)

@@ -55,14 +55,16 @@ def main(argv: list[str]) -> int:
     del argv
     explain_to = _settle_descriptors()
     privileged = is_privileged()
-    home = locate(privileged=privileged)
+    home: Home | None = None
     try:
+        home = locate(privileged=privileged)
         posix.umask(0o077)
         _limit_time()
         accepted = _receive(home)
     except PicoqmailError as exc:
         status = exc.qmail_status
-        if isinstance(exc, (ConfigurationError, SpoolError)) and not exists(home.root):
+        is_home = home is not None and exists(home.root)
+        if isinstance(exc, (ConfigurationError, SpoolError)) and not is_home:
             status = QUEUE_HOME
         return _complain(explain_to, status, str(exc))
     except MemoryError:

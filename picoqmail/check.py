@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from picoqmail import durable, scan, selection, settings, status
+from picoqmail import durable, filesystem, scan, selection, settings, status
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import (
     BODY,
@@ -119,6 +119,23 @@ def check_modes(home: Home) -> Iterator[Finding]:
         yield Finding("modes", WARNING, more, "picoqmail check --repair")
     if not wrong:
         yield Finding("modes", OK, "owners and modes are right")
+
+
+def check_filesystem(home: Home) -> Iterator[Finding]:
+    """The file system below the spool does what the spool is built on."""
+    name = "filesystem"
+    try:
+        found = filesystem.examine(home)
+    except OSError as exc:
+        yield Finding(name, CRITICAL, f"cannot be tried: {exc.strerror}: {exc.filename or ''}")
+        return
+    grave = [one.what for one in found if one.grave]
+    for what in grave:
+        yield Finding(name, CRITICAL, what, f"move {home.spool} to a local file system")
+    if not grave:
+        # What cannot be tried is said, and is no reason to be woken at night.
+        doubts = [one.what for one in found if not one.grave]
+        yield Finding(name, OK, "; ".join(("locks, links and fsync do what they promise", *doubts)))
 
 
 def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:

@@ -16,12 +16,12 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-import portalocker
 from attrs import frozen
 
 from picoqmail import durable, scan
 from picoqmail.errors import SpoolError
 from picoqmail.layout import REPORTS
+from picoqmail.locker import portalocker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

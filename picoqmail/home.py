@@ -75,7 +75,16 @@ def personal_root(environ: Mapping[str, str]) -> str:
         if not own.startswith("/"):
             import pwd
 
-            own = pwd.getpwuid(posix.getuid()).pw_dir
+            try:
+                own = pwd.getpwuid(posix.getuid()).pw_dir
+            except KeyError:
+                from picoqmail.errors import ConfigurationError
+
+                raise ConfigurationError(
+                    "PICOQMAIL_HOME",
+                    f"is not set, nor is HOME, and user {posix.getuid()} has no entry in passwd(5)",
+                    "say with it where the home is",
+                ) from None
         state = own.rstrip("/") + "/.local/state"
     return state + "/picoqmail"
 

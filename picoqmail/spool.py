@@ -17,7 +17,6 @@ import time
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-import portalocker
 from attrs import evolve, field, frozen
 
 from picoqmail import durable, scan
@@ -42,6 +41,7 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
+from picoqmail.locker import portalocker
 from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message
 
 if TYPE_CHECKING:

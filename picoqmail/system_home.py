@@ -86,7 +86,8 @@ def make_system_home(
             "unset PICOQMAIL_CONTROL and PICOQMAIL_SPOOL; a disk of its own can be mounted there",
         )
     check_programs(programs)
-    check_place(home.root)
+    # Of the home itself, whose mode is about to be set, `prepare_directories` sees to the owner.
+    check_place(os.path.dirname(home.root))
     owner = ensure_owner()
     prepare_directories(home, owner)
     work = Work.begin(home)
@@ -99,7 +100,7 @@ def make_system_home(
             if step.outcome == "made":
                 # Whoever submits reads the settings; the password is in a file of its own.
                 os.chmod(step.path, 0o644)
-        work.steps += settle_control(home, owner)
+        work.steps += settle_control(home, owner, work.made_before)
         target = f"{home.bin}/qmail-queue"
         _refuse_foreign(target, work.made_before)
         _install(compile_setid(home, owner), target)
@@ -273,7 +274,7 @@ def _adopt_files(directory: str, owner: Owner) -> None:
                 os.chown(entry.path, owner.uid, owner.gid, follow_symlinks=False)
 
 
-def settle_control(home: Home, owner: Owner) -> list[Step]:
+def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> list[Step]:
     """See that each setting can be read by those who need it, and the password by nobody else."""
     steps = []
     for name in sorted(os.listdir(home.control)):
@@ -291,7 +292,12 @@ def settle_control(home: Home, owner: Owner) -> list[Step]:
                 os.fchown(descriptor, owner.uid, owner.gid)
                 detail = f"mode 0600, for {OWNER}; was {mode:04o}, of user {status.st_uid}"
                 steps.append(Step(path, "repaired", detail))
-            elif not mode & stat.S_IROTH:
+            elif mode & stat.S_IROTH:
+                continue
+            elif f"control/{name}" in made_before:
+                os.fchmod(descriptor, 0o644)
+                steps.append(Step(path, "repaired", f"mode was {mode:04o}"))
+            else:
                 text = "is not readable by everybody who submits mail; chmod 644 it"
                 if name == MINIVARS:
                     text += f", and move a RELAYPASS in it to {home.control}/relaypass"
