@@ -24,7 +24,7 @@ _KNOWN = {
     b"A": WITH_ARGUMENT,  # -Am, -Ac: which configuration; there is one
     b"B": WITH_ARGUMENT,  # body type; found out from the message
     b"C": WITH_ARGUMENT,  # configuration file; PICOQMAIL_HOME chooses it here
-    b"D": WITH_ARGUMENT,  # file for debugging
+    b"D": PLAIN,  # of dma: deliver in the foreground
     b"E": MAYBE_ATTACHED,  # of NEWS-OS
     b"F": WITH_ARGUMENT,
     b"G": PLAIN,  # a gateway submits: headers are not to be repaired
@@ -34,6 +34,7 @@ _KNOWN = {
     b"N": WITH_ARGUMENT,
     b"O": WITH_ARGUMENT,
     b"R": WITH_ARGUMENT,
+    b"S": PLAIN,  # of OpenSMTPD: who the user is
     b"U": PLAIN,  # first submission
     b"V": WITH_ARGUMENT,
     b"X": WITH_ARGUMENT,  # log of the session
@@ -56,6 +57,7 @@ _KNOWN = {
 }
 _MODES = {
     b"m": DELIVER,
+    b"q": DELIVER,  # of dma: and only queue
     b"s": SUBMISSION,
     b"p": LIST,
     b"i": ALIASES,
@@ -69,11 +71,12 @@ _LONGEST_ENVELOPE_ID = 100  # RFC 3461 section 4.4
 class Invocation:
     """A command line, understood."""
 
-    __slots__ = ("full_name", "ignore_dots", "mode", "request")
+    __slots__ = ("full_name", "ignore_dots", "mode", "only_queue", "request")
 
     def __init__(self) -> None:
         """A message for the arguments, which a lone dot may end."""
         self.mode = DELIVER
+        self.only_queue = False
         self.ignore_dots = False
         self.full_name: bytes | None = None
         self.request = Request()
@@ -81,7 +84,7 @@ class Invocation:
         self.request.program = "sendmail"
 
     def adjust(self, environ: MutableMapping[bytes, bytes]) -> None:
-        """Put -F and -f into the variables that inject looks at, as qmail's sendmail does.
+        """Put -F, -f and -bq into the variables that inject looks at, as qmail's sendmail does.
 
         With -f the author of a message without From is the sender; no name that the environment
         or -F has is his.
@@ -90,6 +93,8 @@ class Invocation:
             environ[b"MAILNAME"] = self.full_name
         if self.request.sender is not None:
             make_author(environ, self.request.sender)
+        if self.only_queue:
+            environ[b"PICOQMAIL_SEND"] = b"off"
 
 
 def make_author(environ: MutableMapping[bytes, bytes], sender: bytes) -> None:
@@ -154,6 +159,7 @@ def _apply(found: Invocation, letter: bytes, argument: bytes) -> None:
             text = f"-b{argument.decode('latin-1')}: there is no daemon and no such mode\n{USAGE}"
             raise UsageError(text)
         found.mode = mode
+        found.only_queue = argument[:1] == b"q"
     elif letter == b"q":
         found.mode = RUN_QUEUE
     elif letter == b"I":
@@ -161,8 +167,10 @@ def _apply(found: Invocation, letter: bytes, argument: bytes) -> None:
     elif letter in (b"N", b"R", b"V"):
         extra: dict[str, Any] = request.extra or {"dsn": {}}
         key, value = _delivery_notice(letter, argument.decode("utf-8", "surrogateescape"))
-        extra["dsn"][key] = value
-        request.extra = extra
+        extra["dsn"].pop(key, None)
+        if value:
+            extra["dsn"][key] = value
+        request.extra = extra if extra["dsn"] else None
 
 
 def _long_option(found: Invocation, argument: bytes) -> None:
@@ -176,8 +184,13 @@ def _long_option(found: Invocation, argument: bytes) -> None:
 
 
 def _delivery_notice(letter: bytes, argument: str) -> tuple[str, str]:
-    """Return key and value of one wish about delivery notices (RFC 3461). Raises UsageError."""
+    """Return key and value of one wish about delivery notices (RFC 3461). Raises UsageError.
+
+    The value "" is no wish at all: `off`, as msmtp has it.
+    """
     upper = argument.upper()
+    if upper == "OFF" and letter != b"V":
+        return ("notify" if letter == b"N" else "ret"), ""
     if letter == b"N":
         if upper == "NEVER" or _NOTIFY.issuperset(upper.split(",")):
             return "notify", upper

@@ -66,8 +66,11 @@ def words(line: str) -> list[bytes]:
         "-em -B 8BITMIME -N failure,delay -R hdrs -V id.1 user@h.test",
         "-N never -t",
         "-O IgnoreDots=true -O DeliveryMode=b -oQ/x user@h.test",
-        "-L tag -X /dev/null -C /etc/x.cf -h 5 -p SMTP:h -d0.1 -D f -U -n -c -x -m -v -Eabc -J -t",
+        "-L tag -X /dev/null -C /etc/x.cf -h 5 -p SMTP:h -d0.1 -D -S -U -n -c -x -m -v -Eabc -J -t",
         "--read-recipients --from=a@h.test",
+        "-D user@h.test",  # dma
+        "-S -f a@h.test user@h.test",  # OpenSMTPD
+        "-N off -R off user@h.test",  # msmtp
     ],
 )
 def test_command_lines_of_the_world_are_understood(line: str) -> None:
@@ -133,6 +136,23 @@ def test_wishes_for_notices_go_into_the_sidecar(mailer: Mailer) -> None:
     spooled = mailer.accepts("sendmail", *line, message=MAIL)
     expected = {"notify": "FAILURE,DELAY", "ret": "HDRS", "envid": "id-1"}
     assert expected == spooled.record["dsn"]
+
+
+def test_no_wish_for_notices_is_none(mailer: Mailer) -> None:
+    """`off` takes a wish back."""
+    line = words("-N never -R full -N off -R off x@x.test")
+    assert "dsn" not in mailer.accepts("sendmail", *line, message=MAIL).record
+
+
+def test_only_queue(mailer: Mailer, relay: RecordingRelay) -> None:
+    """-bq: the mail is accepted, and stays until something else starts a sender."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    sending = {"PICOQMAIL_SEND": ""}
+    mailer.accepts("sendmail", "-bq", "x@x.test", message=MAIL, environ=sending)
+    assert not os.path.exists(f"{mailer.root}/spool/sender.lock")
+    ran = mailer.run("sendmail", "y@x.test", message=MAIL, environ=sending)
+    assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+    assert {("x@x.test",), ("y@x.test",)} == {one.recipients for one in relay.wait_for(2)}
 
 
 def test_a_flag_that_is_not_known_is_exit_100(mailer: Mailer) -> None:
