@@ -59,11 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the home. Returns 0, 64 if not told enough, 73 if something foreign was in the way."""
-    # Ours, or a directory could be made that nobody can enter.
-    os.umask(0o077)
     home = locate()
     if arguments.units or arguments.uninstall:
         return admin_units.run(home, arguments)
+    # Ours, or a directory could be made that nobody can enter.
+    os.umask(0o077)
     if arguments.system:
         system_home.require_root()
         if not _is_named():

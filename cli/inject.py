@@ -99,6 +99,8 @@ def run(
 
 def main(arguments: list[str]) -> int:
     """Run the program; `arguments` are those after its name."""
+    # Ours: under a caller's 0777 nobody could read what was accepted.
+    posix.umask(0o077)
     try:
         request = request_of(octets(arguments))
     except UsageError as exc:

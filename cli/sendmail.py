@@ -23,6 +23,8 @@ from picoqmail.sendmail import (
 
 def main(arguments: list[str]) -> int:
     """Run the program; `arguments` are those after its name."""
+    # Ours: under a caller's 0777 nobody could read what was accepted.
+    posix.umask(0o077)
     name, *words = octets([sys.argv[0].rpartition("/")[2], *arguments])
     try:
         found = understand(name, words)
