@@ -189,11 +189,20 @@ def _decoder() -> JSONDecoder:
     if _DECODER is None:
         import json
 
-        _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+        _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
     return _DECODER
 
 
 _DECODER: JSONDecoder | None = None
+
+
+def _finite(text: str) -> float:
+    """A number with a fraction or exponent; one too large for a float could not be written again."""
+    value = float(text)
+    # Infinity less itself is not a number, and no number is equal to that.
+    if value - value != 0:
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

