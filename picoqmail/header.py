@@ -95,26 +95,27 @@ class MessageReader:
         at the end of the input, or before the first line that is no field; a blank line is put in
         between then.
         """
-        field: list[bytes] = []
+        # One buffer, not a list: millions of short lines would cost many times their bytes.
+        field = bytearray()
         while line := self._line():
             if field:
                 if line[0] in b" \t":
-                    field.append(line)
+                    field += line
                     continue
-                yield b"".join(field)
-                field = []
+                yield bytes(field)
+                field.clear()
             if line in self._blanks:
                 self._head = line
                 return
             if line.startswith(b"From "):
-                field = [b"MBOX-Line: ", line]
+                field += b"MBOX-Line: " + line
             elif field_name(line):
-                field = [line]
+                field += line
             else:
                 self._head = b"\n" + line
                 return
         if field:
-            yield b"".join(field)
+            yield bytes(field)
 
     def body(self) -> Iterator[bytes]:
         r"""Yield the rest of the message, the blank line before it included, ended by `\n`."""

@@ -292,6 +292,7 @@ class Injection:
     __slots__ = (
         "_address_bytes",
         "_fields",
+        "_followup",
         "_from_header",
         "_from_resent",
         "_identity",
@@ -325,7 +326,9 @@ class Injection:
         self._now = now
         self._pid = pid
         self._seen: set[bytes] = set()
-        self._fields: list[bytes] = []
+        # One buffer, not a list: millions of small fields would cost many times their bytes.
+        self._fields = bytearray()
+        self._followup = b""
         self._to_cc: list[bytes] = []
         self._from_header: list[bytes] = []
         self._from_resent: list[bytes] = []
@@ -407,7 +410,7 @@ class Injection:
                 raise MessageTooLargeError(reason)
             field = self._rewritten(field, sort)
         if name not in _DELETED:
-            self._fields.append(field)
+            self._fields += field
 
     def _rewritten(self, field: bytes, sort: int) -> bytes:
         found = parse(field)
@@ -487,14 +490,14 @@ class Injection:
             added.append(prefix + self._made(tokens, self._author))
         if lacks[b"To"] and lacks[b"Cc"]:
             added.append(prefix + b"Cc: recipient list not shown: ;\n")
-        return b"".join((*added, *self._fields))
+        return b"".join((*added, self._followup, self._fields))
 
     def add_followup(self, lists: _FollowupLists) -> None:
         """Put Mail-Followup-To before the caller's fields, if a list is in To or Cc."""
         if self.is_resent or b"mail-followup-to" in self._seen or not lists.concern(self._to_cc):
             return
         shown = [quote_address(_until_nul(address)) for address in reversed(self._to_cc)]
-        self._fields.insert(0, b"Mail-Followup-To: " + b",\n  ".join(shown) + b"\n")
+        self._followup = b"Mail-Followup-To: " + b",\n  ".join(shown) + b"\n"
 
 
 def _until_nul(address: bytes) -> bytes:

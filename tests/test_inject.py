@@ -291,6 +291,25 @@ def test_large_headers_are_taken(mailer: Mailer, message: bytes, recipients: int
     assert recipients == len(mailer.spooled()[0].recipients)
 
 
+@pytest.mark.parametrize("line", [b"X: y\n", b" y\n"])
+def test_a_header_of_short_lines_takes_little_more_than_its_size(
+    mailer: Mailer, line: bytes
+) -> None:
+    """Fields or folded lines, two million of them, in a program that may have 90 MB in all."""
+    limit = 90 * MEGABYTE
+    ran = subprocess.run(
+        [mailer.installed.program("inject")],
+        input=b"To: a@b.test\nX: y\n" + line * 2_000_000 + b"\nb\n",
+        stderr=subprocess.PIPE,
+        env=mailer.variables(),
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    assert mailer.spooled()[0].message.count(line) == 2_000_001
+
+
 @pytest.mark.parametrize(
     ("piece", "said"),
     [(b"a@example.org, ", "address fields hold more"), (b"a ", "more than 500000 recipients")],
