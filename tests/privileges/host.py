@@ -271,7 +271,9 @@ def make_host(wheel: str) -> Iterator[Host]:
             pwd.getpwnam(OWNER)
         except KeyError:
             undo.callback(_remove_user, OWNER)
-        alice, mallory = (_make_user(undo, f"pq-{name}") for name in ("alice", "mallory"))
+        # Names of this run alone: another may be on this host at the same time.
+        names = (f"pq-{name}-{os.getpid()}" for name in ("alice", "mallory"))
+        alice, mallory = (_make_user(undo, name) for name in names)
         python = _install(wheel, f"{directory}/env")
         host = Host(
             directory,
@@ -310,9 +312,6 @@ def _install(wheel: str, directory: str) -> str:
 
 
 def _make_user(undo: contextlib.ExitStack, name: str) -> User:
-    with contextlib.suppress(KeyError):
-        pwd.getpwnam(name)
-        _remove_user(name)
     subprocess.run(
         ["useradd", "--no-create-home", "--user-group", name], check=True, timeout=SECONDS
     )
