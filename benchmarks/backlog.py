@@ -1,0 +1,69 @@
+"""4: what waits costs nothing: idle runs, a few due ones, and looking, over many deferred mails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from measuring import Program, progress, run_here
+from ours import make_home
+
+from rig.sink import Sink
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ours import Home
+    from run import Bench
+
+DUE = 100
+HOUR = 3600
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """One row a size of the backlog."""
+    rows = []
+    with Sink(keep=False) as sink:
+        for number, size in enumerate((0, *bench.backlogs)):
+            home = make_home(bench.scratch, sink.address)
+            if size:
+                home.defer(size, due_in_seconds=HOUR)
+            rows.append(_row(bench, home, size))
+            home.empty()
+            progress("backlogs", number + 1, len(bench.backlogs) + 1)
+    return {
+        "title": "A backlog of deferred messages: seconds (and MiB) for one run",
+        "rows": rows,
+        "chart": ("deferred", "idle cron, s"),
+    }
+
+
+def _row(bench: Bench, home: Home, size: int) -> dict[str, Any]:
+    program = bench.ours.program
+    idle = _best(bench, home, program("cron"))
+    listed = _best(bench, home, f"{bench.ours.directory}/bin/picoqmail", "list", times=1)
+    status = _best(bench, home, f"{bench.ours.directory}/bin/picoqmail", "status", times=1)
+    row: dict[str, Any] = {
+        "deferred": size,
+        "idle cron, s": round(idle.wall, 3),
+        "its MiB": round(idle.rss_mib),
+        "list, s": round(listed.wall, 2),
+        "list's MiB": round(listed.rss_mib),
+        "status, s": round(status.wall, 2),
+    }
+    home.defer(DUE, due_in_seconds=-1)
+    before = home.count("cur")
+    due = _best(bench, home, program("cron"), times=1)
+    row[f"cron, {DUE} due, s"] = round(due.wall, 3)
+    if before - home.count("cur") != DUE:
+        raise RuntimeError(f"{before - home.count('cur')} mails went, {DUE} were due")
+    # The relay goes away: the first run notices, the next find the breaker open.
+    home.setting("relayip", "127.0.0.1:1")
+    home.defer(1, due_in_seconds=-2)
+    _best(bench, home, program("cron"), times=1)
+    row["breaker open, s"] = round(_best(bench, home, program("cron"), times=1).wall, 3)
+    return row
+
+
+def _best(bench: Bench, home: Home, *argv: str, times: int = 0) -> Any:  # noqa: ANN401
+    program = Program(argv[0], argv, home.environ, ok=(0, 1, 2))
+    return min((run_here(program) for _ in range(times or bench.repeats)), key=lambda one: one.wall)

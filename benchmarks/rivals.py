@@ -1,0 +1,295 @@
+"""The rivals: Debian's packages unpacked into roots of their own, and PyPI's in an environment.
+
+Nothing of them is installed; `tests/rig` fetches and unpacks them once, into its cache. What cannot
+be had is told in the results and left out.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from measuring import Program
+
+from rig.private_root import PrivateRoot, cache
+from rig.programs import find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "root", "HOME": "/root"}
+DRAIN_SECONDS = 120
+# What pytest's skip raises; the rig says by it that something is not here.
+Missing = (pytest.skip.Exception, pytest.fail.Exception, OSError, subprocess.SubprocessError)
+
+
+class Nullmailer:
+    """nullmailer: a daemon that sends one mail a connection."""
+
+    name = "nullmailer"
+
+    def __init__(self, mail: bytes, port: int = 1) -> None:
+        self.root = PrivateRoot(
+            "nullmailer",
+            ["nullmailer"],
+            ["mail"],
+            [
+                "/usr/bin/nullmailer-inject",
+                "/usr/sbin/nullmailer-queue",
+                "/usr/sbin/nullmailer-send",
+                "/usr/lib/nullmailer/smtp",
+            ],
+        )
+        # Set-id for a user that the root knows by another number: without, it runs as we do.
+        os.chmod(self.root.inside("usr/sbin/nullmailer-queue"), 0o755)  # noqa: S103 - a program
+        for part in ("queue", "tmp", "failed"):
+            self.root.own(f"var/spool/nullmailer/{part}", "mail")
+        self.root.write("etc/nullmailer/me", "bench.test\n")
+        self.root.write("etc/nullmailer/remotes", f"127.0.0.1 smtp --port={port}\n")
+        self.root.write("etc/mailname", "bench.test\n")
+        subprocess.run(
+            ["mkfifo", "-m", "666", self.root.inside("var/spool/nullmailer/trigger")], check=True
+        )
+        with open(self.root.inside("message"), "wb") as file:
+            file.write(mail)
+        self.queue = self.root.inside("var/spool/nullmailer/queue")
+
+    def submit(self) -> Program:
+        """Its qmail-inject."""
+        argv = ("/usr/bin/nullmailer-inject", "-f", "a@example.org", "b@example.net")
+        return Program(
+            "nullmailer-inject", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty
+        )
+
+    def empty(self) -> None:
+        """Forget its queue."""
+        _empty(self.queue)
+
+    def drain(self) -> list[str]:
+        """The command that sends all; it does not end by itself."""
+        return self.root.command("/usr/sbin/nullmailer-send")
+
+    def waiting(self) -> int:
+        """Mails in the queue."""
+        return len(os.listdir(self.queue))
+
+
+class Dma:
+    """DragonFly's mail agent: a process a mail."""
+
+    name = "dma"
+
+    def __init__(self, mail: bytes, port: int = 1) -> None:
+        self.root = PrivateRoot("dma", ["dma"], ["mail", "nobody"], ["/usr/sbin/dma"])
+        self.root.own("var/spool/dma", "mail", 0o2775)
+        self.root.write(
+            "etc/dma/dma.conf",
+            f"SMARTHOST 127.0.0.1\nPORT {port}\nMAILNAME bench.test\nDEFER\n",
+        )
+        with open(self.root.inside("message"), "wb") as file:
+            file.write(mail)
+        self.queue = self.root.inside("var/spool/dma")
+
+    def submit(self) -> Program:
+        """Its sendmail."""
+        argv = ("/usr/sbin/dma", "-f", "a@example.org", "b@example.net")
+        return Program("dma", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty)
+
+    def empty(self) -> None:
+        """Forget its queue."""
+        _empty(self.queue)
+
+    def drain(self) -> list[str]:
+        """The command that sends all, in processes of its own."""
+        return self.root.command("/usr/sbin/dma", "-q")
+
+    def waiting(self) -> int:
+        """Mails in the queue."""
+        return sum(name.startswith("M") for name in os.listdir(self.queue))
+
+
+EXIM = """\
+primary_hostname = bench.test
+log_file_path = /var/log/exim4/%slog
+keep_environment =
+queue_only = true
+never_users =
+remote_max_parallel = 20
+begin routers
+all:
+  driver = manualroute
+  route_list = * 127.0.0.1
+  self = send
+  transport = relay
+begin transports
+relay:
+  driver = smtp
+  port = {port}
+  allow_localhost
+begin retry
+* * F,1h,1m
+"""
+
+
+class Exim:
+    """Exim: queues, and then delivers by queue runs."""
+
+    name = "Exim"
+
+    def __init__(self, mail: bytes, port: int = 1) -> None:
+        self.root = PrivateRoot(
+            "exim",
+            ["exim4-base", "exim4-daemon-light"],
+            ["Debian-exim", "mail", "nobody"],
+            ["/usr/sbin/exim4"],
+        )
+        self.root.write("etc/exim4/exim4.conf", EXIM.format(port=port))
+        for directory in ("var/spool/exim4", "var/log/exim4", "run/exim4"):
+            self.root.own(directory, "Debian-exim", 0o750)
+        with open(self.root.inside("message"), "wb") as file:
+            file.write(mail)
+        self.queue = self.root.inside("var/spool/exim4/input")
+
+    def submit(self) -> Program:
+        """Its sendmail, told to queue only."""
+        argv = ("/usr/sbin/exim4", "-odq", "-i", "-f", "a@example.org", "b@example.net")
+        return Program(
+            "Exim -odq", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty
+        )
+
+    def empty(self) -> None:
+        """Forget its queue."""
+        _empty(self.queue)
+
+    def drain(self) -> list[str]:
+        """One queue run."""
+        return self.root.command("/usr/sbin/exim4", "-q")
+
+    def waiting(self) -> int:
+        """Mails in the queue."""
+        return sum(name.endswith("-H") for name in os.listdir(self.queue))
+
+
+MASTER = """\
+pickup unix n - n 1 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+proxymap unix - - n - - proxymap
+tlsmgr unix - - n 1000? 1 tlsmgr
+smtp unix - - n - - smtp
+error unix - - n - - error
+retry unix - - n - - error
+anvil unix - - n - 1 anvil
+scache unix - - n - 1 scache
+postlog unix-dgram n - n - 1 postlogd
+"""
+
+
+class Postfix:
+    """Postfix of this machine, with directories of its own."""
+
+    name = "Postfix"
+
+    def __init__(self, mail: bytes, scratch: str, port: int = 1) -> None:
+        find("postfix", "postfix")
+        directory = f"{scratch}/postfix-{port}"
+        for part in ("etc", "queue", "data"):
+            os.makedirs(f"{directory}/{part}")
+        postfix = pwd.getpwnam("postfix")
+        os.chown(f"{directory}/data", postfix.pw_uid, postfix.pw_gid)
+        settings = {
+            "compatibility_level": "3.6",
+            "queue_directory": f"{directory}/queue",
+            "data_directory": f"{directory}/data",
+            "maillog_file": f"{directory}/log",
+            "maillog_file_prefixes": directory,
+            "myhostname": "bench.test",
+            "mydestination": "",
+            "inet_interfaces": "127.0.0.1",
+            "inet_protocols": "ipv4",
+            "relayhost": f"[127.0.0.1]:{port}",
+            "alias_maps": "",
+            "default_destination_concurrency_limit": "25",
+            "initial_destination_concurrency": "25",
+            "local_header_rewrite_clients": "",
+        }
+        with open(f"{directory}/etc/main.cf", "w", encoding="utf-8") as file:
+            file.writelines(f"{name} = {value}\n" for name, value in settings.items())
+        with open(f"{directory}/etc/master.cf", "w", encoding="utf-8") as file:
+            file.write(MASTER)
+        self._postfix = [find("postfix", "postfix"), "-c", f"{directory}/etc"]
+        subprocess.run([*self._postfix, "check"], check=True, capture_output=True, timeout=60)
+        self._etc = f"{directory}/etc"
+        self._queue = f"{directory}/queue"
+        self._message = f"{directory}/message"
+        with open(self._message, "wb") as file:
+            file.write(mail)
+
+    def submit(self) -> Program:
+        """Its sendmail, which leaves the mail in maildrop/ while the daemons are down."""
+        sendmail = os.path.join(os.path.dirname(self._postfix[0]), "sendmail")
+        argv = (sendmail, "-C", self._etc, "-i", "-f", "a@example.org", "b@example.net")
+        return Program("Postfix sendmail", argv, ENVIRON, self._message, clean=self.empty)
+
+    def empty(self) -> None:
+        """Forget what was submitted."""
+        _empty(f"{self._queue}/maildrop")
+
+    def drain(self) -> list[str]:
+        """Its daemons, in the foreground."""
+        return [*self._postfix, "start-fg"]
+
+    def waiting(self) -> int:
+        """Mails in any of its queues."""
+        found = 0
+        for queue in ("maildrop", "incoming", "active", "deferred"):
+            for _, _, names in os.walk(f"{self._queue}/{queue}"):
+                found += len(names)
+        return found
+
+
+def _empty(directory: str) -> None:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            os.unlink(os.path.join(parent, name))
+
+
+def python_environment() -> str:
+    """The interpreter of an environment that has the Python rivals, made once in the cache."""
+    directory = os.path.join(cache(), "python-rivals")
+    python = f"{directory}/bin/python3"
+    if not os.path.exists(f"{directory}/complete"):
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        wanted = ["repoze.sendmail", "django-mailer", "django", "transaction"]
+        subprocess.run([python, "-m", "pip", "-q", "install", *wanted], check=True, timeout=300)
+        with open(f"{directory}/complete", "w", encoding="utf-8"):
+            pass
+    return python
+
+
+def available(make: Callable[[], object], name: str, missing: dict[str, str]) -> object | None:
+    """Make a rival, or note why it cannot be had."""
+    try:
+        return make()
+    except Missing as exc:
+        missing[name] = str(exc)
+        return None
+
+
+def wait_until_empty(waiting: Callable[[], int], seconds: float = DRAIN_SECONDS) -> bool:
+    """Poll a queue until it is empty; False if it is not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while waiting():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
