@@ -9,6 +9,9 @@ so that `import picoqmail` costs nothing, here and in the programs that run once
 
 from __future__ import annotations
 
+import _thread
+import posix
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.api import (
@@ -67,6 +70,24 @@ __all__ = [
 _API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
 
 
+# Held while a module is imported in the middle of a call, and by who forks: a child that was
+# forked in the middle of an import would wait for it for ever. Builtins, which cost nothing.
+importing = _thread.RLock()
+_fork_waits = False
+
+
+def _make_fork_wait() -> None:
+    """Let forks wait for imports from now on; `importing` is held."""
+    global _fork_waits  # noqa: PLW0603 - once a process
+    if not _fork_waits:
+        _fork_waits = True
+        posix.register_at_fork(
+            before=importing.acquire,
+            after_in_parent=importing.release,
+            after_in_child=importing.release,
+        )
+
+
 if not TYPE_CHECKING:
     # Type checkers have the names above, and are to say so if one is misspelt.
 
@@ -74,22 +95,24 @@ if not TYPE_CHECKING:
         """Fetch a public name from the module that has it, once."""
         if name not in __all__:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
-        if name in _API:
-            from picoqmail import api
+        with importing:
+            _make_fork_wait()
+            if name in _API:
+                from picoqmail import api
 
-            value = getattr(api, name)
-        elif name == "Home":
-            from picoqmail import home
+                value = getattr(api, name)
+            elif name == "Home":
+                from picoqmail import home
 
-            value = home.Home
-        elif name == "__version__":
-            from picoqmail import _version
+                value = home.Home
+            elif name == "__version__":
+                from picoqmail import _version
 
-            value = _version.VERSION
-        else:
-            from picoqmail import errors
+                value = _version.VERSION
+            else:
+                from picoqmail import errors
 
-            value = getattr(errors, name)
+                value = getattr(errors, name)
         globals()[name] = value
         return value
 

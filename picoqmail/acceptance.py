@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from picoqmail import durable, envelope
+from picoqmail import durable, envelope, importing
 from picoqmail.abreast import abreast
 from picoqmail.accept import Incoming, publish
 from picoqmail.content import Content, is_email_object, open_content
@@ -200,7 +200,8 @@ class Acceptance:
 
     def delegate(self, order: Order, *, send: bool) -> Receipt:
         """Hand a message to the home's queue program. Raises QueueProgramError, InputError."""
-        from picoqmail.queue_spawn import SpawnedQueue
+        with importing:
+            from picoqmail.queue_spawn import SpawnedQueue
 
         size = 0
         now = int(time.time())

@@ -13,6 +13,7 @@ from hashlib import sha256
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
+from picoqmail import importing
 from picoqmail.errors import InputError, MessageError, MessageTooLargeError, MessageTypeError
 from picoqmail.header import field_name
 
@@ -203,9 +204,10 @@ def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
     the object leaves open follow from the content, so that the same message has the same octets.
     Raises MessageError.
     """
-    import copy
-    from email.errors import MessageError as EmailError
-    from email.generator import BytesGenerator
+    with importing:
+        import copy
+        from email.errors import MessageError as EmailError
+        from email.generator import BytesGenerator
 
     class Generator(BytesGenerator):
         @classmethod

@@ -22,7 +22,7 @@ import fcntl
 import os
 import time
 
-from picoqmail import durable, sidecar
+from picoqmail import durable, importing, sidecar
 from picoqmail.errors import KeyReusedError, MessageError, SpoolError
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
 
@@ -46,7 +46,8 @@ _RECORD_LIMIT_OCTETS = 65536
 
 def name_of(key: object) -> str:
     """The file name of a key. Raises MessageError for what can be none."""
-    from hashlib import sha256
+    with importing:
+        from hashlib import sha256
 
     octets = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
     if not 0 < len(octets) <= KEY_LIMIT_OCTETS:
@@ -164,7 +165,8 @@ class Record:
 
 def _parse(data: bytes) -> dict[str, Any] | None:
     """The record; None if there is none, or one that a crash cut: then nothing hung on it."""
-    import json
+    with importing:
+        import json
 
     try:
         found = json.loads(data)
