@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import stat
@@ -413,15 +414,20 @@ def _connected(path: str, kind: socket.SocketKind) -> socket.socket:
 def _timestamp(nanoseconds: int) -> str:
     """Return a moment (Unix time) as structlog does: ISO 8601, UTC, with microseconds."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{moment}.{rest // 1000:06}Z"
+    return f"{_second(seconds)}.{rest // 1000:06}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Return the part that the lines of one second share: a busy run writes thousands."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _as_text(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:
     """Return `event name=value ...`; a value is quoted if it would be read wrongly."""
-    words = [str(facts.pop("event"))]
-    words.extend(f"{name}={_value(value)}" for name, value in facts.items() if value is not None)
-    return " ".join(words)
+    event = str(facts.pop("event"))
+    words = [f"{name}={_value(value)}" for name, value in facts.items() if value is not None]
+    return " ".join([event, *words])
 
 
 def _as_line(logger: object, method: str, facts: MutableMapping[str, Any]) -> str:
@@ -440,7 +446,7 @@ def _as_coloured_line(logger: object, method: str, facts: MutableMapping[str, An
 def _value(value: object) -> str:
     """Return a fact's text on one line; nothing that came from outside can forge a second one."""
     text = str(value)
-    if text.isprintable() and not _QUOTED.intersection(text) and text:
+    if text.isprintable() and _QUOTED.isdisjoint(text) and text:
         return text
     return f'"{"".join(map(_escaped, text))}"'
 
