@@ -167,6 +167,8 @@ class Link:
 
     @property
     def _where(self) -> str:
+        if self.relay.endswith(self.address.text):
+            return self.relay
         return f"{self.relay} ({self.address.text})"
 
     def _options(self) -> SessionOptions:
@@ -293,7 +295,8 @@ class Link:
         self._advance(transport)
 
     def _tls_failed(self, error: OSError) -> None:
-        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
+        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+        reason = reason or str(error.args[-1])  # our own, of one argument
         if self._state == _HANDSHAKE:
             self._fail(RelayFault("tls", f"no TLS with {self._where}: {reason}"))
         else:

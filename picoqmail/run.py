@@ -53,6 +53,7 @@ class Run:
                 "names no relay to send to",
                 "write host:port there, or run: picoqmail init --relay RELAY",
             )
+        self._demand_password()
         self.log = self.events or open_log(
             self.settings.log,
             self.home,
@@ -63,6 +64,19 @@ class Run:
         self._session = Session(self.settings, self.log, self.home.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if self.signals else ():
             signal.signal(number, lambda *_: self._session.stop())
+
+    def _demand_password(self) -> None:
+        """Send nothing without the login that a relay was given a user for."""
+        settings = self.settings
+        ways = [settings.relayip]
+        ways += [route.relays for route in (*settings.smtproutes, *settings.senderroutes)]
+        for relay in (one for way in ways for one in way):
+            if relay.user and settings.relaypass is None:
+                raise ConfigurationError(
+                    f"{self.home.control}/relaypass",
+                    f"is not there, and {relay} is to be logged in to as {relay.user}",
+                    "write the password there, mode 0600, or take the user away from the relay",
+                )
 
     @property
     def stopped(self) -> bool:

@@ -440,6 +440,9 @@ def test_untrusted(rig: Callable[..., Any], name: str) -> None:
     assert run.outcomes() == ["untried"]
     assert run.lane.fault is not None
     assert run.lane.fault.stage == "tls"
+    # Words for a person: no Python in them, and the relay named once.
+    assert ": (" not in run.lane.fault.text
+    assert run.lane.fault.text.count(relay.address) <= 1
     assert "MAIL" not in relay.verbs()
 
 

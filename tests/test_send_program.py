@@ -154,6 +154,20 @@ def test_a_wrong_setting_is_78(trial: Trial, program: str, name: str, text: str)
 
 
 @pytest.mark.parametrize("program", ["send", "cron"])
+@pytest.mark.parametrize("name", ["relayip", "smtproutes", "senderroutes"])
+def test_a_user_without_a_password_is_78(trial: Trial, program: str, name: str) -> None:
+    """Who is to log in does not go on without: the relay would refuse, or worse, take it."""
+    message_id = trial.queued()
+    prefix = "" if name == "relayip" else ":"
+    trial.setting(name, f"{prefix}ann@127.0.0.1:1")
+    ran = trial.run(program)
+    assert 78 == ran.returncode
+    assert b"control/relaypass" in ran.stderr
+    assert b"ann" in ran.stderr
+    assert NEW == trial.state(message_id)
+
+
+@pytest.mark.parametrize("program", ["send", "cron"])
 def test_no_relay_at_all_is_78(trial: Trial, program: str) -> None:
     """With what to write where."""
     trial.accepted()
