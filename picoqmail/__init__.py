@@ -70,23 +70,15 @@ __all__ = [
 _API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
 
 
-# Held while a module is imported in the middle of a call, and by who forks: a child that was
-# forked in the middle of an import would wait for it for ever. Builtins, which cost nothing.
-importing = _thread.RLock()
-_fork_waits = False
-
-
-def _make_fork_wait() -> None:
-    """Let forks wait for imports from now on; `importing` is held."""
-    global _fork_waits  # noqa: PLW0603 - once a process
-    if not _fork_waits:
-        _fork_waits = True
-        posix.register_at_fork(
-            before=importing.acquire,
-            after_in_parent=importing.release,
-            after_in_child=importing.release,
-        )
-
+# Held while a module is imported in the middle of a call, and by who forks: a child that another
+# thread forked in the middle of an import would wait for its end for ever, because the thread that
+# would finish it is not in the child. Of builtins, which cost nothing.
+_import_lock = _thread.RLock()
+posix.register_at_fork(
+    before=_import_lock.acquire,
+    after_in_parent=_import_lock.release,
+    after_in_child=_import_lock.release,
+)
 
 if not TYPE_CHECKING:
     # Type checkers have the names above, and are to say so if one is misspelt.
@@ -95,8 +87,7 @@ if not TYPE_CHECKING:
         """Fetch a public name from the module that has it, once."""
         if name not in __all__:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
-        with importing:
-            _make_fork_wait()
+        with _import_lock:
             if name in _API:
                 from picoqmail import api
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from picoqmail import durable, envelope, importing
+from picoqmail import durable, envelope
 from picoqmail.abreast import abreast
 from picoqmail.accept import Incoming, publish
 from picoqmail.content import Content, is_email_object, open_content
@@ -28,6 +28,7 @@ from picoqmail.errors import (
 from picoqmail.handover import may_spool
 from picoqmail.header_envelope import HeaderEnvelope, raw_address
 from picoqmail.idempotency import Record, name_of
+from picoqmail.importing import importing
 from picoqmail.layout import IDEMPOTENCY, NEW, TMP
 from picoqmail.mail import Receipt
 

@@ -13,9 +13,9 @@ from hashlib import sha256
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
-from picoqmail import importing
 from picoqmail.errors import InputError, MessageError, MessageTooLargeError, MessageTypeError
 from picoqmail.header import field_name
+from picoqmail.importing import importing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,8 +22,9 @@ import fcntl
 import os
 import time
 
-from picoqmail import durable, importing, sidecar
+from picoqmail import durable, sidecar
 from picoqmail.errors import KeyReusedError, MessageError, SpoolError
+from picoqmail.importing import importing
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
 
 TYPE_CHECKING = False

@@ -33,7 +33,7 @@ def test_a_slow_message_does_not_block_the_loop(home: Home) -> None:
                 aio.enqueue(stream, "a@example.org", "b@example.net", home=home.root, send=False)
             )
             started = time.monotonic()
-            while not home.files() and time.monotonic() < started + 30:
+            while not home.files() and time.monotonic() < started + 30:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             # The body is begun and waits for the pipe; the loop does not.
             turns = 0
