@@ -1,5 +1,6 @@
-"""What a disk may hold after power was lost: the model of a file system that keeps no promise but
-those of POSIX and of fsync(2).
+"""What a disk may hold after power was lost.
+
+The model of a file system that keeps no promise but those of POSIX and of fsync(2):
 
 - Data of a file that were not fsynced may be there, missing, cut, or zeros.
 - Each entry of a directory that was not fsynced since it changed may be what it was at the last
@@ -32,7 +33,10 @@ Key = tuple[str, str]
 
 @define
 class Inode:
-    """One file (directories are numbers below 0 and have none): what it holds, and what of it is on disk for sure (None: nothing was ever synced)."""
+    """One file: what it holds, and what of it is on disk for sure (None: nothing was ever synced).
+
+    Directories have none; they are numbers below 0.
+    """
 
     data: bytes = b""
     durable: bytes | None = None
@@ -146,7 +150,7 @@ class Disk:
             self._put(key, inode)
         self.journal.append(list(changes))
 
-    def apply(self, operation: Operation) -> None:  # noqa: C901, PLR0912 - one branch an operation
+    def apply(self, operation: Operation) -> None:
         """Do one operation."""
         kind, key, target = operation.kind, operation.key, operation.target
         inode = self.handles.get(operation.handle) or self.current(key)
@@ -255,6 +259,7 @@ class Disk:
                 changed = dict(plain.data) | {number: variant}
                 yield evolve(plain, data=tuple(sorted(changed.items())))
             for mode in modes[index][1:]:
-                yield evolve(plain, modes=tuple(sorted((dict(plain.modes) | {number: mode}).items())))
+                changed_modes = dict(plain.modes) | {number: mode}
+                yield evolve(plain, modes=tuple(sorted(changed_modes.items())))
         if sum(len(one) > 1 for one in data) > 1:
             yield evolve(plain, data=tuple(zip(numbers, [one[-1] for one in data], strict=True)))

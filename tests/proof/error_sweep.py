@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
-from proof import invariant, tracing
+from proof import tracing
 from proof.kill_sweep import WORKERS, Stage, record
 from proof.scenarios import SCENARIOS
 
@@ -70,18 +70,23 @@ def sweep(
     names: Sequence[str] = (),
     *,
     errors: Sequence[str] = ERRORS,
+    only: Sequence[str] = (),
     sample: int = 0,
     seed: int = 0,
     step: Callable[[], None] = lambda: None,
     announce: Callable[[int], None] = lambda _total: None,
 ) -> ErrorReport:
-    """Inject each error at each call of each scenario, or `sample` of these pairs."""
+    """Inject each error at each call of each scenario, or `sample` of these pairs.
+
+    `only` are names of calls, for all.
+    """
     report = ErrorReport()
     work = []
     for scenario in [one for one in SCENARIOS if not names or one.name in names]:
         template = stage.template(scenario)
         calls = record(stage, scenario, template)
         places = [one for one in tracing.places(calls, "HOME") if one.name not in _SPARED]
+        places = [one for one in places if not only or one.name in only]
         pairs = [(place, error) for place in places for error in errors if _can_fail(place, error)]
         if sample and sample < len(pairs):
             pairs = random.Random(f"{seed} {scenario.name}").sample(pairs, sample)  # noqa: S311 - a seeded choice

@@ -1,11 +1,12 @@
-"""Coverage-guided fuzzing of one target: `python tests/proof/fuzz.py TARGET [-max_total_time=60 ...]`.
+"""Coverage-guided fuzzing of one target: `python tests/proof/fuzz.py TARGET -max_total_time=60`.
 
-Needs `pip install atheris`. Further words are libFuzzer's options; a directory among them is a corpus.
+Needs `pip install atheris`. Further words are libFuzzer's options, a directory is a corpus.
 A finding is written to the working directory as crash-*, and repeated by giving that file.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -16,7 +17,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 def main(argv: list[str]) -> int:
     """Fuzz until libFuzzer ends; it leaves by itself, with its own exit code."""
     try:
-        import atheris
+        # Not by an import statement: it is no dependency, and has no types.
+        atheris = importlib.import_module("atheris")
     except ImportError:
         print("fuzzing needs atheris: pip install atheris", file=sys.stderr)  # noqa: T201
         return 69
@@ -42,7 +44,8 @@ def _dictionary(directory: str, pieces: tuple[bytes, ...]) -> str:
     path = f"{directory}/pieces"
     with open(path, "w", encoding="ascii") as file:
         for piece in pieces:
-            file.write('"' + "".join(f"\\x{octet:02x}" for octet in piece) + '"\n')
+            escaped = "".join(f"\\x{octet:02x}" for octet in piece)
+            file.write(f'"{escaped}"\n')
     return path
 
 

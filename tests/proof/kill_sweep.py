@@ -21,8 +21,10 @@ from proof.zygote import Zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Self
 
     from proof.scenarios import Scenario
+    from rig.received import Received
 
 WORKERS = 3
 
@@ -57,7 +59,7 @@ class Stage:
     zygotes: list[Zygote] = field(factory=list)
     _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         self.good.__enter__()
         self.moody.__enter__()
         self.zygotes = [Zygote() for _ in range(WORKERS)]
@@ -80,7 +82,7 @@ class Stage:
         world.before = self.moody.ledger.of(world.name)
         return world
 
-    def received(self, world: World) -> list[invariant.Received]:
+    def received(self, world: World) -> list[Received]:
         """What both relays have of a home."""
         ledgers = self.moody.ledger, self.good.ledger
         return world.before + [mail for one in ledgers for mail in one.of(world.name)]
@@ -118,7 +120,7 @@ def sweep(
     step: Callable[[], None] = lambda: None,
     announce: Callable[[int], None] = lambda _total: None,
 ) -> SweepReport:
-    """Kill each scenario's program at each place, or at `sample` of the places that write or send."""
+    """Kill each scenario's program at each place, or at `sample` of those that write or send."""
     report = SweepReport(first_only=first_only)
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     work = []

@@ -11,10 +11,10 @@ import itertools
 import re
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from proof.disk import Key
     from proof.tracing import Call
@@ -62,91 +62,164 @@ def _strings(rest: str) -> list[bytes]:
     return [_text(one) for one in _STRING.findall(rest)]
 
 
-def read_operations(calls: Sequence[Call], spool: str) -> list[Operation]:  # noqa: C901, PLR0912 - one branch a call
+def read_operations(calls: Sequence[Call], spool: str) -> list[Operation]:
     """Everything that a run did to its spool, and `sent` and `heard` for its relay."""
-    found: list[Operation] = []
-    files: dict[int, tuple[Key, int]] = {}
-    handles = itertools.count(1)
-    directories: dict[int, str] = {}
-    positions: dict[int, int] = {}
+    reader = _Reader(spool)
+    for call in calls:
+        if call.result is not None and call.result >= 0:
+            reader.take(call, call.result)
+    return reader.found
 
-    def key_of(raw: bytes) -> Key | None:
+
+@define
+class _Reader:
+    """Follows the open files of one process, and turns its calls into operations."""
+
+    spool: str
+    found: list[Operation] = field(factory=list)
+    files: dict[int, tuple[Key, int]] = field(factory=dict)
+    directories: dict[int, str] = field(factory=dict)
+    positions: dict[int, int] = field(factory=dict)
+    handles: itertools.count[int] = field(factory=lambda: itertools.count(1))
+
+    def take(self, call: Call, result: int) -> None:
+        """Take one call that was successful."""
+        number = int(match[1]) if (match := _DESCRIPTOR.match(call.rest)) else -1
+        handler = _HANDLERS.get(call.name)
+        if handler is not None:
+            handler(self, call.rest, number, result)
+        elif call.name in _SOCKET_CALLS:
+            if "TCP" in call.rest:
+                kind = "heard" if call.name == "recvfrom" else "sent"
+                self.found.append(Operation(kind, data=b"".join(_strings(call.rest))[:result]))
+        elif call.name not in _HARMLESS and (
+            number in self.files or self.spool in call.rest.split(" = ")[0]
+        ):
+            raise AssertionError(f"a call on the spool that the model does not know: {call}")
+
+    def _key(self, raw: bytes) -> Key | None:
+        """Directory and name of a path in the spool; None for one elsewhere."""
         path = raw.decode()
-        if not path.startswith(spool + "/"):
+        if not path.startswith(self.spool + "/"):
             return None
-        directory, _, name = path[len(spool) + 1 :].rpartition("/")
+        directory, _, name = path[len(self.spool) + 1 :].rpartition("/")
         return directory, name
 
-    for call in calls:
-        name, rest = call.name, call.rest
-        if call.result is None or call.result < 0:
-            continue
-        number = int(match[1]) if (match := _DESCRIPTOR.match(rest)) else -1
-        if name == "openat":
-            key = key_of(_strings(rest)[0])
-            files.pop(call.result, None)
-            directories.pop(call.result, None)
-            if key is None:
-                continue
-            if "O_DIRECTORY" in rest:
-                directories[call.result] = "/".join(part for part in key if part)
-                continue
-            files[call.result] = key, next(handles)
-            positions[call.result] = -1 if "O_APPEND" in rest else 0
-            found.append(Operation("open", key, handle=files[call.result][1]))
-            if "O_TRUNC" in rest:
-                found.append(Operation("truncate", key, offset=0, handle=files[call.result][1]))
-        elif name == "close":
-            files.pop(number, None)
-            directories.pop(number, None)
-        elif name in ("rename", "link", "linkat", "renameat2", "renameat"):
-            first, second = [key_of(one) for one in _strings(rest)[:2]]
-            if first and second:
-                kind = "rename" if name.startswith("rename") else "link"
-                found.append(Operation(kind, first, second))
-            elif first or second:
-                raise AssertionError(f"across the edge of the spool: {call}")
-        elif name in ("unlink", "unlinkat"):
-            key = key_of(_strings(rest)[0])
-            if key:
-                found.append(Operation("unlink", key))
-        elif name in ("mkdir", "mkdirat"):
-            key = key_of(_strings(rest)[0])
-            if key:
-                found.append(Operation("mkdir", key))
-        elif name in ("fsync", "fdatasync"):
-            if number in directories:
-                found.append(Operation("syncdir", (directories[number], "")))
-            elif number in files:
-                found.append(Operation("sync", files[number][0], handle=files[number][1]))
-        elif number in files and name in ("write", "pwrite64"):
-            data = _strings(rest)[0][: call.result]
-            at = positions[number]
-            if name == "pwrite64":
-                at = int(_NUMBERS.findall(rest)[-1])
-            elif at >= 0:
-                positions[number] += len(data)
-            key, handle = files[number]
-            found.append(Operation("write", key, data=data, offset=at, handle=handle))
-        elif number in files and name == "ftruncate":
-            key, handle = files[number]
-            length = int(_NUMBERS.findall(rest)[-1])
-            found.append(Operation("truncate", key, offset=length, handle=handle))
-        elif number in files and name == "fchmod":
-            key, handle = files[number]
-            mode = int(_MODE.findall(rest)[-1], 8)
-            found.append(Operation("chmod", key, offset=mode, handle=handle))
-        elif name == "utimensat":
-            when = int(_TIME.findall(rest)[-1])
-            if number in files:
-                key, handle = files[number]
-                found.append(Operation("utime", key, offset=when, handle=handle))
-            elif _strings(rest) and (key := key_of(_strings(rest)[0])):
-                found.append(Operation("utime", key, offset=when))
-        elif name in _SOCKET_CALLS and "TCP" in rest:
-            kind = "heard" if name == "recvfrom" else "sent"
-            found.append(Operation(kind, data=b"".join(_strings(rest))[: call.result]))
-        elif name not in _HARMLESS and (number in files or spool in rest.split(" = ")[0]):
-            raise AssertionError(f"a call on the spool that the model does not know: {call}")
+    def _touch(self, kind: str, number: int, data: bytes = b"", offset: int = -1) -> None:
+        """Note what was done to an open file, if it is one of the spool."""
+        if number in self.files:
+            key, handle = self.files[number]
+            self.found.append(Operation(kind, key, data=data, offset=offset, handle=handle))
+
+    def open(self, rest: str, _number: int, result: int) -> None:
+        """Open a file or a directory."""
+        self.close(rest, result, 0)
+        key = self._key(_strings(rest)[0])
+        if key is None:
+            return
+        if "O_DIRECTORY" in rest:
+            self.directories[result] = "/".join(part for part in key if part)
+            return
+        self.files[result] = key, next(self.handles)
+        self.positions[result] = -1 if "O_APPEND" in rest else 0
+        self._touch("open", result)
+        if "O_TRUNC" in rest:
+            self._touch("truncate", result, offset=0)
+
+    def close(self, _rest: str, number: int, _result: int) -> None:
+        """Forget a descriptor."""
+        self.files.pop(number, None)
+        self.directories.pop(number, None)
+
+    def rename(self, rest: str, _number: int, _result: int) -> None:
+        """Give a file another name."""
+        self._two_names("rename", rest)
+
+    def link(self, rest: str, _number: int, _result: int) -> None:
+        """Give a file a second name."""
+        self._two_names("link", rest)
+
+    def _two_names(self, kind: str, rest: str) -> None:
+        first, second = [self._key(one) for one in _strings(rest)[:2]]
+        if first and second:
+            self.found.append(Operation(kind, first, second))
+        elif first or second:
+            raise AssertionError(f"across the edge of the spool: {kind} {rest}")
+
+    def unlink(self, rest: str, _number: int, _result: int) -> None:
+        """Take a name away."""
+        self._one_name("unlink", rest)
+
+    def mkdir(self, rest: str, _number: int, _result: int) -> None:
+        """Make a directory."""
+        self._one_name("mkdir", rest)
+
+    def _one_name(self, kind: str, rest: str) -> None:
+        key = self._key(_strings(rest)[0])
+        if key:
+            self.found.append(Operation(kind, key))
+
+    def sync(self, _rest: str, number: int, _result: int) -> None:
+        """Make a file's data, or a directory's entries, durable."""
+        if number in self.directories:
+            self.found.append(Operation("syncdir", (self.directories[number], "")))
+        self._touch("sync", number)
+
+    def write(self, rest: str, number: int, result: int) -> None:
+        """Write where the descriptor is."""
+        if number not in self.files:
+            return
+        at = self.positions[number]
+        if at >= 0:
+            self.positions[number] += result
+        self._touch("write", number, _strings(rest)[0][:result], at)
+
+    def pwrite(self, rest: str, number: int, result: int) -> None:
+        """Write at an offset."""
+        if number in self.files:
+            self._touch("write", number, _strings(rest)[0][:result], int(_last(_NUMBERS, rest)))
+
+    def truncate(self, rest: str, number: int, _result: int) -> None:
+        """Set the length."""
+        if number in self.files:
+            self._touch("truncate", number, offset=int(_last(_NUMBERS, rest)))
+
+    def chmod(self, rest: str, number: int, _result: int) -> None:
+        """Set the mode."""
+        if number in self.files:
+            self._touch("chmod", number, offset=int(_last(_MODE, rest), 8))
+
+    def utime(self, rest: str, number: int, _result: int) -> None:
+        """Set the time, of an open file or by name."""
+        names = _strings(rest)
+        if number in self.files:
+            self._touch("utime", number, offset=int(_last(_TIME, rest)))
+        elif names and (key := self._key(names[0])):
+            self.found.append(Operation("utime", key, offset=int(_last(_TIME, rest))))
+
+
+def _last(pattern: re.Pattern[str], rest: str) -> str:
+    found: str = pattern.findall(rest)[-1]
     return found
 
+
+_HANDLERS: dict[str, Callable[[_Reader, str, int, int], None]] = {
+    "openat": _Reader.open,
+    "close": _Reader.close,
+    "rename": _Reader.rename,
+    "renameat": _Reader.rename,
+    "renameat2": _Reader.rename,
+    "link": _Reader.link,
+    "linkat": _Reader.link,
+    "unlink": _Reader.unlink,
+    "unlinkat": _Reader.unlink,
+    "mkdir": _Reader.mkdir,
+    "mkdirat": _Reader.mkdir,
+    "fsync": _Reader.sync,
+    "fdatasync": _Reader.sync,
+    "write": _Reader.write,
+    "pwrite64": _Reader.pwrite,
+    "ftruncate": _Reader.truncate,
+    "fchmod": _Reader.chmod,
+    "utimensat": _Reader.utime,
+}

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 @frozen
 class Plant:
-    """One bug: in `file` of the package, `good` becomes `bad`. `found_by` is the sweep that must
-    find it, `scenario` the run that shows it.
+    """One bug: in `file` of the package, `good` becomes `bad`.
+
+    `found_by` is the sweep that must find it, `scenario` the run that shows it.
     """
 
     name: str
@@ -47,7 +48,8 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the sidecar",
         "durable.py",
-        "            posix.fsync(descriptor)\n        finally:\n            posix.close(descriptor)\n    except",
+        "            posix.fsync(descriptor)\n"
+        "        finally:\n            posix.close(descriptor)\n    except",
         "            pass\n        finally:\n            posix.close(descriptor)\n    except",
         "power",
         "queue",
@@ -71,18 +73,21 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "the old place given up before the new one is there",
         "spool.py",
-        "            if state != claim.state:\n                self._carry_body(message_id, state)\n",
+        "            if state != claim.state:\n"
+        "                self._carry_body(message_id, state)\n",
         "            if state != claim.state:\n"
         "                durable.unlink(self._join(claim.state, message_id + SIDECAR))\n"
         "                self._carry_body(message_id, state)\n"
-        "                durable.create_whole(self._join(claim.state, message_id + SIDECAR), b'')\n",
+        "                durable.create_whole("
+        "self._join(claim.state, message_id + SIDECAR), b'')\n",
         "kill",
         "send, some refused",
     ),
     Plant(
         "the source unlinked before the target is durable",
         "spool.py",
-        "            durable.sync_directory(self._join(state))\n            if state != claim.state:\n",
+        "            durable.sync_directory(self._join(state))\n"
+        "            if state != claim.state:\n",
         "            if state != claim.state:\n",
         "power",
         "send, some refused",
@@ -113,10 +118,8 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "removals that are never made durable",
         "spool.py",
-        "                durable.sync_directory(self._join(state))\n            except OSError as exc:\n"
-        '                raise SpoolError("make durable"',
-        "                pass\n            except OSError as exc:\n"
-        '                raise SpoolError("make durable"',
+        "    def flush(self) -> None:\n",
+        "    def flush(self) -> None:\n        return\n",
         "power",
         "send",
     ),

@@ -1,4 +1,4 @@
-"""Power loss: every disk that a run's operations may leave at every point, then recovered by cron."""
+"""Power loss: every disk that a run may leave at every point, recovered by cron."""
 
 from __future__ import annotations
 
@@ -205,8 +205,9 @@ def _new(scenario: Scenario) -> int:
 def _is_false_alarm(
     breaches: list[str], world: World, trial: _Trial, scenario: Scenario
 ) -> bool:
-    """Whether all is well but for sidecars put aside without their bodies, all of them of messages
-    that had been delivered or deleted, or that nobody had been told yes for.
+    """Whether all is well but for sidecars put aside without their bodies.
+
+    All of them of messages that had been delivered or deleted, or that had not been accepted.
     """
     told = {one.split(": ")[1] for one in breaches if one.startswith("half visible: undelivered/")}
     if not told or len(told) != len(breaches):

@@ -11,13 +11,12 @@ from attrs import field, frozen
 
 from picoqmail import envelope
 from proof import invariant
-from proof.world import World
 from rig import faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from proof.world import Promise
+    from proof.world import Promise, World
     from proof.zygote import Zygote
     from rig.received import Received
 
@@ -25,7 +24,7 @@ LATER = "later@there.test"
 NEVER = "never@there.test"
 BREAKS = "breaks@there.test"
 # What the relay of the struck run does; the one of the recovery takes everything.
-MOODY: dict[str, object] = {
+MOODY: dict[str, faults.Fault] = {
     f"RCPT <{LATER}>": faults.reply("451 4.3.0 later"),
     f"RCPT <{NEVER}>": faults.reply("550 5.1.1 never"),
     f"RCPT <{BREAKS}>": faults.drop(),

@@ -224,8 +224,8 @@ def _answer(transaction: Transaction, plan: Plan, ledger: Ledger) -> Verdict:
 
 
 def _id_of(transaction: Transaction) -> str:
-    work = transaction.key.work  # type: ignore[attr-defined] - a part of the delivery's own
-    message_id: str = work.claim.message.id
+    part: Any = transaction.key
+    message_id: str = part.work.claim.message.id
     return message_id
 
 

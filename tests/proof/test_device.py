@@ -1,4 +1,4 @@
-"""Real file systems, cut off at some calls and after the yes; `python tests/proof` cuts at them all."""
+"""Real file systems, cut off at some calls and after the yes; `python tests/proof`: at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SEED = int(os.environ.get("PROOF_SEED", "1"))
 # Images are copied at every cut: in memory that takes milliseconds.
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a private directory in it
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def root() -> Iterator[str]:
 
 def cutter_for(stage: Stage, system: FileSystem, root: str) -> Cutter:
     """A cutter, or the test is skipped with a line that says why."""
-    reason = why_not(system, root) or ("" if tracing.is_there() else "no strace that may trace here")
+    reason = why_not(system, root)
+    if not reason and not tracing.is_there():
+        reason = "no strace that may trace here: apt-get install strace"
     if reason:
         pytest.skip(reason)
     return Cutter(stage, system, root)

@@ -1,4 +1,4 @@
-"""The error sweep, a seeded sample of it, and real short writes; `python tests/proof` runs it all."""
+"""The error sweep, a seeded sample of it, and real short writes; `python tests/proof`: all."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sam
     assert report.missed <= sample // 3
 
 
+def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:
+    """An error of stat(2) says nothing of a file; it once cost a body that was being moved."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    report = sweep(
+        stage,
+        ["send, some refused"],
+        errors=("EIO",),
+        only=("newfstatat",),
+        sample=24,
+        seed=SEED,
+    )
+    assert [] == report.breaches
+
+
 @pytest.mark.parametrize("room", [0, 1, 100, 137, 138, 4096, 70000, 70100])
 def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -> None:
     """A write that the kernel cuts (here at a file size limit) is gone on with, and then told."""
@@ -64,7 +79,7 @@ def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -
         stdout=enveloped,
         stderr=subprocess.PIPE,
         env=world.environ(),
-        preexec_fn=limit,  # noqa: PLW1509 - the tests have no thread here that holds a lock
+        preexec_fn=limit,
         check=False,
     )
     os.close(message)

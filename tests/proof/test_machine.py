@@ -1,4 +1,4 @@
-"""A state machine over the real library: whatever is done in whatever order, and whoever dies in it.
+"""A state machine over the real library: anything in any order, and anybody may die in it.
 
 The model is simple: a set of messages, what the relay's books say of each, and how often a message
 was in doubt. Everything else is read from the spool, and held against it.
@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from attrs import define
@@ -73,10 +74,10 @@ class SpoolMachine(RuleBasedStateMachine):
         try:
             steps = Steps(self.root, self.now)
             for message_id in list(self.known):
-                start(lambda one=message_id: steps.change("release", one)).wait()
+                start(partial(steps.change, "release", message_id)).wait()
             for days in (0, 1, 2):
                 later = Steps(self.root, self.now + days * DAY)
-                start(lambda at=later: at.attempt(("delivered",), forced=True)).wait()
+                start(partial(later.attempt, ("delivered",), forced=True)).wait()
             self.books_balance()
             old = Steps(self.root, self.now + 400 * DAY)
             start(lambda: old.attempt(("delivered",), forced=True)).wait()
@@ -161,7 +162,7 @@ class SpoolMachine(RuleBasedStateMachine):
         before = Counter(steps.ledger.read())
         held = {one for one in self.known if self._is_held(one)}
         children = [
-            start(lambda p=plan, f=forced: steps.attempt(p, forced=f), death)
+            start(partial(steps.attempt, plan, forced=forced), death)
             for plan, forced, death in runs
         ]
         codes = [child.wait()[0] for child in children]
@@ -230,7 +231,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Take messages into the model whose makers died before they could say yes."""
         for state in ("new", "cur"):
             for name in os.listdir(f"{self.root}/spool/{state}"):
-                message_id, dot, suffix = name.rpartition(".")
+                message_id, _, suffix = name.rpartition(".")
                 if suffix != "json" or message_id in self.known:
                     continue
                 try:

@@ -69,7 +69,7 @@ def test_an_unsynced_file_may_be_anything() -> None:
 
 
 def test_a_synced_file_may_still_have_no_name() -> None:
-    """fsync of the file says nothing of its entry; fsync of the directory does."""
+    """Fsync of the file says nothing of its entry; fsync of the directory does."""
     written = (
         Operation("open", FILE, handle=1),
         Operation("write", FILE, data=b"abcd", handle=1),

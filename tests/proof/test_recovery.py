@@ -1,4 +1,4 @@
-"""Spools in disorder: copied, restored, half deleted. One ordinary cron run brings them to order."""
+"""Spools in disorder: copied, restored, half deleted. One cron run brings them to order."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def files(world: World, *states: str) -> list[str]:
 
 
 def test_a_spool_copied_file_by_file(stage: Stage, world: World) -> None:
-    """A copy without times, links or locks (cp -r, rsync -r) is delivered as the original would be."""
+    """A copy without times, links or locks (cp -r, rsync -r) is delivered like the original."""
     shutil.move(world.spool, f"{world.root}/old")
     subprocess.run(["cp", "-r", f"{world.root}/old", world.spool], check=True)
     recovers(stage, world)
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_nothing_that_space_would_not_mend(
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Callable[[World], Callable[[], None]]]:
-    """Move a home's spool onto a small file system without a free octet; it tells how to undo that."""
+    """Move a home's spool onto a full file system; what it returns makes room there."""
     mount = str(tmp_path / "small")
     os.mkdir(mount)
     if os.geteuid() or subprocess.run(
@@ -190,7 +190,7 @@ def test_a_leftover_that_cannot_go_stops_no_mail(stage: Stage, world: World) -> 
 
 
 def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
-    """A body that is old by a jumped clock gets its sidecar after the sweep has looked: it stays."""
+    """A body, old by a jumped clock, gets its sidecar after the sweep has looked: it stays."""
     path = world.sidecars("new")[0]
     hidden = path.replace("/new/", "/tmp/")
     os.rename(path, hidden)

@@ -89,8 +89,8 @@ class Proof:
         section = Section(
             "Killed at every call",
             "SIGKILL before each system call that concerns the home or the relay; recovered by one "
-            "ordinary cron run. *Twice* counts recipients who got a mail twice, each of them marked "
-            "`in_doubt` in the log.",
+            "ordinary cron run. *Twice* counts recipients who got a mail twice, each of them "
+            "marked `in_doubt` in the log.",
             [("Program", "Points", "Missed", "Twice", "Lost or altered")],
         )
         with self._stage("kill") as stage:
@@ -120,8 +120,8 @@ class Proof:
         section = Section(
             "An error at every call",
             f"Each call on the home fails once with each of {', '.join(error_sweep.ERRORS)}. A yes "
-            "needs three good fsyncs (message, sidecar, directory); a no leaves nothing behind, has "
-            "the right exit code and a clear line; the spool is usable afterwards.",
+            "needs three good fsyncs (message, sidecar, directory); a no leaves nothing behind, "
+            "has the right exit code and a clear line; the spool is usable afterwards.",
             [("Program", "Errors", "Missed", "Refused", "Breaches")],
         )
         with self._stage("errors") as stage:
@@ -130,7 +130,7 @@ class Proof:
                 report = error_sweep.sweep(
                     stage,
                     [scenario.name],
-                    sample=15 if self.quick else 200,
+                    sample=15 if self.quick else 150,
                     seed=self.seed,
                     announce=announce,
                     step=step,
@@ -150,12 +150,12 @@ class Proof:
     def _power(self) -> Iterator[Section]:
         section = Section(
             "Power loss, modelled",
-            "After every operation of a recorded run: all states that a disk may legally be in (data "
-            "not fsynced missing, empty, cut or zeros; each directory entry not fsynced old or new, "
-            "in any order). *Repeats*: states in which a mail came twice because the session that "
-            "delivered it had not ended. *False alarms*: states of disks that reorder a directory's "
-            "entries, in which a mail that was delivered, deleted or never accepted is put aside as "
-            "damaged.",
+            "After every operation of a recorded run: all states that a disk may legally be in "
+            "(data not fsynced missing, empty, cut or zeros; each directory entry not fsynced old "
+            "or new, in any order). *Repeats*: states in which a mail came twice because the "
+            "session that delivered it had not ended. *False alarms*: states of disks that reorder "
+            "a directory's entries, in which a mail that was delivered, deleted or never accepted "
+            "is put aside as damaged.",
             [("Program", "Operations", "States", "Repeats", "False alarms", "Lost")],
         )
         with self._stage("power") as stage:
@@ -165,7 +165,7 @@ class Proof:
                     stage,
                     BY_NAME[name],
                     limit=64,
-                    sample=60 if self.quick else 3000,
+                    sample=60 if self.quick else 1500,
                     seed=self.seed,
                     announce=announce,
                     step=step,
@@ -186,12 +186,12 @@ class Proof:
     def _device(self) -> Iterator[Section]:
         section = Section(
             "Power loss, on real file systems",
-            "A loop-mounted image is copied the moment the program dies before a call that writes or "
-            "sends, and after its yes; the copy is mounted, its journal replayed, its spool "
+            "A loop-mounted image is copied the moment the program dies before a call that writes "
+            "or sends, and after its yes; the copy is mounted, its journal replayed, its spool "
             "recovered.",
             [("File system", "Cuts", "Repeats", "Lost")],
         )
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else self.root  # noqa: S108 - a private directory in it
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else self.root
         for system in device.FILE_SYSTEMS:
             with tempfile.TemporaryDirectory(dir=memory) as root, Stage(root) as stage:
                 reason = device.why_not(system, root)
@@ -303,15 +303,16 @@ def page(proof: Proof) -> str:
         check=True,
         cwd="/",
     ).stdout.strip()
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
+    where = f"picoqmail {version}, Python {platform.python_version()}, {kernel}"
+    look = ", a quick look" if proof.quick else ""
     lines = [
         "# The proof",
         "",
-        "This page is written by `python tests/proof`; do not edit it. What the promise is, and what",
-        "each of these trials must leave behind, is in `tests/proof/invariant.py`.",
+        "This page is written by `python tests/proof`; do not edit it. What the promise is, and",
+        "what each of these trials must leave behind, is in `tests/proof/invariant.py`.",
         "",
-        f"picoqmail {version}, Python {platform.python_version()}, {platform.system()} "
-        f"{platform.release().partition('-')[0]}, seed {proof.seed}"
-        f"{', a quick look' if proof.quick else ''}: **{breaches} breaches**.",
+        f"{where}, seed {proof.seed}{look}: **{breaches} breaches**.",
     ]
     for section in proof.sections:
         lines += ["", f"## {section.title}", "", section.text, ""]
@@ -319,7 +320,8 @@ def page(proof: Proof) -> str:
         lines += [_cells(head), _cells(["---"] * len(head))]
         lines += [_cells(row) for row in rows]
         lines += ["", f"{section.seconds:.0f} seconds."]
-        lines += ["", *(f"- {_plain(one)}" for one in section.breaches[:50])] * bool(section.breaches)
+        if section.breaches:
+            lines += ["", *(f"- {_plain(one)}" for one in section.breaches[:50])]
     return "\n".join(lines) + "\n"
 
 
@@ -345,7 +347,8 @@ def main(argv: Sequence[str]) -> int:
     if not tracing.is_there():
         console.print("no strace that may trace here: apt-get install strace; nothing was tried")
         return 69
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    name = TextColumn("{task.description}")
+    columns = name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with (
         tempfile.TemporaryDirectory(prefix="picoqmail-proof-") as root,
         Progress(*columns, console=console) as progress,

@@ -22,11 +22,13 @@ from picoqmail.accept import Incoming
 from picoqmail.layout import DIRECTORIES
 from picoqmail.limits import Limits
 from rig.hostile import HostileRelay
+from rig.received import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from proof.zygote import Zygote
+    from rig.faults import Fault
     from rig.received import Received
 
 RUN_SECONDS = 60
@@ -55,8 +57,8 @@ class Promise:
         return arrived_text == text and all(line in fields for line in head.split(b"\n"))
 
 
-@define
-class Ledger:
+@frozen
+class Ledger(Mailbox):
     """The mailbox of a relay that many homes use at once, told apart by their HELO names."""
 
     _by_helo: dict[str, list[Received]] = field(factory=dict)
@@ -81,10 +83,10 @@ class Ledger:
 class LedgerRelay(HostileRelay):
     """A strict relay whose mailbox is a ledger."""
 
-    def __init__(self, faults: Mapping[str, object] | None = None) -> None:
-        super().__init__(faults)  # type: ignore[arg-type] - handed through
+    def __init__(self, faults: Mapping[str, Fault] | None = None) -> None:
+        super().__init__(faults)
         self.ledger = Ledger()
-        self.mailbox = self.ledger  # type: ignore[assignment] - it is only ever put into
+        self.mailbox = self.ledger
 
 
 @frozen
@@ -139,7 +141,8 @@ class World:
     def clone(self, root: str, relay: str = "") -> World:
         """A copy of all of it, hard links and times included, under a name of its own."""
         subprocess.run(["cp", "-a", self.root, root], check=True)
-        world = evolve(self, root=root, name=f"w{next(_numbers)}.test", promises=list(self.promises))
+        name = f"w{next(_numbers)}.test"
+        world = evolve(self, root=root, name=name, promises=list(self.promises))
         world.control("me", world.name)
         world.control("log", f"{root}/events")
         if relay:
@@ -226,7 +229,8 @@ class World:
 
     def await_sender(self) -> None:
         """Wait until no sender is at work: its lock can be had."""
-        with contextlib.suppress(FileNotFoundError), open(f"{self.spool}/sender.lock", "rb") as file:
+        lock = f"{self.spool}/sender.lock"
+        with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
 
     def recover(self, zygote: Zygote, relay: str, runs: int = 3) -> list[str]:

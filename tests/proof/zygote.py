@@ -123,7 +123,9 @@ def _child(main: object, asked: dict[str, object], writer: int) -> None:
         os.environ.update(environ, PICOQMAIL_HOME=str(asked["home"]), PICOQMAIL_SEND="off")
         _offset = float(str(asked["offset"]))
         assert callable(main)
-        status = main(list(asked["arguments"]))  # type: ignore[call-overload] - JSON of ours
+        arguments = asked["arguments"]
+        assert isinstance(arguments, list)
+        status = main(arguments)
         sys.stderr.flush()
     except BaseException:  # noqa: BLE001 - a traceback is a finding: it goes to the report
         import traceback
