@@ -140,12 +140,16 @@ def move(source: str, target: str) -> tuple[tuple[str, ...], ...]:
 
 
 def remove(state: str) -> tuple[tuple[str, ...], ...]:
-    """Remove a message: every recipient was accepted by a relay, or an administrator said so."""
+    """Remove a message: every recipient was accepted by a relay, or an administrator said so.
+
+    The body waits for the sync, which the messages of a session share: otherwise power loss could
+    bring the sidecar back without it.
+    """
     return (
         ("unlink", f"{state}/ID.json"),
         ("yes",),
-        ("unlink", f"{state}/ID.eml"),
         ("syncdir", state),
+        ("unlink", f"{state}/ID.eml"),
     )
 
 

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 BLOCK_OCTETS = 262144
 RESULT_LIMIT_OCTETS = 65536
+# Bodies of delivered messages wait for one sync of their directory: so many share it.
+DOOMED_LIMIT = 200
 # The modification time of a held sidecar: no idle run need open it (2100-01-01).
 HELD_UNTIL = 4102444800.0
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
@@ -124,6 +126,7 @@ class Spool:
     clock: Callable[[], float] = time.time
     on_damage: Callable[[Damage], None] = _nothing
     _unsynced: set[str] = field(factory=set, init=False)
+    _doomed: list[str] = field(factory=list, init=False)
 
     # --- Looking -----------------------------------------------------------------------------
 
@@ -355,21 +358,23 @@ class Spool:
     # --- Recording ---------------------------------------------------------------------------
 
     def remove(self, claim: Claim) -> None:
-        """Remove a message: its sidecar first, then it is gone; then everything that hung on it.
+        """Remove a message: with its sidecar it is gone; what hung on it goes with `flush`.
 
         Durable at the latest with `flush`. Raises SpoolError.
         """
         message_id = claim.message.id
         try:
             durable.unlink(self._join(claim.state, message_id + SIDECAR))
-            self._unsynced.add(claim.state)
-            self._drop_body(message_id, claim.state)
-            if claim.has_progress:
-                self._drop_progress(message_id, claim.state)
-            if claim.message.history or claim.state == UNDELIVERED:
-                durable.unlink_if_there(self._join(UNDELIVERED, message_id + RESULT))
         except OSError as exc:
             raise SpoolError("remove", self._join(claim.state, message_id), exc) from exc
+        self._unsynced.add(claim.state)
+        self._doomed.append(self._join(claim.state, message_id + BODY))
+        if claim.has_progress:
+            self._doomed.append(self._join(claim.state, message_id + PROGRESS))
+        if claim.message.history or claim.state == UNDELIVERED:
+            self._doomed.append(self._join(UNDELIVERED, message_id + RESULT))
+        if len(self._doomed) >= DOOMED_LIMIT:
+            self.flush()
 
     def record(self, claim: Claim, message: Message, state: str, result: str = "") -> Claim:
         """Replace the sidecar, durably, in `state`; moves the message there if it is elsewhere.
@@ -491,13 +496,19 @@ class Spool:
             return ""
 
     def flush(self) -> None:
-        """Make every removal and move so far durable: the end of a session. Raises SpoolError."""
+        """Make every removal and move so far durable, then unlink what hung on what was removed.
+
+        In this order, because power loss could otherwise bring a sidecar back without its body.
+        Done at the end of a session, and within a long one now and then. Raises SpoolError.
+        """
         while self._unsynced:
-            state = self._unsynced.pop()
+            self.sync(self._unsynced.pop())
+        while self._doomed:
+            path = self._doomed.pop()
             try:
-                durable.sync_directory(self._join(state))
+                durable.unlink_if_there(path)
             except OSError as exc:
-                raise SpoolError("make durable", self._join(state), exc) from exc
+                raise SpoolError("remove", path, exc) from exc
 
     def sync(self, state: str) -> None:
         """Make sure that what can be seen in a state is also on disk. Raises SpoolError."""
@@ -542,10 +553,11 @@ class Spool:
                 return False
             if not has_body and not _lock(descriptor):
                 return False
-            for suffix in (SIDECAR, PROGRESS, BODY, RESULT):
-                for state in (*STATES, TMP):
-                    if durable.unlink_if_there(self._join(state, message_id + suffix)):
-                        self._unsynced.add(state)
+            for state in (*STATES, TMP):
+                if durable.unlink_if_there(self._join(state, message_id + SIDECAR)):
+                    self._unsynced.add(state)
+                for suffix in (PROGRESS, BODY, RESULT):
+                    self._doomed.append(self._join(state, message_id + suffix))
         except OSError as exc:
             raise SpoolError("remove", f"{self.path}/*/{message_id}", exc) from exc
         finally:

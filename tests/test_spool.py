@@ -106,6 +106,7 @@ def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Spool) -> 
                 own.remove(claim)
                 removed.append(message_id)
                 claim.release()
+        own.flush()
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -237,6 +238,7 @@ def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: Sp
     assert "said\nmore\n" == trial.result(message_id)
     spool.remove(claim)
     claim.release()
+    spool.flush()
     assert [] == trial.files()
 
 
