@@ -197,7 +197,7 @@ _DECODER: JSONDecoder | None = None
 
 
 def _finite(text: str) -> float:
-    """A number with a fraction or exponent; one too large for a float could not be written again."""
+    """A number with a fraction or exponent; too large a one could not be written again."""
     value = float(text)
     # Infinity less itself is not a number, and no number is equal to that.
     if value - value != 0:

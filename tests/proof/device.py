@@ -103,7 +103,7 @@ def mounted(system: FileSystem, image: str, where: str) -> Iterator[str]:
         subprocess.run(["umount", "-l", where], check=True, capture_output=True)
 
 
-# XFS_IOC_GOINGDOWN, EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32), and the flag for "do not flush the log".
+# XFS_IOC_GOINGDOWN is EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32); the flag leaves the log unflushed.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG = 2
 
