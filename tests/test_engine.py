@@ -379,7 +379,7 @@ def test_round_trips(rig: Callable[..., Any]) -> None:
     assert run.outcomes() == ["delivered"] * 20
     # Connecting, greeting, EHLO, first envelope: 5 trips of 50 ms, then 20; in lock step over 80.
     # The rest is for neighbours that keep the processors busy.
-    assert run.seconds < 25 * 0.05 + 1.2
+    assert run.seconds < 3 * 25 * 0.05
 
 
 def test_far_relay(rig: Callable[..., Any]) -> None:
@@ -390,8 +390,8 @@ def test_far_relay(rig: Callable[..., Any]) -> None:
     run = Run(source, to(line), timeout_remote=10)
     assert run.outcomes() == ["delivered"] * 200
     assert line.connections <= 20
-    # 0.8 s on a quiet machine (benchmarks); here others may be at work.
-    assert run.seconds < 2.2
+    # How fast is the benchmarks' business; here: not one connection's round trip after the other.
+    assert run.seconds < 200 * 0.05 / 2
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
