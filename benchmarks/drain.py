@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from measuring import Program, run_here
+from measuring import Program, run_alone, run_here
 from ours import make_home, message
 from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available, wait_until_empty
 
@@ -97,7 +97,7 @@ def _picoqmail(bench: Bench, relay: str, count: int) -> dict[str, Any]:
     home = make_home(bench.scratch, relay)
     home.fill(count)
     program = Program("picoqmail-send", (bench.ours.program("send"),), home.environ)
-    taken = run_here(program)
+    taken = run_alone(program, f"{bench.scratch}/taken")
     if taken.status or home.count("new"):
         raise RuntimeError(f"picoqmail-send ended with {taken.status}, {home.count('new')} left")
     row = _row("picoqmail-send", "ours", count, taken.wall, taken.cpu)

@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Program:
     """
 
     name: str
-    argv: Sequence[str]
+    argv: tuple[str, ...]
     environ: Mapping[str, str]
     stdin: str = "/dev/null"
     stdout: str = "/dev/null"
@@ -48,7 +48,10 @@ class Program:
 
 
 def run_here(program: Program) -> Taken:
-    """Run it once, as a child of this process."""
+    """Run it once, as a child of this process.
+
+    Its peak memory is at least what this process has: a child's begins with its parent's.
+    """
     reading = os.open(program.stdin, os.O_RDONLY | os.O_CLOEXEC)
     # The qmail-queue interface reads its envelope from there.
     flags = os.O_RDONLY if program.stdout != "/dev/null" else os.O_WRONLY
@@ -70,6 +73,30 @@ def run_here(program: Program) -> Taken:
         os.close(writing)
     code = os.waitstatus_to_exitcode(status)
     return Taken(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / KIB, code)
+
+
+# A parent that is smaller than anything it starts.
+_SMALL_PARENT = """
+import sys, time, posix
+report, *argv = sys.argv[1:]
+before = time.perf_counter()
+pid = posix.posix_spawn(argv[0], argv, posix.environ)
+status, used = posix.wait4(pid, 0)[1:]
+wall = time.perf_counter() - before
+taken = wall, used[0] + used[1], used[2], status
+with open(report, "w") as file: file.write(" ".join(map(str, taken)))
+"""
+
+
+def run_alone(program: Program, report: str) -> Taken:
+    """Run it once with its true peak memory; `report` is a file that may be overwritten."""
+    argv = (sys.executable, "-I", "-S", "-c", _SMALL_PARENT, report, *program.argv)
+    run_here(evolve(program, argv=argv))
+    with open(report, encoding="utf-8") as file:
+        wall, cpu, rss, status = file.read().split()
+    os.unlink(report)
+    code = os.waitstatus_to_exitcode(int(status))
+    return Taken(float(wall), float(cpu), float(rss) / KIB, code)
 
 
 class Starter:
@@ -178,9 +205,8 @@ def paired(programs: Sequence[Program], rounds: int) -> dict[str, list[Taken]]:
 
 def median_ratio(taken: Sequence[Taken], base: Sequence[Taken], what: str) -> float:
     """The median of the ratios of runs made in the same round."""
-    return statistics.median(
-        getattr(one, what) / getattr(other, what) for one, other in zip(taken, base, strict=True)
-    )
+    pairs = zip(taken, base, strict=True)
+    return float(statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs))
 
 
 def progress(what: str, done: int, whole: int) -> None:

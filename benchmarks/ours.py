@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
@@ -142,6 +143,7 @@ def make_home(parent: str, relay: str = "127.0.0.1:1") -> Home:
     return home
 
 
+@contextlib.contextmanager
 def scratch_directory() -> Iterator[str]:
     """A directory for everything, removed at the end; BENCH_SCRATCH names the disk to measure."""
     path = tempfile.mkdtemp(prefix="picoqmail-bench-", dir=os.environ.get("BENCH_SCRATCH"))

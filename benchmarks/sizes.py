@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from measuring import Program, progress, run_here
+from measuring import Program, progress, run_alone
 from ours import ENVELOPE, make_home, message
 
 from rig.sink import Sink
@@ -48,8 +48,11 @@ def _through(bench: Bench, relay: str, size: int, envelope: bytes) -> dict[str, 
             file.writelines(piece for _ in range(size // MIB))
     with open(to, "wb") as file:
         file.write(envelope)
-    queue = run_here(Program("queue", (bench.ours.program("queue"),), home.environ, mail, to))
-    send = run_here(Program("send", (bench.ours.program("send"),), home.environ))
+    report = f"{bench.scratch}/taken"
+    queue = run_alone(
+        Program("queue", (bench.ours.program("queue"),), home.environ, mail, to), report
+    )
+    send = run_alone(Program("send", (bench.ours.program("send"),), home.environ), report)
     if queue.status or send.status or home.count("new"):
         raise RuntimeError(f"queue {queue.status}, send {send.status}, left {home.count('new')}")
     os.unlink(mail)
