@@ -35,7 +35,7 @@ _ACCEPTANCE = (
     "launch",
 )
 _INJECTION = ("flags", "handover", "header", "tokens", "rewrite", "inject", "cli", "cli.inject")
-_RETRYING = ("errors", "layout", "home", "control", "launch", "scan", "sender", "cli")
+_RETRYING = ("errors", "layout", "home", "control", "launch", "scan", "retention", "sender", "cli")
 # What each program imports on its usual way, each module behind those that it imports itself. A
 # test compares this with what they do import.
 MODULES = {
