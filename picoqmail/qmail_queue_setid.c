@@ -123,9 +123,12 @@ static void settle_signals(void)
         stop(BUG, "cannot stop the caller's timers");
     for (number = 1; number < NSIG; number++) {
         int stops = number == SIGTSTP || number == SIGTTIN || number == SIGTTOU;
-        action.sa_handler = stops ? SIG_IGN : SIG_DFL;
-        if (sigaction(number, &action, NULL) < 0 && errno != EINVAL)
-            stop(BUG, "cannot reset a signal");
+        action.sa_handler = SIG_IGN; /* drops what is pending: unblocked, it would strike us */
+        if (sigaction(number, &action, NULL) == 0 && !stops) {
+            action.sa_handler = SIG_DFL;
+            if (sigaction(number, &action, NULL) < 0)
+                stop(BUG, "cannot reset a signal");
+        }
     }
     sigemptyset(&nothing);
     if (sigprocmask(SIG_SETMASK, &nothing, NULL) < 0)

@@ -503,6 +503,8 @@ def odd_signals(host: Host) -> None:
         signal.setitimer(signal.ITIMER_REAL, 1.5)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
         signal.setitimer(signal.ITIMER_PROF, 0.001)
+        # Already pending when the program begins: it must not strike when it is unblocked.
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with WaitingQueue(host, confuse) as waiting:
         status = waiting.status()
