@@ -112,7 +112,7 @@ class DovecotLmtp:
             for message in maildir.messages(os.path.join(mail, user, "Maildir"))
         ]
 
-    def wait_for(self, count: int, seconds: float = 15) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
         wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
         return self.messages

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # No connection of a test lives longer than this without a byte: threads end whatever happens.
 IDLE_SECONDS = 60
-JOIN_SECONDS = 10
+JOIN_SECONDS = 60
 OFFERS = ("PIPELINING", "SIZE 50000000", "8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8")
 EVERYTHING = (*OFFERS, "CHUNKING", "BINARYMIME", "DSN", "AUTH PLAIN LOGIN XOAUTH2")
 
@@ -81,7 +81,7 @@ class HostileRelay:
         """Each message whose end arrived, also where the client got no good answer (`reply`)."""
         return self.mailbox.all()
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
         return self.mailbox.wait_for(count, seconds)
 

@@ -80,7 +80,7 @@ class OpenSMTPD:
         """What was delivered, one for each recipient, without the fields that it added."""
         return maildir.messages(self._inbox)
 
-    def wait_for(self, count: int, seconds: float = 15) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
         wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
         return self.messages

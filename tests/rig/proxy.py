@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Self
 
-START_SECONDS = 10
+START_SECONDS = 60
 PIECE = 262144
 
 

@@ -55,7 +55,7 @@ class Mailbox:
         with self._changed:
             return list(self._messages)
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`.
 
         Raises:

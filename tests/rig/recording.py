@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from aiosmtpd.smtp import Envelope, Session
 
-START_SECONDS = 10
+START_SECONDS = 60
 
 
 class RecordingRelay:
@@ -68,7 +68,7 @@ class RecordingRelay:
         """What was accepted so far."""
         return self.mailbox.all()
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
         return self.mailbox.wait_for(count, seconds)
 

@@ -70,7 +70,7 @@ class Sink:
         paths.sort(key=lambda path: os.stat(path).st_mtime_ns)
         return [_received(path) for path in paths]
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
         """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
         wait_until(lambda: len(self.messages) >= count, f"{count} mails in the sink", seconds)
         return self.messages

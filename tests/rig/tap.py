@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 PIECE = 262144
-JOIN_SECONDS = 10
+JOIN_SECONDS = 60
 
 
 class Tap:

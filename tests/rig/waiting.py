@@ -24,7 +24,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 10) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Return as soon as `true()` is true.
 
     Raises:
