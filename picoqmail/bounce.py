@@ -170,7 +170,7 @@ class Reporter:
             return True
         claim = self.spool.claim(subject, STATES)
         if claim is None:
-            return False
+            return self._is_damaged(message)
         try:
             message = claim.message
             if message.unknown.get(reporting.TELLING) == report.id:
@@ -180,6 +180,14 @@ class Reporter:
         finally:
             claim.release()
         return True
+
+    def _is_damaged(self, message: Message) -> bool:
+        """Say whether a message can never be claimed again: then its report waits for nothing."""
+        try:
+            self.spool.check_body(message)
+        except DamagedMessageError:
+            return True
+        return False
 
     # --- Delays ------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Sender:
         if lock < 0:
             lock = self.take_lock()
         tried: set[str] = set()
+        again: set[str] = set()
         while True:
             busy: set[str] = set()
             while due := self._due_in_new(tried | busy):
@@ -84,7 +85,12 @@ class Sender:
             lock = -1
             if due:
                 return True
-            if any(self.is_free(one) for one in self._due_in_new(tried)):
+            free = {one for one in self._due_in_new(tried) if self.is_free(one)}
+            # Not taken, and yet free, for the second time: it waits for something that no further
+            # look would bring about, such as a report for the message that it tells of.
+            tried |= free & again
+            again |= free
+            if free - tried:
                 lock = self.take_lock()
             if lock < 0:
                 return False

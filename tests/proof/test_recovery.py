@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
 
 import pytest
 
 from picoqmail.spool import Spool
 from proof import invariant
 from proof.kill_sweep import Stage
-from proof.scenarios import LATER
+from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
 
 if TYPE_CHECKING:
@@ -237,3 +238,67 @@ def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
     assert again is not None
     again.release()
     assert ["pending", "delivered"] == [one.state for one in again.message.recipients]
+
+
+@pytest.mark.parametrize("suffix", [".eml", ".json"])
+def test_a_report_of_a_message_that_is_half_deleted_still_goes(stage: Stage, suffix: str) -> None:
+    """A report whose message is damaged is sent; it once made the sender look for ever."""
+    world = World.make(stage.path(), stage.moody.address)
+    stem = world.accept([NEVER])
+    # The report is made and waits in new/: the relay is gone before it could be sent.
+    world.relay(stage.moody.address)
+    stage.zygotes[0].run(world.root, "send", offset=-7200)
+    (report,) = [one for one in stage.moody.ledger.of(world.name) if not one.sender]
+    assert report.recipients == (world.promises[0].sender,)
+    stage.moody.ledger.forget(world.name)
+    # Back to the moment before: the message tells of a report that lies in new/ once more.
+    path = f"{world.spool}/undelivered/{stem}.json"
+    record = cast("dict[str, Any]", read_sidecar(path))
+    (told,) = {one["told"] for one in record["recipients"]}
+    for one in record["recipients"]:
+        del one["told"]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record | {"telling": told}, file)
+    body = report.unix
+    sidecar = dict(record, id=told, sender="", telling=None, report_of=stem, history=[])
+    del sidecar["telling"]
+    sidecar |= {"size": len(body), "crc32": crc32(body), "attempts": 0, "next_attempt": 0}
+    sidecar["recipients"] = [
+        {"address": world.promises[0].sender, "state": "pending", "reply": None}
+    ]
+    with open(f"{world.spool}/new/{told}.eml", "wb") as file:
+        file.write(body)
+    with open(f"{world.spool}/new/{told}.json", "w", encoding="utf-8") as file:
+        json.dump(sidecar, file)
+    os.unlink(f"{world.spool}/undelivered/{stem}{suffix}")
+    world.relay(stage.good.address)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
+    assert [""] == [one.sender for one in stage.good.ledger.of(world.name)]
+
+
+def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> None:
+    """What cannot be taken now, and is free, is looked at once more and then left to cron."""
+    world = World.make(stage.path(), stage.moody.address)
+    stem = world.accept([NEVER])
+    stage.zygotes[0].run(world.root, "send", offset=-7200)
+    stage.moody.ledger.forget(world.name)
+    path = f"{world.spool}/undelivered/{stem}.json"
+    record = cast("dict[str, Any]", read_sidecar(path))
+    for one in record["recipients"]:
+        del one["told"]
+    report = world.accept()
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record | {"telling": report}, file)
+    (waiting,) = world.sidecars("new")
+    with open(waiting, encoding="utf-8") as file:
+        other = json.load(file)
+    with open(waiting, "w", encoding="utf-8") as file:
+        json.dump(other | {"report_of": stem}, file)
+    world.relay(stage.good.address)
+    with open(f"{world.spool}/undelivered/{stem}.eml", "rb") as body:
+        fcntl.flock(body, fcntl.LOCK_EX)
+        # Killed by its own alarm, and not 0, if it went on looking.
+        assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
+        assert [] == stage.good.ledger.of(world.name)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
+    assert 1 == len(stage.good.ledger.of(world.name))
