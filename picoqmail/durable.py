@@ -49,6 +49,18 @@ def sync_directory(path: str) -> None:
         posix.close(descriptor)
 
 
+def is_there(path: str) -> bool:
+    """Say whether a name exists. Raises OSError where that cannot be known.
+
+    os.path.lexists takes every error for a no, and whoever believes it unlinks what is left.
+    """
+    try:
+        posix.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def unlink_if_there(path: str) -> bool:
     """Unlink a file; False if there was none."""
     try:

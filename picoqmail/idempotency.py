@@ -205,14 +205,14 @@ def _was_published(spool: str, message_id: str) -> bool:
     """Say whether a message ever left tmp/ for the spool, though it may be delivered by now.
 
     tmp/ID.json may also be what a sender is about to replace the sidecar with. So the body must
-    lie where acceptance leaves it, and a sidecar may be nowhere, before and after.
+    lie where acceptance leaves it, and a sidecar may be nowhere, before and after. Raises OSError.
     """
 
     def has_sidecar() -> bool:
-        return any(os.path.lexists(f"{spool}/{one}/{message_id}{SIDECAR}") for one in STATES)
+        return any(durable.is_there(f"{spool}/{one}/{message_id}{SIDECAR}") for one in STATES)
 
-    waits = not has_sidecar() and os.path.lexists(f"{spool}/{TMP}/{message_id}{SIDECAR}")
-    has_body = any(os.path.lexists(f"{spool}/{one}/{message_id}{BODY}") for one in (TMP, NEW, CUR))
+    waits = not has_sidecar() and durable.is_there(f"{spool}/{TMP}/{message_id}{SIDECAR}")
+    has_body = any(durable.is_there(f"{spool}/{one}/{message_id}{BODY}") for one in (TMP, NEW, CUR))
     return not (waits and has_body) or has_sidecar()
 
 

@@ -152,7 +152,7 @@ class Spool:
         Raises SpoolError where that cannot be known.
         """
         try:
-            return [s for s in STATES if _is_there(self._join(s, message_id + SIDECAR))]
+            return [s for s in STATES if durable.is_there(self._join(s, message_id + SIDECAR))]
         except OSError as exc:
             raise SpoolError("look for", f"{self.path}/*/{message_id}", exc) from exc
 
@@ -339,7 +339,7 @@ class Spool:
                 os.close(descriptor)
 
     def _body_is_nowhere(self, message_id: str) -> bool:
-        return not any(_is_there(self._join(d, message_id + BODY)) for d in DIRECTORIES)
+        return not any(durable.is_there(self._join(d, message_id + BODY)) for d in DIRECTORIES)
 
     def _quarantine(self, message_id: str, state: str, reason: str) -> None:
         """Move a message that must not be sent to undelivered/, its octets untouched."""
@@ -461,7 +461,7 @@ class Spool:
         path = self._join(target, message_id + BODY)
         for directory in _BODY_ORDER:
             source = self._join(directory, message_id + BODY)
-            if not _is_there(source):
+            if not durable.is_there(source):
                 continue
             if directory != target and not _is_same(source, path):
                 # Another file of that name is a copy which a restore from backup left.
@@ -628,7 +628,7 @@ class Spool:
                 and directory not in states
                 and any(_is_same_file(path, self._join(state, stem + BODY)) for state in states)
             )
-        return suffix == PROGRESS and _is_there(self._join(directory, stem + SIDECAR))
+        return suffix == PROGRESS and durable.is_there(self._join(directory, stem + SIDECAR))
 
     # --- Small things ------------------------------------------------------------------------
 
@@ -689,18 +689,6 @@ def _link_or_rename(source: str, target: str) -> None:
         if exc.errno not in _NO_LINKS:
             raise
         durable.rename(source, target)
-
-
-def _is_there(path: str) -> bool:
-    """Say whether a name exists. Raises OSError where that cannot be known.
-
-    os.path.lexists takes every error for a no, and whoever believes it unlinks what is left.
-    """
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _is_same(source: str, target: str) -> bool:
