@@ -181,15 +181,35 @@ class Incoming:
             raise
 
     def _enter(self) -> None:
-        """Rename body and sidecar out of tmp/: visible, not durable yet."""
+        """Give the body its name in the state, then the sidecar: visible, not durable yet.
+
+        The body keeps its name in tmp/ until that is durable: whatever part of this power loss
+        leaves, a sidecar finds its body.
+        """
         status = QUEUE_BODY_RENAME
+        target = self._path(self._state, BODY)
         try:
-            for suffix in (BODY, SIDECAR):
-                target = self._path(self._state, suffix)
-                durable.rename(self._path(TMP, suffix), target)
-                status = QUEUE_SIDECAR_RENAME
+            self._link_body(target)
+            status = QUEUE_SIDECAR_RENAME
+            target = self._path(self._state, SIDECAR)
+            durable.rename(self._path(TMP, SIDECAR), target)
         except OSError as exc:
             raise SpoolError("accept the message as", target, exc, status) from exc
+
+    def _link_body(self, target: str) -> None:
+        try:
+            durable.link(self._path(TMP, BODY), target)
+        except OSError:
+            # No links on this file system, or something lies there: a rename replaces it.
+            durable.rename(self._path(TMP, BODY), target)
+
+    def _leave(self) -> None:
+        """Give up the name in tmp/, now that the message is durable without it."""
+        path = self._path(TMP, BODY)
+        try:
+            durable.unlink_if_there(path)
+        except OSError as exc:
+            raise SpoolError("remove", path, exc) from exc
 
     def abort(self) -> None:
         """Take everything back, the sidecar first; what cannot be removed is swept later."""
@@ -264,6 +284,7 @@ def publish(
                 raise SpoolError("make durable", directory, exc, QUEUE_WRITE) from exc
         for incoming in group:
             # Only now may a sender have it: a message that is taken back was never on its way.
+            incoming._leave()  # noqa: SLF001 - as above
             try:
                 incoming.close()
             except OSError as exc:

@@ -100,10 +100,11 @@ ACCEPT = (
     ("create", "tmp/ID.json"),
     ("write", "tmp/ID.json"),
     ("sync", "tmp/ID.json"),
-    ("rename", "tmp/ID.eml", "new/ID.eml"),
+    ("link", "tmp/ID.eml", "new/ID.eml"),
     ("rename", "tmp/ID.json", "new/ID.json"),
     ("syncdir", "new"),
     ("yes",),
+    ("unlink", "tmp/ID.eml"),
 )
 
 

@@ -32,7 +32,7 @@ IDENTITY = ["getpid", "getrandom"]
 # layout.ACCEPT, call by call; the lock goes before its descriptor.
 BODY = ["openat", "flock", "write"]
 SIDECAR = ["openat", "write", "fsync", "close"]
-VISIBLE = ["rename", "rename", "openat", "fsync", "close", "flock", "close"]
+VISIBLE = ["link", "rename", "openat", "fsync", "close", "unlink", "flock", "close"]
 QUEUE = [
     *READ_ME,
     *OTHER_SETTINGS,

@@ -65,8 +65,10 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "the sidecar before the body",
         "accept.py",
-        "            for suffix in (BODY, SIDECAR):\n                target",
-        "            for suffix in (SIDECAR, BODY):\n                target",
+        "            self._link_body(target)\n",
+        "            durable.rename(self._path(TMP, SIDECAR), self._path(self._state, SIDECAR))\n"
+        "            self._link_body(target)\n"
+        "            return\n",
         "kill",
         "queue",
     ),
