@@ -1,1 +1,1 @@
-"""Django looks for commands here."""
+"""Where Django looks for the commands of this application."""

@@ -1,1 +1,1 @@
-"""Django looks for commands here."""
+"""The commands of manage.py: picoqmail_status and picoqmail_retry."""
