@@ -14,6 +14,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from rig.programs import find
+from rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -94,8 +95,18 @@ class Browser:
         self._call("POST", f"/element/{self._element(selector)}/value", {"text": text})
 
     def click(self, selector: str) -> None:
-        """Click; returns when the page that follows is loaded."""
+        """Click on what leads to another page; returns when that page is loaded.
+
+        The protocol lets a click return before the browser has begun to leave the page, so the old
+        document is marked, and the mark must have gone with it.
+        """
+        self._run("window.isBeingLeft = true")
         self._call("POST", f"/element/{self._element(selector)}/click")
+        arrived = "return !window.isBeingLeft && document.readyState === 'complete'"
+        wait_until(lambda: self._run(arrived), f"a click on {selector} leads to a page", 30)
+
+    def _run(self, script: str) -> Any:
+        return self._call("POST", "/execute/sync", {"script": script, "args": []})
 
     def text(self, selector: str = "body") -> str:
         """What a part of the page shows."""
