@@ -31,6 +31,7 @@ from picoqmail.idempotency import Record, name_of
 from picoqmail.importing import importing
 from picoqmail.layout import IDEMPOTENCY, NEW, TMP
 from picoqmail.mail import Receipt
+from picoqmail.sidecar import NOT_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -158,7 +159,7 @@ class Acceptance:
             start = _moment("not_before", mail.not_before, now)
             if start > now:
                 # Rounded up: not before is not before.
-                extra["next_attempt"] = int(-(-start // 1))
+                extra["next_attempt"] = extra[NOT_BEFORE] = int(-(-start // 1))
                 extra["expires"] = extra["next_attempt"] + self.limits.queuelifetime
         if mail.expires is not None:
             end = _moment("expires", mail.expires, now)

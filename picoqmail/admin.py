@@ -15,6 +15,7 @@ from picoqmail.errors import NoSuchMessageError
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.model import DELIVERED, FAILED, PENDING
 from picoqmail.reporting import untold
+from picoqmail.sidecar import NOT_BEFORE
 from picoqmail.spool import Spool
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class Admin:
             attempts=0,
             next_attempt=now,
             expires=now + self.queue_lifetime_seconds,
+            unknown={**message.unknown, NOT_BEFORE: now},
         )
         return Outcome(message.id, DONE, f"is due now for {count} {noun}", CUR)
 

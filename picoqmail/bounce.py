@@ -225,7 +225,7 @@ class Reporter:
         if (
             not after
             or not self.settings.bounces
-            or self.clock() - message.created < after
+            or self.clock() - message.begins < after
             or reporting.WARNED in message.unknown
             or reporting.TELLING in message.unknown
             or message.sender in ("", DOUBLE_BOUNCE)

@@ -20,6 +20,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import socket
 import stat
 import sys
@@ -51,6 +52,8 @@ LONGEST_DATAGRAM = 8000
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # A value that holds one of these would be read wrongly without quotes.
 _QUOTED = frozenset(' "=\\')
+# What none of that can be in: most values, told apart in one call.
+_is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "1;31"}
 
 
@@ -130,22 +133,24 @@ class Log:
             if self._logger is None:
                 self._logger = self._make()
             try:
-                getattr(self._logger, level)(name, **facts)
+                if isinstance(self._logger, _Plain):
+                    self._logger.tell(level, name, facts)
+                else:
+                    getattr(self._logger, level)(name, **facts)
             except (OSError, ValueError):
                 # ValueError: who imported us has closed standard error.
                 self.lost += 1
 
     def _make(self) -> Any:  # noqa: ANN401 - structlog types its own loggers so
-        levels = _Levels(self._put)
         if self._render in ("bare", "text"):
-            return _Plain(levels, self._bound, stamped=self._render == "text")
+            return _Plain(self._put, self._bound, stamped=self._render == "text")
         import structlog
 
         renderer: Any = _as_coloured_line
         if self._render == "json":
             renderer = structlog.processors.JSONRenderer(default=str)
         return structlog.wrap_logger(
-            levels,
+            _Levels(self._put),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -170,24 +175,20 @@ class Log:
 class _Plain:
     """What structlog's bound logger is to the others: facts in, a rendered line out."""
 
-    def __init__(self, levels: _Levels, bound: Mapping[str, object], *, stamped: bool) -> None:
+    def __init__(
+        self, put: Callable[[str, str], None], bound: Mapping[str, object], *, stamped: bool
+    ) -> None:
         """`stamped` puts time and level in front; syslog has its own."""
-        self._levels = levels
-        self._bound = bound
+        self._put = put
+        self._bound = "".join([f" {name}={_value(value)}" for name, value in bound.items()])
         self._stamped = stamped
 
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        write: Callable[[str], None] = getattr(self._levels, level)
-
-        def tell(event: str, **facts: object) -> None:
-            told = {**self._bound, **facts, "event": event}
-            if self._stamped:
-                told.update(level=level, timestamp=_timestamp(time.time_ns()))
-                write(_as_line(None, level, told))
-            else:
-                write(_as_text(None, level, told))
-
-        return tell
+    def tell(self, level: str, event: str, facts: Mapping[str, object]) -> None:
+        """Write one event; raises what the place raises."""
+        text = f"{event}{self._bound}{_words(facts)}"
+        if self._stamped:
+            text = f"{_timestamp(time.time_ns())} {level:7} {text}"
+        self._put(text, level)
 
 
 class _Levels:
@@ -423,30 +424,26 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _as_text(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:
-    """Return `event name=value ...`; a value is quoted if it would be read wrongly."""
+def _words(facts: Mapping[str, object]) -> str:
+    """Return ` name=value` for each fact; a value is quoted if it would be read wrongly."""
+    return "".join(
+        [f" {name}={_value(value)}" for name, value in facts.items() if value is not None]
+    )
+
+
+def _as_coloured_line(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:
+    """Return a line for a terminal, time and level in front, the level in a colour of its own."""
+    time_, level = facts.pop("timestamp"), facts.pop("level")
     event = str(facts.pop("event"))
-    words = [f"{name}={_value(value)}" for name, value in facts.items() if value is not None]
-    return " ".join([event, *words])
-
-
-def _as_line(logger: object, method: str, facts: MutableMapping[str, Any]) -> str:
-    """Return the same with time and level in front."""
-    time_, level = facts.pop("timestamp"), facts.pop("level")
-    return f"{time_} {level:7} {_as_text(logger, method, facts)}"
-
-
-def _as_coloured_line(logger: object, method: str, facts: MutableMapping[str, Any]) -> str:
-    """Return the same for a terminal, the level in a colour of its own."""
-    time_, level = facts.pop("timestamp"), facts.pop("level")
-    text = _as_text(logger, method, facts)
-    return f"{time_} \x1b[{_COLOURS[level]}m{level:7}\x1b[0m {text}"
+    return f"{time_} \x1b[{_COLOURS[level]}m{level:7}\x1b[0m {event}{_words(facts)}"
 
 
 def _value(value: object) -> str:
     """Return a fact's text on one line; nothing that came from outside can forge a second one."""
-    text = str(value)
-    if text.isprintable() and _QUOTED.isdisjoint(text) and text:
+    if type(value) is int:
+        return str(value)
+    text = value if type(value) is str else str(value)
+    if _is_plain(text) or (text and text.isprintable() and _QUOTED.isdisjoint(text)):
         return text
     return f'"{"".join(map(_escaped, text))}"'
 

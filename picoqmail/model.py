@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 
 from picoqmail import sidecar
 from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
-from picoqmail.sidecar import DELIVERED, FAILED, PENDING
+from picoqmail.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,6 +108,12 @@ class Message:
                 **self.unknown,
             }
         )
+
+    @property
+    def begins(self) -> int:
+        """When its first attempt was or is due: `created`, unless somebody gave it a time."""
+        since = self.unknown.get(NOT_BEFORE)
+        return max(self.created, since) if type(since) is int else self.created
 
     @property
     def pending(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message
+from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message, Recipient
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,18 +36,18 @@ class Judgement:
     expired: bool = False
 
 
-def next_attempt(created: int, now: int, attempts: int, schedule: tuple[int, ...] | None) -> int:
+def next_attempt(begun: int, now: int, attempts: int, schedule: tuple[int, ...] | None) -> int:
     """When to try again after `attempts` attempts; Unix seconds.
 
     Without a schedule qmail's quadratic one (qmail-send: nextretry): the age at the n-th attempt
-    is (20 n)^2 seconds, counted on from whatever age it was really made at. With one, its
-    `attempts`-th delay, the last repeating.
+    is (20 n)^2 seconds, counted on from whatever age it was really made at; `begun` is when that
+    age began. With one, its `attempts`-th delay, the last repeating.
     """
     if schedule:
         return now + schedule[min(max(attempts, 1), len(schedule)) - 1]
-    age = max(now - created, 0)
+    age = max(now - begun, 0)
     # A clock that was set back must not bring the next attempt before now.
-    return max(created, now - age) + (isqrt(age) + QUADRATIC_STEP_SECONDS) ** 2
+    return max(begun, now - age) + (isqrt(age) + QUADRATIC_STEP_SECONDS) ** 2
 
 
 def is_due(message: Message, now: float) -> bool:
@@ -86,34 +86,35 @@ def judge(  # noqa: PLR0913 - what is known at the end of a session
             continue
         state = {"delivered": DELIVERED, "failed": FAILED}.get(result.outcome, PENDING)
         text = result.text[:_TEXT_LIMIT]
-        recipients[index] = evolve(recipients[index], state=state, reply=text)
+        before = recipients[index]
+        recipients[index] = Recipient(before.address, state, text, before.unknown)
         if state == DELIVERED:
             delivered.append(index)
         elif state == FAILED:
             failed.append(index)
         if state != DELIVERED and text not in texts:
             texts.append(text)
-    charged = evolve(
-        message,
-        recipients=tuple(recipients),
-        attempts=message.attempts + 1,
-        revision=message.revision + 1,
-    )
-    if not charged.pending:
+    states = {one.state for one in recipients}
+    if PENDING not in states:
         outcome = "failed" if failed or not delivered else "delivered"
-        told = charged.with_event(Event(now, relay, outcome, _join(texts)))
-        if all(one.state == DELIVERED for one in recipients):
-            return Judgement("remove", told, (), tuple(delivered))
-        return Judgement("fail", told, tuple(failed), tuple(delivered))
-    if in_doubt:
+    elif in_doubt:
         outcome = "in_doubt"
         texts.append("the connection ended before the relay answered: it may have the message")
     else:
         outcome = "deferred"
-    told = charged.with_event(Event(now, relay, outcome, _join(texts)))
+    told = message.with_event(
+        Event(now, relay, outcome, _join(texts)),
+        recipients=tuple(recipients),
+        attempts=message.attempts + 1,
+        revision=message.revision + 1,
+    )
+    if PENDING not in states:
+        if FAILED not in states:
+            return Judgement("remove", told, (), tuple(delivered))
+        return Judgement("fail", told, tuple(failed), tuple(delivered))
     if now >= message.expires:
         return expire(told, now=now, also_failed=tuple(failed), delivered=tuple(delivered))
-    due = next_attempt(message.created, now, charged.attempts, schedule)
+    due = next_attempt(message.begins, now, told.attempts, schedule)
     return Judgement("defer", evolve(told, next_attempt=due), tuple(failed), tuple(delivered))
 
 
@@ -175,7 +176,7 @@ def found_in_doubt(message: Message, *, now: int, schedule: tuple[int, ...] | No
     """
     again = bool(message.history) and message.history[-1].get("outcome") == "in_doubt"
     attempts = message.attempts + 1
-    due = next_attempt(message.created, now, attempts, schedule) if again else now
+    due = next_attempt(message.begins, now, attempts, schedule) if again else now
     text = "the sender died before it saw the relay's answer: the relay may have the message"
     return message.with_event(
         Event(now, "", "in_doubt", text),

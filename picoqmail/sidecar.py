@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PENDING = "pending"
 DELIVERED = "delivered"
 FAILED = "failed"
+# An extra key: Unix seconds from which on the schedule of attempts counts, instead of `created`.
+NOT_BEFORE = "not_before"
 RECIPIENT_STATES = (PENDING, DELIVERED, FAILED)
 
 
@@ -115,17 +117,24 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
     if record.get("id") != message_id:
         raise DamagedMessageError(f"its sidecar belongs to another message, {record.get('id')!a}")
     record.setdefault("revision", 0)
+    if not _is_usual(record):
+        _check_values(record)
+    _check_recipients(record["recipients"])
+    if not all(isinstance(event, dict) for event in record["history"]):
+        raise DamagedMessageError("its sidecar has no proper value under 'history'")
+    for key, value in record.items():
+        if value and key != "recipients" and _is_deep(value, _DEPTH_LIMIT):
+            raise DamagedMessageError("its sidecar is nested too deeply")
+    return record
+
+
+def _check_values(record: dict[str, Any]) -> None:
+    """Check the values one by one, and make times whole."""
     for key, kind in _KINDS.items():
         if not _is_proper(record.get(key), kind):
             raise DamagedMessageError(f"its sidecar has no proper value under {key!a}")
     for key in _TIMES:
         record[key] = int(record[key])
-    _check_recipients(record["recipients"])
-    if not all(isinstance(event, dict) for event in record["history"]):
-        raise DamagedMessageError("its sidecar has no proper value under 'history'")
-    if any(_is_deep(record[key], _DEPTH_LIMIT) for key in record if key != "recipients"):
-        raise DamagedMessageError("its sidecar is nested too deeply")
-    return record
 
 
 def _check_recipients(recipients: list[Any]) -> None:
@@ -140,6 +149,15 @@ def _check_recipients(recipients: list[Any]) -> None:
             or (len(recipient) > _RECIPIENT_KEYS and _is_deep(recipient, _DEPTH_LIMIT))
         ):
             raise DamagedMessageError("its sidecar has a recipient without proper values")
+
+
+def _is_usual(record: dict[str, Any]) -> bool:
+    """Say in few steps whether all values are proper, and no time has a fraction: most are so."""
+    values = [record.get(key) for key in _KINDS]
+    if [type(value) for value in values] != _USUAL:
+        return False
+    numbers = [value for value in values if type(value) is int]
+    return min(numbers) >= 0 and max(numbers) <= _MOST
 
 
 def _is_proper(value: object, kind: type) -> bool:
@@ -176,6 +194,7 @@ _KINDS: dict[str, type] = {
     "origin": dict,
     "revision": int,
 }
+_USUAL = [int if kind is float else kind for kind in _KINDS.values()]
 _TIMES = tuple(key for key, kind in _KINDS.items() if kind is float)
 # What every JSON reader keeps exact (RFC 8259 section 6).
 _MOST = 2**53 - 1

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 BLOCK_OCTETS = 262144
+# Most sidecars have less; room for more costs more than the reading.
+_SMALL_OCTETS = 4096
 RESULT_LIMIT_OCTETS = 65536
 # Bodies of delivered messages wait for one sync of their directory: so many share it.
 DOOMED_LIMIT = 200
@@ -114,17 +116,26 @@ class Claim:
         os.close(self._descriptor)
 
 
-def _nothing(_damage: Damage) -> None:
+class _BusyError(Exception):
+    """Another process has a second body of the message."""
+
+
+def _nothing(_what: object) -> None:
     """Tell nobody."""
 
 
 @frozen(eq=False)
 class Spool:
-    """One spool directory. `clock` gives Unix seconds; `on_damage` hears of what is put aside."""
+    """One spool directory.
+
+    `clock` gives Unix seconds; `on_damage` hears of what is put aside, `on_copy` of the path of a
+    body that was unlinked because it was a damaged copy of one that is whole.
+    """
 
     path: str
     clock: Callable[[], float] = time.time
     on_damage: Callable[[Damage], None] = _nothing
+    on_copy: Callable[[str], None] = _nothing
     _unsynced: set[str] = field(factory=set, init=False)
     _doomed: list[str] = field(factory=list, init=False)
 
@@ -213,11 +224,13 @@ class Spool:
         try:
             if not self._lock_fairly(descriptor, message_id):
                 return None
-            state = self._settle(message_id)
+            state = self._settle(message_id, descriptor)
             if state is None or state not in states:
                 return None
             claim = self._examine(message_id, state, descriptor)
             kept = claim is not None
+        except _BusyError:
+            return None
         except OSError as exc:
             raise SpoolError("claim", f"{self.path}/*/{message_id}", exc) from exc
         finally:
@@ -254,7 +267,7 @@ class Spool:
             return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
         return False
 
-    def _settle(self, message_id: str) -> str | None:
+    def _settle(self, message_id: str, descriptor: int) -> str | None:
         """The state of a locked message, None if it has no sidecar.
 
         After a crash between two states the later revision stays, and the other sidecar goes.
@@ -270,13 +283,21 @@ class Spool:
                 revisions[state] = -1
         # `found` has the order of recovery, and max keeps the first of equals.
         best = max(found, key=lambda state: revisions[state])
-        # The name of the body may be what did not get there.
-        self._carry_body(message_id, best)
+        try:
+            self._verify_any(self._read_sidecar(best, message_id), descriptor)
+            is_whole = True
+        except DamagedMessageError:
+            # Who examines it tells. No body makes way for another that is no better.
+            is_whole = False
+        if is_whole:
+            # The name of the body may be what did not get there.
+            self._carry_body(message_id, best)
         durable.sync_directory(self._join(best))
         for state in found:
             if state != best:
                 durable.unlink(self._join(state, message_id + SIDECAR))
-                self._drop_body(message_id, state)
+                if is_whole:
+                    self._drop_body(message_id, state)
                 self._unsynced.add(state)
         return best
 
@@ -284,15 +305,58 @@ class Spool:
         """Read a locked message and compare its body with what was accepted."""
         try:
             message = self._read_sidecar(state, message_id)
+            data, newlines, eight_bit = self._verify_any(message, descriptor)
             status = os.fstat(descriptor)
-            _check_size(message, status.st_size)
-            data, newlines, eight_bit = self._verify(message, descriptor)
         except DamagedMessageError as exc:
             self._quarantine(message_id, state, str(exc))
             return None
         message, has_progress = self._merge_progress(message, state)
         in_doubt = bool(status.st_mode & IN_DOUBT_BIT)
         return Claim(message, state, newlines, eight_bit, in_doubt, has_progress, descriptor, data)
+
+    def _verify_any(self, message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:
+        """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
+
+        `descriptor` is of that one then, locked, and what is in its way is unlinked: a copy or a
+        restore that was cut leaves a part of a body where it is looked for first. The result is
+        that of `_verify`. Raises DamagedMessageError if there is no whole one, _BusyError.
+        """
+        try:
+            _check_size(message, os.fstat(descriptor).st_size)
+            return self._verify(message, descriptor)
+        except DamagedMessageError as exc:
+            reason = exc
+        before = os.fstat(descriptor)
+        in_the_way = []
+        for directory in _BODY_ORDER:
+            path = self._join(directory, message.id + BODY)
+            try:
+                other = os.open(path, _READ)
+            except FileNotFoundError:
+                continue
+            try:
+                found = os.fstat(other)
+                if os.path.samestat(before, found):
+                    in_the_way.append(path)
+                    continue
+                if not _lock(other):
+                    raise _BusyError
+                try:
+                    _check_size(message, found.st_size)
+                    verified = self._verify(message, other)
+                except DamagedMessageError:
+                    in_the_way.append(path)
+                    continue
+                if before.st_mode & IN_DOUBT_BIT:
+                    os.fchmod(other, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+                for damaged in in_the_way:
+                    durable.unlink_if_there(damaged)
+                    self.on_copy(damaged)
+                os.dup2(other, descriptor, inheritable=False)
+                return verified
+            finally:
+                os.close(other)
+        raise reason
 
     @staticmethod
     def _verify(message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:
@@ -351,7 +415,10 @@ class Spool:
             _link_or_rename(source, self._join(UNDELIVERED, message_id + SIDECAR))
             durable.sync_directory(self._join(UNDELIVERED))
             durable.unlink_if_there(source)
-            self._drop_body(message_id, state)
+            # Where there are several, all damaged, each is kept: one of them may be mended by hand.
+            body = message_id + BODY
+            if _is_same_file(self._join(state, body), self._join(UNDELIVERED, body)):
+                self._drop_body(message_id, state)
             self._unsynced.add(state)
         self.on_damage(damage)
 
@@ -435,8 +502,7 @@ class Spool:
         """Apply what an earlier session noted and did not come to record."""
         path = self._join(state, message.id + PROGRESS)
         try:
-            with open(path, "rb") as file:
-                lines = file.read().split(b"\n")
+            lines = _read_whole(path).split(b"\n")
         except FileNotFoundError:
             return message, False
         recipients = list(message.recipients)
@@ -463,7 +529,7 @@ class Spool:
             source = self._join(directory, message_id + BODY)
             if not durable.is_there(source):
                 continue
-            if directory != target and not _is_same(source, path):
+            if directory != target and not _is_same_file(source, path):
                 # Another file of that name is a copy which a restore from backup left.
                 durable.unlink_if_there(path)
                 _link_or_rename(source, path)
@@ -636,14 +702,20 @@ class Spool:
         return f"{self.path}/{directory}/{name}" if name else f"{self.path}/{directory}"
 
     def _read_sidecar(self, state: str, message_id: str) -> Message:
-        descriptor = os.open(self._join(state, message_id + SIDECAR), _READ)
-        try:
-            blocks = []
-            while block := os.read(descriptor, BLOCK_OCTETS):
-                blocks.append(block)
-        finally:
-            os.close(descriptor)
-        return Message.from_sidecar(b"".join(blocks), message_id)
+        data = _read_whole(self._join(state, message_id + SIDECAR))
+        return Message.from_sidecar(data, message_id)
+
+
+def _read_whole(path: str) -> bytes:
+    """A small file's octets, by fewer calls than a file object makes. Raises OSError."""
+    descriptor = os.open(path, _READ)
+    try:
+        blocks = [os.read(descriptor, _SMALL_OCTETS)]
+        while blocks[-1]:
+            blocks.append(os.read(descriptor, BLOCK_OCTETS))
+    finally:
+        os.close(descriptor)
+    return b"".join(blocks)
 
 
 def _check_size(message: Message, octets: int) -> None:
@@ -667,6 +739,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_same_file(one: str, other: str) -> bool:
+    """Say whether two names are of one file."""
     try:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except FileNotFoundError:
@@ -689,14 +762,6 @@ def _link_or_rename(source: str, target: str) -> None:
         if exc.errno not in _NO_LINKS:
             raise
         durable.rename(source, target)
-
-
-def _is_same(source: str, target: str) -> bool:
-    """Say whether two names are of one file."""
-    try:
-        return os.path.samestat(os.lstat(source), os.lstat(target))
-    except FileNotFoundError:
-        return False
 
 
 def _stamp(seconds: float) -> str:

@@ -369,7 +369,7 @@ def test_not_before_and_expires_are_kept(home: Home) -> None:
     receipt = picoqmail.enqueue(b"", **ENVELOPE, not_before=later, expires=dt.timedelta(hours=3))
     assert int(now + 7201.5) == receipt.next_attempt
     record = home.sidecar(receipt.id, "cur")
-    assert receipt.next_attempt == record["next_attempt"]
+    assert receipt.next_attempt == record["next_attempt"] == record["not_before"]
     assert record["expires"] - now == pytest.approx(10800, abs=5)
     assert os.stat(f"{home.spool}/cur/{receipt.id}.json").st_mtime == receipt.next_attempt
     again = picoqmail.enqueue(b"", **ENVELOPE, not_before=now - 5, expires=now + 60)

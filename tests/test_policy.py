@@ -75,6 +75,18 @@ def test_the_next_attempt_is_always_later(created: int, now: int, attempts: int)
     assert next_attempt(created, now, attempts, (60, 600)) > now
 
 
+def test_the_schedule_begins_with_the_time_that_was_asked_for() -> None:
+    """A message for next week is tried again after 400 seconds, not at the pace of a week's age."""
+    later = attrs.evolve(message(), unknown={"not_before": CREATED + WEEK})
+    now = CREATED + WEEK
+    told = policy.judge(
+        attrs.evolve(later, expires=now + WEEK), {0: RESULTS["deferred"]}, now=now, relay="r"
+    )
+    assert ("defer", now + 400) == (told.step, told.message.next_attempt)
+    for nonsense in ("soon", True, None, CREATED - 1):
+        assert CREATED == attrs.evolve(later, unknown={"not_before": nonsense}).begins
+
+
 def test_a_list_of_delays_ends_in_its_last() -> None:
     """The n-th attempt is followed by the n-th delay."""
     delays = [next_attempt(0, 1000, attempts, (60, 600, 3600)) - 1000 for attempts in range(6)]
