@@ -271,17 +271,19 @@ class Delivery:
                 del outages[outbox.name]
                 self.log.event("relay_up", relay=outbox.name, down_seconds=now - known.since)
             elif is_down and reason:
-                outage = breaker.failed(known, now=now, stage=stage, reason=reason)
-                outages[outbox.name] = outage
-                self.log.event(
-                    "relay_down",
-                    level="warning",
-                    relay=outbox.name,
-                    stage=stage,
-                    reason=reason,
-                    failures=outage.failures,
-                    look_again=outage.until,
-                )
+                # What another process has noted since this one began is the same failure.
+                if known is None or outbox.is_probe:
+                    outage = breaker.failed(known, now=now, stage=stage, reason=reason)
+                    outages[outbox.name] = outage
+                    self.log.event(
+                        "relay_down",
+                        level="warning",
+                        relay=outbox.name,
+                        stage=stage,
+                        reason=reason,
+                        failures=outage.failures,
+                        look_again=outage.until,
+                    )
                 self._expire_left(outbox, reason)
         if outages != before:
             self._write_breaker(outages)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import asdict, define, field
 
-from picoqmail import counters, retention
+from picoqmail import breaker, counters, crew, retention
 from picoqmail import settings as settings_module
 from picoqmail.bounce import Reporter
 from picoqmail.deliver import Delivery, Summary
-from picoqmail.errors import ConfigurationError, NoSuchMessageError
+from picoqmail.errors import ConfigurationError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, NEW, UNDELIVERED
 from picoqmail.log import open_log
 from picoqmail.session import Session
 from picoqmail.spool import Damage, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from picoqmail.home import Home
     from picoqmail.log import Log
     from picoqmail.settings import Settings
+
+# How many messages the first process takes to a relay that was down, before others join it.
+_PROBE_MESSAGES = 50
 
 
 @define(eq=False)
@@ -43,6 +47,7 @@ class Run:
     signals: bool = field(default=True, kw_only=True)
     events: Log | None = field(default=None, kw_only=True)
     _session: Session = field(init=False)
+    _hands: list[crew.Hand] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Load what is needed."""
@@ -60,10 +65,15 @@ class Run:
             program=self.program,
             privacy=self.settings.logprivacy,
         )
-        self.spool = Spool(self.home.spool, on_damage=self._on_damage)
+        self.spool = Spool(self.home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
         self._session = Session(self.settings, self.log, self.home.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if self.signals else ():
-            signal.signal(number, lambda *_: self._session.stop())
+            signal.signal(number, lambda *_: self._stop())
+
+    def _stop(self) -> None:
+        self._session.stop()
+        for hand in self._hands:
+            hand.stop()
 
     def _demand_password(self) -> None:
         """Send nothing without the login that a relay was given a user for."""
@@ -87,11 +97,79 @@ class Run:
         self.summary.damaged += 1
         self.log.event("damaged", level="error", id=damage.id, reason=damage.reason)
 
+    def _on_copy(self, path: str) -> None:
+        self.log.event("swept", path=path)
+
     def deliver(self, ids: Iterable[str], *, forced: bool = False) -> set[str]:
         """Try to deliver these, and the reports of those that fail.
 
         Returns those that another process has. Raises SpoolError.
         """
+        ids = list(ids)
+        busy: set[str] = set()
+        if self._processes(len(ids)) > 1 and breaker.read(self.spool.path):
+            # One process finds out whether the relay is back.
+            busy |= self._deliver_share(ids[:_PROBE_MESSAGES], forced=forced)
+            ids = ids[_PROBE_MESSAGES:]
+            if breaker.read(self.spool.path):
+                return busy | self._deliver_share(ids, forced=forced)
+        return busy | self._deliver_shares(ids, self._processes(len(ids)), forced=forced)
+
+    def _processes(self, messages: int) -> int:
+        """How many processes shall deliver: one in somebody else's, or at a limited rate."""
+        if not self.signals or self.settings.ratelimit is not None:
+            return 1
+        return crew.size(messages, self.settings.concurrencyremote)
+
+    def _deliver_shares(self, ids: list[str], processes: int, *, forced: bool) -> set[str]:
+        """Deal the messages out, by age, and hear what became of them."""
+        own = ids[::processes]
+        self._session.shares = processes
+        try:
+            for number in range(1, processes):
+                share = ids[number::processes]
+                try:
+                    self._hands.append(crew.hire(partial(self._work, share, forced)))
+                except OSError:
+                    # No process to be had: it is done here, only later.
+                    own += share
+            if self.stopped:
+                # Perhaps before the last of them could be told.
+                self._stop()
+            busy = self._deliver_share(own, forced=forced)
+        finally:
+            told = [self._hear(hand) for hand in self._hands]
+            self._hands.clear()
+            self._session.shares = 1
+        return busy.union(*told)
+
+    def _work(self, ids: list[str], forced: bool, is_orphan: Callable[[], bool]) -> object:  # noqa: FBT001
+        """Deliver a share in a process of its own."""
+        self._hands.clear()
+        self.summary = Summary()
+        self._session.is_orphan = is_orphan
+        try:
+            busy = self._deliver_share(ids, forced=forced)
+        except SpoolError as exc:
+            self.summary.errors += 1
+            self.log.event("error", level="error", error=str(exc))
+            busy = set()
+        return {"summary": asdict(self.summary), "busy": sorted(busy)}
+
+    def _hear(self, hand: crew.Hand) -> set[str]:
+        """Add what another process did to what this one did; returns what was busy there."""
+        try:
+            told = hand.wait()
+        except (OSError, ValueError) as exc:
+            # Its messages are as any crash leaves them: whole, and for the next run.
+            self.summary.errors += 1
+            self.log.event("error", level="error", error=str(exc))
+            return set()
+        for name, count in told["summary"].items():
+            setattr(self.summary, name, getattr(self.summary, name) + count)
+        return set(told["busy"])
+
+    def _deliver_share(self, ids: Iterable[str], *, forced: bool) -> set[str]:
         delivery = self._deliver(ids, self.summary, forced=forced)
         self._deliver_reports(delivery.reporter.made, forced=forced)
         return delivery.busy

@@ -13,13 +13,18 @@ from picoqmail.relay import Endpoint
 from picoqmail.tls_plan import TlsPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from picoqmail.deliver import Outbox
     from picoqmail.engine import LaneSummary
     from picoqmail.log import Log
     from picoqmail.settings import Settings
     from picoqmail.smtp.relay_address import Relay
+
+
+def _never() -> bool:
+    """Answer for a process that works for itself."""
+    return False
 
 
 class Session:
@@ -34,6 +39,10 @@ class Session:
         self._log = log
         self._engine: Engine | None = None
         self._stopped = False
+        self.shares = 1
+        """How many processes share the connections that this one would be allowed."""
+        self.is_orphan: Callable[[], bool] = _never
+        """Whether the process that this one works for is gone."""
 
     def stop(self) -> None:
         """End soon: what is under way is finished, nothing new is begun. Safe in a handler."""
@@ -42,8 +51,8 @@ class Session:
             self._engine.stop()
 
     def is_stopped(self) -> bool:
-        """Say whether `stop` was called."""
-        return self._stopped
+        """Say whether `stop` was called, or who gave us work is gone."""
+        return self._stopped or self.is_orphan()
 
     def __call__(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
         """Serve each outbox by a lane of its own; the summaries are in the same order."""
@@ -59,7 +68,7 @@ class Session:
             endpoints=tuple(endpoint_of(relay, settings) for relay in outbox.relays),
             source=outbox,
             helo=settings.helohost,
-            concurrency=settings.concurrencyremote,
+            concurrency=max(1, settings.concurrencyremote // self.shares),
             timeout_connect=settings.timeoutconnect,
             timeout_remote=settings.timeoutremote,
             source_ip=settings.sourceip or "",

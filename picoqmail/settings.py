@@ -217,7 +217,7 @@ class Settings:
         unit="seconds",
     )
     concurrencyremote: int = _setting(
-        "How many connections one run opens at most.",
+        "How many connections one run opens at most, in all its processes together.",
         "a whole number from 1 to 255",
         _between(1, 255),
         default="20",

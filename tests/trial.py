@@ -230,8 +230,6 @@ def make_trial(root: str, installed: Installation, relay: str = "127.0.0.1:1") -
     trial.setting("me", HOST)
     trial.setting("relayip", relay)
     trial.setting("log", f"json {root}/log debug")
-    # Reports of failures are mail of their own: who tests them turns them on.
-    trial.setting("bounces", "off")
     # One matter at a time: reports of failure have tests of their own, which turn them on.
     trial.setting("bounces", "off")
     return trial

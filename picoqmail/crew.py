@@ -1,0 +1,103 @@
+"""A long run shared among some processes: one leaves most of the machine idle.
+
+What may live here: how many processes a run is worth, making them, and hearing what came of them.
+What they do is the run's. Messages are dealt out before the fork, so no two processes of a run
+meet at one; what keeps a run apart from other programs (locks, the breaker) keeps them apart too.
+
+Only the sending programs do this, which have one thread and a process of their own; a library
+never forks its caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
+
+from picoqmail import durable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MESSAGES_WORTH_A_PROCESS = 200
+"""With fewer a second process takes as long to make as it saves."""
+
+PROCESSES_LIMIT = 4
+"""More would ask a relay for more than one host should."""
+
+_BLOCK_OCTETS = 65536
+
+
+def size(messages: int, connections: int) -> int:
+    """How many processes so many messages are worth, each of which needs a connection at least."""
+    if threading.active_count() > 1:
+        # A lock that another thread holds would stay held in the child for ever.
+        return 1
+    processors = len(os.sched_getaffinity(0))
+    worth = messages // MESSAGES_WORTH_A_PROCESS
+    return max(1, min(worth, processors, connections, PROCESSES_LIMIT))
+
+
+@define(eq=False)
+class Hand:
+    """One more process, at work until `wait`; `pid` is 0 when it has ended."""
+
+    pid: int
+    _descriptor: int
+
+    def stop(self) -> None:
+        """Ask it to end soon, as a signal asks the program. Safe in a handler."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self) -> Any:  # noqa: ANN401 - whatever JSON its work gave
+        """What its work returned. Raises ChildProcessError if it died before it could say so."""
+        blocks = []
+        while block := os.read(self._descriptor, _BLOCK_OCTETS):
+            blocks.append(block)
+        os.close(self._descriptor)
+        # Once it is waited for, its number may be somebody else's.
+        pid, self.pid = self.pid, 0
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            raise ChildProcessError(f"a process of this run, {pid}, {how}")
+        return json.loads(b"".join(blocks))
+
+
+def hire(work: Callable[[Callable[[], bool]], object]) -> Hand:
+    """Fork a process that does `work` and returns its result, which must have a form in JSON.
+
+    `work` is given a function that says whether its parent is gone: who killed the program meant
+    all of it. Raises OSError where no process can be had.
+    """
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except BaseException:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if pid:
+        os.close(writer)
+        return Hand(pid, reader)
+    status = 1
+    try:
+        os.close(reader)
+        text = json.dumps(work(lambda: os.getppid() != parent))
+        durable.write_all(writer, text.encode())
+        status = 0
+    except BaseException:  # noqa: BLE001 - told, and its messages are as any crash leaves them
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+        os._exit(status)
