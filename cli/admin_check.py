@@ -65,17 +65,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Look at everything, print what was found, and return the level."""
     writer = Writer(arguments.prometheus) if arguments.prometheus else None
     repaired: list[str] = []
+    findings: list[Finding] = []
     now: Status | None = None
     probes: list[Probe] = []
     try:
         home = open_home()
         if arguments.repair:
             repaired = check.repair(home, Spool(home.spool))
-        findings, now, probes = _look(home, arguments)
+        now, probes = _look(home, arguments, findings)
     except ConfigurationError as exc:
-        findings = [Finding("home", UNKNOWN, str(exc))]
+        findings.append(Finding("home", UNKNOWN, str(exc)))
     except PicoqmailError as exc:
-        findings = [Finding("spool", CRITICAL, str(exc))]
+        # What was found before says why, as a rule.
+        findings.append(Finding("spool", CRITICAL, str(exc)))
     level = check.worst(findings)
     if writer is not None:
         text = ""
@@ -107,12 +109,13 @@ def _thresholds(arguments: argparse.Namespace) -> Thresholds:
 
 
 def _look(
-    home: Home, arguments: argparse.Namespace
-) -> tuple[list[Finding], Status | None, list[Probe]]:
+    home: Home, arguments: argparse.Namespace, findings: list[Finding]
+) -> tuple[Status | None, list[Probe]]:
+    """Look at everything in turn; what is found goes to `findings` at once."""
     limits = _thresholds(arguments)
     spool = Spool(home.spool)
     chosen = settings.examine(home).settings
-    findings = [*check.check_settings(home), *check.check_modes(home)]
+    findings += [*check.check_settings(home), *check.check_modes(home)]
     findings += check.check_filesystem(home)
     probes: list[Probe] = []
     if chosen is not None and not arguments.no_relay:
@@ -123,7 +126,7 @@ def _look(
     findings += check.check_spool(spool, deep=arguments.deep)
     now = check.gather(home)
     findings += [*check.check_flow(now, limits, chosen), *check.check_cron(home, now)]
-    return findings, now, probes
+    return now, probes
 
 
 def _send(home: Home, chosen: Settings, address: str) -> Finding:

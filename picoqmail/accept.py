@@ -47,18 +47,38 @@ class Incoming:
     raised it, and the object is of no more use.
     """
 
-    __slots__ = ("_crc32", "_descriptor", "_limits", "_origin", "_spool", "_state", "id", "size")
+    __slots__ = (
+        "_any_umask",
+        "_crc32",
+        "_descriptor",
+        "_limits",
+        "_origin",
+        "_spool",
+        "_state",
+        "id",
+        "size",
+    )
 
     def __init__(  # noqa: PLR0913 - all that an origin is
-        self, spool: str, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
+        self,
+        spool: str,
+        limits: Limits,
+        *,
+        program: str,
+        uid: int,
+        pid: int,
+        now_ns: int = 0,
+        any_umask: bool = False,
     ) -> None:
         """Make the body in `spool`/tmp, lock it, and write the Received: line.
 
         `program`, `uid` (the real one) and `pid` of the caller are recorded as the origin;
-        `now_ns` is Unix time in nanoseconds, 0 for now. Raises SpoolError.
+        `now_ns` is Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask
+        is not ours (durable.create). Raises SpoolError.
         """
         self._spool = spool
         self._limits = limits
+        self._any_umask = any_umask
         self._origin = {"uid": uid, "pid": pid, "program": program}
         self._state = NEW
         self._crc32 = 0
@@ -70,7 +90,7 @@ class Incoming:
             self.id = make_id(limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
             body = self._path(TMP, BODY)
             try:
-                self._descriptor = durable.create(body)
+                self._descriptor = durable.create(body, any_umask=any_umask)
                 break
             except FileExistsError as exc:
                 taken = exc
@@ -172,7 +192,7 @@ class Incoming:
             raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
         path = self._path(TMP, SIDECAR)
         try:
-            durable.create_whole(path, sidecar.encode(record), due)
+            durable.create_whole(path, sidecar.encode(record), due, any_umask=self._any_umask)
         except OSError as exc:
             self.abort()
             raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc

@@ -20,15 +20,18 @@ from picoqmail.layout import (
     CRON_LOCK,
     CUR,
     DIRECTORIES,
+    IDEMPOTENCY,
     NEW,
     PRIVATE_DIRECTORY_MODE,
     PRIVATE_FILE_MODE,
+    REPORTS,
     SIDECAR,
     STATES,
     UNDELIVERED,
+    USERS,
 )
 from picoqmail.setting_values import spelled_duration
-from picoqmail.spool import HELD_UNTIL
+from picoqmail.spool import HELD_UNTIL, Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
     from picoqmail.home import Home
     from picoqmail.relay_probe import Probe
     from picoqmail.settings import Settings
-    from picoqmail.spool import Spool
     from picoqmail.status import Status
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
@@ -138,40 +140,49 @@ def check_filesystem(home: Home) -> Iterator[Finding]:
         yield Finding(name, OK, "; ".join(("locks, links and fsync do what they promise", *doubts)))
 
 
+# Made when they are first needed.
+_OTHER_DIRECTORIES = (IDEMPOTENCY, USERS, REPORTS)
+_MAKE_IT = "picoqmail check --repair makes it where others are left, else picoqmail init"
+
+
 def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:
     try:
         owner = os.stat(home.spool).st_uid
     except OSError as exc:
         yield home.spool, CRITICAL, str(exc.strerror), "make it: picoqmail init"
         return
-    directories = [home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)]
-    for path in directories:
+    for name in ("", *DIRECTORIES, *_OTHER_DIRECTORIES):
+        path = f"{home.spool}/{name}" if name else home.spool
         try:
             found = os.lstat(path)
         except OSError as exc:
-            yield path, CRITICAL, str(exc.strerror), "make it: picoqmail init"
+            if name not in _OTHER_DIRECTORIES:
+                yield path, CRITICAL, str(exc.strerror), _MAKE_IT
             continue
         if not stat.S_ISDIR(found.st_mode):
             yield path, CRITICAL, "is no directory", "move it away, and run picoqmail init"
         else:
             yield from _wrong(path, found, owner, PRIVATE_DIRECTORY_MODE)
-    for name in DIRECTORIES:
+    for name in ("", *DIRECTORIES, *_OTHER_DIRECTORIES):
         try:
             with os.scandir(f"{home.spool}/{name}") as entries:
                 for entry in entries:
-                    yield from _wrong_file(entry, owner)
+                    yield from _wrong_file(entry, owner, is_ours=bool(name))
         except OSError:
             continue  # It was told above.
 
 
-def _wrong_file(entry: os.DirEntry[str], owner: int) -> Iterator[tuple[str, int, str, str]]:
+def _wrong_file(
+    entry: os.DirEntry[str], owner: int, *, is_ours: bool
+) -> Iterator[tuple[str, int, str, str]]:
+    """What is wrong with an entry; the spool itself may hold more than what is `is_ours`."""
     try:
         found = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # Gone; or its directory may not be searched, which was told.
     if stat.S_ISREG(found.st_mode):
         yield from _wrong(entry.path, found, owner, PRIVATE_FILE_MODE)
-    else:
+    elif is_ours:
         yield entry.path, WARNING, "is no plain file", "see what it is, and move it away"
 
 
@@ -182,6 +193,9 @@ def _wrong(
         text = f"belongs to user {found.st_uid}, and the spool to user {owner}"
         yield path, CRITICAL, text, f"chown {owner} {path}"
     # Directories may have set-id bits, bodies the mark of doubt.
+    elif found.st_mode & mode != mode:
+        text = f"mode {stat.S_IMODE(found.st_mode):04o} keeps its owner out"
+        yield path, CRITICAL, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
     elif found.st_mode & 0o077:
         level = CRITICAL if found.st_mode & 0o022 else WARNING
         text = f"mode {stat.S_IMODE(found.st_mode):04o} lets others at mail"
@@ -236,7 +250,7 @@ def _damaged(spool: Spool, *, deep: bool) -> Iterator[tuple[str, str]]:
                 yield message_id, f"its body has {size} octets, and {message.size} were accepted"
         except NoSuchMessageError:
             continue
-        except DamagedMessageError as exc:
+        except (DamagedMessageError, SpoolError) as exc:
             if spool.where(message_id):
                 yield message_id, str(exc)
 
@@ -378,26 +392,61 @@ def _relay_up(one: Probe, limits: Thresholds) -> Finding:
 def repair(home: Home, spool: Spool) -> list[str]:
     """Mend what can be mended without losing anything; returns what was done.
 
-    Modes, leftovers, messages in two states after a crash, times that tell cron when a message is
-    due; what is damaged is put aside. Raises SpoolError.
+    Modes, missing directories, leftovers, messages in two states after a crash, times that tell
+    cron when a message is due; what is damaged is put aside. What cannot be mended is told, too.
     """
-    done = list(_repair_modes(home))
-    gone, trouble = spool.sweep(leftovers(spool))
-    done += [f"swept {path}" for path in gone]
-    done += [str(error) for error in trouble]
-    for message_id in selection.names(spool.path, STATES):
-        before = spool.where(message_id)
-        claim = spool.claim(message_id, (NEW, CUR))
-        after = spool.where(message_id)
-        if claim is not None:
-            if claim.state == CUR and _is_off(spool, claim.message.id):
-                spool.repeat_due_time(claim)
-                done.append(f"{message_id}: its file says again when it is due")
-            claim.release()
-        if before != after:
-            done.append(f"{message_id}: now in {' '.join(after) or 'no state'}")
-    spool.flush()
+    done = [*_repair_modes(home), *_make_directories(home)]
+    spool = Spool(
+        spool.path,
+        spool.clock,
+        on_damage=lambda one: done.append(f"{one.id}: {one.reason}"),
+        on_copy=lambda path: done.append(f"swept {path}, a damaged copy of a body that is whole"),
+    )
+    try:
+        gone, trouble = spool.sweep(leftovers(spool))
+        done += [f"swept {path}" for path in gone]
+        done += [str(error) for error in trouble]
+        for message_id in selection.names(spool.path, STATES):
+            try:
+                done += _repair_message(spool, message_id)
+            except SpoolError as exc:
+                done.append(f"{message_id}: {exc}")
+        spool.flush()
+    except SpoolError as exc:
+        done.append(f"not finished: {exc}")
     return done
+
+
+def _repair_message(spool: Spool, message_id: str) -> list[str]:
+    before = spool.where(message_id)
+    if before == [UNDELIVERED]:
+        return []
+    done = []
+    claim = spool.claim(message_id, (NEW, CUR))
+    after = spool.where(message_id)
+    if claim is not None:
+        if claim.state == CUR and _is_off(spool, claim.message.id):
+            spool.repeat_due_time(claim)
+            done.append(f"{message_id}: its file says again when it is due")
+        claim.release()
+    if before != after:
+        done.append(f"{message_id}: now in {' '.join(after) or 'no state'}")
+    return done
+
+
+def _make_directories(home: Home) -> Iterator[str]:
+    """Make those that a copy left out because they were empty.
+
+    None where all are missing: that is a disk that is not mounted, or no spool.
+    """
+    missing = [one for one in DIRECTORIES if not os.path.lexists(f"{home.spool}/{one}")]
+    for name in missing if len(missing) < len(DIRECTORIES) else ():
+        path = f"{home.spool}/{name}"
+        try:
+            durable.make_directory(path)
+            yield f"{path}: was missing, and was made"
+        except OSError as exc:
+            yield f"{path}: is missing, and cannot be made: {exc.strerror}"
 
 
 def _is_off(spool: Spool, message_id: str) -> bool:
@@ -411,18 +460,24 @@ def _is_off(spool: Spool, message_id: str) -> bool:
 
 
 def _repair_modes(home: Home) -> Iterator[str]:
-    for path, _, text, remedy in list(_wrong_modes(home)):
-        if "mode" not in text:
-            continue
-        try:
-            found = os.lstat(path)
-            is_directory = stat.S_ISDIR(found.st_mode)
-            os.chmod(path, stat.S_IMODE(found.st_mode) & ~0o077)
-            if is_directory:
-                durable.sync_directory(path)
-            yield f"{path}: {text}; now it does not"
-        except OSError as exc:
-            yield f"{path}: {text}; cannot be changed: {exc.strerror}; {remedy}"
+    """Set modes right; what is in a directory is seen once its own mode is right."""
+    tried: set[str] = set()
+    while True:
+        wrong = [one for one in _wrong_modes(home) if "mode" in one[2] and one[0] not in tried]
+        if not wrong:
+            return
+        for path, _, text, remedy in wrong:
+            tried.add(path)
+            try:
+                found = os.lstat(path)
+                is_directory = stat.S_ISDIR(found.st_mode)
+                least = PRIVATE_DIRECTORY_MODE if is_directory else PRIVATE_FILE_MODE
+                os.chmod(path, stat.S_IMODE(found.st_mode) & ~0o077 | least)
+                if is_directory:
+                    durable.sync_directory(path)
+                yield f"{path}: {text}; now it does not"
+            except OSError as exc:
+                yield f"{path}: {text}; cannot be changed: {exc.strerror}; {remedy}"
 
 
 def gather(home: Home) -> Status:

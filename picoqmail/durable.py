@@ -16,9 +16,28 @@ _APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW | p
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 
 
-def create(path: str) -> int:
-    """Make a file that did not exist, private, open for writing; a symlink is never followed."""
-    return posix.open(path, _CREATE, PRIVATE_FILE_MODE)
+def create(path: str, *, any_umask: bool = False) -> int:
+    """Make a file that did not exist, private, open for writing; a symlink is never followed.
+
+    Our programs set the umask. `any_umask` says that this process is an application's, whose umask
+    may withhold the file from its owner, too.
+    """
+    descriptor = posix.open(path, _CREATE, PRIVATE_FILE_MODE)
+    if any_umask:
+        try:
+            restore_rights(descriptor)
+        except BaseException:
+            posix.close(descriptor)
+            posix.unlink(path)
+            raise
+    return descriptor
+
+
+def restore_rights(descriptor: int) -> None:
+    """Give the owner of a private file what an odd umask (umask(2)) withheld from him."""
+    mode = posix.fstat(descriptor).st_mode
+    if mode & PRIVATE_FILE_MODE != PRIVATE_FILE_MODE:
+        posix.fchmod(descriptor, mode & 0o7777 | PRIVATE_FILE_MODE)
 
 
 def open_append(path: str) -> int:
@@ -70,13 +89,15 @@ def unlink_if_there(path: str) -> bool:
     return True
 
 
-def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
+def create_whole(
+    path: str, data: bytes, modified: float | None = None, *, any_umask: bool = False
+) -> None:
     """Make a file with this content, its data on disk; nothing is left of it if that fails.
 
-    `modified` (Unix seconds) becomes its modification time. The entry in the directory is not
-    durable yet.
+    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`. The entry
+    in the directory is not durable yet.
     """
-    descriptor = create(path)
+    descriptor = create(path, any_umask=any_umask)
     try:
         try:
             write_all(descriptor, data)
@@ -109,10 +130,17 @@ def replace(scratch: str, path: str, data: bytes, modified: float | None = None)
 
 
 def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
-    """Make a directory and its entry in the parent durable; False if it was there already."""
+    """Make a directory and its entry in the parent durable; False if it was there already.
+
+    Its owner has the rights that `mode` says, whatever the umask.
+    """
     try:
         posix.mkdir(path, mode)
     except FileExistsError:
         return False
+    made = posix.lstat(path).st_mode
+    if made & mode & 0o700 != mode & 0o700:
+        posix.chmod(path, made & 0o7777 | mode & 0o700)
+        sync_directory(path)
     sync_directory(path.rpartition("/")[0] or "/")
     return True

@@ -37,7 +37,10 @@ EVENTS = {
     ),
     "damaged": ("A message cannot be sent as it is, and was put aside.", ("id", "reason")),
     "recovered": ("What a crash left half told was finished.", ("id", "report")),
-    "swept": ("A leftover of a program that died was removed.", ("path",)),
+    "swept": (
+        "A leftover of a program that died was removed, or a damaged copy of a body that is whole.",
+        ("path",),
+    ),
     "purged": ("Messages of undelivered/ reached the age of keepundelivered.", ("messages",)),
     "relay_down": (
         "No relay of a route could be used; nothing is charged to any message.",

@@ -97,10 +97,17 @@ class Record:
     def _open(self) -> int:
         flags = _OPEN | os.O_CREAT
         try:
-            return os.open(self._path, flags, PRIVATE_FILE_MODE)
+            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
         except FileNotFoundError:
             durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
-            return os.open(self._path, flags, PRIVATE_FILE_MODE)
+            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
+        try:
+            # Callers are applications, whose umask is theirs.
+            durable.restore_rights(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def find(self, now: float) -> dict[str, Any] | None:
         """What the key stands for, None if nothing or no more. Raises SpoolError."""
@@ -251,7 +258,8 @@ def _sweep_one(spool: str, path: str, now: float) -> bool:
     """Unlink a record that has expired or whose message never came; not one in use."""
     try:
         descriptor = os.open(path, _OPEN)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # Gone; or left by root, and nobody's to read: `picoqmail check` tells of its owner.
         return False
     try:
         if not _try_lock(descriptor) or not _is_at(descriptor, path):

@@ -12,6 +12,7 @@ import fcntl
 import posix
 import sys
 
+from picoqmail.durable import restore_rights
 from picoqmail.home import absolute, environment
 from picoqmail.layout import BREAKER, PRIVATE_FILE_MODE, SENDER_LOCK
 
@@ -44,7 +45,8 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
             return False
         if leaving:
             posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
-        lock = take_lock(f"{home.spool}/{SENDER_LOCK}")
+        # Who does something else afterwards is an application, and its umask its own.
+        lock = take_lock(f"{home.spool}/{SENDER_LOCK}", any_umask=not leaving)
         if lock < 0:
             return False
         try:
@@ -66,13 +68,16 @@ def relay_is_down(spool: str, now: float) -> bool:
     return now < until <= now + BREAKER_LIMIT_SECONDS
 
 
-def take_lock(path: str) -> int:
+def take_lock(path: str, *, any_umask: bool = False) -> int:
     """Take a lock file without waiting: its descriptor, or -1 if somebody has it.
 
-    The kernel frees it when its last holder dies. The file is never unlinked.
+    The kernel frees it when its last holder dies. The file is never unlinked. `any_umask` as for
+    durable.create.
     """
     lock = posix.open(path, _OPEN_LOCK, PRIVATE_FILE_MODE)
     try:
+        if any_umask:
+            restore_rights(lock)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         posix.close(lock)

@@ -14,7 +14,7 @@ from picoqmail import settings as settings_module
 from picoqmail.bounce import Reporter
 from picoqmail.deliver import Delivery, Summary
 from picoqmail.errors import ConfigurationError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, NEW, UNDELIVERED
+from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.log import open_log
 from picoqmail.session import Session
 from picoqmail.spool import Damage, Spool
@@ -221,6 +221,13 @@ class Run:
         except OSError as exc:
             # Mail goes on; only who watches it sees less.
             self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")
+
+    def settle(self, ids: Iterable[str]) -> None:
+        """Finish moves to undelivered/ that power loss cut short. Raises SpoolError."""
+        for one in ids:
+            if claim := self.spool.claim(one, STATES):
+                claim.release()
+        self.spool.flush()
 
     def sweep(self, paths: Iterable[str]) -> None:
         """Unlink leftovers; what would not go is told, and keeps no mail back."""

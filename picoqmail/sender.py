@@ -131,24 +131,45 @@ class Sender:
     def retry(self) -> None:
         """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
         now = time.time()
-        if retention.is_due(self.home, now):
-            self.run.purge()
-        if launch.relay_is_down(self.home.spool, now):
-            return
-        new, cur = self.look(NEW), self.look(CUR)
+        trouble = self._purge(now)
+        if not launch.relay_is_down(self.home.spool, now):
+            new, cur = self.look(NEW), self.look(CUR)
+            trouble = self._keep_house(now, new, cur) or trouble
+            self._deliver_due(now, new, cur)
+        if trouble is not None:
+            raise trouble
+
+    def _purge(self, now: float) -> SpoolError | None:
+        try:
+            if retention.is_due(self.home, now):
+                self.run.purge()
+        except SpoolError as exc:
+            # Told at the end: it is no reason to leave mail alone.
+            return exc
+        return None
+
+    def _keep_house(self, now: float, new: scan.Sight, cur: scan.Sight) -> SpoolError | None:
+        """Sweep leftovers and make digests; what prevented that is returned, and stops no mail."""
         try:
             # Before tmp/, for its leftovers say what keys whose callers died stand for.
             self._sweep_keys(now)
             old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
-            old += scan.undelivered_leftovers(self.home.spool, now)
+            gone, halves = scan.look_at_undelivered(self.home.spool, now)
             overdue = scan.overdue_reports(self.home.spool, now)
         except OSError as exc:
-            where = exc.filename or self.home.spool
-            raise SpoolError("look at", where, exc, QUEUE_SPOOL) from exc
-        if old:
-            self.run.sweep(old)
-        if overdue:
-            self.run.make_digests()
+            return SpoolError("look at", exc.filename or self.home.spool, exc, QUEUE_SPOOL)
+        try:
+            if halves:
+                self.run.settle(halves)
+            if old or gone:
+                self.run.sweep(old + gone)
+            if overdue:
+                self.run.make_digests()
+        except SpoolError as exc:
+            return exc
+        return None
+
+    def _deliver_due(self, now: float, new: scan.Sight, cur: scan.Sight) -> None:
         # A sidecar without a body beside it is not left until its time comes.
         due = sorted({*cur.due, *cur.sidecars})
         if not new.due:

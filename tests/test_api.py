@@ -680,3 +680,22 @@ for _ in range(3):
     for one in home.ids():
         assert 20000 == len(home.body(one))
         assert ["b@example.net"] == home.addresses(one)
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o400, 0o200, 0])
+def test_the_application_s_umask_changes_no_mode(home: Home, umask: int) -> None:
+    """Files are 0600 and directories 0700: the sender can read them, and nobody else."""
+    code = (
+        "import os, sys, picoqmail\n"
+        "os.umask(int(sys.argv[1]))\n"
+        "for key in (None, 'k'):\n"
+        "    picoqmail.enqueue(b'Subject: x\\n\\nx\\n', sender='a@b.test', recipients=['c@d.test'],"
+        " idempotency_key=key)\n"
+    )
+    os.chmod(f"{home.root}/spool", 0o700)
+    subprocess.run([sys.executable, "-c", code, str(umask)], check=True)
+    directories, files = set(), set()
+    for directory, _, names in os.walk(f"{home.root}/spool"):
+        directories.add(os.stat(directory).st_mode & 0o777)
+        files |= {os.stat(f"{directory}/{name}").st_mode & 0o777 for name in names}
+    assert ({0o700}, {0o600}) == (directories, files)

@@ -249,6 +249,39 @@ def test_repair_mends_and_loses_nothing(well: Trial, picoqmail: Command) -> None
     assert ([], [good], 1) == (well.names("tmp"), well.ids(CUR), len(well.ids(UNDELIVERED)))
 
 
+def test_repair_gives_the_owner_his_files_back(well: Trial, picoqmail: Command) -> None:
+    """Modes that keep the owner out, of directories and of what is in them; keys' among them."""
+    message = well.accepted()
+    path = well.path(NEW, message)
+    os.mkdir(f"{well.spool}/idempotency", 0o700)
+    record = f"{well.spool}/idempotency/{'0' * 64}"
+    with open(record, "wb"):
+        pass
+    for one, mode in ((path, 0), (record, 0o200), (f"{well.spool}/new", 0o500)):
+        os.chmod(one, mode)
+    assert CRITICAL == levels(picoqmail(well, "check", "--json"))["modes"]
+    ran = picoqmail(well, "check", "--repair", "--json")
+    told = [line.split(": ")[0] for line in json.loads(ran.stdout)["repaired"]]
+    assert {path, record, f"{well.spool}/new"} == set(told)
+    assert OK == levels(ran)["modes"]
+    assert 0o700 == os.stat(f"{well.spool}/new").st_mode & 0o777
+    assert {0o600} == {os.stat(one).st_mode & 0o777 for one in (path, record)}
+
+
+def test_repair_makes_what_a_copy_left_out(well: Trial, picoqmail: Command) -> None:
+    """Empty directories are made; where all four are missing a disk is not mounted: none is."""
+    for name in ("tmp", CUR):
+        os.rmdir(f"{well.spool}/{name}")
+    ran = picoqmail(well, "check", "--repair", "--json")
+    assert OK == ran.returncode
+    assert 2 == len(json.loads(ran.stdout)["repaired"])
+    assert 0o700 == os.stat(f"{well.spool}/tmp").st_mode & 0o777
+    for name in ("tmp", NEW, CUR, UNDELIVERED):
+        os.rmdir(f"{well.spool}/{name}")
+    assert CRITICAL == picoqmail(well, "check", "--repair").returncode
+    assert not os.path.exists(f"{well.spool}/{NEW}")
+
+
 def test_figures_for_prometheus(well: Trial, picoqmail: Command, tmp_path: Any) -> None:
     """The file is whole, readable by the exporter, and in the format of the textfile collector."""
     well.accepted()

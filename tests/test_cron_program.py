@@ -144,6 +144,18 @@ def test_a_spool_that_cannot_be_looked_at_is_told(trial: Trial) -> None:
     assert trial.spool.encode() in ran.stderr
 
 
+def test_housekeeping_that_fails_keeps_no_mail_back(
+    trial: Trial, strict_relay: HostileRelay
+) -> None:
+    """What cannot be swept is told, 74, after what is due has been sent."""
+    trial.setting("relayip", strict_relay.address)
+    trial.queued()
+    os.rename(f"{trial.spool}/tmp", f"{trial.spool}/tmp-away")
+    ran = trial.run("cron")
+    assert (74, True) == (ran.returncode, f"{trial.spool}/tmp".encode() in ran.stderr)
+    assert ([], 1) == (trial.names(NEW), len(strict_relay.messages))
+
+
 def test_locks_are_private_and_stay(trial: Trial, strict_relay: HostileRelay) -> None:
     """Nobody may unlink them while others wait for them, nor read the spool by their modes."""
     trial.setting("relayip", strict_relay.address)

@@ -116,3 +116,20 @@ def test_what_is_no_directory_cannot_be_synced_as_one(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         durable.sync_directory(str(tmp_path / "file"))
     durable.sync_directory(str(tmp_path))
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o400, 0o077, 0])
+def test_an_odd_umask_withholds_nothing_from_the_owner(tmp_path: Path, umask: int) -> None:
+    """Modes are 0600 and 0700 also in an application whose umask takes the owner's rights."""
+    script = (
+        "import os, sys\n"
+        "from picoqmail import durable, launch\n"
+        "os.umask(int(sys.argv[1]))\n"
+        "durable.make_directory('directory')\n"
+        "os.close(durable.create('directory/created', any_umask=True))\n"
+        "durable.create_whole('directory/whole', b'x', 1.0, any_umask=True)\n"
+        "os.close(launch.take_lock('directory/lock', any_umask=True))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(umask)], check=True, cwd=tmp_path)
+    found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.rglob("*")}
+    assert {"directory": 0o700, "created": 0o600, "whole": 0o600, "lock": 0o600} == found

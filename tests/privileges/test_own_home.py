@@ -138,3 +138,38 @@ def test_all_but_the_home_is_read_only(host: Host, place: str, relay: RecordingR
         pytest.skip(f"needs a mount namespace: {shlex.quote(done.stderr.decode())}")
     assert 0 == done.returncode, done.stderr
     assert [("b@example.net",)] == [one.recipients for one in relay.wait_for(1)]
+
+
+def test_what_root_left_in_it_is_named_and_stops_no_mail(
+    host: Host, place: str, relay: RecordingRelay
+) -> None:
+    """A message and a key that root restored cannot be read: check says chown, the rest goes."""
+    home = f"{place}/home"
+    environ = {"PICOQMAIL_HOME": home, "PICOQMAIL_SEND": "off"}
+    words = ["init", "--me", "host.example", "--relay", relay.address]
+    assert 0 == run([f"{host.bin}/picoqmail", *words], environ).returncode
+    for _ in range(2):
+        assert 0 == run([f"{home}/bin/sendmail", "-t"], environ).returncode
+    message = min(entry.path for entry in os.scandir(f"{home}/spool/new"))
+    key = f"{home}/spool/idempotency/{'0' * 64}"
+    os.mkdir(os.path.dirname(key), 0o700)
+    os.chown(os.path.dirname(key), UNKNOWN, UNKNOWN)
+    with open(key, "wb"):
+        os.chmod(key, 0o600)
+    os.utime(key, (1, 1))
+    strange = [message, f"{os.path.splitext(message)[0]}.json", key]
+    for path in strange:
+        os.chown(path, 0, 0)
+    done = run([f"{host.bin}/picoqmail", "check", "--repair", "--no-relay"], environ)
+    for path in strange:
+        assert f"chown {UNKNOWN} {path}".encode() in done.stdout, done
+    with open(f"{home}/control/log", "w", encoding="utf-8") as file:
+        file.write(f"{home}/events\n")
+    run([f"{home}/bin/minisendcron"], environ)
+    assert [("b@example.net",)] == [one.recipients for one in relay.wait_for(1)]
+    with open(f"{home}/events", encoding="utf-8") as file:
+        assert f"Permission denied: {message}" in file.read()
+    for path in strange:
+        os.chown(path, UNKNOWN, UNKNOWN)
+    assert 0 == run([f"{home}/bin/minisendcron"], environ).returncode
+    assert 2 == len({one.content for one in relay.wait_for(2)})

@@ -1,0 +1,209 @@
+"""Spools that were copied, by real copying programs: `check --repair` says what it did, cron sends.
+
+The rule of this module: the copy is made by a program that people use, with the options that they
+use, well or badly; nothing of the product is called but its programs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proof import invariant
+from proof.kill_sweep import Stage
+from proof.scenarios import LATER
+from proof.world import World
+from rig.programs import find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WARNING = 1
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Relays and zygotes, and a place for the homes."""
+    with Stage(str(tmp_path_factory.mktemp("copies"))) as started:
+        yield started
+
+
+@pytest.fixture
+def world(stage: Stage) -> World:
+    """A home with two mails in new/ and one, tried before, in cur/."""
+    made = World.make(stage.path(), stage.moody.address)
+    os.chmod(made.spool, 0o700)
+    made.accept([LATER])
+    stage.zygotes[0].run(made.root, "send", offset=-7200)
+    made.accept()
+    made.accept(["a@there.test", "b@there.test"])
+    return made
+
+
+def rsync(world: World, *options: str) -> None:
+    """Put a copy of the spool in its place."""
+    shutil.move(world.spool, f"{world.root}/old")
+    program = find("rsync", "rsync")
+    subprocess.run([program, *options, f"{world.root}/old/", f"{world.spool}/"], check=True)
+
+
+def repair(world: World) -> tuple[int, list[str], dict[str, int]]:
+    """Run `picoqmail check --repair`: its level, what it did, the worst level by finding."""
+    words = ["check", "--repair", "--deep", "--no-relay", "--json"]
+    ran = world.run([*world.programs.command(""), *words])
+    assert b"" == ran.stderr
+    said = json.loads(ran.stdout)
+    levels: dict[str, int] = {}
+    for one in said["findings"]:
+        levels[one["name"]] = max(levels.get(one["name"], 0), one["level"])
+    return ran.returncode, said["repaired"], levels
+
+
+def delivers(stage: Stage, world: World, count: int = 3) -> None:
+    """Fail unless one cron run delivers everything, whole and once, and leaves nothing."""
+    world.relay(stage.good.address)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron")
+    finding = invariant.judge(world, stage.good.ledger.of(world.name))
+    assert [] == finding.breaches
+    assert (count, 0) == (finding.delivered, finding.duplicates)
+    assert [] == world.sidecars("new", "cur", "undelivered")
+
+
+def modes(world: World) -> set[tuple[str, int]]:
+    """Kinds and permissions of all that is in the spool's directories, the mark of doubt aside."""
+    found = set()
+    for directory, _, names in os.walk(world.spool):
+        found.add(("directory", stat.S_IMODE(os.stat(directory).st_mode)))
+        paths = [f"{directory}/{name}" for name in names]
+        found |= {("file", stat.S_IMODE(os.stat(path).st_mode) & ~0o100) for path in paths}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["-a"], ()),
+        (["-aH"], ()),
+        (["-rt"], ()),
+        (["-r"], ("when it is due",)),
+        (["-r", "--chmod=D755,F644"], ("lets others at mail", "when it is due")),
+        (["-a", "--chmod=D500,F400"], ("keeps its owner out",)),
+        (["-a", "--chmod=F000"], ("keeps its owner out",)),
+        (["-am"], ("was missing, and was made",)),
+    ],
+    ids=" ".join,
+)
+def test_rsync(stage: Stage, world: World, options: list[str], told: tuple[str, ...]) -> None:
+    """With or without times and modes: what was lost is named, mended, and all goes out once."""
+    # Not due yet when it is copied: without times the copy looks due, which is only a hint.
+    rsync(world, *options)
+    _, done, levels = repair(world)
+    for one in told:
+        assert any(one in line for line in done), done
+    if not told:
+        assert [] == done
+    assert (0, 0) == (levels["modes"], levels["messages"])
+    assert {("directory", 0o700), ("file", 0o600)} == modes(world)
+    delivers(stage, world)
+
+
+def test_rsync_that_was_cut(stage: Stage, world: World) -> None:
+    """What rsync leaves when it is killed, a part under a name of its own, is no message."""
+    part = f"{world.spool}/new/.{os.path.basename(world.sidecars('new')[0])}.qX3a9Z"
+    with open(part, "w", encoding="utf-8") as file:
+        file.write('{"version": 1, ')
+    os.chmod(part, 0o600)
+    os.utime(part, (1, 1))
+    _, done, _ = repair(world)
+    assert [f"swept {part}"] == done
+    delivers(stage, world)
+
+
+def test_a_copy_into_a_spool_that_went_on(stage: Stage, world: World) -> None:
+    """A restore over what is newer: of two states the later counts, and each goes out once."""
+    backup = f"{world.root}/backup"
+    subprocess.run([find("rsync", "rsync"), "-a", f"{world.spool}/", f"{backup}/"], check=True)
+    # One more is deferred since, so that it lies in cur/, and in the backup in new/.
+    world.control("relayip", "127.0.0.1:9")
+    stage.zygotes[0].run(world.root, "send")
+    world.relay(stage.moody.address)
+    os.unlink(f"{world.spool}/relay-down")
+    later = world.accept([LATER])
+    for suffix in (".eml", ".json"):
+        shutil.copy2(f"{world.spool}/new/{later}{suffix}", f"{backup}/new/")
+    stage.zygotes[0].run(world.root, "send", later, offset=-3600)
+    stem = os.path.basename(world.sidecars("cur")[-1])[:-5]
+    assert later == stem
+    restore = [find("rsync", "rsync"), "-a", f"{backup}/", f"{world.spool}/"]
+    for _ in range(2):
+        subprocess.run(restore, check=True)
+    _, done, levels = repair(world)
+    assert [f"{stem}: now in cur"] == done
+    assert 0 == levels["messages"]
+    delivers(stage, world, 4)
+
+
+@pytest.mark.parametrize("octets", [0, 50])
+@pytest.mark.parametrize("with_sidecar", [False, True])
+@pytest.mark.parametrize("by", ["check", "cron"])
+def test_a_part_of_a_body_where_it_is_looked_for_first(
+    stage: Stage, world: World, octets: int, with_sidecar: bool, by: str  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A copy into new/ that a full disk cut does not take the place of the whole body in cur/."""
+    (path,) = world.sidecars("cur")
+    part = path[:-4].replace("/cur/", "/new/") + "eml"
+    with open(path[:-4] + "eml", "rb") as whole, open(part, "wb") as file:
+        file.write(whole.read()[:octets])
+    if with_sidecar:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        with open(f"{part[:-4]}.json", "w", encoding="utf-8") as file:
+            json.dump(record | {"revision": 0, "attempts": 0, "history": []}, file)
+    if by == "check":
+        _, done, _ = repair(world)
+        assert f"swept {part}, a damaged copy of a body that is whole" in done
+    delivers(stage, world)
+    if by == "cron":
+        assert any("swept" in line and part in line for line in world.events())
+
+
+def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
+    """All are kept, for somebody may mend one; the message is put aside, and that is said."""
+    (path,) = world.sidecars("cur")
+    stem = os.path.basename(path)[:-5]
+    with open(path[:-4] + "eml", "r+b") as file:
+        file.write(b"X")
+        file.seek(0)
+        altered = file.read()
+    with open(f"{world.spool}/new/{stem}.eml", "wb"):
+        pass
+    level, done, levels = repair(world)
+    assert (WARNING, WARNING) == (level, levels["messages"])
+    assert f"{stem}: now in undelivered" in done
+    assert any(line.startswith(f"{stem}: its body has 0 octets") for line in done)
+    with open(f"{world.spool}/cur/{stem}.eml", "rb") as file:
+        assert altered == file.read()
+    # Mended by hand, it goes.
+    with open(f"{world.spool}/cur/{stem}.eml", "r+b") as file:
+        file.write(b"R")
+    ran = world.run([*world.programs.command(""), "requeue", stem])
+    assert 0 == ran.returncode, ran.stderr
+    delivers(stage, world)
+
+
+def test_what_was_promoted_out_of_tmp_by_hand(stage: Stage, world: World) -> None:
+    """A body moved into new/ without its sidecar is no mail; it goes when old, and is told."""
+    stray = f"{world.spool}/new/1.M1P1Q1R1.stray.eml"
+    with open(stray, "wb") as file:
+        file.write(b"never accepted\n")
+    os.chmod(stray, 0o600)
+    assert [] == repair(world)[1]
+    os.utime(stray, (1, 1))
+    assert [f"swept {stray}"] == repair(world)[1]
+    delivers(stage, world)
