@@ -109,6 +109,15 @@ def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
 
 def undelivered_leftovers(spool: str, now: float) -> list[str]:
     """The same for undelivered/: bodies without a sidecar, results of messages that are gone."""
+    return look_at_undelivered(spool, now)[0]
+
+
+def look_at_undelivered(spool: str, now: float) -> tuple[list[str], list[str]]:
+    """Leftovers there, and stems of messages whose body power loss left where they came from.
+
+    The move to undelivered/ had made the sidecar's entry durable, and not yet the body's. Whoever
+    claims such a message finishes the move. Raises OSError.
+    """
     stems: dict[str, int] = {}
     with posix.scandir(f"{spool}/{UNDELIVERED}") as entries:
         for entry in entries:
@@ -116,16 +125,18 @@ def undelivered_leftovers(spool: str, now: float) -> list[str]:
             mask = {BODY: 1, SIDECAR: 2, RESULT: 4}.get(dot + suffix, 0)
             if mask:
                 stems[stem] = stems.get(stem, 0) | mask
-    found = []
+    found, halves = [], []
     for stem, mask in stems.items():
         if mask & 2:
+            if not mask & 1 and any(exists(f"{spool}/{one}/{stem}{BODY}") for one in (NEW, CUR)):
+                halves.append(stem)
             continue
         elsewhere = any(exists(f"{spool}/{state}/{stem}{SIDECAR}") for state in (NEW, CUR))
         for bit, suffix in ((1, BODY), (4, RESULT)):
             path = f"{spool}/{UNDELIVERED}/{stem}{suffix}"
             if mask & bit and not (elsewhere and bit == 4) and is_old(path, now):
                 found.append(path)
-    return found
+    return found, halves
 
 
 REPORT_WINDOW_SECONDS = 3600

@@ -103,6 +103,15 @@ def test_what_is_young_is_no_leftover(spool: str) -> None:
     assert [] == found(spool)
 
 
+def test_a_failed_message_whose_body_lies_elsewhere_is_seen(spool: str) -> None:
+    """Not one that has its body, nor one whose body is nowhere: there is nothing to settle."""
+    put(spool, "undelivered/1.a.json", "cur/1.a.json", "cur/1.a.eml", "undelivered/2.b.json")
+    put(spool, "undelivered/3.c.json", "undelivered/3.c.eml", "cur/3.c.eml")
+    put(spool, "undelivered/4.d.json", "new/4.d.eml")
+    leftovers, halves = scan.look_at_undelivered(spool, time.time())
+    assert ([], ["1.a", "4.d"]) == (leftovers, sorted(halves))
+
+
 def test_a_missing_directory_is_an_error(spool: str) -> None:
     """It is not taken for an empty one."""
     os.rmdir(f"{spool}/{UNDELIVERED}")

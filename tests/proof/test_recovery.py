@@ -92,6 +92,26 @@ def test_both_sidecars_after_a_move_that_was_cut(stage: Stage, world: World) -> 
     assert [] == files(world, "new", "cur", "tmp")
 
 
+def test_a_failure_whose_body_power_loss_left_behind(stage: Stage) -> None:
+    """The next cron run finishes the move, though the older sidecar in cur/ is not due yet."""
+    world = World.make(stage.path(), stage.moody.address)
+    stem = world.accept([NEVER])
+    stage.zygotes[0].run(world.root, "send")
+    failed = f"{world.spool}/undelivered/{stem}.json"
+    waiting = failed.replace("/undelivered/", "/cur/")
+    record = cast("dict[str, Any]", read_sidecar(failed))
+    with open(waiting, "w", encoding="utf-8") as file:
+        json.dump(record | {"revision": record["revision"] - 1}, file)
+    os.utime(waiting, (record["created"] + 3600,) * 2)
+    os.rename(failed[:-4] + "eml", waiting[:-4] + "eml")
+    assert [] != invariant.half_visible(world)
+    world.relay(stage.good.address)
+    assert (0, "") == stage.zygotes[0].run(world.root, "cron")
+    assert [] == invariant.half_visible(world)
+    assert {f"{stem}.eml", f"{stem}.json"} <= set(files(world, "undelivered"))
+    assert [] == files(world, "cur")
+
+
 def test_a_copy_that_broke_a_link_in_two(stage: Stage, world: World) -> None:
     """A second, damaged body of the same name does not take the place of the good one."""
     path = world.sidecars("new")[0]
