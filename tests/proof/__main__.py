@@ -1,6 +1,6 @@
 """All of the proof: `python tests/proof`; it writes docs/proof.md.
 
-Hours are not needed: some twenty minutes on two cores. `--quick` is a look at everything.
+Hours are not needed: under one on two cores. `--quick` is a look at everything.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Proof:
                 report = error_sweep.sweep(
                     stage,
                     [scenario.name],
-                    sample=15 if self.quick else 150,
+                    sample=15 if self.quick else 0,
                     seed=self.seed,
                     announce=announce,
                     step=step,
@@ -165,7 +165,7 @@ class Proof:
                     stage,
                     BY_NAME[name],
                     limit=64,
-                    sample=60 if self.quick else 1500,
+                    sample=60 if self.quick else 0,
                     seed=self.seed,
                     announce=announce,
                     step=step,
