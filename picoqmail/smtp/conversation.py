@@ -176,7 +176,10 @@ class Conversation:
 
     def timed_out(self) -> None:
         """End the session: what was waited for did not come in time."""
-        self.fail(self._fault("the relay did not answer in time"))
+        text = "the relay did not answer in time"
+        if self.stage == "banner" and not self.secure:
+            text += "; if it speaks TLS from the first octet, as port 465 does, write smtps://"
+        self.fail(self._fault(text))
 
     def fail(self, fault: RelayFault) -> None:
         """End the session: the transport broke."""
