@@ -490,6 +490,16 @@ def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
     assert run.seconds < 10
 
 
+def test_in_clear_to_a_port_of_tls(rig: Callable[..., Any]) -> None:
+    """Both wait for the other to begin; whoever reads why is told what to write instead."""
+    relay = rig(RecordingRelay(tls="implicit"))
+    run = Run(mails(1), to(relay), timeout_remote=0.5)
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert "banner" == run.lane.fault.stage
+    assert "write smtps://" in run.lane.fault.text
+
+
 def test_tls_demanded_by_the_scheme(rig: Callable[..., Any]) -> None:
     """A URL that says starttls means it, whatever the setting tls says."""
     relay = rig(HostileRelay())
