@@ -147,7 +147,7 @@ class Reporter:
         report = message.unknown.get(reporting.TELLING)
         if report is None:
             return claim
-        if self.spool.where(str(report)):
+        if self.spool.is_whole(str(report)):
             settled = reporting.told(message, reporting.to_tell(message), str(report))
         else:
             settled = reporting.told(message, (), "")
@@ -245,7 +245,7 @@ class Reporter:
         incoming = self._incoming()
         try:
             overdue = self._governor.take(path, incoming.id)
-            done_already = overdue and overdue.digest and self.spool.where(overdue.digest)
+            done_already = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
             if overdue is None or not overdue.kept or done_already:
                 incoming.abort()
                 if overdue is not None:

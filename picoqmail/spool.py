@@ -167,6 +167,16 @@ class Spool:
         except OSError as exc:
             raise SpoolError("look for", f"{self.path}/*/{message_id}", exc) from exc
 
+    def is_whole(self, message_id: str) -> bool:
+        """Say whether a message has a sidecar in a state, and a body. Raises SpoolError.
+
+        Where its acceptance was never made durable, power loss may have left one of them alone.
+        """
+        try:
+            return bool(self.where(message_id)) and not self._body_is_nowhere(message_id)
+        except OSError as exc:
+            raise SpoolError("look for", f"{self.path}/*/{message_id}", exc) from exc
+
     def read(self, message_id: str, hint: str = "") -> tuple[str, Message]:
         """State and message, without a lock: a moment's truth, for people.
 

@@ -38,11 +38,6 @@ class Finding:
     """IDs of the reports of failure that arrived, by the token of the message they tell of."""
 
 
-def own_token(mail: Received) -> str:
-    """The token of a message that is not a bounce of it; empty if it is one."""
-    return token_of(mail.unix) if mail.sender else ""
-
-
 def token_of(content: bytes) -> str:
     """The token of a message; empty for one that none of us wrote (a bounce)."""
     match = _TOKEN.search(content)

@@ -33,7 +33,6 @@ _HARMLESS = frozenset(
     }
 )  # fmt: skip
 NOWHERE: Key = ("", "")
-KEPT = b"2.0.0 Kept"
 
 
 @frozen

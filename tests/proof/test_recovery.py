@@ -322,3 +322,29 @@ def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> 
         assert [] == stage.good.ledger.of(world.name)
     assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
     assert 1 == len(stage.good.ledger.of(world.name))
+
+
+def test_a_report_whose_body_power_loss_took_is_made_anew(stage: Stage) -> None:
+    """Its sidecar alone, in whatever state, is no proof that the sender was told."""
+    world = World.make(stage.path(), stage.moody.address)
+    stem = world.accept([NEVER])
+    stage.zygotes[0].run(world.root, "send", offset=-7200)
+    stage.moody.ledger.forget(world.name)
+    # Back to the moment at which the report's sidecar had got to new/, and its body had not.
+    record = cast("dict[str, Any]", read_sidecar(f"{world.spool}/undelivered/{stem}.json"))
+    (told,) = {one.pop("told") for one in record["recipients"]}
+    for suffix in (".json", ".eml"):
+        os.rename(f"{world.spool}/undelivered/{stem}{suffix}", f"{world.spool}/cur/{stem}{suffix}")
+    with open(f"{world.spool}/cur/{stem}.json", "w", encoding="utf-8") as file:
+        json.dump(record | {"telling": told}, file)
+    report = dict(record, id=told, sender="", report_of=stem, history=[], attempts=0)
+    report["recipients"] = [{"address": "x@here.test", "state": "pending", "reply": None}]
+    with open(f"{world.spool}/new/{told}.json", "w", encoding="utf-8") as file:
+        json.dump(report, file)
+    world.relay(stage.good.address)
+    for number in (1, 2):
+        assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=number * 7200)
+    (came,) = stage.good.ledger.of(world.name)
+    assert ("", (world.promises[0].sender,)) == (came.sender, came.recipients)
+    record = cast("dict[str, Any]", read_sidecar(f"{world.spool}/undelivered/{stem}.json"))
+    assert told != record["recipients"][0]["told"]

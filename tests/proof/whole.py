@@ -154,8 +154,7 @@ class Proof:
             "(data not fsynced missing, empty, cut or zeros; each directory entry not fsynced old "
             "or new, in any order). *Repeats*: states in which a mail came twice because the "
             "session that delivered it had not ended. *False alarms*: states of disks that reorder "
-            "a directory's entries, in which a mail that was delivered, deleted or never accepted "
-            "is put aside as damaged.",
+            "directory entries, in which a mail that was never accepted is put aside as damaged.",
             [("Program", "Operations", "States", "Repeats", "False alarms", "Lost")],
         )
         with self._stage("power") as stage:
