@@ -11,6 +11,7 @@ from measuring import Program, run_alone, run_here
 from ours import make_home, message
 from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available, wait_until_empty
 
+from rig.programs import find
 from rig.proxy import SlowLine
 from rig.sink import Sink
 
@@ -74,8 +75,25 @@ def _near(bench: Bench) -> list[dict[str, Any]]:
             key=lambda one: one.wall,
         )
         rows.append(_row("a raw pipelined socket", "limit", bench.mails, raw.wall, raw.cpu))
+        rows.append(_smtp_source(bench, sink))
         rows += _rivals(bench, sink.port, bench.mails, near=True)
     return rows
+
+
+def _smtp_source(bench: Bench, sink: Sink) -> dict[str, Any]:
+    """Postfix's load generator: it makes its own mail, and reads no spool."""
+    argv = (
+        find("smtp-source", "postfix"),
+        *("-d", "-s", "20", "-m", str(bench.mails), "-l", "4096"),
+        *("-f", "a@example.org", "-t", "b@example.net", sink.address),
+    )
+    taken = min(
+        (run_here(Program("smtp-source", argv, ENVIRON)) for _ in range(bench.repeats)),
+        key=lambda one: one.wall,
+    )
+    if taken.status:
+        raise RuntimeError(f"smtp-source ended with {taken.status}")
+    return _row("smtp-source, 20 sessions", "limit", bench.mails, taken.wall, taken.cpu)
 
 
 def _far(bench: Bench) -> list[dict[str, Any]]:

@@ -49,6 +49,7 @@ VERSIONS = (
     "exim4-base",
     "nullmailer",
     "dma",
+    "msmtp",
 )
 
 

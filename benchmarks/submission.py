@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from measuring import Program, Starter, median_ratio, paired
 from ours import ENVELOPE, make_home, message
-from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available
+from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available, msmtp
+
+from rig.sink import Sink
 
 if TYPE_CHECKING:
     from typing import Any
@@ -65,7 +67,9 @@ def measure(bench: Bench) -> dict[str, Any]:
             ENVIRON,
         )
     )
-    taken = paired(programs, bench.rounds)
+    with Sink(keep=False) as sink:
+        direct: Any = available(lambda: msmtp(bench.scratch, sink.port), "msmtp", bench.missing)
+        taken = paired([*programs, direct] if direct else programs, bench.rounds)
     bare = taken["bare Python"]
     rows = []
     for name, runs in taken.items():
