@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -95,7 +94,7 @@ def hire(work: Callable[[Callable[[], bool]], object]) -> Hand:
         durable.write_all(writer, text.encode())
         status = 0
     except BaseException:  # noqa: BLE001 - told, and its messages are as any crash leaves them
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
     finally:
         for stream in (sys.stdout, sys.stderr):
             if stream:
