@@ -59,6 +59,21 @@ link = posix.link
 unlink = posix.unlink
 
 
+def _restore_directory(path: str, mode: int) -> None:
+    """Give a directory that we made its mode, which an odd umask withheld.
+
+    By descriptor, and only if it is ours: root may be making it in a directory of somebody else's,
+    who has put a link in its place meanwhile. It cannot be opened for more than its place yet.
+    """
+    descriptor = posix.open(path, posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW)
+    try:
+        if posix.fstat(descriptor).st_uid == posix.geteuid():
+            posix.chmod(f"/proc/self/fd/{descriptor}", mode)
+    finally:
+        posix.close(descriptor)
+    sync_directory(path)
+
+
 def sync_directory(path: str) -> None:
     """Make the entries of a directory durable."""
     descriptor = posix.open(path, _DIRECTORY)
@@ -138,9 +153,7 @@ def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
         posix.mkdir(path, mode)
     except FileExistsError:
         return False
-    made = posix.lstat(path).st_mode
-    if made & mode & 0o700 != mode & 0o700:
-        posix.chmod(path, made & 0o7777 | mode & 0o700)
-        sync_directory(path)
+    if posix.lstat(path).st_mode & mode & 0o700 != mode & 0o700:
+        _restore_directory(path, mode)
     sync_directory(path.rpartition("/")[0] or "/")
     return True

@@ -110,6 +110,17 @@ def test_a_directory_is_made_once(tmp_path: Path) -> None:
     assert 0o700 == stat.S_IMODE(os.stat(path).st_mode)
 
 
+def test_a_link_put_in_a_directory_s_place_is_not_followed(tmp_path: Path) -> None:
+    """Where somebody swaps what root has just made, nothing else's mode is changed."""
+    victim = tmp_path / "victim"
+    victim.mkdir(0o500)
+    os.symlink(victim, tmp_path / "new")
+    with pytest.raises(NotADirectoryError):
+        # What make_directory calls under an odd umask, at the moment after the swap.
+        durable._restore_directory(str(tmp_path / "new"), 0o700)  # noqa: SLF001
+    assert 0o500 == stat.S_IMODE(os.stat(victim).st_mode)
+
+
 def test_what_is_no_directory_cannot_be_synced_as_one(tmp_path: Path) -> None:
     """A file in its place is an error, not a sync of something else."""
     (tmp_path / "file").write_bytes(b"")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from privileges.host import Host
 
+# The number of read(2): that of x86-64, else that of all newer architectures.
+_READ = "0" if os.uname().machine == "x86_64" else "63"
+
 
 class WaitingQueue:
     """The set-id program, started by mallory with pipes on 0 and 1, already another user's."""
@@ -63,7 +66,7 @@ class WaitingQueue:
             raise RuntimeError("the program ended at once")
         with open(f"/proc/{self.pid}/syscall", encoding="ascii") as file:
             words = file.read().split()
-        return words[:2] == ["0", "0x0"] and self.status()["Name"].startswith("python")
+        return words[:2] == [_READ, "0x0"] and self.status()["Name"].startswith("python")
 
     def status(self) -> dict[str, str]:
         """What /proc tells of it."""
