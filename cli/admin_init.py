@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING
 
-from picoqmail import init, setting_values, system_home
+from picoqmail import bundle, init, setting_values, system_home
 from picoqmail.cli import admin_units
 from picoqmail.cli.admin_output import is_terminal, print_json, printable
 from picoqmail.control import Control
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         outcome = init.make_home(home, me=me, relays=relays, programs=init.find_programs())
+    bundle.refresh(os.path.dirname(bundle.__file__), time.time())
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))

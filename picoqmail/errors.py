@@ -22,8 +22,6 @@ Each error is also the builtin that fits it, so that callers need not know this 
 
 from __future__ import annotations
 
-import errno
-
 # Exit codes of the qmail-queue interface.
 QUEUE_ADDRESS_TOO_LONG = 11
 QUEUE_REFUSED = 31
@@ -186,6 +184,9 @@ def classify_errno(number: int | None, step_status: int) -> int:
     A full disk or quota, an I/O error or a file limit is 53 and lack of memory 51, at whatever
     step it shows; anything else is the step's own code.
     """
+    # Late, for it would cost each start of the once-a-mail programs, and they seldom need it.
+    import errno
+
     if number == errno.ENOMEM:
         return QUEUE_NO_MEMORY
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):

@@ -49,7 +49,10 @@ def _marks(stops: bytes) -> bytes:
 
     Finding the next mark runs in C; a Python loop over the characters of a long field would not.
     """
-    return bytes(1 if byte in stops else 0 for byte in range(256))
+    table = bytearray(256)
+    for byte in stops:
+        table[byte] = 1
+    return bytes(table)
 
 
 _ATOM_STOPS = _marks(b' \t\r\n(["<>;:@,.\\')
@@ -58,7 +61,7 @@ _QUOTE_STOPS = _marks(b'"\\')
 _LITERAL_STOPS = _marks(b"]\\")
 
 # What an atom may hold unquoted; the other bytes turn it into a quoted string.
-_ATOM_PLAIN = bytes(byte for byte in range(32, 127) if byte not in b")]\\")
+_ATOM_PLAIN = bytes(range(32, 127)).translate(None, b")]\\")
 
 # The bytes that get a backslash when a word or a comment is written.
 _ESCAPED = b'"[]()\\\r\n'

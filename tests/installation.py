@@ -86,6 +86,16 @@ def install(wheel: str, python: str, *options: str, **environ: str) -> None:
     )
 
 
+def make_bundles(python: str) -> None:
+    """Make the bundles of a fresh installation, as init, cron and the sender do a little later."""
+    code = (
+        "import os, time; from picoqmail import bundle;"
+        "made = bundle.refresh(os.path.dirname(bundle.__file__), time.time() + 60);"
+        f"assert set(made) == set({PROGRAMS!r}), made"
+    )
+    subprocess.run([python, "-I", "-c", code], check=True, timeout=PIP_SECONDS)
+
+
 def share_dependencies(python: str) -> None:
     """Let that environment import what we depend on from where it lies here, by a .pth file."""
     homes = {

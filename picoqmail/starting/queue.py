@@ -1,0 +1,1 @@
+"""The compiled file of this name holds the modules of picoqmail-queue (bundle.py)."""
