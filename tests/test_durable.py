@@ -117,7 +117,7 @@ def test_a_link_put_in_a_directory_s_place_is_not_followed(tmp_path: Path) -> No
     os.symlink(victim, tmp_path / "new")
     with pytest.raises(NotADirectoryError):
         # What make_directory calls under an odd umask, at the moment after the swap.
-        durable._restore_directory(str(tmp_path / "new"), 0o700)  # noqa: SLF001
+        durable._restore_directory(str(tmp_path / "new"), 0o700)
     assert 0o500 == stat.S_IMODE(os.stat(victim).st_mode)
 
 

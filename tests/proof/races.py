@@ -96,9 +96,9 @@ class _Crowd:
             return self.chance.randrange(below)
 
     def command(self, name: str) -> list[str]:
-        """A program, in every second case as process 1 of its own namespace."""
+        """A program, perhaps as process 1 of its own namespace, as in a container."""
         words = self.world.programs.command(name)
-        return [*_NAMESPACE, *words] if self.namespaces and self.choose(2) else words
+        return [*_NAMESPACE, *words] if self.namespaces else words
 
     def submit(self) -> None:
         """Hand in messages, one after another."""
