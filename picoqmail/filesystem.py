@@ -152,10 +152,12 @@ def _links(_descriptor: int, made: list[str]) -> str:
 
 def _renames(descriptor: int, made: list[str]) -> str:
     durable.write_all(descriptor, b"whole")
-    durable.rename(made[1], made[2])
+    # Its second name, if there can be such.
+    source = made[1] if durable.is_there(made[1]) else made[0]
+    durable.rename(source, made[2])
     if os.stat(made[2]).st_ino != os.fstat(descriptor).st_ino:
         return "a renamed file is another one: a message would lose its lock"
-    if os.path.lexists(made[1]):
+    if os.path.lexists(source):
         return "a renamed file is still there under its old name"
     return ""
 

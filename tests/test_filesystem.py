@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from picoqmail import filesystem
 from picoqmail.layout import DIRECTORIES
+from proof import tracing
+from rig.programs import find, missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,3 +80,39 @@ def test_without_a_place_for_the_probe_it_says_so(trial: Trial) -> None:
     os.rmdir(f"{trial.spool}/tmp")
     with pytest.raises(FileNotFoundError):
         filesystem.examine(trial.home)
+
+
+@pytest.mark.parametrize(
+    ("injected", "expected"),
+    [
+        ("flock:error=ENOLCK", "locking (flock) does not work"),
+        ("flock:retval=0", "keeps nobody out"),
+        ("fsync:error=EINVAL:when=2", "a directory cannot be made durable (fsync)"),
+        ("fsync:error=EIO:when=1", "making a file durable (fsync) does not work"),
+        ("link,linkat:error=EPERM", "a second name for a file (link) does not work"),
+        ("fchmod,fchmodat:retval=0", "modes are not kept"),
+    ],
+    ids=lambda text: text.partition(" ")[0],
+)
+def test_what_a_network_file_system_lacks_is_told(
+    trial: Trial, injected: str, expected: str
+) -> None:
+    """No locks, locks in name only, no fsync of directories: critical, and what to do."""
+    words = [os.path.join(trial.installed.bin, "picoqmail"), "check", "--no-relay", "--json"]
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    strace = [find("strace", "strace"), "-f", "-qq", "-o", os.devnull, "-e", f"inject={injected}"]
+    ran = subprocess.run(
+        [*strace, *words],
+        env=trial.variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    found = [one for one in json.loads(ran.stdout)["findings"] if one["name"] == "filesystem"]
+    assert [(expected, "CRITICAL")] == [
+        (expected if expected in one["text"] else one["text"], one["status"]) for one in found
+    ]
+    assert all("move" in one["remedy"] for one in found)
+    assert [] == trial.files()
