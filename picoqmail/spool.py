@@ -315,28 +315,30 @@ class Spool:
         """Read a locked message and compare its body with what was accepted."""
         try:
             message = self._read_sidecar(state, message_id)
-            data, newlines, eight_bit = self._verify_any(message, descriptor)
-            status = os.fstat(descriptor)
+            mode, data, newlines, eight_bit = self._verify_any(message, descriptor)
         except DamagedMessageError as exc:
             self._quarantine(message_id, state, str(exc))
             return None
         message, has_progress = self._merge_progress(message, state)
-        in_doubt = bool(status.st_mode & IN_DOUBT_BIT)
+        in_doubt = bool(mode & IN_DOUBT_BIT)
         return Claim(message, state, newlines, eight_bit, in_doubt, has_progress, descriptor, data)
 
-    def _verify_any(self, message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:
+    def _verify_any(
+        self, message: Message, descriptor: int
+    ) -> tuple[int, bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
 
         `descriptor` is of that one then, locked, and what is in its way is unlinked: a copy or a
-        restore that was cut leaves a part of a body where it is looked for first. The result is
-        that of `_verify`. Raises DamagedMessageError if there is no whole one, _BusyError.
+        restore that was cut leaves a part of a body where it is looked for first. Returns the
+        body's mode, and what `_verify` says. Raises DamagedMessageError if there is no whole one,
+        _BusyError.
         """
+        before = os.fstat(descriptor)
         try:
-            _check_size(message, os.fstat(descriptor).st_size)
-            return self._verify(message, descriptor)
+            _check_size(message, before.st_size)
+            return before.st_mode, *self._verify(message, descriptor)
         except DamagedMessageError as exc:
             reason = exc
-        before = os.fstat(descriptor)
         in_the_way = []
         for directory in _BODY_ORDER:
             path = self._join(directory, message.id + BODY)
@@ -363,7 +365,7 @@ class Spool:
                     durable.unlink_if_there(damaged)
                     self.on_copy(damaged)
                 os.dup2(other, descriptor, inheritable=False)
-                return verified
+                return os.fstat(descriptor).st_mode, *verified
             finally:
                 os.close(other)
         raise reason
