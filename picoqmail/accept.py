@@ -51,6 +51,7 @@ class Incoming:
         "_any_umask",
         "_crc32",
         "_descriptor",
+        "_first_line",
         "_limits",
         "_origin",
         "_spool",
@@ -70,7 +71,7 @@ class Incoming:
         now_ns: int = 0,
         any_umask: bool = False,
     ) -> None:
-        """Make the body in `spool`/tmp, lock it, and write the Received: line.
+        """Make the body in `spool`/tmp and lock it; its first line will be the Received: line.
 
         `program`, `uid` (the real one) and `pid` of the caller are recorded as the origin;
         `now_ns` is Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask
@@ -82,7 +83,6 @@ class Incoming:
         self._origin = {"uid": uid, "pid": pid, "program": program}
         self._state = NEW
         self._crc32 = 0
-        self.size = 0
         if limits.minfree:
             self._check_free_space()
         now_ns = now_ns or time.time_ns()
@@ -105,10 +105,12 @@ class Incoming:
         except OSError as exc:
             self.abort()
             raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
-        self._put(
+        # Written with what follows it, which saves a call.
+        self._first_line = (
             f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
             f"{header_date(now_ns // 1_000_000_000)}\n".encode()
         )
+        self.size = len(self._first_line)
 
     def _check_free_space(self) -> None:
         try:
@@ -122,7 +124,10 @@ class Incoming:
             raise SpoolError("accept mail", self._spool, few)
 
     def _put(self, data: bytes) -> None:
+        self.size += len(data)
         try:
+            if self._first_line:
+                data, self._first_line = self._first_line + data, b""
             durable.write_all(self._descriptor, data)
         except OSError as exc:
             self.abort()
@@ -131,7 +136,6 @@ class Incoming:
             self.abort()
             raise
         self._crc32 = crc32(data, self._crc32)
-        self.size += len(data)
 
     def write(self, data: bytes) -> None:
         """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
@@ -163,9 +167,20 @@ class Incoming:
         return self.id
 
     def prepare(
-        self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
+        self,
+        sender: str,
+        recipients: list[str],
+        extra: dict[str, Any] | None = None,
+        *,
+        synced: bool = True,
     ) -> None:
-        """Put body and sidecar on disk, still invisible in tmp/. Raises SpoolError."""
+        """Put body and sidecar on disk, still invisible in tmp/. Raises SpoolError.
+
+        Without `synced` they are only written, and the caller syncs the file system before it
+        publishes anything.
+        """
+        if self._first_line:
+            self._put(b"")
         created = int(self.id[: self.id.index(".")])
         record = sidecar.new_record(
             self.id,
@@ -185,14 +200,17 @@ class Incoming:
                 # The modification time repeats the due time: an idle run need not read it.
                 due = record["next_attempt"]
                 self._state = CUR
-        try:
-            durable.sync(self._descriptor)
-        except OSError as exc:
-            self.abort()
-            raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
+        if synced:
+            try:
+                durable.sync(self._descriptor)
+            except OSError as exc:
+                self.abort()
+                raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
         path = self._path(TMP, SIDECAR)
         try:
-            durable.create_whole(path, sidecar.encode(record), due, any_umask=self._any_umask)
+            durable.create_whole(
+                path, sidecar.encode(record), due, any_umask=self._any_umask, synced=synced
+            )
         except OSError as exc:
             self.abort()
             raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc

@@ -1,7 +1,7 @@
 """Mail of the library on its way into the spool: checked, written, promised, made visible.
 
 Between `api`, which callers see, and `accept`, which does the same for octets alone. Several
-messages go the last step together and share its fsync; idempotency keys are written down before.
+messages go the last steps together and share their syncs; idempotency keys are written down before.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    from picoqmail.file_system_sync import FileSystemSync
     from picoqmail.home import Home
     from picoqmail.limits import Limits
     from picoqmail.mail import Mail, Outcome
 
 PROGRAM = "python"
+# For groups whose file system has no sync to be trusted with all of them.
 _THREADS = 8
+_LEAST_FOR_THREADS = 8
 
 
 @frozen(eq=False)
@@ -245,18 +248,35 @@ class Acceptance:
             finally:
                 record.close()
 
-    def accept(self, drafts: dict[int, Draft], *, prepared: bool = False) -> dict[int, Outcome]:
+    def accept(
+        self,
+        drafts: dict[int, Draft],
+        together: FileSystemSync | None = None,
+        *,
+        prepared: bool = False,
+    ) -> dict[int, Outcome]:
         """Make drafts durable and visible, in one group; each key is in it once.
 
-        What fails alone is told alone; if the last step fails, it fails for all. `prepared`: body
-        and sidecar are on disk already.
+        What fails alone is told alone; if a shared step fails, it fails for all. `together` was
+        opened before any of the bodies; `prepared`: body and sidecar are on disk already.
         """
         outcomes: dict[int, Outcome] = {}
         with ExitStack() as held:
             try:
                 records = self._lock_keys(drafts, held, outcomes)
-                ready = self._put_on_disk(drafts, outcomes, prepared=prepared)
-                self._promise(ready, records, outcomes)
+                ready = {}
+                for index, draft in drafts.items():
+                    if index in outcomes:
+                        draft.incoming.abort()
+                    else:
+                        ready[index] = draft
+                if together is not None and not together.pays(len(ready)):
+                    together = None
+                if together is not None:
+                    self._put_on_disk_together(ready, outcomes, together)
+                else:
+                    self._put_on_disk(ready, outcomes, prepared=prepared)
+                self._promise(ready, records, outcomes, together)
             except BaseException:
                 for draft in drafts.values():
                     draft.incoming.abort()
@@ -274,25 +294,40 @@ class Acceptance:
 
     @staticmethod
     def _put_on_disk(
-        drafts: dict[int, Draft], outcomes: dict[int, Outcome], *, prepared: bool
-    ) -> dict[int, Draft]:
-        """Body and sidecar of every draft that has no outcome yet; returns those that are ready."""
-        ready = {}
-        for index, draft in drafts.items():
-            if index in outcomes:
-                draft.incoming.abort()
-            else:
-                ready[index] = draft
-        put = _unpark if prepared else _prepare
-        # Threads, for the disk has a queue of its own: syncs that wait at the same time are done
-        # together, and a file system with a journal writes that once for all of them.
-        threads = 1 if prepared or len(ready) < _THREADS else _THREADS
-        results = abreast(put, list(ready.values()), threads)
+        ready: dict[int, Draft], outcomes: dict[int, Outcome], *, prepared: bool
+    ) -> None:
+        """Sync body and sidecar of every draft by itself; what fails moves to `outcomes`."""
+        drafts = list(ready.values())
+        if prepared:
+            results = [_unpark(one) for one in drafts]
+        elif len(drafts) < _LEAST_FOR_THREADS:
+            results = [_prepare(one) for one in drafts]
+        else:
+            # The disk has a queue of its own: syncs that wait at the same time are done together,
+            # and a file system with a journal writes that once for all of them.
+            results = abreast(_prepare, drafts, _THREADS)
         for index, error in zip(list(ready), results, strict=True):
             if error is not None:
                 outcomes[index] = error
                 del ready[index]
-        return ready
+
+    def _put_on_disk_together(
+        self, ready: dict[int, Draft], outcomes: dict[int, Outcome], together: FileSystemSync
+    ) -> None:
+        """Body, sidecar and names of all drafts at once; what fails moves to `outcomes`."""
+        for index, draft in list(ready.items()):
+            error = _prepare(draft, synced=False)
+            if error is not None:
+                outcomes[index] = error
+                del ready[index]
+        try:
+            together.sync()
+        except OSError as exc:
+            # Whose data it was that could not be written nobody can tell.
+            refused = SpoolError("make the messages durable in", f"{self.home.spool}/{TMP}", exc)
+            for index in list(ready):
+                ready.pop(index).incoming.abort()
+                outcomes[index] = refused
 
     def _lock_keys(
         self, drafts: dict[int, Draft], held: ExitStack, outcomes: dict[int, Outcome]
@@ -328,15 +363,23 @@ class Acceptance:
         return records
 
     def _promise(
-        self, ready: dict[int, Draft], records: dict[int, Record], outcomes: dict[int, Outcome]
+        self,
+        ready: dict[int, Draft],
+        records: dict[int, Record],
+        outcomes: dict[int, Outcome],
+        together: FileSystemSync | None,
     ) -> None:
-        """Write down what the keys are going to stand for, before any of it becomes visible."""
+        """Write down what the keys are going to stand for, before any of it becomes visible.
+
+        The names in tmp/ are durable first: if `together` was used, they are so already.
+        """
         keyed = [index for index in ready if index in records]
         if not keyed:
             return
         lifetime = self._key_lifetime()
         try:
-            durable.sync_directory(f"{self.home.spool}/{TMP}")
+            if together is None:
+                durable.sync_directory(f"{self.home.spool}/{TMP}")
             for index in keyed:
                 draft = ready[index]
                 receipt = draft.receipt
@@ -348,9 +391,13 @@ class Acceptance:
                         "created": receipt.created,
                         "next_attempt": receipt.next_attempt,
                         "expires": int(time.time()) + lifetime,
-                    }
+                    },
+                    synced=together is None,
                 )
-            durable.sync_directory(f"{self.home.spool}/{IDEMPOTENCY}")
+            if together is None:
+                durable.sync_directory(f"{self.home.spool}/{IDEMPOTENCY}")
+            else:
+                together.sync()
         except OSError as exc:
             _forget([records[index] for index in keyed])
             for index in keyed:
@@ -362,10 +409,11 @@ class Acceptance:
             raise
 
 
-def _prepare(draft: Draft) -> PicoqmailError | None:
+def _prepare(draft: Draft, *, synced: bool = True) -> PicoqmailError | None:
     """Put a draft on disk; its error is its outcome."""
+    order = draft.order
     try:
-        draft.incoming.prepare(draft.order.sender, draft.order.recipients, draft.order.extra)
+        draft.incoming.prepare(order.sender, order.recipients, order.extra, synced=synced)
     except PicoqmailError as exc:
         return exc
     return None

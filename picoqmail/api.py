@@ -15,8 +15,10 @@ from picoqmail import home as homes
 from picoqmail.acceptance import Acceptance, Draft
 from picoqmail.control import Control, whole_number
 from picoqmail.errors import ConfigurationError, MessageError
+from picoqmail.file_system_sync import LEAST_MESSAGES, open_for_sync
 from picoqmail.idempotency import DEFAULT_LIFETIME_SECONDS
 from picoqmail.launch import start_sender
+from picoqmail.layout import TMP
 from picoqmail.limits import MOST_SECONDS, Limits, read_limits
 from picoqmail.mail import Mail, Receipt
 from picoqmail.verbs import Verbs
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from picoqmail.content import MessageLike
+    from picoqmail.file_system_sync import FileSystemSync
     from picoqmail.home import Home
     from picoqmail.mail import Moment, Outcome
 
@@ -34,8 +37,9 @@ HomeLike: TypeAlias = "Home | str | os.PathLike[str]"
 
 __all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare"]
 
-# A group shares one fsync of the directory; it is bounded because each of its messages keeps a
-# descriptor open, and because none of them is accepted before the last of them is on disk.
+# A group shares its syncs; it is bounded because each of its messages keeps a descriptor open, of
+# which a process may have no more than 1024, and because none of them is accepted before the last
+# of them is on disk.
 GROUP_MESSAGES = 64
 GROUP_OCTETS = 8 * 1024 * 1024
 
@@ -145,7 +149,7 @@ class Spool(Verbs):
         return outcome
 
     def enqueue_many(self, mails: Iterable[Mail | MessageLike]) -> list[Outcome]:
-        """Put many messages into the spool, quicker than one by one: groups share an fsync.
+        """Put many messages into the spool, quicker than one by one: groups share their syncs.
 
         Each item is a Mail, or a message whose header names the envelope. Returns one result for
         each, in order: its Receipt, or the exception that `enqueue` would have raised. One bad
@@ -258,23 +262,33 @@ class Spool(Verbs):
     def _enqueue_group(self, mails: list[Mail], acceptance: Acceptance) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(mails)
         drafts: dict[int, Draft] = {}
+        size = 0
+        together = None
+        if len(mails) >= LEAST_MESSAGES and acceptance.may_spool:
+            # Before the first body: only errors from now on will be told.
+            together = open_for_sync(f"{self.home.spool}/{TMP}")
         try:
             for index, mail in enumerate(mails):
                 try:
                     order = acceptance.order(mail)
                     if acceptance.may_spool:
                         drafts[index] = acceptance.write(order)
+                        size += drafts[index].incoming.size
                     else:
                         outcomes[index] = acceptance.delegate(order, send=self._starts_sender())
                 except Exception as exc:  # noqa: BLE001 - the result of this one message
                     outcomes[index] = exc
-                if sum(one.incoming.size for one in drafts.values()) > GROUP_OCTETS:
-                    self._settle(drafts, acceptance, outcomes)
+                if size > GROUP_OCTETS:
+                    self._settle(drafts, acceptance, outcomes, together)
+                    size = 0
+            self._settle(drafts, acceptance, outcomes, together)
         except BaseException:
             for draft in drafts.values():
                 draft.incoming.abort()
             raise
-        self._settle(drafts, acceptance, outcomes)
+        finally:
+            if together is not None:
+                together.close()
         return [one for one in outcomes if one is not None]
 
     def _settle(
@@ -282,6 +296,7 @@ class Spool(Verbs):
         drafts: dict[int, Draft],
         acceptance: Acceptance,
         outcomes: list[Outcome | None],
+        together: FileSystemSync | None = None,
         *,
         prepared: bool = False,
     ) -> None:
@@ -297,7 +312,7 @@ class Spool(Verbs):
                     keys.add(key)
             for index in first:
                 del drafts[index]
-            for index, outcome in acceptance.accept(first, prepared=prepared).items():
+            for index, outcome in acceptance.accept(first, together, prepared=prepared).items():
                 outcomes[index] = outcome
                 if isinstance(outcome, Exception) or outcome.repeated:
                     del first[index]

@@ -105,12 +105,18 @@ def unlink_if_there(path: str) -> bool:
 
 
 def create_whole(
-    path: str, data: bytes, modified: float | None = None, *, any_umask: bool = False
+    path: str,
+    data: bytes,
+    modified: float | None = None,
+    *,
+    any_umask: bool = False,
+    synced: bool = True,
 ) -> None:
     """Make a file with this content, its data on disk; nothing is left of it if that fails.
 
-    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`. The entry
-    in the directory is not durable yet.
+    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`. Without
+    `synced` the caller puts it on disk himself (file_system_sync.py). The entry in the directory is
+    not durable yet.
     """
     descriptor = create(path, any_umask=any_umask)
     try:
@@ -118,7 +124,8 @@ def create_whole(
             write_all(descriptor, data)
             if modified is not None:
                 posix.utime(descriptor, (modified, modified))
-            posix.fsync(descriptor)
+            if synced:
+                posix.fsync(descriptor)
         finally:
             posix.close(descriptor)
     except BaseException:

@@ -131,11 +131,11 @@ class Record:
                 f"{found['id']}; use a key of its own for each message"
             )
 
-    def intend(self, record: dict[str, Any]) -> None:
+    def intend(self, record: dict[str, Any], *, synced: bool = True) -> None:
         """Write down what the key is going to stand for. Raises OSError.
 
         `record` has the message's id, its fingerprint, and when the key expires (Unix seconds).
-        The entry in the directory is not durable yet.
+        The entry in the directory is not durable yet; without `synced` the record is not, either.
         """
         data = sidecar.encode({"version": 1, "key": self.key, **record})
         os.ftruncate(self._descriptor, 0)
@@ -143,7 +143,8 @@ class Record:
         durable.write_all(self._descriptor, data)
         os.fchmod(self._descriptor, PRIVATE_FILE_MODE | _ON_ITS_WAY)
         os.utime(self._descriptor, (record["expires"], record["expires"]))
-        durable.sync(self._descriptor)
+        if synced:
+            durable.sync(self._descriptor)
 
     def arrived(self) -> None:
         """Say that the message was accepted; its loss in a crash loses nothing."""
@@ -155,14 +156,19 @@ class Record:
         durable.unlink_if_there(self._path)
 
     def close(self) -> None:
-        """Let the key go."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
+        """Let the key go. Raises nothing: what hangs on the record has been decided by then."""
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
             try:
                 # Said aloud, for a child that was forked meanwhile has the lock too.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             finally:
                 os.close(descriptor)
+        except OSError:
+            # At worst such a child keeps the lock for as long as it lives, and callers wait.
+            return
 
     def _is_on_its_way(self) -> bool:
         return bool(os.fstat(self._descriptor).st_mode & _ON_ITS_WAY)
