@@ -108,16 +108,18 @@ _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG = 2
 
 
-def _shut_down(where: str) -> None:
-    """Let the file system write nothing more, if it can do that."""
+def shut_down(where: str) -> bool:
+    """Let the file system write nothing more; False if it cannot do that."""
     descriptor = os.open(where, os.O_RDONLY)
     try:
         fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
     except OSError as exc:
         if exc.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
             raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def _copy(image: str, target: str) -> None:
@@ -178,21 +180,18 @@ class Cutter:
         with mounted(self.system, live, f"{self.root}/live"):
             world = self._named(prepared)
             subprocess.run(["sync", "-f", world.root], check=True)
-            promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
-            message, envelope = scenario.input_of(promise)
-            command = scenario.command(world, promise)
-            if place is not None:
-                command = tracing.strike_command(place, "signal=KILL", command)
-            ran = world.run(
-                command, message=message, envelope=envelope, environ=scenario.environ
+            promises = scenario.promises(world)
+            ran = scenario.run(
+                world,
+                promises,
+                lambda command: tracing.strike_command(place, "signal=KILL", command)
+                if place
+                else command,
             )
-            _shut_down(f"{self.root}/live")
+            shut_down(f"{self.root}/live")
             _copy(live, dead)
         ended = ran.returncode >= 0
-        if promise is not None:
-            added = scenario.program in ("inject", "sendmail")
-            accepted = ran.returncode == 0
-            world.promises.append(evolve(promise, accepted=accepted, fields_added=added))
+        world.promises += scenario.told(promises, ran)
         arrived = {invariant.token_of(mail.unix) for mail in self.stage.received(world)}
         self.report.cuts += 1
         try:

@@ -7,6 +7,7 @@ The model of a file system that keeps no promise but those of POSIX and of fsync
   fsync, or anything that it has been since, independently of every other entry: in any order, and a
   rename across directories may have happened in one of them only.
 - A mode that was not fsynced may be the old one or the new one.
+- syncfs(2) is an fsync of every file and every directory at that instant.
 
 That is more than any journalling file system does. A state that one of those could leave too (the
 operations up to some point, none after it) is marked as `ordered`.
@@ -171,6 +172,10 @@ class Disk:
             self._change((key, None))
         elif kind == "syncdir":
             self._sync_directory(key[0])
+        elif kind == "syncfs":
+            for file in self.inodes.values():
+                file.durable, file.durable_mode = file.data, file.mode
+            self._commit()
         elif inode is None:
             raise AssertionError(f"{operation}: no such file in the model")
         else:

@@ -106,11 +106,10 @@ def record(stage: Stage, scenario: Scenario, template: World) -> list[tracing.Ca
 
 def _calls_of_a_run(stage: Stage, scenario: Scenario, template: World) -> list[tracing.Call]:
     world = template.clone(stage.path())
-    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
-    message, envelope = scenario.input_of(promise)
     output = f"{world.root}.trace"
-    command = tracing.record_command(output, scenario.command(world, promise))
-    ran = world.run(command, message=message, envelope=envelope, environ=scenario.environ)
+    ran = scenario.run(
+        world, scenario.promises(world), lambda command: tracing.record_command(output, command)
+    )
     assert ran.returncode in scenario.statuses, (scenario.name, ran)
     calls = tracing.read_calls(output)
     os.unlink(output)
@@ -164,22 +163,14 @@ def _strike(
     if report.first_only and report.breaches:
         return
     world = template.clone(stage.path())
-    promise = world.promise(scenario.submits, scenario.octets) if scenario.submits else None
-    message, envelope = scenario.input_of(promise)
-    command = scenario.command(world, promise)
-    killing = tracing.strike_command(place, "signal=KILL", command)
-    ran = world.run(killing, message=message, envelope=envelope, environ=scenario.environ)
+    promises = scenario.promises(world)
+    ran = scenario.run(
+        world, promises, lambda command: tracing.strike_command(place, "signal=KILL", command)
+    )
     if ran.returncode != -signal.SIGKILL:
         report.missed += 1
         report.missed_places.append(f"{scenario.name}: {place.place} {place.rest[:60]}")
-    if promise is not None:
-        world.promises.append(
-            evolve(
-                promise,
-                accepted=ran.returncode == 0,
-                fields_added=scenario.program in ("inject", "sendmail"),
-            )
-        )
+    world.promises += scenario.told(promises, ran)
     breaches = invariant.half_visible(world)
     breaches += world.recover(zygote, stage.good.address)
     finding = scenario.judge(world, stage.received(world))

@@ -164,6 +164,11 @@ class _Reader:
             self.found.append(Operation("syncdir", (self.directories[number], "")))
         self._touch("sync", number)
 
+    def sync_all(self, _rest: str, number: int, _result: int) -> None:
+        """Make all of the file system durable, if it is that of the spool."""
+        if number in self.directories or number in self.files:
+            self.found.append(Operation("syncfs"))
+
     def write(self, rest: str, number: int, result: int) -> None:
         """Write where the descriptor is."""
         if number not in self.files:
@@ -216,6 +221,7 @@ _HANDLERS: dict[str, Callable[[_Reader, str, int, int], None]] = {
     "mkdirat": _Reader.mkdir,
     "fsync": _Reader.sync,
     "fdatasync": _Reader.sync,
+    "syncfs": _Reader.sync_all,
     "write": _Reader.write,
     "pwrite64": _Reader.pwrite,
     "ftruncate": _Reader.truncate,

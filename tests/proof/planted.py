@@ -40,19 +40,27 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the message file",
         "accept.py",
-        "            durable.sync(self._descriptor)\n",
-        "            pass\n",
+        "                durable.sync(self._descriptor)\n",
+        "                pass\n",
         "power",
         "queue",
     ),
     Plant(
         "no fsync of the sidecar",
         "durable.py",
-        "            posix.fsync(descriptor)\n"
+        "            if synced:\n                posix.fsync(descriptor)\n"
         "        finally:\n            posix.close(descriptor)\n    except",
         "            pass\n        finally:\n            posix.close(descriptor)\n    except",
         "power",
         "queue",
+    ),
+    Plant(
+        "no syncfs before a group's renames",
+        "acceptance.py",
+        "        try:\n            together.sync()\n",
+        "        try:\n            pass\n",
+        "power",
+        "enqueue_many",
     ),
     Plant(
         "no fsync of the directory",

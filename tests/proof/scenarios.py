@@ -5,16 +5,19 @@ The rule of this module: one function a scenario; each prepares a home by ordina
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from picoqmail import envelope
+from picoqmail.file_system_sync import LEAST_MESSAGES
 from proof import invariant
 from rig import faults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    import subprocess
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from proof.world import Promise, World
     from proof.zygote import Zygote
@@ -33,13 +36,19 @@ MOODY: dict[str, faults.Fault] = {
 
 @frozen
 class Scenario:
-    """One program's run. `prepare` fills the home; `submits` says that the run hands in a mail."""
+    """One program's run. `prepare` fills the home.
+
+    `submits` are the recipients of each of the `messages` that the run hands in; none if empty.
+    """
 
     name: str
     program: str
     prepare: Callable[[World, Zygote, str], None]
     arguments: tuple[str, ...] = ()
     submits: tuple[str, ...] = ()
+    messages: int = 1
+    keyed: bool = False
+    """Whether every other message has an idempotency key, whose record is made durable, too."""
     octets: int = 0
     may_fail: frozenset[str] = frozenset()
     may_vanish: frozenset[str] = frozenset()
@@ -49,10 +58,52 @@ class Scenario:
     statuses: frozenset[int] = frozenset({0})
     environ: Mapping[str, str] = field(factory=dict)
 
-    def input_of(self, promise: Promise | None) -> tuple[bytes, bytes | None]:
+    def promises(self, world: World) -> list[Promise]:
+        """The messages that a run is going to hand in."""
+        count = self.messages if self.submits else 0
+        return [world.promise(self.submits, self.octets, ahead) for ahead in range(count)]
+
+    def run(
+        self,
+        world: World,
+        promises: Sequence[Promise],
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the program in a world, its command line wrapped, say, by strace."""
+        message, addresses = self._input_of(promises)
+        command = wrap(self._command(world, promises))
+        return world.run(command, message=message, envelope=addresses, environ=self.environ)
+
+    def told(
+        self, promises: Sequence[Promise], ran: subprocess.CompletedProcess[bytes]
+    ) -> list[Promise]:
+        """The promises, and which of them the program has made."""
+        accepted = [ran.returncode == 0] * len(promises)
+        if self.program == "many":
+            # Who died before he told has promised nothing.
+            answers = json.loads(ran.stdout or b"[]")
+            accepted = answers if len(answers) == len(promises) else [False] * len(promises)
+        added = self.program in ("inject", "sendmail")
+        return [
+            evolve(one, accepted=yes, fields_added=added)
+            for one, yes in zip(promises, accepted, strict=True)
+        ]
+
+    def _input_of(self, promises: Sequence[Promise]) -> tuple[bytes, bytes | None]:
         """Message and envelope for the program's descriptors 0 and 1."""
-        if promise is None:
+        if self.program == "many":
+            keys = [
+                one.token if self.keyed and not number % 2 else None
+                for number, one in enumerate(promises)
+            ]
+            handed = [
+                [one.body.decode("latin-1"), one.sender, one.recipients, key]
+                for one, key in zip(promises, keys, strict=True)
+            ]
+            return json.dumps(handed).encode(), None
+        if not promises:
             return b"", None
+        (promise,) = promises
         if self.program == "queue":
             return promise.body, envelope.encode(promise.sender, promise.recipients)
         return promise.body, None
@@ -70,13 +121,13 @@ class Scenario:
             requeued=self.requeues,
         )
 
-    def command(self, world: World, promise: Promise | None) -> list[str]:
+    def _command(self, world: World, promises: Sequence[Promise]) -> list[str]:
         """The command line."""
         words = [*world.programs.command(self.program), *self.arguments]
-        if promise is not None and self.program == "sendmail":
-            words += ["-i", "-f", promise.sender, "--", *promise.recipients]
-        if promise is not None and self.program == "inject":
-            words += ["-a", "-f", promise.sender, *promise.recipients]
+        if promises and self.program == "sendmail":
+            words += ["-i", "-f", promises[0].sender, "--", *promises[0].recipients]
+        if promises and self.program == "inject":
+            words += ["-a", "-f", promises[0].sender, *promises[0].recipients]
         return words
 
 
@@ -125,6 +176,25 @@ SCENARIOS = (
     Scenario("queue", "queue", _empty, submits=("to@there.test", "cc@there.test"), octets=70000),
     Scenario("sendmail", "sendmail", _empty, submits=("to@there.test",), octets=70000),
     Scenario("inject", "inject", _empty, submits=("to@there.test",)),
+    Scenario(
+        "enqueue_many",
+        "many",
+        _empty,
+        submits=("to@there.test",),
+        messages=LEAST_MESSAGES,
+        octets=5000,
+    ),
+    Scenario(
+        "enqueue_many, with keys",
+        "many",
+        _empty,
+        submits=("to@there.test",),
+        messages=LEAST_MESSAGES,
+        keyed=True,
+    ),
+    Scenario(
+        "enqueue_many, few", "many", _empty, submits=("to@there.test",), messages=3, keyed=True
+    ),
     Scenario("send", "send", _three_new),
     Scenario(
         "send, some refused",

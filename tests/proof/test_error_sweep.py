@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail import envelope
+from picoqmail.file_system_sync import LEAST_MESSAGES
 from proof import tracing
-from proof.error_sweep import sweep
+from proof.error_sweep import ERRORS, sweep
 from proof.kill_sweep import Stage
 from proof.world import World
 from rig.programs import missing
@@ -31,7 +32,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.mark.parametrize(
     ("name", "sample"),
-    [("queue", 40), ("sendmail", 20), ("send", 12), ("send, some refused", 12), ("cron", 12)],
+    [
+        ("queue", 40),
+        ("sendmail", 20),
+        ("enqueue_many", 20),
+        ("enqueue_many, with keys", 12),
+        ("enqueue_many, few", 12),
+        ("send", 12),
+        ("send, some refused", 12),
+        ("cron", 12),
+    ],
 )
 def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sample: int) -> None:
     """Whatever call fails: the right exit code, a clear line, nothing lost, the spool usable."""
@@ -40,6 +50,29 @@ def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sam
     report = sweep(stage, [name], sample=sample, seed=SEED)
     assert [] == report.breaches
     assert report.missed <= sample // 3
+
+
+@pytest.mark.parametrize("call", ["syncfs", "fsync"])
+def test_an_error_of_a_shared_sync_refuses_the_whole_group(stage: Stage, call: str) -> None:
+    """Each of the two syncs of a group, with every error: no yes, nothing left, no second try."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    report = sweep(stage, ["enqueue_many"], only=(call,), seed=SEED)
+    assert [] == report.breaches
+    assert 0 == report.missed
+    assert len(ERRORS) == report.total
+    assert len(ERRORS) * LEAST_MESSAGES == report.refused
+
+
+def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> None:
+    """The second syncfs of a group with keys: those without are durable by the first."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    report = sweep(stage, ["enqueue_many, with keys"], only=("syncfs",), seed=SEED)
+    assert [] == report.breaches
+    assert 0 == report.missed
+    assert 2 * len(ERRORS) == report.total
+    assert len(ERRORS) * (LEAST_MESSAGES + LEAST_MESSAGES // 2) == report.refused
 
 
 def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:

@@ -32,7 +32,16 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.mark.parametrize(
     ("name", "sample"),
-    [("queue", 0), ("inject", 0), ("send", 60), ("send, some refused", 100), ("cron", 60)],
+    [
+        ("queue", 0),
+        ("inject", 0),
+        ("enqueue_many", 100),
+        ("enqueue_many, with keys", 100),
+        ("enqueue_many, few", 60),
+        ("send", 60),
+        ("send, some refused", 100),
+        ("cron", 60),
+    ],
 )
 def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int) -> None:
     """Whatever a disk may hold after any operation: what was accepted is delivered by cron."""
@@ -65,6 +74,19 @@ def test_an_unsynced_file_may_be_anything() -> None:
         (("tmp/a",), (b"abcd",)),
     } == states_after(
         Operation("open", FILE, handle=1), Operation("write", FILE, data=b"abcd", handle=1)
+    )
+
+
+def test_syncfs_makes_all_durable_at_once() -> None:
+    """Data and names of all files; what comes after it is as uncertain as ever."""
+    written = (
+        Operation("open", FILE, handle=1),
+        Operation("write", FILE, data=b"abcd", handle=1),
+        Operation("syncfs"),
+    )
+    assert {(("tmp/a",), (b"abcd",))} == states_after(*written)
+    assert {(("tmp/a",), (b"abcd",)), (("new/a", "tmp/a"), (b"abcd", b"abcd"))} == states_after(
+        *written, Operation("link", FILE, ("new", "a"))
     )
 
 

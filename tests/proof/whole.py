@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 PAGE = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "docs", "proof.md"
 )
-POWER_SCENARIOS = ("queue", "inject", "send", "send, some refused", "cron", "requeue", "delete")
-DEVICE_SCENARIOS = ("queue", "send", "send, some refused", "cron")
+POWER_SCENARIOS = (
+    "queue",
+    "inject",
+    "enqueue_many",
+    "enqueue_many, with keys",
+    "enqueue_many, few",
+    "send",
+    "send, some refused",
+    "cron",
+    "requeue",
+    "delete",
+)
+DEVICE_SCENARIOS = (
+    "queue",
+    "enqueue_many",
+    "enqueue_many, with keys",
+    "send",
+    "send, some refused",
+    "cron",
+)
 # Less than the queue's lifetime: a clock that jumps further expires what it finds, as it must.
 JUMP_SECONDS = 300000.0
 
@@ -120,7 +138,8 @@ class Proof:
         section = Section(
             "An error at every call",
             f"Each call on the home fails once with each of {', '.join(error_sweep.ERRORS)}. A yes "
-            "needs three good fsyncs (message, sidecar, directory); a no leaves nothing behind, "
+            "needs three good fsyncs (message, sidecar, directory), of which a group may make the "
+            "first two by one syncfs; a no leaves nothing behind, "
             "has the right exit code and a clear line; the spool is usable afterwards.",
             [("Program", "Errors", "Missed", "Refused", "Breaches")],
         )

@@ -96,7 +96,9 @@ class Programs:
     copy: str = ""
 
     def command(self, name: str) -> list[str]:
-        """How to start picoqmail-NAME; picoqmail itself if there is no name."""
+        """How to start picoqmail-NAME; picoqmail itself if there is no name, many.py for `many`."""
+        if name == "many":
+            return [sys.executable, "-I", f"{_HERE}/many.py", *([self.copy] if self.copy else [])]
         if self.copy:
             return [sys.executable, "-I", f"{_HERE}/runner.py", self.copy, name or "main"]
         program = f"picoqmail-{name}" if name else "picoqmail"
@@ -176,9 +178,14 @@ class World:
             **more,
         }
 
-    def promise(self, recipients: Sequence[str] = (), octets: int = 0) -> Promise:
-        """Think of a message; nobody has been told anything about it yet."""
-        number = len(self.promises) + 1
+    def promise(
+        self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0
+    ) -> Promise:
+        """Think of a message; nobody has been told anything about it yet.
+
+        `ahead` others were thought of before it and are not among the promises yet.
+        """
+        number = len(self.promises) + ahead + 1
         token = f"{self.name}-{number}"
         to = tuple(recipients) or (f"to{number}@there.test",)
         body = make_body(token, octets)
