@@ -71,10 +71,14 @@ def ours(mails: int) -> None:
             lambda: _drop(spool.enqueue(octets, idempotency_key=str(next(keys)))),
             mails,
         )
-        started = time.perf_counter()
-        results = spool.enqueue_many([octets] * mails)
-        each = (time.perf_counter() - started) / mails
-        assert all(isinstance(one, picoqmail.Receipt) for one in results)
+        os.sync()
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            results = spool.enqueue_many([octets] * mails)
+            times.append((time.perf_counter() - started) / mails)
+            assert all(isinstance(one, picoqmail.Receipt) for one in results)
+        each = statistics.median(times)
         print(f"{'picoqmail enqueue_many':44} {each * 1000:9.2f} ms {1 / each:9.0f}/s")
 
 
