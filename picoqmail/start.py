@@ -67,7 +67,8 @@ MODULES = {
 }
 # These look after the bundles; nobody waits for them.
 _MAKERS = ("send", "cron")
-# What a bundle begins with; to Python it is no compiled file. The launchers have this line too.
+# What a bundle begins with; to Python it is no compiled file. The launchers have this line too. A
+# new form of bundles, or of what `run` is given, needs a new number: old bundles outlive upgrades.
 MAGIC = MAGIC_NUMBER + b"picoqmail 1\n"
 _FIRST_PART = len(MAGIC) + 4
 # Shared objects in most Pythons, and each program needs them.

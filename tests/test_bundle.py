@@ -194,6 +194,34 @@ def test_cron_and_the_sender_make_bundles_and_nobody_else(
     assert (set(PROGRAMS) if makes else set()) == bundles(package)
 
 
+def test_init_makes_bundles(own: Installation, tmp_path: Path) -> None:
+    """The first thing that anybody runs, and often the only thing that root runs."""
+    package = package_of(own)
+    for path in glob.glob(f"{package}/starting/__pycache__/*"):
+        os.unlink(path)
+    old = time.time() - 3600
+    for path in glob.glob(f"{package}/**/*.py", recursive=True):
+        os.utime(path, (old, old))
+    command = [
+        "-m",
+        "picoqmail.cli.main",
+        "init",
+        "--me",
+        "host.example",
+        "--relay",
+        "relay.example",
+    ]
+    subprocess.run(
+        [own.python, "-I", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(tmp_path / "home")},
+        check=True,
+        timeout=SECONDS,
+    )
+    assert set(PROGRAMS) == bundles(package)
+
+
 def test_bundles_are_made_once(package: str) -> None:
     """What is up to date is left alone; what is not is made anew."""
     assert list(start.MODULES) == bundle.refresh(package, time.time())
