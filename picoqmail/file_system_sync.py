@@ -16,6 +16,8 @@ each file is synced by itself (durable.py):
 - The file system is one of those below. Overlayfs passes errors of the layer below on to nobody
   but who has the file open there, ext2 leaves the disk's cache alone, and what NFS, FUSE or 9p make
   of it is up to somebody else.
+  Ext4 without a journal flushes the disk's cache before the last blocks of directories go there
+  (fs/sync.c): the fsync of a directory that follows, before anybody is told yes, flushes it again.
 - After an error the descriptor is never used again, for the error was reported and is forgotten.
 
 A file system that turned read-only, or was shut down, may answer yes without doing anything
