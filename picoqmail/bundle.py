@@ -38,7 +38,9 @@ def refresh(package: str, now: float) -> list[str]:
             return made
         # An editable install has its modules apart, and no use for this.
         posix.stat(f"{package}/cli/__init__.py")
-        durable.make_directory(f"{directory}/__pycache__", 0o755)
+        if durable.make_directory(f"{directory}/__pycache__"):
+            # Open to whom the sources are, whatever the umask.
+            posix.chmod(f"{directory}/__pycache__", posix.stat(directory).st_mode & 0o777)
         compiled: dict[str, CodeType] = {}
         for program in MODULES:
             path = path_of_bundle(package, program)
