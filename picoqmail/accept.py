@@ -1,7 +1,7 @@
 """Acceptance: octets and an envelope become a durable message. Hot; builtins only.
 
-The order of the steps is layout.ACCEPT. Nobody is told yes before the last of them, and whoever
-is told no finds nothing of his message in the spool.
+The order of the steps is transitions.ACCEPT. Nobody is told yes before the last of them, and
+whoever is told no finds nothing of his message in the spool.
 """
 
 from __future__ import annotations

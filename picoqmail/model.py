@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
-from picoqmail import sidecar
+from picoqmail import sidecar, sidecar_reading
 from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
 from picoqmail.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
 
@@ -69,7 +69,7 @@ class Message:
     @classmethod
     def from_sidecar(cls, data: bytes, message_id: str) -> Message:
         """Read a sidecar. Raises DamagedMessageError."""
-        record = sidecar.decode(data, message_id)
+        record = sidecar_reading.decode(data, message_id)
         recipients = []
         for one in record.pop("recipients"):
             address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)

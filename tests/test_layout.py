@@ -12,10 +12,10 @@ from picoqmail import layout
 from picoqmail.layout import (
     LEFTOVER_AGE_SECONDS,
     QUEUE_TIME_LIMIT_SECONDS,
-    TRANSITIONS,
     is_id,
     make_id,
 )
+from picoqmail.transitions import TRANSITIONS
 
 Steps = tuple[tuple[str, ...], ...]
 TABLE = pytest.mark.parametrize("steps", TRANSITIONS.values(), ids=TRANSITIONS.keys())

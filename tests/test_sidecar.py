@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoqmail import sidecar
+from picoqmail import sidecar, sidecar_reading
 from picoqmail.errors import DamagedMessageError
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ def test_what_has_no_form_in_json_is_a_bug() -> None:
 def test_unknown_keys_are_kept() -> None:
     """A newer picoqmail of the same format may have more to say."""
     data = encoded(dsn={"ret": "FULL"})
-    assert {"ret": "FULL"} == sidecar.decode(data, ID)["dsn"]
+    assert {"ret": "FULL"} == sidecar_reading.decode(data, ID)["dsn"]
 
 
 def test_times_may_have_fractions() -> None:
     """Another program may write them so; we calculate with whole seconds."""
-    assert 1700000000 == sidecar.decode(encoded(created=1700000000.7), ID)["created"]
+    assert 1700000000 == sidecar_reading.decode(encoded(created=1700000000.7), ID)["created"]
 
 
 DAMAGED: dict[str, Callable[[], bytes]] = {
@@ -157,18 +157,18 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
 def test_damage_is_told_and_never_guessed_at(make: Callable[[], bytes]) -> None:
     """Each kind of damage is one error whose text says what is wrong."""
     with pytest.raises(DamagedMessageError, match="its sidecar"):
-        sidecar.decode(make(), ID)
+        sidecar_reading.decode(make(), ID)
 
 
 def test_a_version_from_the_future_is_told_as_such() -> None:
     """The administrator learns that a newer picoqmail wrote it, and what to do."""
     with pytest.raises(DamagedMessageError, match=r"version 2.*newer picoqmail"):
-        sidecar.decode(encoded(version=2), ID)
+        sidecar_reading.decode(encoded(version=2), ID)
 
 
 def test_what_we_can_read_we_can_write() -> None:
     """The deepest value that is let in comes out again."""
     data = encoded(later=nested(32), recipients=[{
         "address": "c@d", "state": "pending", "reply": None, "x": nested(31)}])  # fmt: skip
-    once = sidecar.decode(data, ID)
-    assert once == sidecar.decode(sidecar.encode(once), ID)
+    once = sidecar_reading.decode(data, ID)
+    assert once == sidecar_reading.decode(sidecar.encode(once), ID)

@@ -33,7 +33,7 @@ SECONDS = 60
 READ_ME = ["openat", "read", "read", "close"]
 OTHER_SETTINGS = ["openat"] * 4  # databytes, minfree, queuelifetime and minivars are not there
 IDENTITY = ["getpid", "getrandom"]
-# layout.ACCEPT, call by call; the lock goes before its descriptor.
+# transitions.ACCEPT, call by call; the lock goes before its descriptor.
 BODY = ["openat", "flock"]
 SIDECAR = ["openat", "write", "fsync", "close"]
 VISIBLE = ["link", "rename", "openat", "fsync", "close", "unlink", "flock", "close"]

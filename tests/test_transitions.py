@@ -1,6 +1,6 @@
 """The table of transitions against the truth: what programs do, and what recovery makes of crashes.
 
-Every test here is generated from layout.TRANSITIONS.
+Every test here is generated from transitions.TRANSITIONS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import frozen
 
-from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TRANSITIONS, UNDELIVERED
+from picoqmail.layout import BODY, CUR, NEW, SIDECAR, UNDELIVERED
+from picoqmail.transitions import TRANSITIONS
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.tracing import Step, trace

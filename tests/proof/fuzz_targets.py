@@ -14,8 +14,9 @@ from picoqmail import control, tokens
 from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
 from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
 from picoqmail.model import Message
-from picoqmail.sidecar import decode, new_record
 from picoqmail.sidecar import encode as encode_record
+from picoqmail.sidecar import new_record
+from picoqmail.sidecar_reading import decode
 from picoqmail.smtp.address import UnsendableAddressError, wire_path
 from picoqmail.smtp.reply import LINES_LIMIT, Reply, ReplyError, ReplyParser
 from picoqmail.submission import Data, Stream, _LostClientError, _RefusedError, path_of

@@ -1,4 +1,4 @@
-"""What a program really does to a spool: its system calls, as the steps of layout.TRANSITIONS."""
+"""What a program really does to a spool: its calls, as the steps of transitions.TRANSITIONS."""
 
 from __future__ import annotations
 
