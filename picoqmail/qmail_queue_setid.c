@@ -141,25 +141,8 @@ int main(void)
     static char locale[] = "LC_ALL=C.UTF-8", send_later[] = "PICOQMAIL_SEND=off", caller[40];
     static char python[] = PYTHON_PATH, packages[] = PACKAGES_PATH, name[] = "qmail-queue";
     static char isolated[] = "-I", no_site[] = "-S", code[] = "-c", program[] =
-        /* As the launchers have it (bin/picoqmail-queue): the bundle, if it is up to date. */
-        "import sys\n"
-        "from _frozen_importlib_external import MAGIC_NUMBER\n"
-        "from marshal import loads\n"
-        "packages = sys.argv.pop(1)\n"
-        "sys.path.append(packages)\n"
-        "del sys.argv[0]\n"
-        "path = '%s/picoqmail/starting/__pycache__/queue.%s.pyc' % (packages, sys.implementation.cache_tag)\n"
-        "try:\n"
-        "    with open(path, 'rb') as file:\n"
-        "        bundle = file.read()\n"
-        "except OSError:\n"
-        "    bundle = b''\n"
-        "if bundle.startswith(MAGIC_NUMBER + b'picoqmail 1\\n'):\n"
-        "    start = {'__name__': 'picoqmail.start', '__file__': packages + '/picoqmail/start.py'}\n"
-        "    exec(loads(memoryview(bundle)[20:]), start)\n"
-        "    start['run']('queue', bundle)\n"
-        "from picoqmail import start\n"
-        "start.run('queue')";
+        "import sys; sys.path.append(sys.argv.pop(1)); del sys.argv[0]\n"
+        "from picoqmail import start; start.run('queue')";
     static const struct sched_param no_priority;
     char *arguments[] = { python, isolated, no_site, code, program, packages, name, NULL };
     char *environment[] = { home, path, locale, caller, NULL, NULL };
