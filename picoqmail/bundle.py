@@ -9,7 +9,6 @@ read them: init, cron and the sender make them, where the package belongs to who
 from __future__ import annotations
 
 import posix
-import sys
 
 from picoqmail import durable
 from picoqmail.start import MAGIC, MODULES, is_fresh, path_in_package, path_of_bundle
@@ -27,14 +26,15 @@ def refresh(package: str, now: float) -> list[str]:
     """Make the bundles that are missing or out of date; returns the programs that got one.
 
     `package` is the directory of our modules, `now` are Unix seconds. Nothing is done by anybody
-    but its owner, by a set-id program, or where Python was told to write no compiled files. Nothing
-    that goes wrong is an error: the programs start without bundles too.
+    but its owner, or by a set-id program. As with an installer that compiles this is no import:
+    PYTHONDONTWRITEBYTECODE is not asked. Nothing that goes wrong is an error: programs start
+    without bundles too.
     """
     directory = f"{package}/starting"
     made: list[str] = []
     try:
         owner = posix.stat(directory).st_uid
-        if sys.dont_write_bytecode or not posix.getuid() == posix.geteuid() == owner:
+        if not posix.getuid() == posix.geteuid() == owner:
             return made
         # An editable install has its modules apart, and no use for this.
         posix.stat(f"{package}/cli/__init__.py")

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from typing import TYPE_CHECKING
@@ -73,9 +72,8 @@ def queue(installed: Installation, home: Path) -> int:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def package(tmp_path: Path) -> str:
     """A copy of the package as it is installed, its sources an hour old, without bundles."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     sources = importlib.util.find_spec("picoqmail")
     commands = importlib.util.find_spec("picoqmail.cli")
     assert sources is not None
@@ -247,14 +245,6 @@ def test_a_source_that_may_still_change_is_in_no_bundle(package: str) -> None:
     os.utime(os.path.join(package, "home.py"))
     assert [] == bundle.refresh(package, time.time())
     assert set() == bundles(package)
-
-
-def test_python_s_wish_for_no_compiled_files_is_heard(
-    package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """-B and PYTHONDONTWRITEBYTECODE."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert [] == bundle.refresh(package, time.time())
 
 
 def test_an_editable_install_gets_none(package: str) -> None:
