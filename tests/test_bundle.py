@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from typing import TYPE_CHECKING
