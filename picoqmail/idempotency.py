@@ -2,17 +2,18 @@
 
 `spool/idempotency/NAME`, one file a key, NAME the SHA-256 of the key. Plain stdlib: the sweep is
 part of an idle cron run. The file's lock says who works with the key; its modification time
-repeats when the record expires; the execute bit says that its message was on its way into the
-spool and that nobody has yet seen it arrive:
+repeats when the record expires; the execute bit says that its message was seen to arrive in the
+spool. Without it the message was on its way there when the record was written:
 
     1. body and sidecar of the message are on disk in tmp/, and so are their names
-    2. the record is written, with the bit, and is on disk                  (`Record.intend`)
+    2. the record is written, without the bit, and is on disk               (`Record.intend`)
     3. the message becomes visible: its rename into new/ or cur/            (accept.publish)
-    4. the bit is taken away                                                (`Record.arrived`)
+    4. the bit is set                                                       (`Record.arrived`)
 
-A crash between 2 and 4 leaves the bit and no lock. Then the message was accepted unless it still
-lies in tmp/, from where nothing ever goes anywhere but into the spool by step 3, or away by the
-sweep, which looks at the records first (`sweep`).
+A bit that a crash, or a copy of the spool without its modes, took away costs a look and nothing
+else. A crash between 2 and 4 leaves no bit and no lock. Then the message was accepted unless it
+still lies in tmp/, from where nothing ever goes anywhere but into the spool by step 3, or away by
+the sweep, which looks at the records first (`sweep`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PATIENCE_SECONDS = 30.0
 SWEEP_INTERVAL_SECONDS = 3600
 
 _SWEPT = ".swept"
-_ON_ITS_WAY = 0o100
+_ARRIVED = 0o100
 _FIRST_PAUSE_SECONDS = 0.0005
 _LONGEST_PAUSE_SECONDS = 0.02
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -115,7 +116,7 @@ class Record:
             found = self._read()
             if found is None or found["expires"] <= now:
                 return None
-            if self._is_on_its_way():
+            if not self._has_arrived():
                 if not _was_published(self._spool, found["id"]):
                     return None
                 self.arrived()
@@ -139,16 +140,19 @@ class Record:
         """
         data = sidecar.encode({"version": 1, "key": self.key, **record})
         os.ftruncate(self._descriptor, 0)
+        if self._has_arrived():
+            # An expired record's: the disk must not show it with what is written now.
+            os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+            durable.sync(self._descriptor)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         durable.write_all(self._descriptor, data)
-        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | _ON_ITS_WAY)
         os.utime(self._descriptor, (record["expires"], record["expires"]))
         if synced:
             durable.sync(self._descriptor)
 
     def arrived(self) -> None:
         """Say that the message was accepted; its loss in a crash loses nothing."""
-        os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | _ARRIVED)
 
     def forget(self) -> None:
         """Take the record back: nothing was accepted. Raises OSError."""
@@ -170,8 +174,8 @@ class Record:
             # At worst such a child keeps the lock for as long as it lives, and callers wait.
             return
 
-    def _is_on_its_way(self) -> bool:
-        return bool(os.fstat(self._descriptor).st_mode & _ON_ITS_WAY)
+    def _has_arrived(self) -> bool:
+        return bool(os.fstat(self._descriptor).st_mode & _ARRIVED)
 
     def _read(self) -> dict[str, Any] | None:
         return _parse(os.pread(self._descriptor, _RECORD_LIMIT_OCTETS, 0))
@@ -255,7 +259,7 @@ def sweep(spool: str, now: float) -> int:
                 continue
             if entry.name == _SWEPT or not entry.is_file(follow_symlinks=False):
                 continue
-            if status.st_mtime <= now or status.st_mode & _ON_ITS_WAY:
+            if status.st_mtime <= now or not status.st_mode & _ARRIVED:
                 gone += _sweep_one(spool, entry.path, now)
     return gone
 
@@ -273,10 +277,10 @@ def _sweep_one(spool: str, path: str, now: float) -> bool:
         status = os.fstat(descriptor)
         found = _parse(os.pread(descriptor, _RECORD_LIMIT_OCTETS, 0))
         alive = found is not None and found["expires"] > now
-        if found is not None and alive and status.st_mode & _ON_ITS_WAY:
+        if found is not None and alive and not status.st_mode & _ARRIVED:
             alive = _was_published(spool, found["id"])
             if alive:
-                os.fchmod(descriptor, PRIVATE_FILE_MODE)
+                os.fchmod(descriptor, PRIVATE_FILE_MODE | _ARRIVED)
         if alive:
             return False
         return durable.unlink_if_there(path)

@@ -116,7 +116,8 @@ def test_any_text_may_be_a_key(home: Home, key: str) -> None:
     assert enqueue(key).id == enqueue(key).id
     (name,) = keys(home)
     assert 64 == len(name)
-    assert 0o600 == os.stat(f"{home.spool}/idempotency/{name}").st_mode & 0o777
+    # The execute bit: the message has arrived.
+    assert 0o700 == os.stat(f"{home.spool}/idempotency/{name}").st_mode & 0o777
 
 
 @pytest.mark.parametrize("key", ["", "\u00fc" * 600, b"bytes", 5])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from picoqmail import Mail, Receipt, Spool
 from proof import power, tracing
 from proof.disk import Disk
 from proof.kill_sweep import Stage
 from proof.operations import Operation
 from proof.scenarios import BY_NAME
+from proof.world import World, read_sidecar
 from rig.programs import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SEED = int(os.environ.get("PROOF_SEED", "1"))
 FILE = ("tmp", "a")
@@ -48,6 +53,42 @@ def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int)
     report = power.sweep(stage, BY_NAME[name], limit=64, sample=sample, seed=SEED)
     assert [] == report.breaches
     assert report.states >= (sample or 20)
+
+
+@pytest.mark.parametrize("name", ["enqueue_many, with keys", "enqueue_many, few"])
+def test_a_second_try_with_the_same_keys_after_power_loss_adds_nothing(
+    stage: Stage, tmp_path: Path, name: str
+) -> None:
+    """Whatever a journal leaves: the caller who tries again has each keyed mail once, not twice.
+
+    A disk that keeps half a rename is left out: there the sidecar has no name at all, as if the
+    message had been delivered.
+    """
+    scenario = BY_NAME[name]
+    recording = power.record(stage, scenario)
+    report = power.PowerReport()
+    work = power.trials(recording, limit=16, most=30, seed=SEED, report=report)
+    promises = recording.template.promises
+    keyed = promises[::2]
+    several = [
+        Mail(one.body, one.sender, one.recipients, idempotency_key=one.token) for one in keyed
+    ]
+    ordered = [one for one in work if one.state.ordered]
+    assert len(ordered) >= 60
+    repeats = 0
+    for number, trial in enumerate(random.Random(SEED).sample(ordered, min(len(ordered), 200))):  # noqa: S311 - a seeded choice
+        world = World.make(str(tmp_path / f"{number}"), stage.good.address)
+        shutil.rmtree(world.spool)
+        trial.state.materialise(world.spool)
+        results = Spool(world.root, send=False).enqueue_many(several)
+        assert [] == [one for one in results if isinstance(one, Exception)], trial.place
+        repeats += sum(one.repeated for one in results if isinstance(one, Receipt))
+        visible = [one["sender"] for one in map(read_sidecar, world.sidecars("new"))]
+        for one in keyed:
+            assert 1 == visible.count(one.sender), (trial.place, one)
+        world.destroy()
+    assert repeats
+    stage.forget(recording.template)
 
 
 def states_after(*operations: Operation) -> set[tuple[tuple[str, ...], tuple[bytes, ...]]]:
