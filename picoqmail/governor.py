@@ -21,7 +21,7 @@ from attrs import frozen
 from picoqmail import durable, scan
 from picoqmail.errors import SpoolError
 from picoqmail.layout import REPORTS
-from picoqmail.locker import portalocker
+from picoqmail.locker import lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -96,10 +96,7 @@ class Governor:
         except OSError as exc:
             raise SpoolError("open", path, exc) from exc
         try:
-            portalocker.lock(
-                descriptor, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
-            )
-            if not _is_at(path, descriptor):
+            if not lock(descriptor) or not _is_at(path, descriptor):
                 return None
             lines = list(_read(descriptor))
             kept = tuple(line for line in lines if line["what"] == KEPT)
@@ -111,8 +108,6 @@ class Governor:
             return Overdue(
                 target if kept else path, lines[0]["address"] if lines else "", kept, before
             )
-        except portalocker.LockException:
-            return None
         except OSError as exc:
             raise SpoolError("take", path, exc) from exc
         finally:
@@ -155,7 +150,7 @@ class _Ledger:
         self._path = f"{self._directory}/{name}"
         descriptor = os.open(self._path, _FLAGS, 0o600)
         try:
-            portalocker.lock(descriptor, portalocker.LockFlags.EXCLUSIVE)
+            lock(descriptor, wait=True)
             if _is_at(self._path, descriptor):
                 self._descriptor, descriptor = descriptor, -1
         finally:

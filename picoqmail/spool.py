@@ -41,7 +41,7 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
-from picoqmail.locker import portalocker
+from picoqmail.locker import lock
 from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ HELD_UNTIL = 4102444800.0
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # Where a body is looked for. Everybody's order must be the same: the first is what is locked.
 _BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
-_LOCK = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
 
 
 @frozen
@@ -262,7 +261,7 @@ class Spool:
 
     def _lock_fairly(self, descriptor: int, message_id: str) -> bool:
         """Lock a body; False if another process has it or it is not the message's any more."""
-        if not _lock(descriptor):
+        if not lock(descriptor):
             return False
         # Whoever had it may have finished the message meanwhile: a lock on a file that has no
         # name any more is a lock on nothing.
@@ -351,7 +350,7 @@ class Spool:
                 if os.path.samestat(before, found):
                     in_the_way.append(path)
                     continue
-                if not _lock(other):
+                if not lock(other):
                     raise _BusyError
                 try:
                     _check_size(message, found.st_size)
@@ -400,14 +399,15 @@ class Spool:
             except OSError as exc:
                 raise SpoolError("open", path, exc) from exc
             try:
-                portalocker.lock(descriptor, _LOCK)
+                if not lock(descriptor):
+                    continue
                 ours = os.fstat(descriptor)
                 there = os.lstat(path)
                 # The body may have come into sight since (a move, a restore from backup).
                 gone = self._body_is_nowhere(message_id)
                 if gone and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                     self._quarantine(message_id, state, "its body is missing")
-            except (portalocker.AlreadyLocked, FileNotFoundError):
+            except FileNotFoundError:
                 continue
             except OSError as exc:
                 raise SpoolError("put aside", path, exc) from exc
@@ -629,7 +629,7 @@ class Spool:
         try:
             if has_body and not self._lock_fairly(descriptor, message_id):
                 return False
-            if not has_body and not _lock(descriptor):
+            if not has_body and not lock(descriptor):
                 return False
             for state in (*STATES, TMP):
                 if durable.unlink_if_there(self._join(state, message_id + SIDECAR)):
@@ -684,7 +684,7 @@ class Spool:
         try:
             # Asked again under the lock: its last holder may have made it a message, or moved
             # the message here, since we looked.
-            if not _lock(descriptor) or self._is_owned(path):
+            if not lock(descriptor) or self._is_owned(path):
                 return False
             return durable.unlink_if_there(path)
         finally:
@@ -735,19 +735,6 @@ def _check_size(message: Message, octets: int) -> None:
         raise DamagedMessageError(
             f"its body has {octets} octets, and {message.size} were accepted"
         )
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file without waiting; False if another process has it. Raises OSError."""
-    try:
-        portalocker.lock(descriptor, _LOCK)
-    except portalocker.AlreadyLocked:
-        return False
-    except portalocker.LockException as exc:
-        # The file system has no locks: two senders could not be kept apart, so none starts.
-        cause = exc.args[0] if exc.args and isinstance(exc.args[0], OSError) else None
-        raise cause or OSError(0, f"no lock: {exc}") from exc
-    return True
 
 
 def _is_same_file(one: str, other: str) -> bool:

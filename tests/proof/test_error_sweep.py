@@ -75,6 +75,16 @@ def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> N
     assert len(ERRORS) * (LEAST_MESSAGES + LEAST_MESSAGES // 2) == report.refused
 
 
+def test_a_lock_that_fails_is_an_error_of_the_disk(stage: Stage) -> None:
+    """Neither a lock that somebody else has, nor an exception that nobody knows."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    scenarios = ["send, some refused", "cron"]
+    report = sweep(stage, scenarios, errors=("EIO", "ENOLCK"), only=("flock",), seed=SEED)
+    assert [] == report.breaches
+    assert report.missed <= report.total // 3
+
+
 def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:
     """An error of stat(2) says nothing of a file; it once cost a body that was being moved."""
     if not tracing.is_there():
