@@ -27,7 +27,7 @@ def facts(directory: str) -> dict[str, object]:
         "kernel": platform.release(),
         "python": sys.version.split()[0],
         "system": _first("/etc/os-release", "PRETTY_NAME", "=").strip('"'),
-        "file system": _said(["stat", "-f", "-c", "%T", directory]),
+        "file system": _said(["findmnt", "-n", "-o", "FSTYPE", "-T", directory]),
         "load before": os.getloadavg()[0],
         "fsync of a new 4 KiB file, ms": round(_fsync_seconds(directory) * 1000, 3),
     }

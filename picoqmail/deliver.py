@@ -108,6 +108,10 @@ class Outbox:
         """Give the next part: what was handed back, then what is due, then what failed before."""
         return self.delivery.next_for(self)
 
+    def backlog(self) -> int:
+        """About how many parts wait: a message that was not opened yet may be several, or none."""
+        return len(self.ready) + len(self.ids) + len(self.again)
+
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
         """Record how a part ended."""
         part = transaction.key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
@@ -10,7 +10,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.relay import Endpoint
-    from picoqmail.smtp.transaction import RelayFault, Source
+    from picoqmail.smtp.transaction import RelayFault, Transaction, Verdict
+
+
+class LaneSource(Protocol):
+    """Where a lane's messages come from: a conversation's source that knows how many there are."""
+
+    def take(self) -> Transaction | None:
+        """Return the next transaction, or None if there is nothing for this relay now."""
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Record how it ended. Called at once, before anything more is sent."""
+
+    def backlog(self) -> int:
+        """About how many more there are to take; 0 only if there is nothing now."""
 
 
 @frozen
@@ -26,7 +39,7 @@ class Lane:
 
     name: str
     endpoints: tuple[Endpoint, ...]
-    source: Source
+    source: LaneSource
     helo: str
     concurrency: int = 20
     messages: int = 500

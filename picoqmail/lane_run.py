@@ -288,17 +288,21 @@ class LaneRun:
         if (
             self.finished
             or self._gave_up
-            or (self._exhausted and not self._waiting)
+            or not self._left
             or not (self._reached if self.lane.probe else self._connected)
             or len(self._links) >= self._limit
             or self._is_pausing
         ):
             return math.inf
-        is_eager = not self._exhausted or len(self._waiting) >= self._worth_a_link
-        if is_eager:
+        if self._left >= self._worth_a_link:
             return self.active_at + EAGER_SECONDS
         # A relay that has not even let us in is not slow with messages.
         return self.active_at + PATIENT_SECONDS if self._reached else math.inf
+
+    @property
+    def _left(self) -> int:
+        """About how many messages wait for a link. Counted, not taken: to take one takes time."""
+        return len(self._waiting) + (0 if self._exhausted else self.lane.source.backlog())
 
     @property
     def _worth_a_link(self) -> int:
@@ -312,14 +316,7 @@ class LaneRun:
         for _ in range(min(self._grown, self._limit - len(self._links))):
             if self._addresses is None or self.engine.stopping or self._gave_up:
                 return
-            needed = 1 if is_patient else self._worth_a_link
-            while len(self._waiting) < needed and not self._exhausted:
-                transaction = self._take()
-                if transaction is None:
-                    self._exhausted = True
-                else:
-                    self._waiting.append(transaction)
-            if len(self._waiting) < needed:
+            if self._left < (1 if is_patient else self._worth_a_link):
                 return
             self._open()
 

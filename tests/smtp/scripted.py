@@ -88,6 +88,10 @@ class MemorySource:
         self.events.append(("take", self.waiting[0].key))
         return self.waiting.popleft()
 
+    def backlog(self) -> int:
+        """How many there are."""
+        return len(self.waiting)
+
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
         """Keep the verdict; a second one for the same message is an error."""
         assert transaction.key not in self.verdicts
