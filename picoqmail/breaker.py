@@ -9,6 +9,7 @@ of them are down, because mail for the others must go on.
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -106,6 +107,8 @@ def write(spool: str, outages: Mapping[str, Outage], routes: Iterable[str]) -> N
         all_down = all(name in outages for name in routes)
         look_again = min(one.until for one in outages.values()) if all_down else 0
         text = json.dumps({"routes": body}, indent=1, ensure_ascii=False) + "\n"
-        durable.replace(f"{spool}/{TMP}/{BREAKER}", path, text.encode(), look_again)
+        # A name of our own: several processes find out at the same moment.
+        scratch = f"{spool}/{TMP}/{BREAKER}.{os.getpid()}"
+        durable.replace(scratch, path, text.encode(), look_again)
     except OSError as exc:
         raise SpoolError("write", path, exc) from exc

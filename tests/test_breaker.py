@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail import breaker
+from picoqmail import breaker, crew
 from picoqmail.breaker import Outage
 from picoqmail.errors import SpoolError
 from picoqmail.launch import relay_is_down
 from picoqmail.layout import BREAKER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOW = 1_700_000_000
@@ -105,3 +106,17 @@ def test_trouble_with_the_disk_is_told(spool: str) -> None:
         breaker.read(spool)
     with pytest.raises(SpoolError):
         breaker.write(spool, {"a": Outage(NOW, NOW, 1, "", "")}, ["a"])
+
+
+def test_two_processes_write_at_once(spool: str) -> None:
+    """Those of one run find a relay down at the same moment: neither is in the other's way."""
+
+    def write(_is_orphan: Callable[[], bool]) -> str:
+        for number in range(200):
+            breaker.write(spool, {"a": Outage(NOW, NOW + number, 1, "connect", "refused")}, ["a"])
+        return "done"
+
+    both = [crew.hire(write), crew.hire(write)]
+    assert ["done", "done"] == [one.wait() for one in both]
+    assert {"a"} == set(breaker.read(spool))
+    assert [] == os.listdir(f"{spool}/tmp")
