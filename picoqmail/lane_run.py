@@ -207,8 +207,11 @@ class LaneRun:
             elif not last:
                 self._turn_away()
             return
-        if any(other.is_ready for other in self._links):
-            # It serves others of our links; it only does not want so many.
+        if any(
+            not other.is_leaving for other in self._links if other.generation == link.generation
+        ):
+            # It serves others of our links, or has yet to say whether it will; perhaps it only
+            # does not want so many.
             self._limit = max(1, len(self._links))
             return
         if self._is_last_address:
@@ -288,6 +291,8 @@ class LaneRun:
         if (
             self.finished
             or self._gave_up
+            or self.engine.stopping
+            or self._addresses is None
             or not self._left
             or not (self._reached if self.lane.probe else self._connected)
             or len(self._links) >= self._limit

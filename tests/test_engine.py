@@ -371,6 +371,16 @@ def test_refused_extra_links(rig: Callable[..., Any]) -> None:
     assert run.lane.pace
 
 
+def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
+    """They say nothing yet of a relay that is about to serve the first."""
+    banners = [faults.delayed(0.3), *[faults.final("421 4.7.0 too many connections")] * 40]
+    relay = rig(HostileRelay({"banner": banners}))
+    run = Run(mails(20), to(relay))
+    assert run.outcomes() == ["delivered"] * 20
+    assert relay.connections > 1
+    assert not run.lane.gave_up
+
+
 def test_round_trips(rig: Callable[..., Any]) -> None:
     """With PIPELINING one message costs one round trip: 20 of them over one connection."""
     relay = rig(HostileRelay())
