@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -31,6 +32,7 @@ PROCESSES_LIMIT = 4
 """More would ask a relay for more than one host should."""
 
 _BLOCK_OCTETS = 65536
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def size(messages: int, connections: int) -> int:
@@ -78,12 +80,17 @@ def hire(work: Callable[[Callable[[], bool]], object]) -> Hand:
     """
     reader, writer = os.pipe()
     parent = os.getpid()
+    # A child begins by forgetting the signals that came before it could look (Python's after-fork
+    # rites): one that asks it to end has to wait until then.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         pid = os.fork()
     except BaseException:
         os.close(reader)
         os.close(writer)
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid:
         os.close(writer)
         return Hand(pid, reader)
@@ -96,7 +103,11 @@ def hire(work: Callable[[Callable[[], bool]], object]) -> Hand:
     except BaseException:  # noqa: BLE001 - told, and its messages are as any crash leaves them
         sys.excepthook(*sys.exc_info())
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            if stream:
-                stream.flush()
-        os._exit(status)
+        # On no account may it leave this function: it would go on as a second parent.
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                # What a full disk or a closed pipe will not take is lost; the mail is not.
+                with suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+        finally:
+            os._exit(status)

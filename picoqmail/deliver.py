@@ -147,6 +147,8 @@ class Delivery:
     """Whether messages were left for the next round, because many wait for other routes."""
     busy: set[str] = field(factory=set)
     """Messages that another process has."""
+    unserved: list[str] = field(factory=list)
+    """Messages that were left as they are, because their relay could not be reached."""
 
     def __attrs_post_init__(self) -> None:
         """Read the routes once."""
@@ -176,7 +178,10 @@ class Delivery:
                 outages = breaker.read(self.spool.path)
         finally:
             self._let_go(self._outboxes.values())
-            self.summary.left += sum(len(one.ids) for one in self._outboxes.values() if one.relays)
+            for outbox in self._outboxes.values():
+                if outbox.relays:
+                    self.unserved += outbox.ids
+            self.summary.left += len(self.unserved)
             self.spool.flush()
         return self.summary
 
@@ -547,7 +552,7 @@ class Delivery:
             judgement = policy.expire(claim.message, now=now, because=work.unreached)
             self._record(claim, judgement, "", ())
         else:
-            self.summary.left += 1
+            self.unserved.append(claim.message.id)
 
     def _record(
         self, claim: Claim, judgement: policy.Judgement, relay: str, transcript: Sequence[str]

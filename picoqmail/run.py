@@ -125,6 +125,8 @@ class Run:
         """Deal the messages out, by age, and hear what became of them."""
         own = ids[::processes]
         self._session.shares = processes
+        busy: set[str] = set()
+        unserved: list[str] = []
         try:
             for number in range(1, processes):
                 share = ids[number::processes]
@@ -136,27 +138,33 @@ class Run:
             if self.stopped:
                 # Perhaps before the last of them could be told.
                 self._stop()
-            busy = self._deliver_share(own, forced=forced)
+            busy |= self._deliver_share(own, unserved, forced=forced)
         finally:
-            told = [self._hear(hand) for hand in self._hands]
+            for hand in self._hands:
+                busy |= self._hear(hand, unserved)
             self._hands.clear()
             self._session.shares = 1
-        return busy.union(*told)
+        if processes > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
+            # The relay serves one of us and turns another away: it wants fewer connections.
+            self.summary.left -= len(unserved)
+            busy |= self._deliver_share(sorted(unserved), forced=forced)
+        return busy
 
     def _work(self, ids: list[str], forced: bool, is_orphan: Callable[[], bool]) -> object:  # noqa: FBT001
         """Deliver a share in a process of its own."""
         self._hands.clear()
         self.summary = Summary()
         self._session.is_orphan = is_orphan
+        busy: set[str] = set()
+        unserved: list[str] = []
         try:
-            busy = self._deliver_share(ids, forced=forced)
+            busy = self._deliver_share(ids, unserved, forced=forced)
         except SpoolError as exc:
             self.summary.errors += 1
             self.log.event("error", level="error", error=str(exc))
-            busy = set()
-        return {"summary": asdict(self.summary), "busy": sorted(busy)}
+        return {"summary": asdict(self.summary), "busy": sorted(busy), "unserved": unserved}
 
-    def _hear(self, hand: crew.Hand) -> set[str]:
+    def _hear(self, hand: crew.Hand, unserved: list[str]) -> set[str]:
         """Add what another process did to what this one did; returns what was busy there."""
         try:
             told = hand.wait()
@@ -167,10 +175,16 @@ class Run:
             return set()
         for name, count in told["summary"].items():
             setattr(self.summary, name, getattr(self.summary, name) + count)
+        unserved += told["unserved"]
         return set(told["busy"])
 
-    def _deliver_share(self, ids: Iterable[str], *, forced: bool) -> set[str]:
+    def _deliver_share(
+        self, ids: Iterable[str], unserved: list[str] | None = None, *, forced: bool
+    ) -> set[str]:
+        """Deliver them, and add to `unserved` those whose relay was not to be reached."""
         delivery = self._deliver(ids, self.summary, forced=forced)
+        if unserved is not None:
+            unserved += delivery.unserved
         self._deliver_reports(delivery.reporter.made, forced=forced)
         return delivery.busy
 

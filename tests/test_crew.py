@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,9 @@ from rig.waiting import wait_until
 from trial import kill
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
+    from rig.faults import Line
     from rig.recording import RecordingRelay
     from trial import Trial
 
@@ -144,3 +146,85 @@ def test_one_outage_is_counted_once(trial: Trial) -> None:
     assert 75 == trial.send()
     assert {1} == {one["failures"] for one in trial.events("relay_down")}
     assert MESSAGES == len(trial.ids(NEW))
+
+
+class OneAtATime:
+    """A banner of a relay that refuses a connection while it serves another."""
+
+    def __init__(self) -> None:
+        self.relay: HostileRelay | None = None
+        self.refused = 0
+        self._served = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, line: Line, ordinary: bytes) -> bool:
+        """Greet, or refuse and close."""
+        assert self.relay is not None
+        with self._lock:
+            ended = sum(word.startswith(b"QUIT") for _, word in list(self.relay.commands))
+            if self._served > ended:
+                self.refused += 1
+                line.send(b"421 4.7.0 too many connections\r\n")
+                return False
+            self._served += 1
+        line.send(ordinary)
+        return True
+
+
+@needs_processors
+def test_a_relay_may_turn_processes_away(trial: Trial, rig: Rig) -> None:
+    """It serves one of them, and so it is not down: that one's run delivers all of it."""
+    banner = OneAtATime()
+    relay = banner.relay = rig(HostileRelay({"banner": banner}))
+    trial.setting("relayip", relay.address)
+    wanted = fill(trial)
+    assert 0 == trial.send()
+    assert [] == trial.files()
+    came = Counter(one.recipients[0] for one in relay.messages)
+    assert dict.fromkeys(wanted, 1) == dict(came)
+    assert banner.refused > 0
+
+
+ENDS = """
+import os, sys
+from picoqmail import crew
+
+def work(is_orphan):
+    sys.stderr.write("more than this disk takes")
+    return "worked"
+
+with open("/dev/full", "w") as full:
+    sys.stderr = full
+    try:
+        told = crew.hire(work).wait()
+        os.write(1, f"parent {told}\\n".encode())
+    except BaseException as exc:
+        os.write(1, f"escaped {exc!r}\\n".encode())
+    os._exit(0)
+"""
+
+
+def test_a_process_ends_where_its_work_does(trial: Trial) -> None:
+    """Also if what it said cannot be written: it never goes on as a second parent."""
+    ran = subprocess.run(
+        [trial.installed.python, "-c", ENDS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "parent worked\n" == ran.stdout
+
+
+def test_a_process_that_just_began_can_be_stopped() -> None:
+    """A signal that comes before the new process can look is not lost."""
+    heard = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    try:
+        for _ in range(100):
+            heard.clear()
+            hand = crew.hire(lambda _is_orphan: heard.wait(20))
+            hand.stop()
+            assert hand.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
