@@ -11,7 +11,7 @@ from __future__ import annotations
 import posix
 
 from picoqmail import durable
-from picoqmail.start import MAGIC, MODULES, is_fresh, path_in_package, path_of_bundle
+from picoqmail.start import DAMAGED, MAGIC, MODULES, is_fresh, path_in_package, path_of_bundle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ def _is_good(package: str, path: str) -> bool:
     if not data.startswith(MAGIC):
         return False
     end = int.from_bytes(data[len(MAGIC) : len(MAGIC) + _OFFSET_OCTETS], "little")
-    return is_fresh(package, marshal.loads(memoryview(data)[end:]))  # noqa: S302 - as start.py does
+    try:
+        return is_fresh(package, marshal.loads(memoryview(data)[end:]))  # noqa: S302 - as start.py
+    except DAMAGED:
+        return False
 
 
 def _make(package: str, program: str, now: float, compiled: dict[str, CodeType]) -> bytes:

@@ -71,6 +71,8 @@ _MAKERS = ("send", "cron")
 # new form of bundles, or of what `run` is given, needs a new number: old bundles outlive upgrades.
 MAGIC = MAGIC_NUMBER + b"picoqmail 1\n"
 _FIRST_PART = len(MAGIC) + 4
+# What is raised where a bundle was cut, as by a copy onto a full disk: it does not count.
+DAMAGED = (EOFError, TypeError, ValueError)
 # Shared objects in most Pythons, and each program needs them.
 _EXTENSIONS = ("fcntl", "zlib")
 _BLOCK_OCTETS = 65536
@@ -156,8 +158,11 @@ def _enter_bundle(package: str, bundle: bytes) -> bool:
     # Everything that is made now stays: to look for garbage among it would cost a tenth of this.
     collector.disable()
     end = int.from_bytes(bundle[len(MAGIC) : _FIRST_PART], "little")
-    records = loads(memoryview(bundle)[end:])  # noqa: S302 - as trusted as the code itself
-    fresh = is_fresh(package, records)
+    try:
+        records = loads(memoryview(bundle)[end:])  # noqa: S302 - as trusted as the code itself
+        fresh = is_fresh(package, records)
+    except DAMAGED:
+        fresh = False
     if fresh:
         sys.meta_path.append(_Elsewhere)
         for name in _EXTENSIONS:

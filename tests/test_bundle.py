@@ -156,6 +156,30 @@ def test_what_is_no_bundle_is_passed_over(own: Installation, tmp_path: Path, oct
     assert 61 == queue(own, tmp_path)
 
 
+@pytest.mark.parametrize("program", ["queue", "cron"])
+def test_a_bundle_that_was_cut_is_made_anew(
+    own: Installation, tmp_path: Path, program: str
+) -> None:
+    """Its program starts without it, and others look after it as if it were out of date."""
+    package = package_of(own)
+    path = start.path_of_bundle(package, program)
+    os.truncate(path, os.path.getsize(path) // 2)
+    assert 61 == queue(own, tmp_path)
+    # The maker's own is out of date, too, by another time of what only it has.
+    cron = os.path.join(package, "cli/cron.py")
+    os.utime(cron, (os.path.getmtime(cron) - 10, os.path.getmtime(cron) - 10))
+    ran = subprocess.run(
+        [own.program("cron")],
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(tmp_path / "none")},
+        check=False,
+        timeout=SECONDS,
+    )
+    assert b"Traceback" not in ran.stderr
+    # Nothing is left to be made.
+    assert [] == bundle.refresh(package, time.time())
+
+
 def test_a_module_that_is_gone_is_missed(own: Installation, tmp_path: Path) -> None:
     """No bundle speaks for a source that was removed."""
     os.unlink(os.path.join(package_of(own), "accept.py"))
