@@ -240,7 +240,10 @@ class Run:
         """Finish moves to undelivered/ that power loss cut short. Raises SpoolError."""
         for one in ids:
             if claim := self.spool.claim(one, STATES):
-                claim.release()
+                try:
+                    self.spool.gather(claim)
+                finally:
+                    claim.release()
         self.spool.flush()
 
     def sweep(self, paths: Iterable[str]) -> None:

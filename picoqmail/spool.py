@@ -595,6 +595,19 @@ class Spool:
         except OSError as exc:
             raise SpoolError("make durable", self._join(state), exc) from exc
 
+    def gather(self, claim: Claim) -> None:
+        """Bring a claimed message's body to where its sidecar is. Raises SpoolError."""
+        message_id = claim.message.id
+        try:
+            self._carry_body(message_id, claim.state)
+            durable.sync_directory(self._join(claim.state))
+            for state in STATES:
+                if state != claim.state:
+                    self._drop_body(message_id, state)
+                    self._unsynced.add(state)
+        except OSError as exc:
+            raise SpoolError("gather", self._join(claim.state, message_id), exc) from exc
+
     def repeat_due_time(self, claim: Claim) -> None:
         """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
         path = self._join(claim.state, claim.message.id + SIDECAR)
