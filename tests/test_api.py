@@ -697,7 +697,9 @@ def test_the_application_s_umask_changes_no_mode(home: Home, umask: int) -> None
     )
     os.chmod(f"{home.root}/spool", 0o700)
     subprocess.run([sys.executable, "-c", code, str(umask)], check=True)
-    directories, files, records = set(), set(), set()
+    directories: set[int] = set()
+    files: set[int] = set()
+    records: set[int] = set()
     for directory, _, names in os.walk(f"{home.root}/spool"):
         directories.add(os.stat(directory).st_mode & 0o777)
         modes = {os.stat(f"{directory}/{name}").st_mode & 0o777 for name in names}
