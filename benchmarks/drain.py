@@ -164,6 +164,8 @@ def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str
             done = wait_until_empty(rival.waiting)
             seconds = time.perf_counter() - before
         finally:
+            if isinstance(rival, Postfix):
+                rival.stop()
             process.terminate()
             process.wait(30)
         if not done:

@@ -248,6 +248,10 @@ class Postfix:
         """Its daemons, in the foreground."""
         return [*self._postfix, "start-fg"]
 
+    def stop(self) -> None:
+        """End its daemons, which outlive the command that started them."""
+        subprocess.run([*self._postfix, "stop"], check=True, capture_output=True, timeout=60)
+
     def waiting(self) -> int:
         """Mails in any of its queues."""
         found = 0
