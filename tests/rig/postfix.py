@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -130,5 +131,8 @@ class Postfix:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Its daemons may outlive the command that started them.
+        stop = [find("postfix", "postfix"), "-c", self._configuration, "stop"]
+        subprocess.run(stop, capture_output=True, timeout=60, check=False)
         self._daemon.__exit__()
         discard(self.directory)
