@@ -11,7 +11,7 @@ from __future__ import annotations
 import posix
 
 from picoqmail import durable
-from picoqmail.start import DAMAGED, MAGIC, MODULES, is_fresh, path_in_package, path_of_bundle
+from picoqmail.start import MAGIC, MODULES, fresh_records, path_in_package, path_of_bundle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,20 +61,12 @@ def refresh(package: str, now: float) -> list[str]:
 
 def _is_good(package: str, path: str) -> bool:
     """Say whether there is a bundle that start.py would use."""
-    import marshal
-
     try:
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
         return False
-    if not data.startswith(MAGIC):
-        return False
-    end = int.from_bytes(data[len(MAGIC) : len(MAGIC) + _OFFSET_OCTETS], "little")
-    try:
-        return is_fresh(package, marshal.loads(memoryview(data)[end:]))  # noqa: S302 - as start.py
-    except DAMAGED:
-        return False
+    return data.startswith(MAGIC) and bool(fresh_records(package, data))
 
 
 def _make(package: str, program: str, now: float, compiled: dict[str, CodeType]) -> bytes:

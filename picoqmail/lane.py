@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
+from picoqmail.smtp.transaction import Source
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.relay import Endpoint
-    from picoqmail.smtp.transaction import RelayFault, Transaction, Verdict
+    from picoqmail.smtp.transaction import RelayFault
 
 
-class LaneSource(Protocol):
+class LaneSource(Source, Protocol):
     """Where a lane's messages come from: a conversation's source that knows how many there are."""
-
-    def take(self) -> Transaction | None:
-        """Return the next transaction, or None if there is nothing for this relay now."""
-
-    def done(self, transaction: Transaction, verdict: Verdict) -> None:
-        """Record how it ended. Called at once, before anything more is sent."""
 
     def backlog(self) -> int:
         """About how many more there are to take; 0 only if there is nothing now."""

@@ -72,7 +72,7 @@ _MAKERS = ("send", "cron")
 MAGIC = MAGIC_NUMBER + b"picoqmail 1\n"
 _FIRST_PART = len(MAGIC) + 4
 # What is raised where a bundle was cut, as by a copy onto a full disk: it does not count.
-DAMAGED = (EOFError, TypeError, ValueError)
+_DAMAGED = (EOFError, TypeError, ValueError)
 # Shared objects in most Pythons, and each program needs them.
 _EXTENSIONS = ("fcntl", "zlib")
 _BLOCK_OCTETS = 65536
@@ -139,17 +139,22 @@ def path_in_package(name: str) -> str:
     )
 
 
-def is_fresh(package: str, records: Sequence[tuple[str, str, tuple[int, int], Any]]) -> bool:
-    """Say whether every source of a bundle is as it was when the bundle was made."""
+def fresh_records(package: str, bundle: bytes) -> tuple[Any, ...]:
+    """The records of a bundle, each name, path, (size, time) and code.
+
+    None where it is damaged, or a source is not as it was when the bundle was made.
+    """
+    end = int.from_bytes(bundle[len(MAGIC) : _FIRST_PART], "little")
     try:
+        records: tuple[Any, ...] = loads(memoryview(bundle)[end:])  # noqa: S302 - as trusted as the code itself
         for _, relative, what, _ in records:
             found = posix.stat(f"{package}/{relative}")
             # By index they are whole numbers: size and seconds.
             if (found[6], found[8]) != what:
-                return False
-    except OSError:
-        return False
-    return True
+                return ()
+    except (OSError, *_DAMAGED):
+        return ()
+    return records
 
 
 def _enter_bundle(package: str, bundle: bytes) -> bool:
@@ -157,13 +162,8 @@ def _enter_bundle(package: str, bundle: bytes) -> bool:
     collector: Any = _builtin("gc")
     # Everything that is made now stays: to look for garbage among it would cost a tenth of this.
     collector.disable()
-    end = int.from_bytes(bundle[len(MAGIC) : _FIRST_PART], "little")
-    try:
-        records = loads(memoryview(bundle)[end:])  # noqa: S302 - as trusted as the code itself
-        fresh = is_fresh(package, records)
-    except DAMAGED:
-        fresh = False
-    if fresh:
+    records = fresh_records(package, bundle)
+    if records:
         sys.meta_path.append(_Elsewhere)
         for name in _EXTENSIONS:
             _load_extension(name)
@@ -172,7 +172,7 @@ def _enter_bundle(package: str, bundle: bytes) -> bool:
                 _enter(name, f"{package}/{relative}", code)
         collector.freeze()
     collector.enable()
-    return fresh
+    return bool(records)
 
 
 def _builtin(name: str) -> ModuleType:
