@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from measuring import Program
 
+from rig import postfix
 from rig.private_root import PrivateRoot, cache
 from rig.programs import find
 
@@ -175,22 +176,10 @@ class Exim:
         return sum(name.endswith("-H") for name in os.listdir(self.queue))
 
 
-MASTER = """\
+MASTER = f"""\
 pickup unix n - n 1 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-proxymap unix - - n - - proxymap
-tlsmgr unix - - n 1000? 1 tlsmgr
-smtp unix - - n - - smtp
-error unix - - n - - error
-retry unix - - n - - error
-anvil unix - - n - 1 anvil
+{postfix.DAEMONS}smtp unix - - n - - smtp
 scache unix - - n - 1 scache
-postlog unix-dgram n - n - 1 postlogd
 """
 
 
@@ -204,8 +193,8 @@ class Postfix:
         directory = f"{scratch}/postfix-{port}"
         for part in ("etc", "queue", "data"):
             os.makedirs(f"{directory}/{part}")
-        postfix = pwd.getpwnam("postfix")
-        os.chown(f"{directory}/data", postfix.pw_uid, postfix.pw_gid)
+        owner = pwd.getpwnam("postfix")
+        os.chown(f"{directory}/data", owner.pw_uid, owner.pw_gid)
         settings = {
             "compatibility_level": "3.6",
             "queue_directory": f"{directory}/queue",
@@ -250,7 +239,7 @@ class Postfix:
 
     def stop(self) -> None:
         """End its daemons, which outlive the command that started them."""
-        subprocess.run([*self._postfix, "stop"], check=True, capture_output=True, timeout=60)
+        postfix.stop(self._etc)
 
     def waiting(self) -> int:
         """Mails in any of its queues."""

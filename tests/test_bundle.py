@@ -58,10 +58,10 @@ def bundles(package: str) -> set[str]:
     return found
 
 
-def queue(installed: Installation, home: Path) -> int:
-    """Run the queue program on no home at all; returns its exit code, 61 if it is ours."""
+def exit_code(installed: Installation, program: str, home: Path) -> int:
+    """Run a program on no home at all; returns its exit code, for the queue's 61 if it is ours."""
     ran = subprocess.run(
-        [installed.program("queue")],
+        [installed.program(program)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -112,13 +112,13 @@ def test_a_source_of_another_size_is_run_as_it_is(
     own: Installation, tmp_path: Path, name: str
 ) -> None:
     """An edit within the second in which the file was installed is seen, and not undone later."""
-    assert 61 == queue(own, tmp_path)
+    assert 61 == exit_code(own, "queue", tmp_path)
     source = os.path.join(package_of(own), start.path_in_package(name))
     before = os.stat(source)
     with open(source, "a", encoding="utf-8") as file:
         file.write(CHANGED.format(77) if name == "cli.queue" else "posix._exit(77)\n")
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert 77 == queue(own, tmp_path)
+    assert 77 == exit_code(own, "queue", tmp_path)
 
 
 def test_a_source_of_another_time_is_run_as_it_is(own: Installation, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_source_of_another_time_is_run_as_it_is(own: Installation, tmp_path: P
         file.write(text.replace(line, "    return 7\n"))
     assert len(line) == len("    return 7\n")
     os.utime(source, (1, 1))
-    assert 7 == queue(own, tmp_path)
+    assert 7 == exit_code(own, "queue", tmp_path)
 
 
 def test_an_upgrade_in_place_is_run_at_once(own: Installation, wheel: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_upgrade_in_place_is_run_at_once(own: Installation, wheel: str, tmp_p
             is_queue = entry.filename == "picoqmail/cli/queue.py"
             new.writestr(entry, CHANGED.format(78) if is_queue else old.read(entry))
     installation.install(newer, own.python, "--force-reinstall")
-    assert 78 == queue(own, tmp_path)
+    assert 78 == exit_code(own, "queue", tmp_path)
 
 
 @pytest.mark.parametrize("octets", [b"", b"\0" * 40000, start.MAGIC[:10]])
@@ -153,7 +153,7 @@ def test_what_is_no_bundle_is_passed_over(own: Installation, tmp_path: Path, oct
     with open(path, "r+b") as file:
         file.truncate(0)
         file.write(octets)
-    assert 61 == queue(own, tmp_path)
+    assert 61 == exit_code(own, "queue", tmp_path)
 
 
 @pytest.mark.parametrize("program", ["queue", "cron"])
@@ -164,7 +164,7 @@ def test_a_bundle_that_was_cut_is_made_anew(
     package = package_of(own)
     path = start.path_of_bundle(package, program)
     os.truncate(path, os.path.getsize(path) // 2)
-    assert 61 == queue(own, tmp_path)
+    assert 61 == exit_code(own, "queue", tmp_path)
     # The maker's own is out of date, too, by another time of what only it has.
     cron = os.path.join(package, "cli/cron.py")
     os.utime(cron, (os.path.getmtime(cron) - 10, os.path.getmtime(cron) - 10))
@@ -183,7 +183,7 @@ def test_a_bundle_that_was_cut_is_made_anew(
 def test_a_module_that_is_gone_is_missed(own: Installation, tmp_path: Path) -> None:
     """No bundle speaks for a source that was removed."""
     os.unlink(os.path.join(package_of(own), "accept.py"))
-    assert 1 == queue(own, tmp_path)
+    assert 1 == exit_code(own, "queue", tmp_path)
 
 
 def test_nothing_is_left_by_an_uninstall(own: Installation) -> None:
@@ -205,15 +205,7 @@ def test_cron_and_the_sender_make_bundles_and_nobody_else(
         os.utime(path, (old, old))
     for path in glob.glob(f"{package}/starting/__pycache__/*"):
         os.unlink(path)
-    subprocess.run(
-        [own.program(program)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(tmp_path / "none")},
-        check=False,
-        timeout=SECONDS,
-    )
+    exit_code(own, program, tmp_path)
     assert (set(PROGRAMS) if makes else set()) == bundles(package)
 
 

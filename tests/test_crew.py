@@ -55,13 +55,20 @@ def slow(rig: Rig, trial: Trial) -> HostileRelay:
     return relay
 
 
-def shared_run(trial: Trial, relay: HostileRelay) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a run, and return it and its other process as soon as both have delivered."""
+def shared_run(
+    trial: Trial, rig: Rig
+) -> tuple[set[str], HostileRelay, subprocess.Popen[bytes], int]:
+    """Start a run of several processes, and come back as soon as some mail is delivered.
+
+    Returns the recipients, the relay, the run and its other process.
+    """
+    wanted = fill(trial)
+    relay = slow(rig, trial)
     process = trial.start("send")
     wait_until(lambda: hands(process), "the run is shared")
     wait_until(lambda: len(relay.messages) >= 8, "mail is delivered")
     (hand,) = hands(process)
-    return process, hand
+    return wanted, relay, process, hand
 
 
 def check_the_books(
@@ -100,9 +107,7 @@ def test_a_process_that_dies_costs_nothing_but_time(
     trial: Trial, rig: Rig, strict_relay: HostileRelay
 ) -> None:
     """The run says so, and the next one delivers what was left."""
-    wanted = fill(trial)
-    relay = slow(rig, trial)
-    process, hand = shared_run(trial, relay)
+    wanted, relay, process, hand = shared_run(trial, rig)
     kill(hand)
     process.send_signal(signal.SIGTERM)
     assert 74 == process.wait(30)
@@ -114,9 +119,7 @@ def test_a_process_that_dies_costs_nothing_but_time(
 @needs_processors
 def test_a_signal_ends_all_of_the_run(trial: Trial, rig: Rig, strict_relay: HostileRelay) -> None:
     """What is under way is finished and recorded: nothing comes twice."""
-    wanted = fill(trial)
-    relay = slow(rig, trial)
-    process, _ = shared_run(trial, relay)
+    wanted, relay, process, _ = shared_run(trial, rig)
     process.send_signal(signal.SIGTERM)
     assert 75 == process.wait(30)
     assert MESSAGES == len(relay.messages) + len(trial.ids(NEW))
@@ -129,9 +132,7 @@ def test_no_process_outlives_a_run_that_was_killed(
     trial: Trial, rig: Rig, strict_relay: HostileRelay
 ) -> None:
     """It finishes what it has under way and ends."""
-    wanted = fill(trial)
-    relay = slow(rig, trial)
-    process, hand = shared_run(trial, relay)
+    wanted, relay, process, hand = shared_run(trial, rig)
     process.kill()
     process.wait(30)
     wait_until(lambda: not os.path.exists(f"/proc/{hand}"), "the other process ends", 30)

@@ -16,34 +16,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proof import invariant
-from proof.kill_sweep import Stage
 from proof.scenarios import LATER
-from proof.world import World
 from rig.programs import find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from proof.kill_sweep import Stage
+    from proof.world import World
 
 WARNING = 1
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
-    with Stage(str(tmp_path_factory.mktemp("copies"))) as started:
-        yield started
-
-
 @pytest.fixture
-def world(stage: Stage) -> World:
-    """A home with two mails in new/ and one, tried before, in cur/."""
-    made = World.make(stage.path(), stage.moody.address)
-    os.chmod(made.spool, 0o700)
-    made.accept([LATER])
-    stage.zygotes[0].run(made.root, "send", offset=-7200)
-    made.accept()
-    made.accept(["a@there.test", "b@there.test"])
-    return made
+def world(world: World) -> World:
+    """The usual one, its spool closed to others as `init` leaves it."""
+    os.chmod(world.spool, 0o700)
+    return world
 
 
 def rsync(world: World, *options: str) -> None:

@@ -13,21 +13,13 @@ from picoqmail import envelope
 from picoqmail.file_system_sync import LEAST_MESSAGES
 from proof import tracing
 from proof.error_sweep import ERRORS, sweep
-from proof.kill_sweep import Stage
 from proof.world import World
 from rig.programs import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from proof.kill_sweep import Stage
 
 SEED = int(os.environ.get("PROOF_SEED", "1"))
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
-    with Stage(str(tmp_path_factory.mktemp("errors"))) as started:
-        yield started
 
 
 @pytest.mark.parametrize(

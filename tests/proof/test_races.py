@@ -7,22 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proof.kill_sweep import Stage
 from proof.races import namespaces_work, race
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+    from proof.kill_sweep import Stage
 
 SEED = int(os.environ.get("PROOF_SEED", "1"))
 SECONDS = 6
 HALF_A_WEEK = 300000.0
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
-    with Stage(str(tmp_path_factory.mktemp("races"))) as started:
-        yield started
 
 
 @pytest.mark.parametrize(

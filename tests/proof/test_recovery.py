@@ -14,7 +14,6 @@ import pytest
 
 from picoqmail.spool import Spool
 from proof import invariant
-from proof.kill_sweep import Stage
 from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
 
@@ -22,25 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from proof.kill_sweep import Stage
+
 TWO_DAYS = 2 * 86400
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
-    with Stage(str(tmp_path_factory.mktemp("recovery"))) as started:
-        yield started
-
-
-@pytest.fixture
-def world(stage: Stage) -> World:
-    """A home with two mails in new/ and one, tried before, in cur/."""
-    made = World.make(stage.path(), stage.moody.address)
-    made.accept([LATER])
-    stage.zygotes[0].run(made.root, "send", offset=-7200)
-    made.accept()
-    made.accept(["a@there.test", "b@there.test"])
-    return made
 
 
 def recovers(stage: Stage, world: World, offset: float = 0) -> None:

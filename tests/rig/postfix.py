@@ -18,25 +18,35 @@ if TYPE_CHECKING:
 
     from rig.received import Received
 
-MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-pickup unix n - n 60 1 pickup
+# What every Postfix that sends mail needs, in master.cf.
+DAEMONS = """\
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
-verify unix - - n - 1 verify
 proxymap unix - - n - - proxymap
 tlsmgr unix - - n 1000? 1 tlsmgr
-virtual unix - n n - - virtual
 error unix - - n - - error
 retry unix - - n - - error
-discard unix - - n - - discard
 anvil unix - - n - 1 anvil
 postlog unix-dgram n - n - 1 postlogd
 """
+MASTER = f"""\
+127.0.0.1:{{port}} inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
+{DAEMONS}verify unix - - n - 1 verify
+virtual unix - n n - - virtual
+discard unix - - n - - discard
+"""
+
+
+def stop(configuration: str) -> None:
+    """End the daemons of a directory of settings: they may outlive what started them."""
+    command = [find("postfix", "postfix"), "-c", configuration, "stop"]
+    # An error: they have ended already.
+    subprocess.run(command, capture_output=True, timeout=60, check=False)
 
 
 class Postfix:
@@ -131,8 +141,6 @@ class Postfix:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Its daemons may outlive the command that started them.
-        stop = [find("postfix", "postfix"), "-c", self._configuration, "stop"]
-        subprocess.run(stop, capture_output=True, timeout=60, check=False)
+        stop(self._configuration)
         self._daemon.__exit__()
         discard(self.directory)
