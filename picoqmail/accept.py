@@ -200,23 +200,33 @@ class Incoming:
                 # The modification time repeats the due time: an idle run need not read it.
                 due = record["next_attempt"]
                 self._state = CUR
-        if synced:
-            try:
-                durable.sync(self._descriptor)
-            except OSError as exc:
-                self.abort()
-                raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
         path = self._path(TMP, SIDECAR)
         try:
-            durable.create_whole(
-                path, sidecar.encode(record), due, any_umask=self._any_umask, synced=synced
+            descriptor = durable.create_written(
+                path, sidecar.encode(record), due, any_umask=self._any_umask
             )
+            try:
+                if synced:
+                    durable.begin_writing(descriptor)
+                    self._sync_body()
+                    durable.sync(descriptor)
+            finally:
+                posix.close(descriptor)
+        except SpoolError:
+            self.abort()
+            raise
         except OSError as exc:
             self.abort()
             raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
         except BaseException:
             self.abort()
             raise
+
+    def _sync_body(self) -> None:
+        try:
+            durable.sync(self._descriptor)
+        except OSError as exc:
+            raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
 
     def _enter(self) -> None:
         """Give the body its name in the state, then the sidecar: visible, not durable yet.

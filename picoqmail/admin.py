@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.model import DELIVERED, FAILED, PENDING
+from picoqmail.record import evolve
 from picoqmail.reporting import untold
 from picoqmail.sidecar import NOT_BEFORE
 from picoqmail.spool import Spool

@@ -12,28 +12,30 @@ is in the spool. It cannot have been there and be delivered already, because who
 send a report first does step 3 for its message (`before_sending`). A disk that is full at 2 leaves
 the same, and cron tries again. A warning of delay is recorded before it is made: it may be lost
 in a crash, but nobody is warned twice.
+
+What writes reports is imported when one is written: most runs write none, and would take a fifth
+longer to start.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
-from attrs import define, evolve, field
-
-from picoqmail import report_text, reporting
-from picoqmail.accept import Incoming
+from picoqmail import reporting
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.governor import Governor
 from picoqmail.layout import CUR, REPORTS, STATES
-from picoqmail.limits import Limits
-from picoqmail.report_text import DELAYED, FAILED, HEADER_LIMIT_OCTETS, Report
+from picoqmail.record import evolve
+from picoqmail.reporting import KIND_DELAYED, KIND_FAILED
 from picoqmail.smtp.address import DOUBLE_BOUNCE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from picoqmail.accept import Incoming
+    from picoqmail.governor import Governor
     from picoqmail.log import Log
     from picoqmail.model import Message
     from picoqmail.reporting import Addressee
@@ -46,21 +48,25 @@ DIGEST = "digest"
 _TRY_AGAIN_SECONDS = 60
 
 
-@define(eq=False)
 class Reporter:
     """Makes the reports of one run; `made` has the IDs of those that are in the spool now."""
 
-    spool: Spool
-    settings: Settings
-    log: Log
-    clock: Callable[[], float] = time.time
-    made: list[str] = field(factory=list)
-    _to_log: list[dict[str, Any]] = field(factory=list)
-    _governor: Governor = field(init=False)
+    def __init__(
+        self, spool: Spool, settings: Settings, log: Log, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` gives Unix seconds."""
+        self.spool = spool
+        self.settings = settings
+        self.log = log
+        self.clock = clock
+        self.made: list[str] = []
+        self._to_log: list[dict[str, Any]] = []
 
-    def __attrs_post_init__(self) -> None:
-        """Read the limit once."""
-        self._governor = Governor(self.spool.path, self.settings.bouncelimit)
+    @property
+    def _governor(self) -> Governor:
+        from picoqmail.governor import Governor
+
+        return Governor(self.spool.path, self.settings.bouncelimit)
 
     # --- Failures ----------------------------------------------------------------------------
 
@@ -76,7 +82,7 @@ class Reporter:
         try:
             if not self._governor.may_report(whom.address, self.clock()):
                 return self._keep(claim, message, state, result, whom)
-            incoming = self._write(claim, message, indexes, FAILED, whom)
+            incoming = self._write(claim, message, indexes, KIND_FAILED, whom)
         except SpoolError as exc:
             return self._later(claim, message, result, exc)
         announced = reporting.telling(self._wait(message), incoming.id)
@@ -92,7 +98,7 @@ class Reporter:
             return claim
         finished = reporting.told(message, indexes, incoming.id)
         claim = self.spool.record(claim, _revised(finished, announced), state)
-        self._made(message, incoming.id, whom, indexes, FAILED)
+        self._made(message, incoming.id, whom, indexes, KIND_FAILED)
         return claim
 
     def _whom(self, message: Message) -> Addressee | None:
@@ -202,7 +208,7 @@ class Reporter:
         if whom is None:
             return claim
         try:
-            incoming = self._write(claim, message, message.pending, DELAYED, whom)
+            incoming = self._write(claim, message, message.pending, KIND_DELAYED, whom)
         except SpoolError as exc:
             self._complain(message, exc)
             return claim
@@ -217,7 +223,7 @@ class Reporter:
         except SpoolError as exc:
             self._complain(message, exc)
             return claim
-        self._made(message, incoming.id, whom, message.pending, DELAYED)
+        self._made(message, incoming.id, whom, message.pending, KIND_DELAYED)
         return claim
 
     def _whom_to_warn(self, message: Message) -> Addressee | None:
@@ -242,6 +248,8 @@ class Reporter:
             self._make_digest(path)
 
     def _make_digest(self, path: str) -> None:
+        from picoqmail import report_text
+
         incoming = self._incoming()
         try:
             overdue = self._governor.take(path, incoming.id)
@@ -275,6 +283,9 @@ class Reporter:
     # --- Writing -----------------------------------------------------------------------------
 
     def _incoming(self) -> Incoming:
+        from picoqmail.accept import Incoming
+        from picoqmail.limits import Limits
+
         # A report must get through where mail is refused: the limits of acceptance do not hold.
         limits = Limits(self.settings.me, queuelifetime=self.settings.queuelifetime)
         return Incoming(
@@ -298,11 +309,13 @@ class Reporter:
         whom: Addressee,
     ) -> Incoming:
         """Write a report into tmp/, its lock ours; nobody sees it yet. Raises SpoolError."""
+        from picoqmail import report_text
+
         header = _header_of(claim)
-        whole = kind == FAILED and self._returns_all(message)
+        whole = kind == KIND_FAILED and self._returns_all(message)
         incoming = self._incoming()
         try:
-            report = Report(
+            report = report_text.Report(
                 id=incoming.id,
                 kind=kind,
                 message=message,
@@ -372,7 +385,7 @@ def _header_of(claim: Claim) -> bytes:
         data += block
         end = data.find(b"\n\n")
         if end >= 0:
-            return data[: min(end + 1, HEADER_LIMIT_OCTETS)]
-        if len(data) > HEADER_LIMIT_OCTETS:
+            return data[: min(end + 1, reporting.HEADER_LIMIT_OCTETS)]
+        if len(data) > reporting.HEADER_LIMIT_OCTETS:
             break
-    return data[:HEADER_LIMIT_OCTETS]
+    return data[: reporting.HEADER_LIMIT_OCTETS]

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.launch import BREAKER_LIMIT_SECONDS
 from picoqmail.layout import BREAKER, TMP
+from picoqmail.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
 FIRST_DELAY_SECONDS = 3
 LONGEST_DELAY_SECONDS = 300
@@ -29,8 +29,7 @@ _MOST_SECONDS = 2**40
 assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - or no delay would be believed
 
 
-@frozen
-class Outage:
+class Outage(Record):
     """One route that failed; times in Unix seconds."""
 
     since: int

@@ -16,14 +16,13 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-from attrs import define
 
 from picoqmail import durable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 MESSAGES_WORTH_A_PROCESS = 200
 """With fewer a second process takes as long to make as it saves."""
@@ -45,12 +44,13 @@ def size(messages: int, connections: int) -> int:
     return max(1, min(worth, processors, connections, PROCESSES_LIMIT))
 
 
-@define(eq=False)
 class Hand:
     """One more process, at work until `wait`; `pid` is 0 when it has ended."""
 
-    pid: int
-    _descriptor: int
+    def __init__(self, pid: int, descriptor: int) -> None:
+        """`descriptor` is the end of the pipe that it tells its result through."""
+        self.pid = pid
+        self._descriptor = descriptor
 
     def stop(self) -> None:
         """Ask it to end soon, as a signal asks the program. Safe in a handler."""

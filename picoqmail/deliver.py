@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING
-
-from attrs import define, field
 
 from picoqmail import breaker, policy
 from picoqmail.bounce import Reporter
@@ -22,6 +19,7 @@ from picoqmail.model import DELIVERED, FAILED
 from picoqmail.routing import Routing, name_of
 from picoqmail.smtp.transaction import RecipientResult, Transaction
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
@@ -46,63 +44,65 @@ _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
 _TOO_FAST = "pace"
 
 
-@define
 class Summary:
     """What a run did, in messages."""
 
-    delivered: int = 0
-    deferred: int = 0
-    failed: int = 0
-    damaged: int = 0
-    bounced: int = 0
-    """Reports of failure that were made."""
-    left: int = 0
-    """Not touched, because their relay could not be reached."""
-    errors: int = 0
-    """Messages that the disk would not let us read or record."""
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.delivered = 0
+        self.deferred = 0
+        self.failed = 0
+        self.damaged = 0
+        self.bounced = 0
+        """Reports of failure that were made."""
+        self.left = 0
+        """Not touched, because their relay could not be reached."""
+        self.errors = 0
+        """Messages that the disk would not let us read or record."""
 
 
-@define(eq=False)
 class _Work:
     """A claimed message and what is known of it so far."""
 
-    claim: Claim
-    open_parts: int = 0
-    parts: int = 0
-    results: dict[int, RecipientResult] = field(factory=dict)
-    in_doubt: bool = False
-    unanswered: int = 0
-    relay: str = ""
-    transcript: list[str] = field(factory=list)
-    fault: str = ""
-    unreached: str = ""
-    """Why the relay, which it waited for with a claim, could not be reached in this run."""
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.open_parts = 0
+        self.parts = 0
+        self.results: dict[int, RecipientResult] = {}
+        self.in_doubt = False
+        self.unanswered = 0
+        self.relay = ""
+        self.transcript: list[str] = []
+        self.fault = ""
+        self.unreached = ""
+        """Why the relay, which it waited for with a claim, could not be reached in this run."""
 
 
-@define(eq=False)
 class _Part:
     """One transaction's share of a message: the indexes of its recipients."""
 
-    work: _Work
-    sender: str
-    indexes: tuple[int, ...]
-    faults: int = 0
+    def __init__(self, work: _Work, sender: str, indexes: tuple[int, ...]) -> None:
+        self.work = work
+        self.sender = sender
+        self.indexes = indexes
+        self.faults = 0
 
 
-@define(eq=False)
 class Outbox:
     """The mail for one route; the source that its connections take from."""
 
-    delivery: Delivery
-    relays: Relays
-    name: str
-    is_probe: bool = False
-    """Whether its relays were down when last looked at: one connection until one of them serves."""
-    was_throttled: bool = False
-    """Whether that was because we had been too fast for them."""
-    ids: deque[str] = field(factory=deque)
-    ready: deque[_Part] = field(factory=deque)
-    again: deque[_Part] = field(factory=deque)
+    def __init__(self, delivery: Delivery, relays: Relays, name: str) -> None:
+        """Empty; `name` is what the breaker and the log call the route."""
+        self.delivery = delivery
+        self.relays = relays
+        self.name = name
+        self.is_probe = False
+        """Whether its relays were down when last looked at: one connection until one serves."""
+        self.was_throttled = False
+        """Whether that was because we had been too fast for them."""
+        self.ids: deque[str] = deque()
+        self.ready: deque[_Part] = deque()
+        self.again: deque[_Part] = deque()
 
     def take(self) -> Transaction | None:
         """Give the next part: what was handed back, then what is due, then what failed before."""
@@ -119,42 +119,50 @@ class Outbox:
         self.delivery.part_done(self, part, verdict)
 
 
-@define(eq=False)
+def _never() -> bool:
+    """Answer for a run that nobody stops."""
+    return False
+
+
 class Delivery:
-    """One run over a spool.
+    """One run over a spool."""
 
-    `converse` drives the outboxes' connections until they have nothing left, and says of each
-    how it was served (engine.py).
-    """
+    def __init__(  # noqa: PLR0913, PLR0917 - all that a run has to do with
+        self,
+        spool: Spool,
+        settings: Settings,
+        log: Log,
+        converse: Callable[[Sequence[Outbox]], Sequence[LaneSummary]],
+        clock: Callable[[], float] = time.time,
+        stop: Callable[[], bool] = _never,
+    ) -> None:
+        """`converse` drives the outboxes' connections until they have nothing left.
 
-    spool: Spool
-    settings: Settings
-    log: Log
-    converse: Callable[[Sequence[Outbox]], Sequence[LaneSummary]]
-    clock: Callable[[], float] = time.time
-    stop: Callable[[], bool] = lambda: False
-    summary: Summary = field(factory=Summary)
-    reporter: Reporter = field(init=False)
-    """Tells senders; its `made` are reports that are in the spool since this run."""
-    _routing: Routing = field(init=False)
-    _outboxes: dict[Relays, Outbox] = field(factory=dict)
-    _forced: bool = False
-    _closed: set[str] = field(factory=set)
-    """Names of routes that are down, so far as this run knows."""
-    _answers: int = 0
-    """Parts that a relay answered for, in this round."""
-    _withheld: bool = False
-    """Whether messages were left for the next round, because many wait for other routes."""
-    busy: set[str] = field(factory=set)
-    """Messages that another process has."""
-    unserved: list[str] = field(factory=list)
-    """Messages that were left as they are, because their relay could not be reached."""
-
-    def __attrs_post_init__(self) -> None:
-        """Read the routes once."""
-        settings = self.settings
-        self.reporter = Reporter(self.spool, settings, self.log, self.clock)
+        It says of each how it was served (engine.py). `clock` gives Unix seconds; once `stop` says
+        so nothing new is begun.
+        """
+        self.spool = spool
+        self.settings = settings
+        self.log = log
+        self.converse = converse
+        self.clock = clock
+        self.stop = stop
+        self.summary = Summary()
+        self.reporter = Reporter(spool, settings, log, clock)
+        """Tells senders; its `made` are reports that are in the spool since this run."""
+        self.busy: set[str] = set()
+        """Messages that another process has."""
+        self.unserved: list[str] = []
+        """Messages that were left as they are, because their relay could not be reached."""
         self._routing = Routing.of(settings.relayip, settings.smtproutes, settings.senderroutes)
+        self._outboxes: dict[Relays, Outbox] = {}
+        self._forced = False
+        self._closed: set[str] = set()
+        """Names of routes that are down, so far as this run knows."""
+        self._answers = 0
+        """Parts that a relay answered for, in this round."""
+        self._withheld = False
+        """Whether messages were left for the next round, because many wait for other routes."""
 
     # --- The run -----------------------------------------------------------------------------
 
@@ -310,9 +318,7 @@ class Delivery:
                 continue
             try:
                 if self.clock() >= claim.message.expires and not claim.message.held:
-                    judgement = policy.expire(
-                        claim.message, now=int(self.clock()), because=reason
-                    )
+                    judgement = policy.expire(claim.message, now=int(self.clock()), because=reason)
                     self._record(claim, judgement, "", ())
                     outbox.ids.remove(message_id)
             except SpoolError as exc:

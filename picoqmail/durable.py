@@ -104,28 +104,50 @@ def unlink_if_there(path: str) -> bool:
     return True
 
 
-def create_whole(
-    path: str,
-    data: bytes,
-    modified: float | None = None,
-    *,
-    any_umask: bool = False,
-    synced: bool = True,
-) -> None:
-    """Make a file with this content, its data on disk; nothing is left of it if that fails.
+def create_written(
+    path: str, data: bytes, modified: float | None = None, *, any_umask: bool = False
+) -> int:
+    """Make a file with this content, open and not on disk yet; nothing is left if that fails.
 
-    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`. Without
-    `synced` the caller puts it on disk himself (file_system_sync.py). The entry in the directory is
-    not durable yet.
+    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`.
     """
     descriptor = create(path, any_umask=any_umask)
     try:
+        write_all(descriptor, data)
+        if modified is not None:
+            posix.utime(descriptor, (modified, modified))
+    except BaseException:
         try:
-            write_all(descriptor, data)
-            if modified is not None:
-                posix.utime(descriptor, (modified, modified))
-            if synced:
-                posix.fsync(descriptor)
+            posix.close(descriptor)
+        finally:
+            unlink_if_there(path)
+        raise
+    return descriptor
+
+
+def begin_writing(descriptor: int) -> None:
+    """Have the kernel write a file to the disk now, without waiting for it.
+
+    Who then syncs another file first waits for both at once: on a file system with a journal a
+    quarter of the time of an acceptance. It is what the hint does for data that was not written
+    yet (mm/fadvise.c of Linux); where it does nothing nothing is lost.
+    """
+    try:
+        posix.posix_fadvise(descriptor, 0, 0, posix.POSIX_FADV_DONTNEED)
+    except OSError:
+        # A file system that takes no hints. What must succeed is the sync.
+        return
+
+
+def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
+    """Make a file with this content, its data on disk; nothing is left of it if that fails.
+
+    The entry in the directory is not durable yet.
+    """
+    descriptor = create_written(path, data, modified)
+    try:
+        try:
+            posix.fsync(descriptor)
         finally:
             posix.close(descriptor)
     except BaseException:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import selectors
 import time
-from typing import TYPE_CHECKING
 
 from picoqmail.lane import Lane, LaneSummary, RunSummary
 from picoqmail.lane_run import LaneRun, SourceFailedError
 from picoqmail.relay import Lookups
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence

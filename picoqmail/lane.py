@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from picoqmail.record import Record
 
-from attrs import field, frozen
-
-from picoqmail.smtp.transaction import Source
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from picoqmail.relay import Endpoint
-    from picoqmail.smtp.transaction import RelayFault
+    from picoqmail.smtp.transaction import RelayFault, Source
+
+    class LaneSource(Source, Protocol):
+        """Where a lane's messages come from: a source that knows how many there are."""
+
+        def backlog(self) -> int:
+            """About how many more there are to take; 0 only if there is nothing now."""
 
 
-class LaneSource(Source, Protocol):
-    """Where a lane's messages come from: a conversation's source that knows how many there are."""
-
-    def backlog(self) -> int:
-        """About how many more there are to take; 0 only if there is nothing now."""
-
-
-@frozen
-class Lane:
+class Lane(Record):
     """Messages of one source, for the first of some relays that takes them.
 
     ``concurrency`` is the most links at once, ``messages`` the most messages on one link.
@@ -50,8 +46,7 @@ class Lane:
     use_chunking: bool = True
 
 
-@frozen
-class LaneSummary:
+class LaneSummary(Record):
     """How a lane ended.
 
     ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
@@ -71,8 +66,7 @@ class LaneSummary:
     throttled: str = ""
 
 
-@frozen
-class RunSummary:
+class RunSummary(Record):
     """How a run ended, lane by lane in the order given."""
 
-    lanes: tuple[LaneSummary, ...] = field(factory=tuple)
+    lanes: tuple[LaneSummary, ...] = ()

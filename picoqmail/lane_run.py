@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
 
 from picoqmail.lane import LaneSummary
 from picoqmail.link import Link
@@ -17,6 +16,7 @@ from picoqmail.smtp.conversation import is_pace
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 from picoqmail.throttle import Throttle
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.engine import Engine
     from picoqmail.lane import Lane

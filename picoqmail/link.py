@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import selectors
 import socket
-from typing import TYPE_CHECKING
 
 from picoqmail.relay import open_socket
 from picoqmail.smtp.conversation import FLUSH, PAUSE, TLS, Conversation, SessionOptions
@@ -17,6 +16,7 @@ from picoqmail.smtp.transaction import RelayFault
 from picoqmail.tls_plan import TlsPlan, is_tls_error, plan_tls
 from picoqmail.transport import Transport
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.lane_run import LaneRun
     from picoqmail.relay import Address, Endpoint

@@ -26,16 +26,29 @@ import stat
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
 
 from picoqmail import durable, layout, log_privacy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
-    from typing import Self, TextIO
+    from typing import Any, Protocol, Self, TextIO
 
     from picoqmail.home import Home
     from picoqmail.setting_values import LogChoice
+
+    class Place(Protocol):
+        """Where lines end up; nothing is opened before the first line.
+
+        Both verbs may raise OSError or ValueError.
+        """
+
+        def write(self, line: str, level: str) -> None:
+            """Write one line, which has no line end."""
+
+        def close(self) -> None:
+            """Let go of what `write` opened; it opens it again."""
+
 
 # syslog's severities (RFC 5424 6.2.1) by the names of our levels, in rising order.
 SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
@@ -55,19 +68,6 @@ _QUOTED = frozenset(' "=\\')
 # What none of that can be in: most values, told apart in one call.
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "1;31"}
-
-
-class Place(Protocol):
-    """Where lines end up; nothing is opened before the first line.
-
-    Both verbs may raise OSError or ValueError.
-    """
-
-    def write(self, line: str, level: str) -> None:
-        """Write one line, which has no line end."""
-
-    def close(self) -> None:
-        """Let go of what `write` opened; it opens it again."""
 
 
 class Log:

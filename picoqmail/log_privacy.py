@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 CHOICES = ("off", "local", "all")
 _ADDRESSES = frozenset({"sender", "recipient", "recipients", "to"})

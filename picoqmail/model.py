@@ -5,22 +5,20 @@ Nothing here knows a file, a socket or the time; what becomes of a message is po
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from attrs import evolve, field, frozen
-
 from picoqmail import sidecar, sidecar_reading
 from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
+from picoqmail.record import EMPTY, Record, evolve
 from picoqmail.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 __all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
 
 
-@frozen
-class Recipient:
+class Recipient(Record):
     """One recipient; named twice in the envelope, it is two of these.
 
     `reply` is the last answer that concerned it, or None; `unknown` are keys that a newer
@@ -30,11 +28,10 @@ class Recipient:
     address: str
     state: str = PENDING
     reply: str | None = None
-    unknown: Mapping[str, Any] = field(factory=dict)
+    unknown: Mapping[str, Any] = EMPTY
 
 
-@frozen
-class Event:
+class Event(Record):
     """One entry of a message's history.
 
     `when` in Unix seconds; `outcome` is delivered, deferred, failed, in_doubt, relay_fault,
@@ -47,8 +44,7 @@ class Event:
     reply: str
 
 
-@frozen
-class Message:
+class Message(Record):
     """One message as its sidecar has it; times in Unix seconds, `size` in octets."""
 
     id: str
@@ -64,7 +60,7 @@ class Message:
     history: tuple[Mapping[str, Any], ...]
     origin: Mapping[str, Any]
     revision: int = 0
-    unknown: Mapping[str, Any] = field(factory=dict)
+    unknown: Mapping[str, Any] = EMPTY
 
     @classmethod
     def from_sidecar(cls, data: bytes, message_id: str) -> Message:
@@ -120,7 +116,7 @@ class Message:
         """Indexes of the recipients that still wait."""
         return tuple([i for i, r in enumerate(self.recipients) if r.state == PENDING])
 
-    def with_event(self, event: Event, **changes: Any) -> Message:  # noqa: ANN401 - attrs fields
+    def with_event(self, event: Event, **changes: Any) -> Message:  # noqa: ANN401 - fields of any type
         """A copy whose history ends with `event`, bounded in length."""
         entry = {
             "when": event.when,

@@ -11,10 +11,10 @@ import fcntl
 import json
 import os
 import time
-from typing import TYPE_CHECKING
 
 from picoqmail.errors import SpoolError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

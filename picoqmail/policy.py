@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING
-
-from attrs import evolve, frozen
 
 from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message, Recipient
+from picoqmail.record import Record, evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,8 +21,7 @@ _FAULT_DELAY_LIMIT_SECONDS = 3600
 _TEXT_LIMIT = 500
 
 
-@frozen
-class Judgement:
+class Judgement(Record):
     """A message after a session: what its sidecar will say, and the events to tell.
 
     `step` is `remove`, `defer` or `fail`; `failed_now` are the indexes that failed this time.
@@ -134,9 +132,9 @@ def expire(
         last = recipients[index].reply or because
         text = f"expired after {days:.1f} days in the queue" + (f"; last: {last}" if last else "")
         recipients[index] = evolve(recipients[index], state=FAILED, reply=text)
-    told = evolve(
-        message, recipients=tuple(recipients), revision=message.revision + 1
-    ).with_event(Event(now, "", "expired", because or "too old: the queue lifetime is over"))
+    told = evolve(message, recipients=tuple(recipients), revision=message.revision + 1).with_event(
+        Event(now, "", "expired", because or "too old: the queue lifetime is over")
+    )
     return Judgement("fail", told, also_failed + pending, delivered, expired=True)
 
 

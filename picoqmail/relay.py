@@ -12,12 +12,11 @@ import os
 import queue
 import socket
 import threading
-from typing import TYPE_CHECKING
 
-from attrs import field, frozen
-
+from picoqmail.record import Record
 from picoqmail.tls_plan import TlsPolicy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay
     from picoqmail.smtp.sasl import Credentials
@@ -25,17 +24,15 @@ if TYPE_CHECKING:
 UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
-@frozen
-class Endpoint:
+class Endpoint(Record):
     """A relay with all that its connections need."""
 
     relay: Relay
-    tls: TlsPolicy = field(factory=TlsPolicy)
+    tls: TlsPolicy = TlsPolicy()
     credentials: Credentials | None = None
 
 
-@frozen
-class Address:
+class Address(Record):
     """Where a socket can go: family, what connect takes, and how logs name it."""
 
     family: int

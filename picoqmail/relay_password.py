@@ -15,11 +15,11 @@ import contextlib
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from picoqmail.errors import EX_TEMPFAIL, PicoqmailError
 from picoqmail.home import is_privileged
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
 

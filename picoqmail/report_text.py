@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from picoqmail.dates import header_date
+from picoqmail.reporting import KIND_DELAYED, KIND_FAILED
 from picoqmail.setting_values import spelled_duration
 from picoqmail.smtp.address import UnsendableAddressError, to_xtext, wire_path
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from picoqmail.model import Message, Recipient
-
-FAILED = "failed"
-DELAYED = "delayed"
-HEADER_LIMIT_OCTETS = 65536
 
 _WIDTH = 72
 _FIELD_WIDTH = 76
@@ -94,7 +91,7 @@ def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
 
 
 def _header(report: Report, boundary: str) -> Iterator[str]:
-    failed = report.kind == FAILED
+    failed = report.kind == KIND_FAILED
     yield f"Date: {header_date(report.now)}"
     yield f"From: Mail system of {report.host} <{_path(report.author)}>"
     yield f"To: <{_path(report.to)}>"
@@ -119,7 +116,7 @@ def _sentences(report: Report) -> Iterator[str]:
     yield ""
     subject = _subject(report.header)
     about = f"Your mail{f' about {subject!r}' if subject else ''} of {header_date(message.created)}"
-    if report.kind == FAILED:
+    if report.kind == KIND_FAILED:
         yield from _wrapped(
             f"{about} could not be delivered to {whom}, and will not be tried again:"
         )
@@ -135,7 +132,7 @@ def _sentences(report: Report) -> Iterator[str]:
         yield ""
         yield f"and {count - _RECIPIENTS_IN_TEXT} more, which the delivery report lists."
     yield ""
-    if report.kind == DELAYED:
+    if report.kind == KIND_DELAYED:
         yield from _wrapped(
             "You need not send it again: it is tried until "
             f"{header_date(int(message.expires))}, and you are told if it fails."
@@ -181,7 +178,7 @@ def _status(report: Report) -> Iterator[str]:
         if one.reply:
             yield from _field("Diagnostic-Code", _diagnostic(one.reply))
         yield from _field("Last-Attempt-Date", header_date(report.now))
-        if report.kind == DELAYED:
+        if report.kind == KIND_DELAYED:
             yield from _field("Will-Retry-Until", header_date(int(message.expires)))
     yield ""
 
@@ -197,9 +194,9 @@ def enhanced_status(reply: str, kind: str) -> str:
     if found:
         return found[1]
     code = _CODE.match(reply)
-    if code and (code[1] != "5" or kind == FAILED):
+    if code and (code[1] != "5" or kind == KIND_FAILED):
         return f"{code[1]}.0.0"
-    return "5.0.0" if kind == FAILED else "4.0.0"
+    return "5.0.0" if kind == KIND_FAILED else "4.0.0"
 
 
 def _diagnostic(reply: str) -> str:

@@ -7,12 +7,10 @@ the three no crash makes a report twice, and none is forgotten: bounce.py has th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from attrs import evolve, frozen
-
 from picoqmail.model import FAILED
+from picoqmail.record import Record, evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,12 +21,17 @@ TELLING = "telling"
 REPORT_OF = "report_of"
 WARNED = "warned"
 
+# What a report tells of.
+KIND_FAILED = "failed"
+KIND_DELAYED = "delayed"
+
+HEADER_LIMIT_OCTETS = 65536
+
 DOUBLE_BOUNCE = "#@[]"
 _VERP_END = "-@[]"
 
 
-@frozen
-class Addressee:
+class Addressee(Record):
     """Whom a report goes to, and the envelope sender that it has."""
 
     address: str

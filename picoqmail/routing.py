@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from attrs import Factory, define, field
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -28,14 +25,17 @@ def _table(routes: Iterable[Route], default: Relays) -> dict[str, Relays]:
     return found
 
 
-@define
 class Routing:
     """The rules of one home; `relays_for` remembers what it found for a domain."""
 
-    default: Relays
-    by_recipient: dict[str, Relays]
-    by_sender: dict[str, Relays]
-    _known: dict[str, Relays] = field(default=Factory(dict), init=False)
+    def __init__(
+        self, default: Relays, by_recipient: dict[str, Relays], by_sender: dict[str, Relays]
+    ) -> None:
+        """Patterns in lower case; `default` is for what none of them matches."""
+        self.default = default
+        self.by_recipient = by_recipient
+        self.by_sender = by_sender
+        self._known: dict[str, Relays] = {}
 
     @classmethod
     def of(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING
-
-from attrs import asdict, define, field
 
 from picoqmail import breaker, counters, crew, retention
 from picoqmail import settings as settings_module
@@ -19,39 +16,34 @@ from picoqmail.log import open_log
 from picoqmail.session import Session
 from picoqmail.spool import Damage, Spool
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from picoqmail.home import Home
     from picoqmail.log import Log
-    from picoqmail.settings import Settings
 
 # How many messages the first process takes to a relay that was down, before others join it.
 _PROBE_MESSAGES = 50
 
 
-@define(eq=False)
 class Run:
-    """Made once a program. Raises ConfigurationError where a setting is wrong.
+    """Made once a program."""
 
-    SIGTERM and SIGINT end it soon: messages under way are finished and recorded. Within somebody
-    else's process it takes no `signals`, and may be given the `events` log to write to.
-    """
+    def __init__(
+        self, home: Home, program: str, *, signals: bool = True, events: Log | None = None
+    ) -> None:
+        """Load what is needed. Raises ConfigurationError where a setting is wrong.
 
-    home: Home
-    program: str
-    settings: Settings = field(init=False)
-    log: Log = field(init=False)
-    spool: Spool = field(init=False)
-    summary: Summary = field(factory=Summary)
-    signals: bool = field(default=True, kw_only=True)
-    events: Log | None = field(default=None, kw_only=True)
-    _session: Session = field(init=False)
-    _hands: list[crew.Hand] = field(factory=list, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        """Load what is needed."""
-        self.settings = settings_module.load(self.home)
+        SIGTERM and SIGINT end it soon: messages under way are finished and recorded. Within
+        somebody else's process it takes no `signals`, and may be given the `events` log to write
+        to. `program` is named in the log.
+        """
+        self.home = home
+        self.signals = signals
+        self.summary = Summary()
+        self.settings = settings_module.load(home)
+        self._hands: list[crew.Hand] = []
         if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
             raise ConfigurationError(
                 f"{self.home.control}/relayip",
@@ -59,15 +51,15 @@ class Run:
                 "write host:port there, or run: picoqmail init --relay RELAY",
             )
         self._demand_password()
-        self.log = self.events or open_log(
+        self.log = events or open_log(
             self.settings.log,
-            self.home,
-            program=self.program,
+            home,
+            program=program,
             privacy=self.settings.logprivacy,
         )
-        self.spool = Spool(self.home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
-        self._session = Session(self.settings, self.log, self.home.spool)
-        for number in (signal.SIGTERM, signal.SIGINT) if self.signals else ():
+        self.spool = Spool(home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
+        self._session = Session(self.settings, self.log, home.spool)
+        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             signal.signal(number, lambda *_: self._stop())
 
     def _stop(self) -> None:
@@ -162,7 +154,7 @@ class Run:
         except SpoolError as exc:
             self.summary.errors += 1
             self.log.event("error", level="error", error=str(exc))
-        return {"summary": asdict(self.summary), "busy": sorted(busy), "unserved": unserved}
+        return {"summary": vars(self.summary), "busy": sorted(busy), "unserved": unserved}
 
     def _hear(self, hand: crew.Hand, unserved: list[str]) -> set[str]:
         """Add what another process did to what this one did; returns what was busy there."""

@@ -5,13 +5,12 @@ The glue between delivery, which knows messages, and the engine, which knows soc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from picoqmail.engine import Engine, Lane
 from picoqmail.pacer import RATE, Pacer
 from picoqmail.relay import Endpoint
 from picoqmail.tls_plan import TlsPolicy
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

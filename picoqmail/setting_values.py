@@ -8,13 +8,11 @@ the table of settings.
 
 from __future__ import annotations
 
-import ipaddress
 import math
-
-from attrs import frozen
 
 from picoqmail.control import check_host
 from picoqmail.log_privacy import CHOICES as LOG_PRIVACY
+from picoqmail.record import Record
 from picoqmail.smtp.relay_address import Relay, parse_relay
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -29,8 +27,7 @@ TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 _SHA256_HEX_DIGITS = 64
 
 
-@frozen
-class Route:
+class Route(Record):
     """Relays for the addresses that a pattern matches; one line of `smtproutes` or `senderroutes`.
 
     `pattern` is in lower case: a host, `.domain` for everything below it, an address (senders
@@ -42,16 +39,14 @@ class Route:
     relays: tuple[Relay, ...]
 
 
-@frozen
-class RateLimit:
+class RateLimit(Record):
     """At most so many messages in so many seconds."""
 
     messages: int
     seconds: int
 
 
-@frozen
-class LogChoice:
+class LogChoice(Record):
     """Where events go: the sink, its path if it is a file, and the least level that is written.
 
     `sink` is one of `LOG_SINKS`, `path` is empty unless the sink is `file` or a `json` file.
@@ -106,6 +101,8 @@ def retry_schedule(text: str) -> tuple[int, ...] | None:
 
 def host_name(text: str) -> str:
     """As `control.check_host`, and an address literal must hold an address. Raises ValueError."""
+    import ipaddress
+
     name = check_host(text)
     if name[0] == "[":
         literal = name[1:-1]
@@ -167,6 +164,8 @@ def fingerprint(text: str) -> str:
 
 def ip_address(text: str) -> str:
     """Return an IPv4 or IPv6 address in its usual spelling; ValueError for names and the rest."""
+    import ipaddress
+
     return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
 
 

@@ -1,6 +1,6 @@
 """Every setting, once: its name, meaning, unit, default, reader and what is allowed.
 
-What may live here: the frozen class `Settings`, whose field metadata are also the documentation
+What may live here: the frozen class `Settings`, whose declarations are also the documentation
 (`picoqmail config` and docs/settings.md print them), and the loading of it from a home.  How a
 control file and `minivars` are read is the business of `control`, what a text means that of
 `setting_values`; this module joins the two and says where a wrong value stands.
@@ -9,28 +9,25 @@ control file and `minivars` are read is the business of `control`, what a text m
 to know: everything that is wrong, and where each value came from.
 """
 
-# ruff: noqa: RUF009 - _setting() returns attrs' field(), which is what belongs there
-
 from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
-
-import attrs
-from attrs import Factory, field, frozen
 
 from picoqmail import log_privacy, setting_values
 from picoqmail.control import MINIVARS, Control
 from picoqmail.errors import ConfigurationError
 from picoqmail.mapping import LocalNames, SenderRules, admin_address
+from picoqmail.record import EMPTY, Record, evolve
 from picoqmail.relay_password import RelayPassword
 from picoqmail.setting_values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
 from picoqmail.smtp.relay_address import RelayAddressError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
 
     from picoqmail.control import Value
     from picoqmail.home import Home
@@ -41,8 +38,7 @@ _BYTES = "a whole number of bytes"
 _HOST = "a host name in ASCII, or an address literal in square brackets"
 
 
-@frozen
-class Spec:
+class Spec(Record):
     """What is known of a setting besides its name: the row that documentation is made from.
 
     `read` turns one line into a value; a setting with `many` has one value a line, in a tuple.
@@ -63,19 +59,40 @@ class Spec:
     check: Callable[[Value], object] | None = None
 
 
-def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - attrs' own field() is typed so
-    spec = Spec(" ".join(meaning.split()), " ".join(allowed.split()), read, **more)
-    if spec.mandatory:
-        return field(metadata={"spec": spec})
-    if spec.follows:
-        default: object = Factory(lambda self: getattr(self, spec.follows), takes_self=True)
-    elif spec.many:
-        default = ()
-    elif spec.default:
-        default = read(spec.default)
-    else:
-        default = None
-    return field(default=default, metadata={"spec": spec})
+SPECS: dict[str, Spec] = {}
+"""Every setting by name, in the order of `Settings`."""
+
+
+class _Declared:
+    """A setting where `Settings` declares it; what stays there is its default."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        spec = SPECS[name] = self._spec
+        if spec.mandatory:
+            delattr(owner, name)
+        elif spec.follows:
+            setattr(owner, name, _Following(spec.follows))
+        elif spec.many:
+            setattr(owner, name, ())
+        else:
+            setattr(owner, name, spec.read(spec.default) if spec.default else None)
+
+
+class _Following:
+    """The default of a setting that is another's value; one that was set comes before it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, settings: Settings, _: type) -> object:
+        return getattr(settings, self._name)
+
+
+def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - to type checkers it is the default, of whatever type
+    return _Declared(Spec(" ".join(meaning.split()), " ".join(allowed.split()), read, **more))
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -95,8 +112,7 @@ def _seconds(least: int) -> Callable[[str], int]:
     return read
 
 
-@frozen(kw_only=True)
-class Settings:
+class Settings(Record):
     """The settings of one home; every attribute is named as its file under `control/`.
 
     Times are whole seconds, sizes bytes.  A name that was not set has its default; `None` stands
@@ -377,11 +393,14 @@ class Settings:
         setting_values.log_privacy,
         default="off",
     )
-    origins: Mapping[str, str] = field(factory=dict, eq=False, repr=False)
+    origins: Mapping[str, str] = EMPTY
+
+    def _values(self) -> tuple[object, ...]:
+        """All but where they came from."""
+        return tuple([getattr(self, name) for name in SPECS])
 
 
-@frozen
-class Entry:
+class Entry(Record):
     """One setting as it was found: its value, the text it was made from, and where that stands.
 
     `value` is None if `error` is set. `where` is `file:line`, and empty for a default. `text` has
@@ -396,8 +415,7 @@ class Entry:
     error: ConfigurationError | None = None
 
 
-@frozen
-class Examination:
+class Examination(Record):
     """Everything there is to say about a home's settings.
 
     `settings` is None if there is any error.
@@ -407,13 +425,6 @@ class Examination:
     errors: tuple[ConfigurationError, ...]
     warnings: tuple[str, ...]
     settings: Settings | None
-
-
-SPECS: Mapping[str, Spec] = {
-    attribute.name: attribute.metadata["spec"]
-    for attribute in attrs.fields(Settings)
-    if "spec" in attribute.metadata
-}
 
 
 def load(home: Home) -> Settings:
@@ -448,7 +459,7 @@ def examine(home: Home) -> Examination:
         origins = {entry.name: entry.where for entry in entries if entry.where}
         settings = Settings(**given, origins=origins)
         # A default that follows another setting is known only now.
-        entries = [attrs.evolve(entry, value=getattr(settings, entry.name)) for entry in entries]
+        entries = [evolve(entry, value=getattr(settings, entry.name)) for entry in entries]
         errors.extend(_contradictions(settings, home))
     warnings = (*_unused_lines(control, entries), *_unknown_names(control), *_gaps(settings, home))
     return Examination(tuple(entries), tuple(errors), warnings, None if errors else settings)

@@ -11,13 +11,11 @@ its sidecar. It is freed when its holder dies, whatever kills it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import time
-from typing import TYPE_CHECKING
 from zlib import crc32
-
-from attrs import evolve, field, frozen
 
 from picoqmail import durable, scan
 from picoqmail.errors import (
@@ -41,9 +39,10 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
-from picoqmail.locker import lock
 from picoqmail.model import DELIVERED, FAILED, PENDING, Event, Message
+from picoqmail.record import Record, evolve
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -61,16 +60,14 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
 
 
-@frozen
-class Damage:
+class Damage(Record):
     """A message that was put aside: its ID and why."""
 
     id: str
     reason: str
 
 
-@frozen(eq=False)
-class Claim:
+class Claim(Record, eq=False):
     """A message that this process alone may touch, until `release` or the end of the process.
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
@@ -115,6 +112,19 @@ class Claim:
         os.close(self._descriptor)
 
 
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for us alone; False if another process has it. Raises OSError.
+
+    By flock(2) itself, as everywhere on the way of a mail: importing portalocker would double a
+    sender's start.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class _BusyError(Exception):
     """Another process has a second body of the message."""
 
@@ -123,7 +133,6 @@ def _nothing(_what: object) -> None:
     """Tell nobody."""
 
 
-@frozen(eq=False)
 class Spool:
     """One spool directory.
 
@@ -131,12 +140,20 @@ class Spool:
     body that was unlinked because it was a damaged copy of one that is whole.
     """
 
-    path: str
-    clock: Callable[[], float] = time.time
-    on_damage: Callable[[Damage], None] = _nothing
-    on_copy: Callable[[str], None] = _nothing
-    _unsynced: set[str] = field(factory=set, init=False)
-    _doomed: list[str] = field(factory=list, init=False)
+    def __init__(
+        self,
+        path: str,
+        clock: Callable[[], float] = time.time,
+        on_damage: Callable[[Damage], None] = _nothing,
+        on_copy: Callable[[str], None] = _nothing,
+    ) -> None:
+        """Nothing is opened yet."""
+        self.path = path
+        self.clock = clock
+        self.on_damage = on_damage
+        self.on_copy = on_copy
+        self._unsynced: set[str] = set()
+        self._doomed: list[str] = []
 
     # --- Looking -----------------------------------------------------------------------------
 
@@ -261,7 +278,7 @@ class Spool:
 
     def _lock_fairly(self, descriptor: int, message_id: str) -> bool:
         """Lock a body; False if another process has it or it is not the message's any more."""
-        if not lock(descriptor):
+        if not _lock(descriptor):
             return False
         # Whoever had it may have finished the message meanwhile: a lock on a file that has no
         # name any more is a lock on nothing.
@@ -322,9 +339,7 @@ class Spool:
         in_doubt = bool(mode & IN_DOUBT_BIT)
         return Claim(message, state, newlines, eight_bit, in_doubt, has_progress, descriptor, data)
 
-    def _verify_any(
-        self, message: Message, descriptor: int
-    ) -> tuple[int, bytes | None, int, bool]:
+    def _verify_any(self, message: Message, descriptor: int) -> tuple[int, bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
 
         `descriptor` is of that one then, locked, and what is in its way is unlinked: a copy or a
@@ -350,7 +365,7 @@ class Spool:
                 if os.path.samestat(before, found):
                     in_the_way.append(path)
                     continue
-                if not lock(other):
+                if not _lock(other):
                     raise _BusyError
                 try:
                     _check_size(message, found.st_size)
@@ -399,7 +414,7 @@ class Spool:
             except OSError as exc:
                 raise SpoolError("open", path, exc) from exc
             try:
-                if not lock(descriptor):
+                if not _lock(descriptor):
                     continue
                 ours = os.fstat(descriptor)
                 there = os.lstat(path)
@@ -484,9 +499,7 @@ class Spool:
                 claim.clear_doubt()
         except OSError as exc:
             raise SpoolError("record", self._join(state, message_id), exc) from exc
-        return evolve(
-            claim, message=message, state=state, was_in_doubt=False, has_progress=False
-        )
+        return evolve(claim, message=message, state=state, was_in_doubt=False, has_progress=False)
 
     def note_progress(self, claim: Claim, results: Mapping[int, tuple[str, str]]) -> Claim:
         """Note outcomes of some recipients of a message that takes several transactions.
@@ -642,7 +655,7 @@ class Spool:
         try:
             if has_body and not self._lock_fairly(descriptor, message_id):
                 return False
-            if not has_body and not lock(descriptor):
+            if not has_body and not _lock(descriptor):
                 return False
             for state in (*STATES, TMP):
                 if durable.unlink_if_there(self._join(state, message_id + SIDECAR)):
@@ -697,7 +710,7 @@ class Spool:
         try:
             # Asked again under the lock: its last holder may have made it a message, or moved
             # the message here, since we looked.
-            if not lock(descriptor) or self._is_owned(path):
+            if not _lock(descriptor) or self._is_owned(path):
                 return False
             return durable.unlink_if_there(path)
         finally:
@@ -745,9 +758,7 @@ def _read_whole(path: str) -> bytes:
 
 def _check_size(message: Message, octets: int) -> None:
     if octets != message.size:
-        raise DamagedMessageError(
-            f"its body has {octets} octets, and {message.size} were accepted"
-        )
+        raise DamagedMessageError(f"its body has {octets} octets, and {message.size} were accepted")
 
 
 def _is_same_file(one: str, other: str) -> bool:

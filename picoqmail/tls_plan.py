@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Literal
 
-from attrs import frozen
+from picoqmail.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal
+
     from picoqmail.smtp.relay_address import Relay
 
 
-@frozen
-class TlsPolicy:
+class TlsPolicy(Record):
     """What the settings say about TLS.
 
     ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
@@ -28,8 +29,7 @@ class TlsPolicy:
     fingerprints: tuple[str, ...] = ()
 
 
-@frozen
-class TlsPlan:
+class TlsPlan(Record):
     """What to do with one relay: how TLS starts, and what its certificate must show."""
 
     implicit: bool

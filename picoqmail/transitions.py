@@ -16,9 +16,9 @@ from picoqmail.layout import CUR, NEW, UNDELIVERED
 ACCEPT = (
     ("create", "tmp/ID.eml"),
     ("write", "tmp/ID.eml"),
-    ("sync", "tmp/ID.eml"),
     ("create", "tmp/ID.json"),
     ("write", "tmp/ID.json"),
+    ("sync", "tmp/ID.eml"),
     ("sync", "tmp/ID.json"),
     ("link", "tmp/ID.eml", "new/ID.eml"),
     ("rename", "tmp/ID.json", "new/ID.json"),

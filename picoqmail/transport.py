@@ -5,8 +5,7 @@ The rule of this module: octets only. It never waits, and it never decides.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
 

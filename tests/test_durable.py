@@ -138,7 +138,8 @@ def test_an_odd_umask_withholds_nothing_from_the_owner(tmp_path: Path, umask: in
         "os.umask(int(sys.argv[1]))\n"
         "durable.make_directory('directory')\n"
         "os.close(durable.create('directory/created', any_umask=True))\n"
-        "durable.create_whole('directory/whole', b'x', 1.0, any_umask=True)\n"
+        "written = durable.create_written('directory/whole', b'x', 1.0, any_umask=True)\n"
+        "os.close(written)\n"
         "os.close(launch.take_lock('directory/lock', any_umask=True))\n"
     )
     subprocess.run([sys.executable, "-c", script, str(umask)], check=True, cwd=tmp_path)

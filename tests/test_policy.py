@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,11 @@ from hypothesis import strategies as st
 from picoqmail import policy
 from picoqmail.model import DELIVERED, FAILED, PENDING, Message, Recipient
 from picoqmail.policy import Judgement, next_attempt
-from picoqmail.smtp.transaction import Outcome, RecipientResult
+from picoqmail.record import evolve
+from picoqmail.smtp.transaction import RecipientResult
+
+if TYPE_CHECKING:
+    from picoqmail.smtp.transaction import Outcome
 
 CREATED = 1_700_000_000
 WEEK = 604800
@@ -77,14 +80,14 @@ def test_the_next_attempt_is_always_later(created: int, now: int, attempts: int)
 
 def test_the_schedule_begins_with_the_time_that_was_asked_for() -> None:
     """A message for next week is tried again after 400 seconds, not at the pace of a week's age."""
-    later = attrs.evolve(message(), unknown={"not_before": CREATED + WEEK})
+    later = evolve(message(), unknown={"not_before": CREATED + WEEK})
     now = CREATED + WEEK
     told = policy.judge(
-        attrs.evolve(later, expires=now + WEEK), {0: RESULTS["deferred"]}, now=now, relay="r"
+        evolve(later, expires=now + WEEK), {0: RESULTS["deferred"]}, now=now, relay="r"
     )
     assert ("defer", now + 400) == (told.step, told.message.next_attempt)
     for nonsense in ("soon", True, None, CREATED - 1):
-        assert CREATED == attrs.evolve(later, unknown={"not_before": nonsense}).begins
+        assert CREATED == evolve(later, unknown={"not_before": nonsense}).begins
 
 
 def test_a_list_of_delays_ends_in_its_last() -> None:
@@ -201,7 +204,7 @@ def test_due_is_what_is_not_held_and_whose_time_has_come(
     due: bool,  # noqa: FBT001 - a table
 ) -> None:
     """A last attempt in the future shows a clock that was set back: then it is due."""
-    assert due == policy.is_due(attrs.evolve(message(), **changes), CREATED)
+    assert due == policy.is_due(evolve(message(), **changes), CREATED)
 
 
 def test_long_replies_do_not_fill_the_sidecar() -> None:

@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from attrs import evolve
 
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.layout import (
@@ -27,6 +26,7 @@ from picoqmail.layout import (
     UNDELIVERED,
 )
 from picoqmail.model import DELIVERED, FAILED, PENDING, Event
+from picoqmail.record import evolve
 from picoqmail.spool import Claim, Damage, Spool
 from trial import age
 

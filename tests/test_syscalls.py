@@ -35,7 +35,8 @@ OTHER_SETTINGS = ["openat"] * 4  # databytes, minfree, queuelifetime and minivar
 IDENTITY = ["getpid", "getrandom"]
 # transitions.ACCEPT, call by call; the lock goes before its descriptor.
 BODY = ["openat", "flock"]
-SIDECAR = ["openat", "write", "fsync", "close"]
+# The hint has the disk begin with the sidecar; the body's sync waits for both.
+ON_DISK = ["openat", "write", "fadvise64", "fsync", "fsync", "close"]
 VISIBLE = ["link", "rename", "openat", "fsync", "close", "unlink", "flock", "close"]
 QUEUE = [
     *READ_ME,
@@ -44,8 +45,7 @@ QUEUE = [
     *BODY,
     *("read", "write", "read"),  # the message and its end
     "read",  # the envelope, which says itself where it ends
-    "fsync",
-    *SIDECAR,
+    *ON_DISK,
     *VISIBLE,
     "exit_group",
 ]
@@ -88,7 +88,7 @@ def test_sendmail_makes_three_fsyncs(trial: Trial, tmp_path: Path) -> None:
     made = calls(command, tmp_path, trial.variables())
     assert 3 == made.count("fsync")
     assert 0 == sum(made.count(name) for name in ("fork", "vfork", "clone", "clone3", "execve"))
-    assert [*SIDECAR, *VISIBLE, "exit_group"] == made[-len(SIDECAR) - len(VISIBLE) - 1 :]
+    assert [*ON_DISK, *VISIBLE, "exit_group"] == made[-len(ON_DISK) - len(VISIBLE) - 1 :]
 
 
 ENQUEUE_MANY = """

@@ -7,11 +7,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from attrs import evolve
 
 from picoqmail import units
 from picoqmail.home import Home
 from picoqmail.init import InitError
+from picoqmail.record import evolve
 from picoqmail.setting_values import LogChoice
 from picoqmail.settings import Settings
 from rig.programs import find

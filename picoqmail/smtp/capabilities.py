@@ -5,16 +5,14 @@ The rule of this module: what is not offered here is never used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from picoqmail.record import Record
 
-from attrs import frozen
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.smtp.reply import Reply
 
 
-@frozen
-class Capabilities:
+class Capabilities(Record):
     """The extensions that we know, each as offered.
 
     PIPELINING is RFC 2920, CHUNKING RFC 3030, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531, DSN RFC 3461,

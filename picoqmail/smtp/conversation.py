@@ -11,17 +11,15 @@ charged for what is decided here and in `running`, nowhere else:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from attrs import evolve, frozen
-
 from picoqmail.errors import PicoqmailError
+from picoqmail.record import Record, evolve
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
 from picoqmail.smtp.reply import ReplyError, ReplyParser
 from picoqmail.smtp.running import Running
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 from picoqmail.smtp.wire import Encoder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Literal
@@ -53,8 +51,7 @@ _NEVER_MESSAGE = frozenset({421, 530})
 _TRY_ANOTHER_MECHANISM = frozenset({504, 534})
 
 
-@frozen
-class SessionOptions:
+class SessionOptions(Record):
     """How to talk to one relay.
 
     ``helo`` is our name. ``starttls`` says whether to ask for TLS in the conversation.

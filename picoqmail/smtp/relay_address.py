@@ -6,9 +6,8 @@ The rule of this module: it reads and writes the name of a relay, and looks noth
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv6Address
 
-from attrs import frozen
+from picoqmail.record import Record
 
 PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "lmtp": 24, "lmtp+unix": 0}
 """The schemes that a relay may have, each with its port if none is given."""
@@ -27,8 +26,7 @@ class RelayAddressError(ValueError):
     """This text names no relay; the text of the error says what is allowed."""
 
 
-@frozen
-class Relay:
+class Relay(Record):
     """One relay, not looked up yet.
 
     ``scheme`` is a key of PORTS; ``host`` a name or an address without brackets; ``path`` is set
@@ -102,6 +100,8 @@ def _host_and_port(text: str, rest: str) -> tuple[str, int]:
 
 
 def _check_ipv6(text: str, host: str) -> None:
+    from ipaddress import AddressValueError, IPv6Address
+
     try:
         IPv6Address(host)
     except AddressValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from attrs import frozen
+from picoqmail.record import Record
 
 LINE_LIMIT = 2000
 """Octets in one reply line, CRLF included. RFC 5321 4.5.3.1.5 says 512; real relays write more."""
@@ -30,8 +30,7 @@ class ReplyError(Exception):
     """What came is no SMTP reply. Always the relay's fault, never the message's."""
 
 
-@frozen
-class Reply:
+class Reply(Record):
     """One whole reply.
 
     ``code`` is 200 to 599, ``enhanced`` the enhanced status code of RFC 2034 as text or ``""``,

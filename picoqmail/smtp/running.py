@@ -6,8 +6,6 @@ when to say it and what to wait for is the conversation's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp.address import (
     UnsendableAddressError,
@@ -18,6 +16,7 @@ from picoqmail.smtp.address import (
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, Verdict
 from picoqmail.smtp.wire import Encoder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

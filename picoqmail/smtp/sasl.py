@@ -12,15 +12,25 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from typing import TYPE_CHECKING, Protocol
 
-from attrs import field, frozen
+from picoqmail.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+    from typing import Protocol
 
     Dialogue = Generator[bytes | None, bytes, None]
     Mechanism = Callable[["Credentials"], Dialogue]
+
+    class Secret(Protocol):
+        """A password or token that shows itself only when asked."""
+
+        oauth2: bool
+
+        def reveal(self) -> str:
+            """Return the secret in clear. May raise an OSError that says why there is none."""
+
 
 ITERATIONS_LIMIT = 1_000_000
 """Rounds of SCRAM that a relay may ask of us: more would stop the whole run (RFC 7677: 4096)."""
@@ -34,21 +44,15 @@ class SaslError(Exception):
     """The dialogue cannot go on; the text holds nothing secret."""
 
 
-class Secret(Protocol):
-    """A password or token that shows itself only when asked."""
-
-    oauth2: bool
-
-    def reveal(self) -> str:
-        """Return the secret in clear. May raise an OSError that says why there is none."""
-
-
-@frozen
-class Credentials:
+class Credentials(Record):
     """Who we are to the relay. ``secret.oauth2`` says that it is a token, not a password."""
 
     user: str
-    secret: Secret = field(repr=lambda _: "<secret>")
+    secret: Secret
+
+    def __repr__(self) -> str:
+        """Show who, and nothing secret."""
+        return f"Credentials(user={self.user!r}, secret=<secret>)"
 
 
 def plain(credentials: Credentials) -> Dialogue:

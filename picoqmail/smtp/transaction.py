@@ -5,45 +5,53 @@ The rule of this module: values and protocols only, and nothing that knows a soc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from picoqmail.record import Record
 
-from attrs import frozen
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Literal, Protocol
 
     from picoqmail.smtp.reply import Reply
+
+    Outcome = Literal["delivered", "deferred", "failed", "untried"]
+
+    class Body(Protocol):
+        """A message as it lies in the spool."""
+
+        @property
+        def size(self) -> int:
+            """Octets as spooled."""
+
+        @property
+        def newlines(self) -> int:
+            """How many LF are among them."""
+
+        @property
+        def eight_bit(self) -> bool:
+            """Whether any octet is over 127."""
+
+        def blocks(self) -> Iterator[bytes]:
+            """Yield the raw octets, 64 to 256 KiB at a time; a small mail is one block.
+
+            May raise OSError where the body cannot be read: the message is not sent then.
+            """
+
+    class Source(Protocol):
+        """Where transactions come from and verdicts go."""
+
+        def take(self) -> Transaction | None:
+            """Return the next transaction, or None if there is nothing for this relay now."""
+
+        def done(self, transaction: Transaction, verdict: Verdict) -> None:
+            """Record how it ended. Called at once, before anything more is sent."""
+
 
 RECIPIENTS_LIMIT = 100
 """Recipients in one transaction: what every relay must accept (RFC 5321 4.5.3.1.8)."""
 
-Outcome = Literal["delivered", "deferred", "failed", "untried"]
 
-
-class Body(Protocol):
-    """A message as it lies in the spool."""
-
-    @property
-    def size(self) -> int:
-        """Octets as spooled."""
-
-    @property
-    def newlines(self) -> int:
-        """How many LF are among them."""
-
-    @property
-    def eight_bit(self) -> bool:
-        """Whether any octet is over 127."""
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield the raw octets, 64 to 256 KiB at a time; a small mail is one block.
-
-        May raise OSError where the body cannot be read: the message is not sent then.
-        """
-
-
-@frozen(eq=False)
-class Transaction:
+class Transaction(Record, eq=False):
     """One message for one relay.
 
     ``recipients`` are raw, at most RECIPIENTS_LIMIT, duplicates kept. ``dsn`` may hold ``notify``,
@@ -59,8 +67,7 @@ class Transaction:
     mark_in_doubt: Callable[[], None]
 
 
-@frozen
-class RecipientResult:
+class RecipientResult(Record):
     """What became of one recipient.
 
     ``text`` says for people what the relay said, or why we failed this recipient ourselves.
@@ -75,8 +82,7 @@ UNTRIED = RecipientResult("untried", None, "")
 """Nothing final is known: no attempt that could be charged to this recipient."""
 
 
-@frozen
-class RelayFault:
+class RelayFault(Record):
     """The relay did not serve us, and no message is to blame.
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
@@ -91,8 +97,7 @@ class RelayFault:
     pace: bool = False
 
 
-@frozen
-class Verdict:
+class Verdict(Record):
     """The end of one transaction, results by index of the recipient.
 
     ``in_doubt``: the end of the data was handed to the transport, and no final answer came.
@@ -104,13 +109,3 @@ class Verdict:
     in_doubt: bool
     transcript: tuple[str, ...]
     relay: str
-
-
-class Source(Protocol):
-    """Where transactions come from and verdicts go."""
-
-    def take(self) -> Transaction | None:
-        """Return the next transaction, or None if there is nothing for this relay now."""
-
-    def done(self, transaction: Transaction, verdict: Verdict) -> None:
-        """Record how it ended. Called at once, before anything more is sent."""

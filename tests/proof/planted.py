@@ -40,17 +40,16 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the message file",
         "accept.py",
-        "                durable.sync(self._descriptor)\n",
-        "                pass\n",
+        "            durable.sync(self._descriptor)\n",
+        "            pass\n",
         "power",
         "queue",
     ),
     Plant(
         "no fsync of the sidecar",
-        "durable.py",
-        "            if synced:\n                posix.fsync(descriptor)\n"
-        "        finally:\n            posix.close(descriptor)\n    except",
-        "            pass\n        finally:\n            posix.close(descriptor)\n    except",
+        "accept.py",
+        "                    durable.sync(descriptor)\n",
+        "                    pass\n",
         "power",
         "queue",
     ),
