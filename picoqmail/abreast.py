@@ -1,4 +1,4 @@
-"""Doing several things at once by a few threads; nothing else lives here.
+"""Doing one thing to several items by a few threads at once; nothing else lives here.
 
 Not concurrent.futures: its executors refuse to work once the main thread has ended, while other
 threads of the program may still have mail to send.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,51 +55,3 @@ def abreast(do: Callable[[Item], Result], items: Sequence[Item], threads: int) -
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(items))]
-
-
-class Beside:
-    """A thread that does one piece of work at a time while its maker goes on; a context manager.
-
-    What it does last has ended when the context does.
-    """
-
-    def __init__(self) -> None:
-        """No thread is made before there is work."""
-        self._thread: threading.Thread | None = None
-        self._errors: list[BaseException] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Begin a piece of work, once the one before it has ended. Raises what that raised.
-
-        Where no thread can be had the caller does it himself.
-        """
-        self.wait()
-        thread = threading.Thread(target=self._do, args=(work,), name="picoqmail", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            # The limit of the system or of this process, or its end.
-            work()
-        else:
-            self._thread = thread
-
-    def wait(self) -> None:
-        """Wait for the work that was begun. Raises what it raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._errors:
-            raise self._errors.pop()
-
-    def _do(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as exc:  # noqa: BLE001 - raised by the maker's thread
-            self._errors.append(exc)

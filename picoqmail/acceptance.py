@@ -175,11 +175,8 @@ class Acceptance:
             extra["expires"] = int(end)
         return extra
 
-    def write(self, order: Order, *, with_sidecar: bool = False) -> Draft:
-        """Write the body into tmp/; nothing is left of it if that fails.
-
-        `with_sidecar`: and the sidecar, for whoever syncs all of the file system afterwards.
-        """
+    def write(self, order: Order) -> Draft:
+        """Write the body into tmp/; nothing is left of it if that fails."""
         incoming: Incoming | None = None
         try:
             digest = order.content.fingerprint() if order.key is not None else None
@@ -195,8 +192,6 @@ class Acceptance:
             )
             for block in order.content.blocks(digest):
                 incoming.write(block)
-            if with_sidecar:
-                incoming.prepare(order.sender, order.recipients, order.extra, synced=False)
         except BaseException:
             if incoming is not None:
                 incoming.abort()
@@ -263,8 +258,7 @@ class Acceptance:
         """Make drafts durable and visible, in one group; each key is in it once.
 
         What fails alone is told alone; if a shared step fails, it fails for all. `together` was
-        opened before any of the bodies, and the sidecars are written; `prepared`: body and sidecar
-        are on disk already.
+        opened before any of the bodies; `prepared`: body and sidecar are on disk already.
         """
         outcomes: dict[int, Outcome] = {}
         with ExitStack() as held:
@@ -276,6 +270,8 @@ class Acceptance:
                         draft.incoming.abort()
                     else:
                         ready[index] = draft
+                if together is not None and not together.pays(len(ready)):
+                    together = None
                 if together is not None:
                     self._put_on_disk_together(ready, outcomes, together)
                 else:
@@ -319,6 +315,11 @@ class Acceptance:
         self, ready: dict[int, Draft], outcomes: dict[int, Outcome], together: FileSystemSync
     ) -> None:
         """Body, sidecar and names of all drafts at once; what fails moves to `outcomes`."""
+        for index, draft in list(ready.items()):
+            error = _prepare(draft, synced=False)
+            if error is not None:
+                outcomes[index] = error
+                del ready[index]
         try:
             together.sync()
         except OSError as exc:
@@ -408,11 +409,11 @@ class Acceptance:
             raise
 
 
-def _prepare(draft: Draft) -> PicoqmailError | None:
+def _prepare(draft: Draft, *, synced: bool = True) -> PicoqmailError | None:
     """Put a draft on disk; its error is its outcome."""
     order = draft.order
     try:
-        draft.incoming.prepare(order.sender, order.recipients, order.extra)
+        draft.incoming.prepare(order.sender, order.recipients, order.extra, synced=synced)
     except PicoqmailError as exc:
         return exc
     return None

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from picoqmail import home as homes
-from picoqmail.abreast import Beside
 from picoqmail.acceptance import Acceptance, Draft
 from picoqmail.control import Control, whole_number
 from picoqmail.errors import ConfigurationError, MessageError
-from picoqmail.file_system_sync import open_for_sync
+from picoqmail.file_system_sync import LEAST_MESSAGES, open_for_sync
 from picoqmail.idempotency import DEFAULT_LIFETIME_SECONDS
 from picoqmail.launch import start_sender
 from picoqmail.layout import TMP
@@ -27,7 +24,7 @@ from picoqmail.mail import Mail, Receipt
 from picoqmail.verbs import Verbs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -43,7 +40,7 @@ __all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "pr
 # A group shares its syncs; it is bounded because each of its messages keeps a descriptor open, of
 # which a process may have no more than 1024, and because none of them is accepted before the last
 # of them is on disk.
-GROUP_MESSAGES = 64
+GROUP_MESSAGES = 128
 GROUP_OCTETS = 8 * 1024 * 1024
 
 
@@ -146,7 +143,7 @@ class Spool(Verbs):
             not_before=not_before,
             expires=expires,
         )
-        (outcome,) = self.enqueue_many([mail])
+        (outcome,) = self._enqueue_group([mail], self._acceptance())
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -162,21 +159,16 @@ class Spool(Verbs):
         raises passes through; messages before that may have been accepted.
         """
         acceptance = self._acceptance()
-        outcomes: list[Outcome | None] = []
-        # The next group is written while the disk has the one before it.
-        with Beside() as beside:
-            for group in self._written(mails, acceptance, outcomes):
-                try:
-                    settle = partial(self._settle_group, group, acceptance, outcomes)
-                    if group.is_last:
-                        beside.wait()
-                        settle()
-                    else:
-                        beside.do(settle)
-                except BaseException:
-                    group.abort()
-                    raise
-        return [one for one in outcomes if one is not None]
+        outcomes: list[Outcome] = []
+        group: list[Mail] = []
+        for one in mails:
+            group.append(one if isinstance(one, Mail) else Mail(one))
+            if len(group) == GROUP_MESSAGES:
+                outcomes += self._enqueue_group(group, acceptance)
+                group = []
+        if group:
+            outcomes += self._enqueue_group(group, acceptance)
+        return outcomes
 
     def prepare(  # noqa: PLR0913 - as enqueue
         self,
@@ -267,58 +259,37 @@ class Spool(Verbs):
         if self._starts_sender() and any("next_attempt" not in one.order.extra for one in drafts):
             start_sender(self.home, time.time())
 
-    def _written(
-        self,
-        mails: Iterable[Mail | MessageLike],
-        acceptance: Acceptance,
-        outcomes: list[Outcome | None],
-    ) -> Iterator[_Group]:
-        """Write messages, and give them to the caller a group at a time, to be settled.
-
-        Each gets a place in `outcomes`; what cannot be accepted has its error there.
-        """
-        for several, is_last in _groups(mails):
-            group = _Group(acceptance, len(several), is_last=is_last)
-            try:
-                for one in several:
-                    outcomes.append(None)
-                    try:
-                        self._write(one, acceptance, outcomes, group)
-                    except Exception as exc:  # noqa: BLE001 - the result of this one message
-                        outcomes[-1] = exc
-                    if group.octets > GROUP_OCTETS:
-                        full, group = group, _Group(acceptance, len(several), is_last=is_last)
-                        full.is_last = False
-                        yield full
-            except BaseException:
-                group.abort()
-                raise
-            yield group
-
-    def _write(
-        self,
-        one: Mail | MessageLike,
-        acceptance: Acceptance,
-        outcomes: list[Outcome | None],
-        group: _Group,
-    ) -> None:
-        order = acceptance.order(one if isinstance(one, Mail) else Mail(one))
-        if not acceptance.may_spool:
-            outcomes[-1] = acceptance.delegate(order, send=self._starts_sender())
-            return
-        draft = acceptance.write(order, with_sidecar=group.together is not None)
-        group.drafts[len(outcomes) - 1] = draft
-        group.octets += draft.incoming.size
-
-    def _settle_group(
-        self, group: _Group, acceptance: Acceptance, outcomes: list[Outcome | None]
-    ) -> None:
-        together, group.together = group.together, None
+    def _enqueue_group(self, mails: list[Mail], acceptance: Acceptance) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(mails)
+        drafts: dict[int, Draft] = {}
+        size = 0
+        together = None
+        if len(mails) >= LEAST_MESSAGES and acceptance.may_spool:
+            # Before the first body: only errors from now on will be told.
+            together = open_for_sync(f"{self.home.spool}/{TMP}")
         try:
-            self._settle(group.drafts, acceptance, outcomes, together)
+            for index, mail in enumerate(mails):
+                try:
+                    order = acceptance.order(mail)
+                    if acceptance.may_spool:
+                        drafts[index] = acceptance.write(order)
+                        size += drafts[index].incoming.size
+                    else:
+                        outcomes[index] = acceptance.delegate(order, send=self._starts_sender())
+                except Exception as exc:  # noqa: BLE001 - the result of this one message
+                    outcomes[index] = exc
+                if size > GROUP_OCTETS:
+                    self._settle(drafts, acceptance, outcomes, together)
+                    size = 0
+            self._settle(drafts, acceptance, outcomes, together)
+        except BaseException:
+            for draft in drafts.values():
+                draft.incoming.abort()
+            raise
         finally:
             if together is not None:
                 together.close()
+        return [one for one in outcomes if one is not None]
 
     def _settle(
         self,
@@ -346,41 +317,6 @@ class Spool(Verbs):
                 if isinstance(outcome, Exception) or outcome.repeated:
                     del first[index]
             self._accepted(first.values())
-
-
-class _Group:
-    """Messages that were written and share what makes them durable, by their place in the results.
-
-    `together` makes all of them durable, None if each is synced by itself.
-    """
-
-    def __init__(self, acceptance: Acceptance, messages: int, *, is_last: bool) -> None:
-        """Made before the first body: only errors from then on are told to `together`."""
-        self.drafts: dict[int, Draft] = {}
-        self.octets = 0
-        self.is_last = is_last
-        self.together: FileSystemSync | None = None
-        if acceptance.may_spool:
-            self.together = open_for_sync(f"{acceptance.home.spool}/{TMP}", messages)
-
-    def abort(self) -> None:
-        """Take back all that nobody has begun to settle: who does takes them out."""
-        together, self.together = self.together, None
-        if together is not None:
-            together.close()
-        while self.drafts:
-            _, draft = self.drafts.popitem()
-            draft.incoming.abort()
-
-
-def _groups(mails: Iterable[Mail | MessageLike]) -> Iterator[tuple[list[Mail | MessageLike], bool]]:
-    """Divide messages into groups, and say of each whether it is the last one."""
-    several = iter(mails)
-    group = list(islice(several, GROUP_MESSAGES))
-    while group:
-        following = list(islice(several, GROUP_MESSAGES))
-        yield group, not following
-        group = following
 
 
 class Pending:

@@ -27,7 +27,6 @@ changed there after it: the renames of acceptance fail then.
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 
@@ -60,14 +59,19 @@ class FileSystemSync:
         self._call = call
         self._spent = False
 
+    def pays(self, messages: int) -> bool:
+        """Say whether `sync` may be called, and is quicker than to sync so many messages alone."""
+        return (
+            messages >= LEAST_MESSAGES
+            and not self._spent
+            and dirty_octets() <= MOST_DIRTY_OCTETS
+        )
+
     def sync(self) -> None:
         """Make durable all that was written since this was made: data, entries, modes and times.
 
-        Raises OSError; what was not durable before may not be so now, whatever is tried, and it
-        cannot be tried again.
+        Raises OSError; what was not durable before may not be so now, whatever is tried.
         """
-        if self._spent:
-            raise OSError(errno.EIO, "a sync before this one has failed")
         # Spent unless it succeeds, and also if it is interrupted.
         self._spent = True
         number = self._call(self._descriptor)
@@ -81,14 +85,13 @@ class FileSystemSync:
             os.close(self._descriptor)
 
 
-def open_for_sync(directory: str, messages: int) -> FileSystemSync | None:
+def open_for_sync(directory: str) -> FileSystemSync | None:
     """Look at the file system of a directory; None where its syncfs is not to be trusted.
 
-    Nor where so many messages are synced as quickly one by one. To be called before anything of
-    what it is to make durable is written.
+    To be called before anything of what it is to make durable is written.
     """
-    call = _syncfs() if messages >= LEAST_MESSAGES else None
-    if call is None or dirty_octets() > MOST_DIRTY_OCTETS:
+    call = _syncfs()
+    if call is None:
         return None
     try:
         descriptor = os.open(directory, _DIRECTORY)
@@ -146,6 +149,7 @@ def _find_syncfs() -> Callable[[int], int] | None:
     try:
         with importing:
             import ctypes
+            import errno
 
         function = ctypes.CDLL(None, use_errno=True).syncfs
     except (ImportError, OSError, AttributeError):

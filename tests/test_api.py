@@ -22,7 +22,6 @@ import pytest
 
 import picoqmail
 from library import ENVELOPE, Home, make_home
-from picoqmail.acceptance import Acceptance
 from picoqmail.api import GROUP_MESSAGES
 from picoqmail.layout import TMP
 from rig.waiting import wait_until
@@ -412,59 +411,6 @@ def test_many_are_in_no_danger_from_their_iterable(home: Home) -> None:
     with pytest.raises(RuntimeError, match="no more"):
         picoqmail.enqueue_many(mails())
     assert [] == [one for one in home.files() if one.startswith("tmp/")]
-
-
-@pytest.mark.parametrize("before", [0, 10, GROUP_MESSAGES, 3 * GROUP_MESSAGES + 10])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_groups_under_way_are_whole_or_gone(
-    home: Home, before: int, error: type[BaseException]
-) -> None:
-    """Whatever the iterable raises while a group is settled beside: no half of it stays."""
-
-    def mails() -> Any:
-        for index in range(before):
-            yield picoqmail.Mail(b"%d\n" % index, "a@example.org", "b@example.net")
-        raise error
-
-    with pytest.raises(error):
-        picoqmail.enqueue_many(mails())
-    assert [] == [one for one in home.files() if one.startswith("tmp/")]
-    accepted = home.ids()
-    assert 2 * len(accepted) == len(home.files())
-    assert 0 == len(accepted) % GROUP_MESSAGES
-    assert max(0, before - 2 * GROUP_MESSAGES) <= len(accepted) <= before
-
-
-def test_a_key_of_one_group_is_known_to_the_next(home: Home) -> None:
-    """They are settled in order, although the next is written meanwhile."""
-    keyed = picoqmail.Mail(b"", "a@example.org", "b@example.net", idempotency_key="one")
-    plain = [picoqmail.Mail(b"", "a@example.org", "b@example.net")] * (GROUP_MESSAGES - 1)
-    results = picoqmail.enqueue_many([keyed, *plain, keyed, *plain, keyed])
-    receipts = [one for one in results if isinstance(one, picoqmail.Receipt)]
-    assert [0, 64, 128] == [
-        index for index, one in enumerate(receipts) if one.id == receipts[0].id
-    ]
-    assert [False, True, True] == [receipts[index].repeated for index in (0, 64, 128)]
-    assert 2 * GROUP_MESSAGES - 1 == len(home.ids())
-
-
-def test_what_fails_beside_is_raised(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that is no result of a message ends the call, and nothing is left half done."""
-    accept = Acceptance.accept
-    calls = []
-
-    def failing(*args: Any, **named: Any) -> Any:
-        calls.append(threading.current_thread() is threading.main_thread())
-        if len(calls) == 2:
-            raise MemoryError
-        return accept(*args, **named)
-
-    monkeypatch.setattr(Acceptance, "accept", failing)
-    mails = [picoqmail.Mail(b"", "a@example.org", "b@example.net")] * (4 * GROUP_MESSAGES)
-    with pytest.raises(MemoryError):
-        picoqmail.enqueue_many(mails)
-    assert [False, False] == calls
-    assert GROUP_MESSAGES == len(home.ids())
 
 
 def test_nothing_is_visible_before_the_commit(home: Home) -> None:

@@ -129,16 +129,16 @@ def syncs(trial: Trial, trace: Path, *arguments: str) -> dict[str, int]:
         # Too few for a sync of all: two each, and one for the state.
         ("plain", 7, {"fsync": 2 * 7 + 1}),
         ("plain", 8, {"syncfs": 1, "fsync": 1}),
-        ("plain", 64, {"syncfs": 1, "fsync": 1}),
-        ("plain", 130, {"syncfs": 2, "fsync": 2 + 2 * 2 + 1}),
+        ("plain", 128, {"syncfs": 1, "fsync": 1}),
+        ("plain", 258, {"syncfs": 2, "fsync": 2 + 2 * 2 + 1}),
         # One more for the keys; the directory for them is made, and with it a name in the spool.
-        ("keyed", 64, {"syncfs": 2, "fsync": 1 + 1}),
+        ("keyed", 128, {"syncfs": 2, "fsync": 1 + 1}),
     ],
 )
 def test_a_group_shares_its_syncs(
     trial: Trial, tmp_path: Path, keyed: str, count: int, expected: dict[str, int]
 ) -> None:
-    """enqueue_many: a syncfs for 64 messages, an fsync for their state; few are synced alone."""
+    """enqueue_many: a syncfs for 128 messages, an fsync for their state; few are synced alone."""
     kind = type_of(trial.spool)
     if kind not in TRUSTED:
         pytest.skip(f"on {kind} each message is synced by itself")
