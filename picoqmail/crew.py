@@ -39,9 +39,10 @@ def size(messages: int, connections: int) -> int:
     if threading.active_count() > 1:
         # A lock that another thread holds would stay held in the child for ever.
         return 1
-    processors = len(os.sched_getaffinity(0))
+    # One of them waits for the relay or the disk while the others work.
+    useful = len(os.sched_getaffinity(0)) + 1
     worth = messages // MESSAGES_WORTH_A_PROCESS
-    return max(1, min(worth, processors, connections, PROCESSES_LIMIT))
+    return max(1, min(worth, useful, connections, PROCESSES_LIMIT))
 
 
 class Hand:

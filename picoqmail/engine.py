@@ -121,7 +121,7 @@ class Engine:
         busy += self.now
         for lane in self._lanes:
             lane.active_at += busy
-            if lane.grow_at <= self.now:
+            if lane.may_grow_at(self.now):
                 lane.grow()
         if self._stopping:
             for link in list(self._links):

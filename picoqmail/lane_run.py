@@ -313,6 +313,10 @@ class LaneRun:
     def _worth_a_link(self) -> int:
         return MESSAGES_WORTH_A_LINK * (len(self._links) + 1)
 
+    def may_grow_at(self, now: float) -> bool:
+        """Say whether it is time for more links; quickly no where something came just now."""
+        return now >= self.active_at + EAGER_SECONDS and now >= self.grow_at
+
     def grow(self) -> None:
         """Open more links: at most twice as many each time, and only for enough messages."""
         is_patient = self._reached and self.engine.now >= self.active_at + PATIENT_SECONDS

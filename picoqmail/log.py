@@ -180,7 +180,7 @@ class _Plain:
     ) -> None:
         """`stamped` puts time and level in front; syslog has its own."""
         self._put = put
-        self._bound = "".join([f" {name}={_value(value)}" for name, value in bound.items()])
+        self._bound = _words(bound)
         self._stamped = stamped
 
     def tell(self, level: str, event: str, facts: Mapping[str, object]) -> None:
@@ -426,9 +426,12 @@ def _second(seconds: int) -> str:
 
 def _words(facts: Mapping[str, object]) -> str:
     """Return ` name=value` for each fact; a value is quoted if it would be read wrongly."""
-    return "".join(
-        [f" {name}={_value(value)}" for name, value in facts.items() if value is not None]
-    )
+    words = []
+    for name, value in facts.items():
+        if value is not None:
+            text = value if type(value) is str else str(value)
+            words.append(f" {name}={text if _is_plain(text) else _quoted(text)}")
+    return "".join(words)
 
 
 def _as_coloured_line(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:
@@ -438,13 +441,13 @@ def _as_coloured_line(_logger: object, _method: str, facts: MutableMapping[str, 
     return f"{time_} \x1b[{_COLOURS[level]}m{level:7}\x1b[0m {event}{_words(facts)}"
 
 
-def _value(value: object) -> str:
+def _quoted(text: str) -> str:
     """Return a fact's text on one line; nothing that came from outside can forge a second one."""
-    if type(value) is int:
-        return str(value)
-    text = value if type(value) is str else str(value)
-    if _is_plain(text) or (text and text.isprintable() and _QUOTED.isdisjoint(text)):
-        return text
+    if text.isprintable():
+        if text and _QUOTED.isdisjoint(text):
+            return text  # plain, but beyond ASCII
+        if '"' not in text and "\\" not in text:
+            return f'"{text}"'
     return f'"{"".join(map(_escaped, text))}"'
 
 

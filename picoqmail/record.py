@@ -50,9 +50,13 @@ class Record:
     def __init__(self, *values: object, **named: object) -> None:
         """Take the fields."""
         own = self.__dict__
-        own.update(zip(self._fields, values))  # noqa: B905 - too many are found below, too few too
-        own.update(named)
-        if len(own) != len(values) + len(named) or not self._required <= own.keys() <= self._names:
+        own.update(zip(self._fields, values), **named)  # noqa: B905 - see below
+        # Too many values, or one given twice, make fewer fields than there were arguments.
+        if (
+            len(own) != len(values) + len(named)
+            or not named.keys() <= self._names
+            or not (len(own) == len(self._fields) or self._required <= own.keys())
+        ):
             raise TypeError(f"{type(self).__name__} has the fields {', '.join(self._fields)}")
 
     def __setattr__(self, name: str, value: object) -> None:

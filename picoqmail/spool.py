@@ -525,6 +525,9 @@ class Spool:
 
     def _merge_progress(self, message: Message, state: str) -> tuple[Message, bool]:
         """Apply what an earlier session noted and did not come to record."""
+        if len(message.recipients) == 1:
+            # Nothing is noted of a message that goes in one part.
+            return message, False
         path = self._join(state, message.id + PROGRESS)
         try:
             lines = _read_whole(path).split(b"\n")
@@ -749,8 +752,10 @@ def _read_whole(path: str) -> bytes:
     descriptor = os.open(path, _READ)
     try:
         blocks = [os.read(descriptor, _SMALL_OCTETS)]
-        while blocks[-1]:
-            blocks.append(os.read(descriptor, BLOCK_OCTETS))
+        # Of a file less is read than was asked for at its end alone.
+        if len(blocks[0]) == _SMALL_OCTETS:
+            while blocks[-1]:
+                blocks.append(os.read(descriptor, BLOCK_OCTETS))
     finally:
         os.close(descriptor)
     return b"".join(blocks)
