@@ -41,6 +41,9 @@ class Sender:
         if self._run is None:
             # All that an import makes stays: to look for garbage among it takes 6 ms of 100.
             gc.disable()
+            from picoqmail import start
+
+            start.enter_delivery()
             from picoqmail.run import Run
 
             gc.freeze()

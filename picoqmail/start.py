@@ -56,6 +56,51 @@ _RETRYING = (
     "sender",
     "cli",
 )
+# What the sending programs import besides, once there is something to send.
+DELIVERY = "delivery"
+_DELIVERY = (
+    "record",
+    "breaker",
+    "counters",
+    "crew",
+    "log_privacy",
+    "smtp",
+    "smtp.relay_address",
+    "setting_values",
+    "tokens",
+    "rewrite",
+    "mapping",
+    "relay_password",
+    "settings",
+    "sidecar",
+    "sidecar_reading",
+    "model",
+    "reporting",
+    "smtp.address",
+    "bounce",
+    "policy",
+    "routing",
+    "smtp.transaction",
+    "deliver",
+    "log",
+    "lane",
+    "tls_plan",
+    "relay",
+    "smtp.capabilities",
+    "smtp.reply",
+    "smtp.wire",
+    "smtp.running",
+    "smtp.conversation",
+    "transport",
+    "link",
+    "throttle",
+    "lane_run",
+    "engine",
+    "pacer",
+    "session",
+    "spool",
+    "run",
+)
 # What each program imports on its usual way, each module behind those that it imports itself. A
 # test compares this with what they do import.
 MODULES = {
@@ -64,7 +109,9 @@ MODULES = {
     "sendmail": (*_ACCEPTANCE, *_INJECTION, "sendmail", "cli.sendmail"),
     "send": (*_RETRYING, "cli.send"),
     "cron": (*_RETRYING, "cli.send", "cron_lock", "cli.cron"),
+    DELIVERY: _DELIVERY,
 }
+_PACKAGES = ("", "cli", "smtp")
 # These look after the bundles; nobody waits for them.
 _MAKERS = ("send", "cron")
 # What a bundle begins with; to Python it is no compiled file. The launchers have this line too. A
@@ -135,7 +182,7 @@ def path_of_bundle(package: str, program: str) -> str:
 def path_in_package(name: str) -> str:
     """The source of one of our modules, "" being the package itself."""
     return (
-        f"{name}/__init__.py".lstrip("/") if name in ("", "cli") else f"{name.replace('.', '/')}.py"
+        f"{name}/__init__.py".lstrip("/") if name in _PACKAGES else f"{name.replace('.', '/')}.py"
     )
 
 
@@ -155,6 +202,25 @@ def fresh_records(package: str, bundle: bytes) -> tuple[Any, ...]:
     except (OSError, *_DAMAGED):
         return ()
     return records
+
+
+def enter_delivery() -> None:
+    """Load the modules of DELIVERY at once, if their bundle is there and up to date.
+
+    What is not loaded so is left to the import statements.
+    """
+    package = __file__.rpartition("/")[0]
+    try:
+        with open(path_of_bundle(package, DELIVERY), "rb") as file:
+            bundle = file.read()
+    except OSError:
+        return
+    if not bundle.startswith(MAGIC):
+        return
+    for name, relative, _, code in fresh_records(package, bundle):
+        # The package itself is there already, and perhaps, in an application, some of the rest.
+        if code is not None and name and f"picoqmail.{name}" not in sys.modules:
+            _enter(name, f"{package}/{relative}", code)
 
 
 def _enter_bundle(package: str, bundle: bytes) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import installation
-from installation import PROGRAMS, Installation
+from installation import Installation
 from picoqmail import bundle, start
 from rig.programs import find
 
@@ -47,9 +47,9 @@ def package_of(installed: Installation) -> str:
 
 
 def bundles(package: str) -> set[str]:
-    """The programs that have a bundle there, whatever it is worth."""
+    """The programs, and the rest of the sending ones, that have a bundle, whatever it is worth."""
     found = set()
-    for program in PROGRAMS:
+    for program in start.MODULES:
         path = start.path_of_bundle(package, program)
         if os.path.exists(path):
             with open(path, "rb") as file:
@@ -189,7 +189,7 @@ def test_a_module_that_is_gone_is_missed(own: Installation, tmp_path: Path) -> N
 def test_nothing_is_left_by_an_uninstall(own: Installation) -> None:
     """Installers know nothing of bundles, and yet they remove them."""
     package = package_of(own)
-    assert set(PROGRAMS) == bundles(package)
+    assert set(start.MODULES) == bundles(package)
     installation.pip("uninstall", "--yes", "picoqmail", python=own.python)
     assert not os.path.exists(package)
 
@@ -206,7 +206,7 @@ def test_cron_and_the_sender_make_bundles_and_nobody_else(
     for path in glob.glob(f"{package}/starting/__pycache__/*"):
         os.unlink(path)
     exit_code(own, program, tmp_path)
-    assert (set(PROGRAMS) if makes else set()) == bundles(package)
+    assert (set(start.MODULES) if makes else set()) == bundles(package)
 
 
 def test_init_makes_bundles(own: Installation, tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ def test_init_makes_bundles(own: Installation, tmp_path: Path) -> None:
         check=True,
         timeout=SECONDS,
     )
-    assert set(PROGRAMS) == bundles(package)
+    assert set(start.MODULES) == bundles(package)
 
 
 def test_bundles_are_made_once(package: str) -> None:
     """What is up to date is left alone; what is not is made anew."""
     assert list(start.MODULES) == bundle.refresh(package, time.time())
     assert [] == bundle.refresh(package, time.time())
-    os.utime(os.path.join(package, "tokens.py"), (1, 1))
+    os.utime(os.path.join(package, "handover.py"), (1, 1))
     assert ["inject", "sendmail"] == bundle.refresh(package, time.time())
 
 
@@ -318,6 +318,28 @@ def test_modules_of_a_bundle_are_as_import_makes_them(package: str) -> None:
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, package], check=True, timeout=SECONDS, cwd="/"
     )
+
+
+def test_delivery_comes_from_its_bundle_unless_that_is_out_of_date(package: str) -> None:
+    """All of it or nothing; and what an application has imported already stays as it is."""
+    bundle.refresh(package, time.time())
+    code = (
+        "import sys; sys.path.append(sys.argv[1].rpartition('/')[0])\n"
+        "import picoqmail.model\n"
+        "before = picoqmail.model\n"
+        "from picoqmail import start\n"
+        "start.enter_delivery()\n"
+        "assert picoqmail.model is before\n"
+        "import picoqmail.run\n"
+        # A bundle has no docstrings.
+        "print(picoqmail.run.__doc__ is None, picoqmail.smtp.reply.__doc__ is None)\n"
+    )
+    command = [sys.executable, "-I", "-c", code, package]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    assert "True True\n" == ran.stdout
+    os.utime(os.path.join(package, "throttle.py"), (1, 1))
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    assert "False False\n" == ran.stdout
 
 
 @pytest.mark.parametrize("name", sorted({name for all_ in start.MODULES.values() for name in all_}))

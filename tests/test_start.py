@@ -126,3 +126,31 @@ def test_each_program_imports_what_is_said_of_it(
         )
     found = {name.removeprefix("picoqmail.") for name in ran.stderr.decode().split()}
     assert set(start.MODULES[program]) == found
+
+
+def test_delivery_imports_what_is_said_of_it(installed: Installation, tmp_path: Path) -> None:
+    """Once there is mail the table's modules, each behind those that it imports itself."""
+    (packages,) = (tmp_path / installed.bin / ".." / "lib").glob("python3*/site-packages")
+    code = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "import picoqmail.cli.cron, picoqmail.cli.send, picoqmail.sender\n"
+        "before = set(sys.modules)\n"
+        "from picoqmail import start\n"
+        "for name in start.MODULES[start.DELIVERY]:\n"
+        "    known = set(sys.modules)\n"
+        "    __import__(f'picoqmail.{name}')\n"
+        "    more = {one for one in set(sys.modules) - known if one.startswith('picoqmail.')}\n"
+        "    print(name, sorted(more) == [f'picoqmail.{name}'])\n"
+        "found = [one[10:] for one in sys.modules if one.startswith('picoqmail.')]\n"
+        "print(len([one for one in found if f'picoqmail.{one}' not in before]))\n"
+    )
+    ran = subprocess.run(
+        [installed.python, "-I", "-S", "-c", code, str(packages)],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=30,
+    )
+    names = start.MODULES[start.DELIVERY]
+    # One more is start itself.
+    expected = [f"{name} True" for name in names] + [str(len(names) + 1)]
+    assert expected == ran.stdout.decode().splitlines()
