@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,27 @@ if TYPE_CHECKING:
     Rig = Callable[[HostileRelay], HostileRelay]
 
 SECONDS = 30
+# None of these may be imported on the way of a mail to its relay.
+HEAVY = {
+    "argparse",
+    "asyncio",
+    "attr",
+    "dataclasses",
+    "email",
+    "hashlib",
+    "inspect",
+    "logging",
+    "pathlib",
+    "picoqmail.governor",
+    "picoqmail.report_text",
+    "portalocker",
+    "site",
+    "ssl",
+    "structlog",
+    "subprocess",
+    "tempfile",
+    "typing",
+}
 
 
 def said(trial: Trial, *names: str) -> tuple[int, str]:
@@ -45,6 +68,37 @@ def test_all_of_new_is_sent(trial: Trial, strict_relay: HostileRelay) -> None:
     assert (0, "") == said(trial)
     assert 3 == len(strict_relay.messages)
     assert [later] == trial.ids(CUR)
+
+
+@pytest.mark.parametrize(("answer", "left"), [("250 2.0.0 ok", 0), ("451 4.3.0 later", 1)])
+def test_a_mail_is_sent_without_a_heavy_import(
+    trial: Trial, rig: Rig, answer: str, left: int
+) -> None:
+    """Nearly every mail starts a sender: what its start would double is not for it."""
+    relay = rig(HostileRelay({"RCPT": faults.reply(answer)}))
+    trial.setting("relayip", relay.address)
+    # JSON and colours are structlog's.
+    trial.setting("log", f"{trial.root}/events")
+    trial.accepted()
+    (packages,) = glob.glob(f"{trial.installed.bin}/../lib/python3*/site-packages")
+    code = (
+        "import sys; sys.path.append(sys.argv.pop(1))\n"
+        "from picoqmail.cli.send import main\n"
+        "main([])\n"
+        "print(*sys.modules)\n"
+    )
+    ran = subprocess.run(
+        [trial.installed.python, "-I", "-S", "-c", code, packages],
+        capture_output=True,
+        env=trial.variables(),
+        check=False,
+        timeout=SECONDS,
+    )
+    assert b"" == ran.stderr
+    names = set(ran.stdout.decode().split())
+    assert "picoqmail.deliver" in names
+    assert set() == names & HEAVY
+    assert left == len(trial.ids(CUR))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +243,7 @@ def test_the_caller_cannot_steer_python(trial: Trial, strict_relay: HostileRelay
     """Variables and files of the caller's directory are not imported from."""
     trial.setting("relayip", strict_relay.address)
     trial.accepted()
-    for name in ("attrs", "json", "portalocker"):
+    for name in ("enum", "json", "selectors", "socket"):
         with open(f"{trial.root}/{name}.py", "w", encoding="utf-8") as file:
             file.write("raise SystemExit(99)\n")
     trial.environ["PYTHONPATH"] = trial.root

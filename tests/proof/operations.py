@@ -29,7 +29,7 @@ _HARMLESS = frozenset(
     {
         "newfstatat", "fstat", "stat", "lstat", "statfs", "fstatfs", "getdents64", "lseek", "ioctl",
         "read", "pread64", "flock", "fcntl", "readlink", "access", "statx", "execve", "dup2", "dup",
-        "chdir", "getcwd", "umask", "posix_fadvise", "copy_file_range", "faccessat2", "mmap",
+        "chdir", "getcwd", "umask", "fadvise64", "copy_file_range", "faccessat2", "mmap",
     }
 )  # fmt: skip
 NOWHERE: Key = ("", "")
