@@ -97,18 +97,25 @@ def _smtp_source(bench: Bench, sink: Sink) -> dict[str, Any]:
 
 
 def _far(bench: Bench) -> list[dict[str, Any]]:
-    rows = []
-    with Sink(keep=False) as sink, SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY) as line:
-        for _ in range(bench.repeats):
-            before = line.connections
-            row = _picoqmail(bench, line.address, FAR_MAILS)
-            row["connections"] = line.connections - before
-            rows.append(row)
-        rows = [min(rows, key=lambda row: row["seconds"])]
-        before = line.connections
-        for row in _rivals(bench, line.port, FAR_MAILS, near=False):
-            rows.append(row)
+    with Sink(keep=False) as sink:
+        with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY) as line:
+            rows = [_best_of(bench, line), *_rivals(bench, line.port, FAR_MAILS, near=False)]
+        # What a simpler line measures, which answers the connect by itself.
+        with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY, handshake=False) as line:
+            row = _best_of(bench, line)
+            row["program"] += ", TCP's handshake for nothing"
+            rows.insert(1, row)
     return rows
+
+
+def _best_of(bench: Bench, line: SlowLine) -> dict[str, Any]:
+    rows = []
+    for _ in range(bench.repeats):
+        before = line.connections
+        row = _picoqmail(bench, line.address, FAR_MAILS)
+        row["connections"] = line.connections - before
+        rows.append(row)
+    return min(rows, key=lambda row: row["seconds"])
 
 
 def _picoqmail(bench: Bench, relay: str, count: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Bytes that arrive together leave together, `seconds_each_way` later, however much is under way: a
 pipelined burst is delayed once, as on a real line. The kernel answers a client's SYN at once, so
-the three trips of the handshake are charged to the first bytes of the relay (its greeting).
+the three trips of the handshake are charged to the first bytes of the relay (its greeting), unless
+`handshake` is false.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ class SlowLine:
     """A proxy on a free port of 127.0.0.1 in front of `host:port`; a context manager."""
 
     def __init__(
-        self, port: int, *, host: str = "127.0.0.1", seconds_each_way: float = 0.025
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        seconds_each_way: float = 0.025,
+        handshake: bool = True,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = 0
         self.connections = 0
         self._target = (host, port)
         self._delay = seconds_each_way
+        self._before = 3 * seconds_each_way if handshake else 0.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="slow-line", daemon=True)
         self._listening = threading.Event()
@@ -68,7 +75,7 @@ class SlowLine:
     async def _serve(self, near: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            await asyncio.sleep(3 * self._delay)
+            await asyncio.sleep(self._before)
             far, relay = await asyncio.open_connection(*self._target)
         except OSError:
             client.close()
