@@ -334,7 +334,7 @@ def test_delivery_comes_from_its_bundle_unless_that_is_out_of_date(package: str)
         # A bundle has no docstrings.
         "print(picoqmail.run.__doc__ is None, picoqmail.smtp.reply.__doc__ is None)\n"
     )
-    command = [sys.executable, "-I", "-c", code, package]
+    command = [sys.executable, "-I", "-S", "-c", code, package]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
     assert "True True\n" == ran.stdout
     os.utime(os.path.join(package, "throttle.py"), (1, 1))
