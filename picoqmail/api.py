@@ -42,6 +42,8 @@ __all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "pr
 # of them is on disk.
 GROUP_MESSAGES = 128
 GROUP_OCTETS = 8 * 1024 * 1024
+# At so many messages in a group a look is taken at how many more there may be.
+_LOOK_AT_MESSAGES = 16
 
 
 class Spool(Verbs):
@@ -161,9 +163,12 @@ class Spool(Verbs):
         acceptance = self._acceptance()
         outcomes: list[Outcome] = []
         group: list[Mail] = []
+        most = GROUP_MESSAGES
         for one in mails:
             group.append(one if isinstance(one, Mail) else Mail(one))
-            if len(group) == GROUP_MESSAGES:
+            if len(group) == _LOOK_AT_MESSAGES:
+                most = _most_together()
+            if len(group) >= most:
                 outcomes += self._enqueue_group(group, acceptance)
                 group = []
         if group:
@@ -211,13 +216,16 @@ class Spool(Verbs):
         outcomes: list[Outcome | None] = []
         drafts: dict[int, Draft] = {}
         acceptance = self._acceptance()
+        most = GROUP_MESSAGES
         for index, one in enumerate(pendings):
             outcomes.append(None)
             try:
                 drafts[index] = one.take()
             except MessageError as exc:
                 outcomes[index] = exc
-            if len(drafts) == GROUP_MESSAGES:
+            if len(drafts) == _LOOK_AT_MESSAGES:
+                most = _most_together()
+            if len(drafts) >= most:
                 self._settle(drafts, acceptance, outcomes, prepared=True)
         self._settle(drafts, acceptance, outcomes, prepared=True)
         return [one for one in outcomes if one is not None]
@@ -317,6 +325,21 @@ class Spool(Verbs):
                 if isinstance(outcome, Exception) or outcome.repeated:
                     del first[index]
             self._accepted(first.values())
+
+
+def _most_together() -> int:
+    """How many messages a group may have: with half of the descriptors that are free, two each."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return GROUP_MESSAGES
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        # None free to look with, or another system.
+        used = limit // 2
+    return max(_LOOK_AT_MESSAGES, min(GROUP_MESSAGES, (limit - used) // 4))
 
 
 class Pending:

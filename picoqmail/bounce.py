@@ -14,16 +14,19 @@ the same, and cron tries again. A warning of delay is recorded before it is made
 in a crash, but nobody is warned twice.
 
 What writes reports is imported when one is written: most runs write none, and would take a fifth
-longer to start.
+longer to start. Where it cannot be (an upgrade is under way, a package is missing) it is as with a
+disk that is full: the outcome is recorded, and the telling left to cron.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 from picoqmail import reporting
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
+from picoqmail.importing import importing
 from picoqmail.layout import CUR, REPORTS, STATES
 from picoqmail.record import evolve
 from picoqmail.reporting import KIND_DELAYED, KIND_FAILED
@@ -46,6 +49,7 @@ DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""
 
 _TRY_AGAIN_SECONDS = 60
+_TOOLS = tuple(f"picoqmail.{name}" for name in ("accept", "limits", "governor", "report_text"))
 
 
 class Reporter:
@@ -64,6 +68,7 @@ class Reporter:
 
     @property
     def _governor(self) -> Governor:
+        _load()
         from picoqmail.governor import Governor
 
         return Governor(self.spool.path, self.settings.bouncelimit)
@@ -248,9 +253,9 @@ class Reporter:
             self._make_digest(path)
 
     def _make_digest(self, path: str) -> None:
+        incoming = self._incoming()
         from picoqmail import report_text
 
-        incoming = self._incoming()
         try:
             overdue = self._governor.take(path, incoming.id)
             done_already = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
@@ -283,6 +288,7 @@ class Reporter:
     # --- Writing -----------------------------------------------------------------------------
 
     def _incoming(self) -> Incoming:
+        _load()
         from picoqmail.accept import Incoming
         from picoqmail.limits import Limits
 
@@ -309,11 +315,11 @@ class Reporter:
         whom: Addressee,
     ) -> Incoming:
         """Write a report into tmp/, its lock ours; nobody sees it yet. Raises SpoolError."""
-        from picoqmail import report_text
-
         header = _header_of(claim)
         whole = kind == KIND_FAILED and self._returns_all(message)
         incoming = self._incoming()
+        from picoqmail import report_text
+
         try:
             report = report_text.Report(
                 id=incoming.id,
@@ -372,6 +378,19 @@ class Reporter:
         self.log.event(
             "error", level="error", id=message.id, error=f"cannot tell the sender: {exc}"
         )
+
+
+def _load() -> None:
+    """Import what reports are made with. Raises SpoolError where that fails."""
+    try:
+        with importing:
+            for name in _TOOLS:
+                __import__(name)
+    except Exception as exc:
+        # Missing, cut, of another version, no descriptor left: what a relay has answered must be
+        # recorded all the same, or it would be asked again.
+        why = OSError(errno.ELIBACC, f"what writes reports cannot be loaded ({exc})")
+        raise SpoolError("tell the sender", name, why) from exc
 
 
 def _revised(message: Message, before: Message) -> Message:

@@ -60,6 +60,16 @@ class Summary:
         self.errors = 0
         """Messages that the disk would not let us read or record."""
 
+    def __repr__(self) -> str:
+        """Show the numbers."""
+        return f"Summary({', '.join([f'{name}={count}' for name, count in vars(self).items()])})"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the numbers."""
+        return vars(self) == vars(other) if isinstance(other, Summary) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # it changes
+
 
 class _Work:
     """A claimed message and what is known of it so far."""

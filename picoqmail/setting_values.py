@@ -101,10 +101,10 @@ def retry_schedule(text: str) -> tuple[int, ...] | None:
 
 def host_name(text: str) -> str:
     """As `control.check_host`, and an address literal must hold an address. Raises ValueError."""
-    import ipaddress
-
     name = check_host(text)
     if name[0] == "[":
+        import ipaddress
+
         literal = name[1:-1]
         ipaddress.ip_address(literal[5:] if literal[:5].lower() == "ipv6:" else literal)
     return name

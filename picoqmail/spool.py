@@ -230,6 +230,7 @@ class Spool:
         if descriptor < 0:
             raise DamagedMessageError("its body is missing")
         try:
+            _check_size(message, os.fstat(descriptor).st_size)
             self._verify(message, descriptor)
         finally:
             os.close(descriptor)
@@ -390,8 +391,8 @@ class Spool:
         checksum, newlines, eight_bit, offset = 0, 0, False, 0
         data = b""
         while offset < message.size:
-            # One octet more than there should be shows a body that is too long. To ask for much
-            # more costs a small mail a twentieth of its time: the buffer comes from the kernel.
+            # One octet more than there should be shows most bodies that are too long. To ask for
+            # much more costs a small mail a twentieth of its time: buffers come from the kernel.
             wanted = min(BLOCK_OCTETS, message.size - offset + 1)
             data = os.pread(descriptor, wanted, offset)
             if not data:

@@ -413,6 +413,27 @@ def test_many_are_in_no_danger_from_their_iterable(home: Home) -> None:
     assert [] == [one for one in home.files() if one.startswith("tmp/")]
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_group_has_room_for_its_descriptors(home: Home, *, keyed: bool) -> None:
+    """Where few may be open the groups are smaller, and nothing is refused for that."""
+    code = (
+        "import resource, sys, picoqmail\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))\n"
+        "mails = [picoqmail.Mail(b'', 'a@example.org', 'b@example.net', "
+        "idempotency_key=f'key {number}' if sys.argv[1] == 'True' else None) "
+        "for number in range(300)]\n"
+        "results = picoqmail.enqueue_many(mails)\n"
+        "print({type(one).__name__ for one in results}, len(results))\n"
+        "held = [picoqmail.prepare(b'', 'a@example.org', 'b@example.net') for _ in range(40)]\n"
+        "print({type(one).__name__ for one in picoqmail.Spool().commit_many(held)})\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(keyed)], capture_output=True, text=True, check=True
+    )
+    assert "{'Receipt'} 300\n{'Receipt'}\n" == ran.stdout
+    assert 340 == len(home.ids())
+
+
 def test_nothing_is_visible_before_the_commit(home: Home) -> None:
     """A prepared message lies in tmp/ alone; commit makes it a message; it is taken back else."""
     with picoqmail.prepare(b"x\n", **ENVELOPE) as pending:

@@ -87,6 +87,44 @@ def test_a_refused_recipient_is_told_to_the_sender(
     assert ("lunch", "At one?") == (inner["Subject"], inner.get_content().strip())
 
 
+@pytest.mark.parametrize("missing", ["attrs", "portalocker", "picoqmail.report_text"])
+def test_what_cannot_be_loaded_loses_no_outcome(
+    reports: Trial, refusing: RecordingRelay, missing: str
+) -> None:
+    """As in an upgrade under way: what the relay said is recorded, and cron tells the sender."""
+    several = [
+        reports.accepted("joe@example.org", ["b@example.net", "bad@example.net"], MAIL),
+        reports.accepted("joe@example.org", ["c@example.net"], MAIL),
+    ]
+    reports.setting("log", f"{reports.root}/events")
+    (packages,) = glob.glob(f"{reports.installed.bin}/../lib/python3*/site-packages")
+    code = (
+        "import sys; sys.path.append(sys.argv.pop(1))\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from picoqmail.cli.send import main\n"
+        "sys.exit(main([]))\n"
+    )
+    ran = subprocess.run(
+        [reports.installed.python, "-I", "-S", "-c", code, packages],
+        capture_output=True,
+        env=reports.variables(),
+        check=False,
+        timeout=60,
+    )
+    assert b"" == ran.stderr
+    assert [("b@example.net",), ("c@example.net",)] == [m.recipients for m in refusing.messages]
+    assert several[:1] == reports.ids(CUR)
+    states = [one["state"] for one in reports.sidecar(several[0])["recipients"]]
+    assert ["delivered", "failed"] == states
+    with open(f"{reports.root}/events", encoding="utf-8") as file:
+        assert "cannot be loaded" in file.read()
+    reports.edit(several[0], next_attempt=1)
+    reports.cron()
+    *_, report = refusing.messages
+    assert (3, ("joe@example.org",)) == (len(refusing.messages), report.recipients)
+    assert UNDELIVERED == reports.state(several[0])
+
+
 def test_the_failure_stays_with_a_note_who_told(reports: Trial, refusing: RecordingRelay) -> None:
     """The message lies in undelivered/, and its recipient says which report told of it."""
     message_id = reports.accepted("joe@example.org", ["bad@example.net"])

@@ -34,6 +34,7 @@ def test_deliver_tells_its_events(home: Home, spool: picoqmail.Spool, relay: Any
     told: list[tuple[str, dict[str, object]]] = []
     summary = spool.deliver(on_event=lambda name, facts: told.append((name, facts)))
     assert 1 == summary.delivered
+    assert repr(summary).startswith("Summary(delivered=1, deferred=0, ")
     (got,) = relay.wait_for(1)
     assert b"body" in got.content
     assert [] == home.files()
