@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 from measuring import Program, run_alone, run_here
 from ours import make_home, message
-from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available, wait_until_empty
+from rivals import (
+    ENVIRON,
+    Dma,
+    Exim,
+    Msmtpq,
+    Nullmailer,
+    OpenSMTPD,
+    Postfix,
+    available,
+    wait_until_empty,
+)
 
 from rig.programs import find
 from rig.proxy import SlowLine
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 FAR_MAILS = 200
 SECONDS_EACH_WAY = 0.025
 # These need a connection and tens of milliseconds for each mail: a fifth of the mails tells enough.
-SLOW = ("nullmailer", "Exim")
+SLOW = ("nullmailer", "Exim", "OpenSMTPD", "msmtpq")
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -149,6 +159,8 @@ def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str
         "dma": lambda: Dma(message(), port),
         "Exim": lambda: Exim(message(), port),
         "nullmailer": lambda: Nullmailer(message(), port),
+        "OpenSMTPD": lambda: OpenSMTPD(message(), port),
+        "msmtpq": lambda: Msmtpq(message(), bench.scratch, port),
     }.items():
         rival: Any = available(make, name, bench.missing)
         if rival is None:
@@ -171,7 +183,7 @@ def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str
             done = wait_until_empty(rival.waiting)
             seconds = time.perf_counter() - before
         finally:
-            if isinstance(rival, Postfix):
+            if isinstance(rival, (Postfix, OpenSMTPD)):
                 rival.stop()
             process.terminate()
             process.wait(30)

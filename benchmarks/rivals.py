@@ -18,7 +18,7 @@ from measuring import Program
 
 from rig import postfix
 from rig.private_root import PrivateRoot, cache
-from rig.programs import find
+from rig.programs import Daemon, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,6 +248,133 @@ class Postfix:
             for _, _, names in os.walk(f"{self._queue}/{queue}"):
                 found += len(names)
         return found
+
+
+OPENSMTPD = """\
+listen on socket
+action "out" relay host "smtp://127.0.0.1:{port}"
+match from any for any action "out"
+"""
+
+
+class OpenSMTPD:
+    """OpenSMTPD: its sendmail hands the mail to its daemon, which must be running."""
+
+    name = "OpenSMTPD"
+
+    def __init__(self, mail: bytes, port: int = 1) -> None:
+        self.root = PrivateRoot(
+            "opensmtpd",
+            ["opensmtpd"],
+            ["opensmtpd", "opensmtpq", "nobody"],
+            ["/usr/sbin/smtpd", "/usr/sbin/smtpctl"],
+        )
+        self.root.write("etc/smtpd.conf", OPENSMTPD.format(port=port))
+        self.root.write("etc/mailname", "bench.test\n")
+        for directory in ("var/spool", "var/lib/opensmtpd/empty"):
+            os.makedirs(self.root.inside(directory), exist_ok=True)
+        # It insists on being set-gid, as its package makes it.
+        control = self.root.inside("usr/sbin/smtpctl")
+        os.chown(control, 0, self.root.uids["opensmtpq"])
+        os.chmod(control, 0o2755)
+        with open(self.root.inside("message"), "wb") as file:
+            file.write(mail)
+        self.queue = self.root.inside("var/spool/smtpd/queue")
+        self._daemon = Daemon(
+            self.root.command("/usr/sbin/smtpd", "-d", "-f", "/etc/smtpd.conf"),
+            lambda: self._ask("pause", "mta"),
+            self.root.inside("output"),
+        )
+        self._daemon.__enter__()
+
+    def _ask(self, *words: str) -> bool:
+        command = self.root.command("/usr/sbin/smtpctl", *words)
+        return not subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
+
+    def submit(self) -> Program:
+        """Its sendmail; the daemon keeps what it gets."""
+        argv = ("/usr/sbin/sendmail", "-f", "a@example.org", "b@example.net")
+        return Program(
+            "OpenSMTPD sendmail", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty
+        )
+
+    def empty(self) -> None:
+        """Forget its queue."""
+        self._ask("remove", "all")
+
+    def drain(self) -> list[str]:
+        """Have the daemon send all."""
+        return self.root.command("/usr/sbin/smtpctl", "resume", "mta")
+
+    def stop(self) -> None:
+        """End the daemon."""
+        self._daemon.__exit__()
+
+    def waiting(self) -> int:
+        """Mails in the queue."""
+        return sum("message" in names for _, _, names in os.walk(self.queue))
+
+
+MSMTPQ = "/usr/libexec/msmtp/msmtpq/msmtpq"
+OFFLINE = """\
+#!/bin/sh
+[ "$1" = --version ] || exit 75
+"""
+
+
+class Msmtpq:
+    """msmtpq: a shell script that keeps what msmtp could not send, and tries again when told to."""
+
+    name = "msmtpq"
+
+    def __init__(self, mail: bytes, scratch: str, port: int = 1) -> None:
+        find("msmtp", "msmtp")
+        if not os.path.exists(MSMTPQ):
+            raise FileNotFoundError(f"Debian's msmtp has no {MSMTPQ}")
+        directory = f"{scratch}/msmtpq-{port}"
+        self.queue = f"{directory}/queue"
+        os.makedirs(self.queue)
+        self._message = f"{directory}/message"
+        with open(self._message, "wb") as file:
+            file.write(mail)
+        # With the relay up it would send at once.
+        offline = f"{directory}/msmtp"
+        with open(offline, "w", encoding="utf-8") as file:
+            file.write(OFFLINE)
+        os.chmod(offline, 0o755)  # noqa: S103 - a program
+        self._ask = ("--host=127.0.0.1", f"--port={port}", "--from=a@example.org", "b@example.net")
+        self._environ = {
+            **ENVIRON,
+            "HOME": directory,
+            "MSMTPQ_Q": self.queue,
+            "MSMTPQ_LOG": f"{directory}/log",
+            "EMAIL_CONN_TEST": "x",
+            "EMAIL_QUEUE_QUIET": "t",
+        }
+        self._offline = {**self._environ, "MSMTP": offline} if port > 1 else self._environ
+
+    def submit(self) -> Program:
+        """A mail while the relay is down."""
+        return Program(
+            "msmtpq, relay down",
+            (MSMTPQ, *self._ask),
+            self._offline,
+            self._message,
+            clean=self.empty,
+        )
+
+    def empty(self) -> None:
+        """Forget its queue."""
+        _empty(self.queue)
+
+    def drain(self) -> list[str]:
+        """Run the queue."""
+        variables = [f"{name}={value}" for name, value in self._environ.items()]
+        return ["/usr/bin/env", *variables, MSMTPQ, "--q-mgmt", "-r"]
+
+    def waiting(self) -> int:
+        """Mails in the queue."""
+        return sum(name.endswith(".mail") for name in os.listdir(self.queue))
 
 
 def msmtp(scratch: str, port: int) -> Program:

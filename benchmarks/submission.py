@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from measuring import Program, Starter, median_ratio, paired
 from ours import ENVELOPE, make_home, message
-from rivals import ENVIRON, Dma, Exim, Nullmailer, Postfix, available, msmtp
+from rivals import (
+    ENVIRON,
+    Dma,
+    Exim,
+    Msmtpq,
+    Nullmailer,
+    OpenSMTPD,
+    Postfix,
+    available,
+    msmtp,
+)
 
 from rig.sink import Sink
 
@@ -41,6 +52,11 @@ def programs_of_ours(ours: Ours, home: Home, mail: str, envelope: str) -> list[P
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Run all submitters in turn; then four of each at once."""
+    with ExitStack() as daemons:
+        return _measure(bench, daemons)
+
+
+def _measure(bench: Bench, daemons: ExitStack) -> dict[str, Any]:
     home = make_home(bench.scratch)
     # A cron run has nothing to do, but only where there is no mail: its home is another.
     idle = make_home(bench.scratch)
@@ -56,10 +72,14 @@ def measure(bench: Bench) -> dict[str, Any]:
         "Exim": lambda: Exim(message()),
         "nullmailer": lambda: Nullmailer(message()),
         "dma": lambda: Dma(message()),
+        "OpenSMTPD": lambda: OpenSMTPD(message()),
+        "msmtpq": lambda: Msmtpq(message(), bench.scratch),
     }.items():
         rival: Any = available(make, name, bench.missing)
         if rival is not None:
             programs.append(rival.submit())
+            if isinstance(rival, OpenSMTPD):
+                daemons.callback(rival.stop)
     programs.append(
         Program(
             "Python that imports smtplib",
