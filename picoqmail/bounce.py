@@ -26,7 +26,6 @@ import time
 
 from picoqmail import reporting
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.importing import importing
 from picoqmail.layout import CUR, REPORTS, STATES
 from picoqmail.record import evolve
 from picoqmail.reporting import KIND_DELAYED, KIND_FAILED
@@ -382,7 +381,10 @@ class Reporter:
 
 def _load() -> None:
     """Import what reports are made with. Raises SpoolError where that fails."""
+    name = "picoqmail.importing"
     try:
+        from picoqmail.importing import importing
+
         with importing:
             for name in _TOOLS:
                 __import__(name)
