@@ -276,7 +276,7 @@ class OpenSMTPD:
         # It insists on being set-gid, as its package makes it.
         control = self.root.inside("usr/sbin/smtpctl")
         os.chown(control, 0, self.root.uids["opensmtpq"])
-        os.chmod(control, 0o2755)
+        os.chmod(control, 0o2755)  # noqa: S103 - a program
         with open(self.root.inside("message"), "wb") as file:
             file.write(mail)
         self.queue = self.root.inside("var/spool/smtpd/queue")
