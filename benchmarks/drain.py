@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 
 from measuring import Program, run_alone, run_here
 from ours import make_home, message
-from rivals import (
-    ENVIRON,
-    Dma,
-    Exim,
-    Msmtpq,
-    Nullmailer,
-    OpenSMTPD,
-    Postfix,
-    available,
-    wait_until_empty,
-)
+from rivals import ENVIRON, all_with_a_queue, wait_until_empty
 
 from rig.programs import find
 from rig.proxy import SlowLine
@@ -154,17 +144,8 @@ def _row(name: str, kind: str, count: int, wall: float, cpu: float | None) -> di
 
 def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str, Any]]:
     rows = []
-    for name, make in {
-        "Postfix": lambda: Postfix(message(), bench.scratch, port),
-        "dma": lambda: Dma(message(), port),
-        "Exim": lambda: Exim(message(), port),
-        "nullmailer": lambda: Nullmailer(message(), port),
-        "OpenSMTPD": lambda: OpenSMTPD(message(), port),
-        "msmtpq": lambda: Msmtpq(message(), bench.scratch, port),
-    }.items():
-        rival: Any = available(make, name, bench.missing)
-        if rival is None:
-            continue
+    for rival in all_with_a_queue(message(), bench.scratch, bench.missing, port):
+        name = rival.name
         count = max(mails // (5 if near else 20), 10) if name in SLOW else mails
         for _ in range(count):
             if run_in(rival.submit()):
@@ -183,8 +164,7 @@ def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str
             done = wait_until_empty(rival.waiting)
             seconds = time.perf_counter() - before
         finally:
-            if isinstance(rival, (Postfix, OpenSMTPD)):
-                rival.stop()
+            rival.stop()
             process.terminate()
             process.wait(30)
         if not done:

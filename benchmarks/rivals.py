@@ -21,7 +21,8 @@ from rig.private_root import PrivateRoot, cache
 from rig.programs import Daemon, find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "root", "HOME": "/root"}
 DRAIN_SECONDS = 120
@@ -29,7 +30,14 @@ DRAIN_SECONDS = 120
 Missing = (pytest.skip.Exception, pytest.fail.Exception, OSError, subprocess.SubprocessError)
 
 
-class Nullmailer:
+class Rival:
+    """What all of them have in common."""
+
+    def stop(self) -> None:
+        """End what still runs: nothing, for most."""
+
+
+class Nullmailer(Rival):
     """nullmailer: a daemon that sends one mail a connection."""
 
     name = "nullmailer"
@@ -80,7 +88,7 @@ class Nullmailer:
         return len(os.listdir(self.queue))
 
 
-class Dma:
+class Dma(Rival):
     """DragonFly's mail agent: a process a mail."""
 
     name = "dma"
@@ -137,7 +145,7 @@ begin retry
 """
 
 
-class Exim:
+class Exim(Rival):
     """Exim: queues, and then delivers by queue runs."""
 
     name = "Exim"
@@ -183,7 +191,7 @@ scache unix - - n - 1 scache
 """
 
 
-class Postfix:
+class Postfix(Rival):
     """Postfix of this machine, with directories of its own."""
 
     name = "Postfix"
@@ -257,7 +265,7 @@ match from any for any action "out"
 """
 
 
-class OpenSMTPD:
+class OpenSMTPD(Rival):
     """OpenSMTPD: its sendmail hands the mail to its daemon, which must be running."""
 
     name = "OpenSMTPD"
@@ -322,7 +330,7 @@ OFFLINE = """\
 """
 
 
-class Msmtpq:
+class Msmtpq(Rival):
     """msmtpq: a shell script that keeps what msmtp could not send, and tries again when told to."""
 
     name = "msmtpq"
@@ -415,6 +423,23 @@ def available(make: Callable[[], object], name: str, missing: dict[str, str]) ->
     except Missing as exc:
         missing[name] = str(exc)
         return None
+
+
+def all_with_a_queue(
+    mail: bytes, scratch: str, missing: dict[str, str], port: int = 1
+) -> Iterator[Any]:
+    """Make one after the other, relaying to `port`; of what cannot be had `missing` is told why."""
+    for name, make in {
+        "Postfix": lambda: Postfix(mail, scratch, port),
+        "dma": lambda: Dma(mail, port),
+        "Exim": lambda: Exim(mail, port),
+        "nullmailer": lambda: Nullmailer(mail, port),
+        "OpenSMTPD": lambda: OpenSMTPD(mail, port),
+        "msmtpq": lambda: Msmtpq(mail, scratch, port),
+    }.items():
+        rival = available(make, name, missing)
+        if rival is not None:
+            yield rival
 
 
 def wait_until_empty(waiting: Callable[[], int], seconds: float = DRAIN_SECONDS) -> bool:

@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 
 from measuring import Program, Starter, median_ratio, paired
 from ours import ENVELOPE, make_home, message
-from rivals import (
-    ENVIRON,
-    Dma,
-    Exim,
-    Msmtpq,
-    Nullmailer,
-    OpenSMTPD,
-    Postfix,
-    available,
-    msmtp,
-)
+from rivals import ENVIRON, all_with_a_queue, available, msmtp
 
 from rig.sink import Sink
 
@@ -67,19 +57,9 @@ def _measure(bench: Bench, daemons: ExitStack) -> dict[str, Any]:
         file.write(ENVELOPE)
     programs = programs_of_ours(bench.ours, home, mail, envelope)
     programs[3] = Program("picoqmail-cron, idle", programs[3].argv, idle.environ)
-    for name, make in {
-        "Postfix": lambda: Postfix(message(), bench.scratch, 1),
-        "Exim": lambda: Exim(message()),
-        "nullmailer": lambda: Nullmailer(message()),
-        "dma": lambda: Dma(message()),
-        "OpenSMTPD": lambda: OpenSMTPD(message()),
-        "msmtpq": lambda: Msmtpq(message(), bench.scratch),
-    }.items():
-        rival: Any = available(make, name, bench.missing)
-        if rival is not None:
-            programs.append(rival.submit())
-            if isinstance(rival, OpenSMTPD):
-                daemons.callback(rival.stop)
+    for rival in all_with_a_queue(message(), bench.scratch, bench.missing):
+        daemons.callback(rival.stop)
+        programs.append(rival.submit())
     programs.append(
         Program(
             "Python that imports smtplib",

@@ -129,11 +129,6 @@ class Outbox:
         self.delivery.part_done(self, part, verdict)
 
 
-def _never() -> bool:
-    """Answer for a run that nobody stops."""
-    return False
-
-
 class Delivery:
     """One run over a spool."""
 
@@ -144,7 +139,7 @@ class Delivery:
         log: Log,
         converse: Callable[[Sequence[Outbox]], Sequence[LaneSummary]],
         clock: Callable[[], float] = time.time,
-        stop: Callable[[], bool] = _never,
+        stop: Callable[[], bool] = bool,  # bool() is False: nobody stops it
     ) -> None:
         """`converse` drives the outboxes' connections until they have nothing left.
 

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay
 
 
-def _never() -> bool:
-    """Answer for a process that works for itself."""
-    return False
-
-
 class Session:
     """One run's conversations; calling it drives the outboxes until they are empty."""
 
@@ -40,8 +35,8 @@ class Session:
         self._stopped = False
         self.shares = 1
         """How many processes share the connections that this one would be allowed."""
-        self.is_orphan: Callable[[], bool] = _never
-        """Whether the process that this one works for is gone."""
+        self.is_orphan: Callable[[], bool] = bool
+        """Whether the process that this one works for is gone; who works for itself has none."""
 
     def stop(self) -> None:
         """End soon: what is under way is finished, nothing new is begun. Safe in a handler."""

@@ -217,10 +217,7 @@ def enter_delivery() -> None:
         return
     if not bundle.startswith(MAGIC):
         return
-    for name, relative, _, code in fresh_records(package, bundle):
-        # The package itself is there already, and perhaps, in an application, some of the rest.
-        if code is not None and name and f"picoqmail.{name}" not in sys.modules:
-            _enter(name, f"{package}/{relative}", code)
+    _enter_all(package, fresh_records(package, bundle))
 
 
 def _enter_bundle(package: str, bundle: bytes) -> bool:
@@ -233,12 +230,17 @@ def _enter_bundle(package: str, bundle: bytes) -> bool:
         sys.meta_path.append(_Elsewhere)
         for name in _EXTENSIONS:
             _load_extension(name)
-        for name, relative, _, code in records:
-            if code is not None:
-                _enter(name, f"{package}/{relative}", code)
+        _enter_all(package, records)
         collector.freeze()
     collector.enable()
     return bool(records)
+
+
+def _enter_all(package: str, records: tuple[Any, ...]) -> None:
+    """Make the modules of a bundle, but for those that an application, or we, have already."""
+    for name, relative, _, code in records:
+        if code is not None and f"picoqmail.{name}".rstrip(".") not in sys.modules:
+            _enter(name, f"{package}/{relative}", code)
 
 
 def _builtin(name: str) -> ModuleType:

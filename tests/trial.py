@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
@@ -117,6 +118,19 @@ class Trial:
         """Run picoqmail-PROGRAM to its end."""
         return subprocess.run(
             [self.installed.program(program), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self.variables(),
+            timeout=PROGRAM_SECONDS,
+            check=False,
+        )
+
+    def python(self, code: str) -> subprocess.CompletedProcess[bytes]:
+        """Run code as the launchers run ours: without site, the installed packages in reach."""
+        (packages,) = glob.glob(f"{self.installed.bin}/../lib/python3*/site-packages")
+        reach = f"import sys; sys.path.append({packages!r})\n"
+        return subprocess.run(
+            [self.installed.python, "-I", "-S", "-c", reach + code],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=self.variables(),
