@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 import installation
-from picoqmail.accept import Incoming
+from picoqmail.home.limits import Limits
 from picoqmail.layout import CUR, DIRECTORIES, NEW
-from picoqmail.limits import Limits
+from picoqmail.spool.incoming import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

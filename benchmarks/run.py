@@ -25,6 +25,7 @@ import machine  # noqa: E402
 import ours as ours_module  # noqa: E402
 import report  # noqa: E402
 import sizes  # noqa: E402
+
 import submission  # noqa: E402
 
 if TYPE_CHECKING:

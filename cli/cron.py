@@ -10,15 +10,16 @@ import posix
 import sys
 import time
 
-from picoqmail import control, cron_lock
 from picoqmail.cli.send import complain, complain_of_system
+from picoqmail.delivery.sender import Sender
 from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
-from picoqmail.home import become_owner, locate
-from picoqmail.sender import Sender
+from picoqmail.home import control
+from picoqmail.home.paths import become_owner, locate
+from picoqmail.spool import cron_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picoqmail.home import Home
+    from picoqmail.home.paths import Home
 
 EX_USAGE = 64
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def _take_turn(home: Home) -> int:
     def lifetime_seconds() -> int:
-        from picoqmail.settings import load
+        from picoqmail.home.settings import load
 
         return load(home).runlifetime
 

@@ -7,9 +7,9 @@ import sys
 import time
 
 from picoqmail.errors import PicoqmailError
-from picoqmail.flags import PLAIN, WITH_ARGUMENT, UsageError, cut
-from picoqmail.home import locate
-from picoqmail.inject import (
+from picoqmail.home.paths import locate
+from picoqmail.submission.flags import PLAIN, WITH_ARGUMENT, UsageError, cut
+from picoqmail.submission.inject import (
     FROM_ARGUMENTS,
     FROM_BOTH,
     FROM_EITHER,

@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from picoqmail._version import VERSION
-from picoqmail.cli.admin_output import print_json
+from picoqmail.cli.output import print_json
 from picoqmail.errors import EX_OSERR, PicoqmailError
 
 if TYPE_CHECKING:

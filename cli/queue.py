@@ -10,9 +10,6 @@ from __future__ import annotations
 import posix
 import time
 
-from picoqmail import launch
-from picoqmail.accept import Incoming
-from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender
 from picoqmail.errors import (
     QUEUE_BUG,
     QUEUE_HOME,
@@ -23,7 +20,8 @@ from picoqmail.errors import (
     PicoqmailError,
     SpoolError,
 )
-from picoqmail.home import (
+from picoqmail.home.limits import read_limits
+from picoqmail.home.paths import (
     become_owner,
     caller_uid,
     environment,
@@ -32,11 +30,13 @@ from picoqmail.home import (
     locate,
 )
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
-from picoqmail.limits import read_limits
+from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
+from picoqmail.spool.incoming import Incoming
+from picoqmail.submission import start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picoqmail.home import Home
+    from picoqmail.home.paths import Home
 
 MESSAGE = 0
 ENVELOPE = 1
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - a bug is told with its own code, never as a yes
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
     if accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
-        launch.start_sender(home, time.time(), leaving=True)
+        start_sender.start_sender(home, time.time(), leaving=True)
     return 0
 
 
@@ -119,7 +119,7 @@ def _receive(home: Home) -> bool:
     become_owner(home)
     is_shared = uid != posix.getuid()
     if is_shared:
-        from picoqmail import quota
+        from picoqmail.submission import quota
 
         quota.charge(home, uid, time.time())
     incoming = Incoming(

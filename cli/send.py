@@ -10,7 +10,7 @@ from __future__ import annotations
 import posix
 import sys
 
-from picoqmail import control, launch
+from picoqmail.delivery.sender import Sender
 from picoqmail.errors import (
     EX_CONFIG,
     EX_IOERR,
@@ -21,12 +21,13 @@ from picoqmail.errors import (
     ConfigurationError,
     PicoqmailError,
 )
-from picoqmail.home import become_owner, locate
-from picoqmail.sender import Sender
+from picoqmail.home import control
+from picoqmail.home.paths import become_owner, locate
+from picoqmail.submission import start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picoqmail.deliver import Summary
+    from picoqmail.delivery.deliver import Summary
 
 EX_USAGE = 64
 _LOCK_OPTION = "--lock="
@@ -73,8 +74,8 @@ def complain_of_system(program: str, exc: OSError) -> int:
 def _take_inherited(argv: list[str]) -> int:
     """Keep the lock that launch.py handed over, if it did, and close everything else above 2."""
     lock = -1
-    if argv and argv[0] == f"{_LOCK_OPTION}{launch.LOCK_DESCRIPTOR}":
-        lock = launch.LOCK_DESCRIPTOR
+    if argv and argv[0] == f"{_LOCK_OPTION}{start_sender.LOCK_DESCRIPTOR}":
+        lock = start_sender.LOCK_DESCRIPTOR
         posix.set_inheritable(lock, False)  # noqa: FBT003 - it takes no keywords
         posix.chdir("/")
     if lock >= 0:

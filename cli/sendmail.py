@@ -9,9 +9,9 @@ import posix
 import sys
 
 from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, octets, run, say
-from picoqmail.flags import UsageError
-from picoqmail.inject import read_stdin
-from picoqmail.sendmail import (
+from picoqmail.submission.flags import UsageError
+from picoqmail.submission.inject import read_stdin
+from picoqmail.submission.sendmail import (
     ALIASES,
     LIST,
     RUN_QUEUE,
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if found.mode == RUN_QUEUE:
         return _run_queue()
     if found.mode == SUBMISSION:
-        from picoqmail.submission import serve_stdin
+        from picoqmail.submission.smtp_server import serve_stdin
 
         return serve_stdin(environ)
     found.adjust(environ)

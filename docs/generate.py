@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
-from picoqmail import events, settings_page
 from picoqmail.cli import command_table
+from picoqmail.home import page as settings_page
+from picoqmail.log import events
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PAGES = {

@@ -14,15 +14,6 @@ import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picoqmail.api import (
-        Mail,
-        Pending,
-        Receipt,
-        Spool,
-        enqueue,
-        enqueue_many,
-        prepare,
-    )
     from picoqmail.errors import (
         AddressError,
         AddressTooLongError,
@@ -38,7 +29,8 @@ if TYPE_CHECKING:
         PicoqmailError,
         SpoolError,
     )
-    from picoqmail.home import Home
+    from picoqmail.home.paths import Home
+    from picoqmail.library.api import Mail, Pending, Receipt, Spool, enqueue, enqueue_many, prepare
 
     __version__: str
 
@@ -89,13 +81,13 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
         with _import_lock:
             if name in _API:
-                from picoqmail import api
+                from picoqmail.library import api
 
                 value = getattr(api, name)
             elif name == "Home":
-                from picoqmail import home
+                from picoqmail.home import paths
 
-                value = home.Home
+                value = paths.Home
             elif name == "__version__":
                 from picoqmail import _version
 

@@ -10,14 +10,14 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from picoqmail import api
+from picoqmail.library import api
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from picoqmail.api import HomeLike
-    from picoqmail.content import MessageLike
-    from picoqmail.mail import Mail, Moment, Outcome, Receipt
+    from picoqmail.library.api import HomeLike
+    from picoqmail.library.mail import Mail, Moment, Outcome, Receipt
+    from picoqmail.message.content import MessageLike
 
 __all__ = ["enqueue", "enqueue_many"]
 

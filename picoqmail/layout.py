@@ -72,11 +72,7 @@ def make_id(host: str, pid: int, now_ns: int, entropy: bytes) -> str:
 
 def is_id(text: str) -> bool:
     """Say whether a file's stem can be an ID: nothing that leaves its directory or hides."""
-    return (
-        0 < len(text) <= 240
-        and text[0] in "0123456789"
-        and _ID_CHARACTERS.issuperset(text)
-    )
+    return 0 < len(text) <= 240 and text[0] in "0123456789" and _ID_CHARACTERS.issuperset(text)
 
 
 def accepted_at(message_id: str) -> int:

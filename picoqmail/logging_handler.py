@@ -22,13 +22,13 @@ from email.message import EmailMessage
 from email.utils import format_datetime, localtime, make_msgid
 from typing import TYPE_CHECKING
 
-from picoqmail.api import Spool
-from picoqmail.envelope import check_recipients, check_sender
+from picoqmail.library.api import Spool
+from picoqmail.message.envelope import check_recipients, check_sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from picoqmail.api import HomeLike
+    from picoqmail.library.api import HomeLike
 
 _SUBJECT_LIMIT = 200
 _QUOTED = 20

@@ -12,18 +12,18 @@ import re
 import smtplib
 from typing import TYPE_CHECKING, Any
 
-from picoqmail.api import Spool
-from picoqmail.content import is_email_object, write_object
-from picoqmail.envelope import check_recipients, check_sender
 from picoqmail.errors import (
     ConfigurationError,
     EnvelopeError,
     MessageTooLargeError,
     PicoqmailError,
 )
-from picoqmail.header_envelope import HeaderEnvelope
-from picoqmail.plain_address import plain_address, qualified
-from picoqmail.tokens import quote_address
+from picoqmail.library.api import Spool
+from picoqmail.library.plain_address import plain_address, qualified
+from picoqmail.message.content import is_email_object, write_object
+from picoqmail.message.envelope import check_recipients, check_sender
+from picoqmail.message.header_envelope import HeaderEnvelope
+from picoqmail.message.tokens import quote_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal, Self
 
-    from picoqmail.api import HomeLike
-    from picoqmail.mail import Receipt
+    from picoqmail.library.api import HomeLike
+    from picoqmail.library.mail import Receipt
 
 __all__ = ["LMTP", "SMTP", "SMTP_SSL"]
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from picoqmail.api import Spool
 from picoqmail.layout import DIRECTORIES, PRIVATE_DIRECTORY_MODE
+from picoqmail.library.api import Spool
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Literal, Self
 
-    from picoqmail.selection import Entry
+    from picoqmail.admin.selection import Entry
 
 
 @frozen

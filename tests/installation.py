@@ -81,9 +81,7 @@ def make_environment(directory: str) -> Installation:
 
 def install(wheel: str, python: str, *options: str, **environ: str) -> None:
     """Install the wheel, and nothing that it depends on, for this interpreter."""
-    pip(
-        "install", "--quiet", "--no-deps", "--no-index", *options, wheel, python=python, **environ
-    )
+    pip("install", "--quiet", "--no-deps", "--no-index", *options, wheel, python=python, **environ)
 
 
 def make_bundles(python: str) -> None:

@@ -134,13 +134,13 @@ def test_an_odd_umask_withholds_nothing_from_the_owner(tmp_path: Path, umask: in
     """Modes are 0600 and 0700 also in an application whose umask takes the owner's rights."""
     script = (
         "import os, sys\n"
-        "from picoqmail import durable, launch\n"
+        "from picoqmail import durable\nfrom picoqmail.spool.locks import take_lock\n"
         "os.umask(int(sys.argv[1]))\n"
         "durable.make_directory('directory')\n"
         "os.close(durable.create('directory/created', any_umask=True))\n"
         "written = durable.create_written('directory/whole', b'x', 1.0, any_umask=True)\n"
         "os.close(written)\n"
-        "os.close(launch.take_lock('directory/lock', any_umask=True))\n"
+        "os.close(take_lock('directory/lock', any_umask=True))\n"
     )
     subprocess.run([sys.executable, "-c", script, str(umask)], check=True, cwd=tmp_path)
     found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.rglob("*")}

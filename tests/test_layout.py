@@ -15,7 +15,7 @@ from picoqmail.layout import (
     is_id,
     make_id,
 )
-from picoqmail.transitions import TRANSITIONS
+from picoqmail.spool.transitions import TRANSITIONS
 
 Steps = tuple[tuple[str, ...], ...]
 TABLE = pytest.mark.parametrize("steps", TRANSITIONS.values(), ids=TRANSITIONS.keys())

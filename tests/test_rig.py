@@ -214,9 +214,7 @@ def test_lmtp_answers_once_a_recipient() -> None:
         ("MAIL", faults.flood(), smtplib.SMTPResponseException),
     ],
 )
-def test_faults_show_at_their_step(
-    step: str, fault: faults.Fault, error: type[Exception]
-) -> None:
+def test_faults_show_at_their_step(step: str, fault: faults.Fault, error: type[Exception]) -> None:
     """A well-behaved client sees each fault as the error that it is."""
     with HostileRelay({step: fault}) as relay, pytest.raises(error):
         send(relay.port)

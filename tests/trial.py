@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from picoqmail.accept import Incoming
-from picoqmail.home import Home
+from picoqmail.home.limits import Limits
+from picoqmail.home.paths import Home
 from picoqmail.layout import BODY, CUR, DIRECTORIES, NEW, SIDECAR, UNDELIVERED
-from picoqmail.limits import Limits
+from picoqmail.spool.incoming import Incoming
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 
+from picoqmail.admin.selection import KINDS
 from picoqmail.django.models import SpooledMessage
 from picoqmail.django.options import open_spool
 from picoqmail.errors import NoSuchMessageError, PicoqmailError
-from picoqmail.selection import KINDS
 
 if TYPE_CHECKING:
-    from picoqmail.api import Spool
-    from picoqmail.selection import Entry
+    from picoqmail.admin.selection import Entry
+    from picoqmail.library.api import Spool
 
 PAGE_SIZE = 100
 HEADER_LIMIT_OCTETS = 16384

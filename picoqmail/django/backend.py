@@ -10,16 +10,16 @@ from django.db import transaction
 
 from picoqmail.django.options import commit_database, open_spool
 from picoqmail.errors import AddressError, PicoqmailError
-from picoqmail.mail import Mail
-from picoqmail.plain_address import plain_address, qualified
+from picoqmail.library.mail import Mail
+from picoqmail.library.plain_address import plain_address, qualified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from django.core.mail import EmailMessage
 
-    from picoqmail.api import HomeLike, Pending, Spool
-    from picoqmail.home import Home
+    from picoqmail.home.paths import Home
+    from picoqmail.library.api import HomeLike, Pending, Spool
 
 
 class EmailBackend(BaseEmailBackend):

@@ -17,12 +17,12 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's own name
 
 from picoqmail.django.options import commit_database, open_spool
-from picoqmail.handover import may_spool
+from picoqmail.submission.handover import may_spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from picoqmail.home import Home
+    from picoqmail.home.paths import Home
 
 BACKEND = "picoqmail.django.EmailBackend"
 
@@ -63,7 +63,7 @@ def _look(home: Home) -> Iterator[CheckMessage]:
 
 
 def _settings(home: Home) -> Iterator[CheckMessage]:
-    from picoqmail.settings import examine
+    from picoqmail.home.settings import examine
 
     found = examine(home)
     for error in found.errors:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from picoqmail.api import Spool
+from picoqmail.library.api import Spool
 
 if TYPE_CHECKING:
-    from picoqmail.api import HomeLike
+    from picoqmail.library.api import HomeLike
 
 ON_COMMIT = "PICOQMAIL_ON_COMMIT"
 

@@ -15,8 +15,8 @@ from picoqmail.errors import PicoqmailError
 from picoqmail.record import Record, evolve
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
 from picoqmail.smtp.reply import ReplyError, ReplyParser
-from picoqmail.smtp.running import Running
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
+from picoqmail.smtp.transaction_run import Running
 from picoqmail.smtp.wire import Encoder
 
 TYPE_CHECKING = False

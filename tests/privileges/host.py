@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 import installation
-from picoqmail.home import Home
+from picoqmail.home.make_system import OWNER
+from picoqmail.home.paths import Home
 from picoqmail.layout import BODY, BREAKER, DIRECTORIES, SIDECAR, STATES
-from picoqmail.system_home import OWNER
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -171,9 +171,7 @@ class Cutter:
             subprocess.run(["sync", "-f", home], check=True)
         return image, world
 
-    def _cut(
-        self, scenario: Scenario, base: str, prepared: World, place: Call | None
-    ) -> None:
+    def _cut(self, scenario: Scenario, base: str, prepared: World, place: Call | None) -> None:
         self._number += 1
         live, dead = f"{self.root}/live.img", f"{self.root}/dead.img"
         _copy(base, live)
@@ -184,9 +182,9 @@ class Cutter:
             ran = scenario.run(
                 world,
                 promises,
-                lambda command: tracing.strike_command(place, "signal=KILL", command)
-                if place
-                else command,
+                lambda command: (
+                    tracing.strike_command(place, "signal=KILL", command) if place else command
+                ),
             )
             shut_down(f"{self.root}/live")
             _copy(live, dead)

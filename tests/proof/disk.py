@@ -125,9 +125,7 @@ class Disk:
                     with open(entry.path, "rb") as file:
                         data = file.read()
                     mode = found.st_mode & 0o7777
-                    disk.inodes[known[found.st_ino]] = Inode(
-                        data, data, mode, mode, found.st_mtime
-                    )
+                    disk.inodes[known[found.st_ino]] = Inode(data, data, mode, mode, found.st_mtime)
                 disk._put((directory, entry.name), known[found.st_ino])
         disk._commit()
         return disk

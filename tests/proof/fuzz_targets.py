@@ -10,16 +10,17 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from picoqmail import control, tokens
-from picoqmail.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
 from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
-from picoqmail.model import Message
-from picoqmail.sidecar import encode as encode_record
-from picoqmail.sidecar import new_record
-from picoqmail.sidecar_reading import decode
+from picoqmail.home import control
+from picoqmail.message import tokens
+from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
 from picoqmail.smtp.address import UnsendableAddressError, wire_path
 from picoqmail.smtp.reply import LINES_LIMIT, Reply, ReplyError, ReplyParser
-from picoqmail.submission import Data, Stream, _LostClientError, _RefusedError, path_of
+from picoqmail.spool.message import Message
+from picoqmail.spool.sidecar import encode as encode_record
+from picoqmail.spool.sidecar import new_record
+from picoqmail.spool.sidecar_reading import decode
+from picoqmail.submission.smtp_server import Data, Stream, _LostClientError, _RefusedError, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -150,9 +150,9 @@ def _spooled(
             key = token, one["address"]
             if key in found:
                 finding.breaches.append(f"{token} is in the spool twice")
-            found[key] = "stuck" if (one["state"], state) == ("pending", "undelivered") else one[
-                "state"
-            ]
+            found[key] = (
+                "stuck" if (one["state"], state) == ("pending", "undelivered") else one["state"]
+            )
     return found
 
 

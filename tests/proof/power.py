@@ -76,9 +76,7 @@ def record(stage: Stage, scenario: Scenario) -> Recording:
     promises = scenario.promises(world)
     disk = Disk.load(world.spool)
     output = f"{world.root}.trace"
-    ran = scenario.run(
-        world, promises, lambda command: tracing.record_command(output, command)
-    )
+    ran = scenario.run(world, promises, lambda command: tracing.record_command(output, command))
     assert ran.returncode in scenario.statuses, (scenario.name, ran)
     operations = read_operations(tracing.read_calls(output), world.spool)
     os.unlink(output)
@@ -150,9 +148,7 @@ def sweep(
     announce(len(work))
     with ThreadPoolExecutor(WORKERS) as pool:
         jobs = [
-            pool.submit(
-                _try, stage, stage.zygotes[i % WORKERS], scenario, recording, trial, report
-            )
+            pool.submit(_try, stage, stage.zygotes[i % WORKERS], scenario, recording, trial, report)
             for i, trial in enumerate(work)
         ]
         for job in jobs:
@@ -177,7 +173,8 @@ def _try(
     os.system(f"rm -rf '{world.spool}'")  # noqa: S605 - a path of ours
     trial.state.materialise(world.spool)
     world.promises = [
-        evolve(one, accepted=trial.accepted) if index >= len(source.promises) - _new(scenario)
+        evolve(one, accepted=trial.accepted)
+        if index >= len(source.promises) - _new(scenario)
         else one
         for index, one in enumerate(source.promises)
     ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
-from picoqmail import envelope
+from picoqmail.message import envelope
 from proof import invariant
 from proof.world import LedgerRelay, Promise, World, make_body
 from rig import faults

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from picoqmail import envelope
-from picoqmail.file_system_sync import LEAST_MESSAGES
+from picoqmail.message import envelope
+from picoqmail.spool.syncfs import LEAST_MESSAGES
 from proof import invariant
 from rig import faults
 

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
 
-from picoqmail import scan
-from picoqmail.accept import Incoming
-from picoqmail.admin import Admin
-from picoqmail.deliver import Delivery
-from picoqmail.home import Home
-from picoqmail.lane import LaneSummary
-from picoqmail.limits import Limits
-from picoqmail.log import open_log
-from picoqmail.settings import load
+from picoqmail.admin.change import Admin
+from picoqmail.delivery.deliver import Delivery
+from picoqmail.home.limits import Limits
+from picoqmail.home.paths import Home
+from picoqmail.home.settings import load
+from picoqmail.log.logger import open_log
+from picoqmail.relay.lane import LaneSummary
 from picoqmail.smtp.reply import Reply
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
-from picoqmail.spool import Spool
+from picoqmail.spool import scan
+from picoqmail.spool.incoming import Incoming
+from picoqmail.spool.store import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from picoqmail.deliver import Outbox
+    from picoqmail.delivery.deliver import Outbox
     from picoqmail.smtp.transaction import Transaction
 
 DIED = 99

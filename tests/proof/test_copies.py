@@ -140,7 +140,11 @@ def test_a_copy_into_a_spool_that_went_on(stage: Stage, world: World) -> None:
 @pytest.mark.parametrize("with_sidecar", [False, True])
 @pytest.mark.parametrize("by", ["check", "cron"])
 def test_a_part_of_a_body_where_it_is_looked_for_first(
-    stage: Stage, world: World, octets: int, with_sidecar: bool, by: str  # noqa: FBT001 - a parameter of the test
+    stage: Stage,
+    world: World,
+    octets: int,
+    with_sidecar: bool,  # noqa: FBT001 - a parameter of the test
+    by: str,
 ) -> None:
     """A copy into new/ that a full disk cut does not take the place of the whole body in cur/."""
     (path,) = world.sidecars("cur")

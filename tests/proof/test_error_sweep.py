@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail import envelope
-from picoqmail.file_system_sync import LEAST_MESSAGES
+from picoqmail.message import envelope
+from picoqmail.spool.syncfs import LEAST_MESSAGES
 from proof import tracing
 from proof.error_sweep import ERRORS, sweep
 from proof.world import World

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from picoqmail.errors import DamagedMessageError
 from picoqmail.layout import DIRECTORIES, IN_DOUBT_BIT
-from picoqmail.model import Message
+from picoqmail.spool.message import Message
 from proof.steps import DIED, Steps, start
 
 STATES_OF_SPOOL = ("undelivered", "cur", "new")

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import pytest
 
-from picoqmail.spool import Spool
+from picoqmail.spool.store import Spool
 from proof import invariant
 from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
@@ -155,11 +155,14 @@ def full(tmp_path: Path) -> Iterator[Callable[[World], Callable[[], None]]]:
     """Move a home's spool onto a full file system; what it returns makes room there."""
     mount = str(tmp_path / "small")
     os.mkdir(mount)
-    if os.geteuid() or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs", mount],
-        check=False,
-        capture_output=True,
-    ).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs", mount],
+            check=False,
+            capture_output=True,
+        ).returncode
+    ):
         pytest.skip("a full disk needs root, who may mount a small tmpfs")
 
     def fill(world: World) -> Callable[[], None]:
@@ -185,9 +188,10 @@ def test_a_leftover_that_cannot_go_stops_no_mail(stage: Stage, world: World) -> 
     stuck = f"{world.spool}/tmp/1.leftover.eml"
     with open(stuck, "wb"):
         pass
-    if os.geteuid() or subprocess.run(
-        ["chattr", "+i", stuck], check=False, capture_output=True
-    ).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["chattr", "+i", stuck], check=False, capture_output=True).returncode
+    ):
         pytest.skip("an immutable file needs root, and a file system that has such")
     try:
         recovers(stage, world, offset=TWO_DAYS)

@@ -93,9 +93,7 @@ def read_calls(path: str) -> list[Call]:
 def places(calls: Sequence[Call], home: str, *, looking: bool = True) -> list[Call]:
     """The calls worth striking at: all that concern the home or the relay, and the end."""
     found = [
-        call
-        for call in calls
-        if call.concerns(home) and (looking or call.name not in LOOKING)
+        call for call in calls if call.concerns(home) and (looking or call.name not in LOOKING)
     ]
     return found + [call for call in calls if call.name == "exit_group"]
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
-from picoqmail.accept import Incoming
+from picoqmail.home.limits import Limits
 from picoqmail.layout import DIRECTORIES
-from picoqmail.limits import Limits
+from picoqmail.spool.incoming import Incoming
 from rig.hostile import HostileRelay
 from rig.received import Mailbox
 
@@ -178,9 +178,7 @@ class World:
             **more,
         }
 
-    def promise(
-        self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0
-    ) -> Promise:
+    def promise(self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0) -> Promise:
         """Think of a message; nobody has been told anything about it yet.
 
         `ahead` others were thought of before it and are not among the promises yet.
@@ -285,4 +283,3 @@ def read_sidecar(path: str) -> dict[str, object]:
     if not isinstance(record, dict):
         raise ValueError(f"{path}: no object")  # noqa: TRY004 - as json says it of worse
     return record
-

@@ -55,9 +55,7 @@ class Zygote:
         self._process.wait(CHILD_SECONDS)
         self._process.stdout.close()
 
-    def run(
-        self, home: str, program: str, *arguments: str, offset: float = 0.0
-    ) -> tuple[int, str]:
+    def run(self, home: str, program: str, *arguments: str, offset: float = 0.0) -> tuple[int, str]:
         """Run picoqmail-PROGRAM on a home, `offset` seconds from now; exit code and stderr.
 
         A run that a signal ended has a negative code.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoqmail.relay_password import RelayPassword
+from picoqmail.home.secret import RelayPassword
 from picoqmail.smtp.conversation import SessionOptions
 from picoqmail.smtp.sasl import Credentials
 from smtp.scripted import WIRE, MemoryBody, MemorySource, Scripted, group

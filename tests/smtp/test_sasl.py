@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail.relay_password import RelayPassword
+from picoqmail.home.secret import RelayPassword
 from picoqmail.smtp import sasl
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from picoqmail.errors import PicoqmailError
 if TYPE_CHECKING:
     from django.core.management.base import CommandParser
 
-    from picoqmail.api import Spool
+    from picoqmail.library.api import Spool
 
 
 class Command(BaseCommand):

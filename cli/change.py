@@ -1,0 +1,184 @@
+"""`picoqmail retry`, `hold`, `release`, `requeue`, `delete`, `purge`: verbs on many messages.
+
+Exit codes: 0 all done; 66 a name is no message; 75 a message is being sent; 65 something could not
+be done to a message; 64 a wrong command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from attrs import asdict
+
+from picoqmail.admin import change, selection
+from picoqmail.cli.output import print_json, printable
+from picoqmail.cli.progress import progress
+from picoqmail.cli.spool import (
+    UsageError,
+    add_messages,
+    complain,
+    filter_of,
+    may_go_on,
+    meant,
+    open_home,
+)
+from picoqmail.errors import EX_DATAERR, EX_NOINPUT, EX_TEMPFAIL
+from picoqmail.home import control
+from picoqmail.home.limits import read_limits
+from picoqmail.layout import CUR, NEW, UNDELIVERED
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from picoqmail.admin.change import Admin, Outcome
+    from picoqmail.home.paths import Home
+
+# What a filter of each verb looks at, if it names no state itself.
+_STATES = {
+    "retry": (NEW, CUR),
+    "hold": (NEW, CUR),
+    "release": (CUR,),
+    "requeue": (UNDELIVERED,),
+    "delete": (),
+    "purge": (UNDELIVERED,),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the messages, and what a verb has of its own."""
+    verb = _verb(parser)
+    add_messages(parser)
+    parser.set_defaults(verb=verb)
+    if verb == "retry":
+        parser.add_argument(
+            "--later", action="store_true", help="make them due, and leave the sending to cron"
+        )
+    if verb == "requeue":
+        parser.add_argument(
+            "--all-recipients",
+            action="store_true",
+            help="also for recipients that have it already, who then get it twice",
+        )
+
+
+def _verb(parser: argparse.ArgumentParser) -> str:
+    return parser.prog.rpartition(" ")[2]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do one verb to the messages that are meant."""
+    verb = arguments.verb
+    if verb == "purge" and arguments.older_than is None:
+        raise UsageError("command line", "does not say what is old", "give --older-than, as in 30d")
+    home = open_home()
+    tool = change.Admin.of(home, read_limits(home).queuelifetime)
+    states = () if filter_of(arguments).kinds else _STATES[verb]
+    ids, missing = meant(tool.spool, arguments, selection.Filter(kinds=states))
+    if not may_go_on(arguments, verb, len(ids)):
+        complain("nothing was done")
+        return 0
+    if arguments.dry_run:
+        outcomes = [_intended(tool, one, verb) for one in ids]
+    else:
+        outcomes = _do_all(tool, ids, _action(tool, arguments), verb)
+        if verb == "retry" and not arguments.later:
+            outcomes = _send(home, tool, outcomes)
+    _tell(arguments, outcomes, missing)
+    return _status(outcomes, missing)
+
+
+def _action(tool: Admin, arguments: argparse.Namespace) -> Callable[[str], Outcome]:
+    if arguments.verb == "requeue":
+        return lambda one: tool.requeue(one, all_recipients=arguments.all_recipients)
+    actions = {
+        "retry": tool.retry,
+        "hold": tool.hold,
+        "release": tool.release,
+        "delete": tool.delete,
+        "purge": tool.delete,
+    }
+    return actions[arguments.verb]
+
+
+def _do_all(
+    tool: Admin, ids: list[str], action: Callable[[str], Outcome], verb: str
+) -> list[Outcome]:
+    outcomes = []
+    try:
+        for message_id in progress(ids, verb):
+            outcomes.append(action(message_id))  # noqa: PERF401 - what is done stays told if it ends
+    finally:
+        tool.finish()
+    return outcomes
+
+
+def _intended(tool: Admin, message_id: str, verb: str) -> Outcome:
+    states = tool.spool.where(message_id)
+    return change.Outcome(message_id, "dry-run", f"would {verb}", states[0] if states else "")
+
+
+def _send(home: Home, tool: Admin, outcomes: list[Outcome]) -> list[Outcome]:
+    """Try what is due now, past an open breaker, and tell what came of it."""
+    from picoqmail.delivery.run import Run
+
+    control.host_name(control.Control(home.control))
+    due = [one.id for one in outcomes if one.result in (change.DONE, change.UNCHANGED)]
+    if not due:
+        return outcomes
+    busy = Run(home, "picoqmail").deliver(due, forced=True)
+    return [_after(tool, one, busy) if one.id in due else one for one in outcomes]
+
+
+def _after(tool: Admin, before: Outcome, busy: set[str]) -> Outcome:
+    """What became of a message that was tried."""
+    states = tool.spool.where(before.id)
+    if not states:
+        return change.Outcome(before.id, change.DONE, "is delivered")
+    if before.id in busy:
+        return change.Outcome(before.id, change.BUSY, "is being sent by another process", states[0])
+    entry = selection.entry_of(tool.spool, before.id)
+    message = entry.message
+    if message is None:
+        return change.Outcome(before.id, change.REFUSED, f"is damaged: {entry.damage}", entry.state)
+    said = str(message.history[-1].get("reply", "")) if message.history else ""
+    if entry.state == UNDELIVERED:
+        return change.Outcome(before.id, change.REFUSED, f"failed for good: {said}", entry.state)
+    if message.history and message.attempts:
+        return change.Outcome(before.id, "deferred", f"deferred: {said}", entry.state)
+    return change.Outcome(before.id, "deferred", "its relay cannot be reached", entry.state)
+
+
+def _tell(arguments: argparse.Namespace, outcomes: list[Outcome], missing: list[str]) -> None:
+    for text in missing:
+        complain(printable(text))
+    if arguments.json:
+        print_json(
+            {
+                "verb": arguments.verb,
+                "messages": [asdict(one) for one in outcomes],
+                "missing": missing,
+            }
+        )
+        return
+    for one in outcomes:
+        where = f" ({one.state})" if one.state else ""
+        trouble = one.result in (change.REFUSED, change.BUSY)
+        line = f"{one.id} {printable(one.detail)}{where}"
+        print(line, file=sys.stderr if trouble else sys.stdout)
+    if not outcomes and not missing:
+        print("no message meets that")
+
+
+def _status(outcomes: list[Outcome], missing: list[str]) -> int:
+    results = {one.result for one in outcomes}
+    if missing:
+        return EX_NOINPUT
+    if change.REFUSED in results:
+        return EX_DATAERR
+    if results & {change.BUSY, "deferred"}:
+        return EX_TEMPFAIL
+    if outcomes and results == {change.GONE}:
+        return EX_NOINPUT
+    return 0

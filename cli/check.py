@@ -1,0 +1,180 @@
+"""`picoqmail check`: one line and an exit code for monitoring, details for people.
+
+Exit codes are those of monitoring plugins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import asdict
+
+from picoqmail.admin import check, metrics
+from picoqmail.admin.check import CRITICAL, LEVELS, OK, UNKNOWN, Finding, Thresholds
+from picoqmail.cli.output import bold, print_json, printable
+from picoqmail.cli.spool import age, open_home
+from picoqmail.cli.writer import Writer
+from picoqmail.errors import ConfigurationError, PicoqmailError
+from picoqmail.home import settings
+from picoqmail.spool.store import Spool
+
+if TYPE_CHECKING:
+    import argparse
+
+    from picoqmail.admin.relay_probe import Probe
+    from picoqmail.admin.status import Status
+    from picoqmail.home.paths import Home
+    from picoqmail.home.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is looked at, and from when on it is worth a warning."""
+    parser.add_argument("--no-relay", action="store_true", help="do not call the relays")
+    parser.add_argument("--deep", action="store_true", help="compare every body with its checksum")
+    parser.add_argument(
+        "--send-to", metavar="ADDRESS", help="also send a mail there, and see what the relay says"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="first mend what can be mended without any loss"
+    )
+    parser.add_argument(
+        "--prometheus",
+        metavar="FILE",
+        help="write the figures there, for the textfile collector of the node exporter",
+    )
+    group = parser.add_argument_group("thresholds", "an age is 90, 30m, 12h or 7d")
+    default = Thresholds()
+    for name, metavar, text in (
+        ("age", "AGE", "the oldest message waits so long"),
+        ("last", "AGE", "no relay has taken a message for so long"),
+        ("waiting", "N", "so many messages wait"),
+        ("failed", "N", "so many failed for good within a day"),
+        ("certificate-days", "N", "a relay's certificate ends within so many days"),
+    ):
+        values = getattr(default, name.replace("-", "_"))
+        for word, value in zip(("warn", "crit"), values, strict=True):
+            group.add_argument(
+                f"--{word}-{name}",
+                metavar=metavar,
+                type=age if metavar == "AGE" else int,
+                default=value,
+                help=f"{text} ({'not set' if value is None else '%(default)s'})",
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything, print what was found, and return the level."""
+    writer = Writer(arguments.prometheus) if arguments.prometheus else None
+    repaired: list[str] = []
+    findings: list[Finding] = []
+    now: Status | None = None
+    probes: list[Probe] = []
+    try:
+        home = open_home()
+        if arguments.repair:
+            repaired = check.repair(home, Spool(home.spool))
+        now, probes = _look(home, arguments, findings)
+    except ConfigurationError as exc:
+        findings.append(Finding("home", UNKNOWN, str(exc)))
+    except PicoqmailError as exc:
+        # What was found before says why, as a rule.
+        findings.append(Finding("spool", CRITICAL, str(exc)))
+    level = check.worst(findings)
+    if writer is not None:
+        text = ""
+        if now is not None:
+            ran = check.cron_ran(home.spool)
+            text = metrics.render(now, cron_ran=ran, level=level, probes=probes)
+        problem = writer.write(text)
+        if problem:
+            findings.append(Finding("prometheus", UNKNOWN, problem))
+            level = check.worst(findings)
+    if arguments.json:
+        print_json(_document(level, findings, now, probes, repaired))
+    else:
+        _print(level, findings, now, repaired)
+    return level
+
+
+def _thresholds(arguments: argparse.Namespace) -> Thresholds:
+    def pair(name: str) -> tuple[int | None, int | None]:
+        return getattr(arguments, f"warn_{name}"), getattr(arguments, f"crit_{name}")
+
+    return Thresholds(
+        age=pair("age"),
+        waiting=pair("waiting"),
+        failed=pair("failed"),
+        last=pair("last"),
+        certificate_days=pair("certificate_days"),
+    )
+
+
+def _look(
+    home: Home, arguments: argparse.Namespace, findings: list[Finding]
+) -> tuple[Status | None, list[Probe]]:
+    """Look at everything in turn; what is found goes to `findings` at once."""
+    limits = _thresholds(arguments)
+    spool = Spool(home.spool)
+    chosen = settings.examine(home).settings
+    findings += [*check.check_settings(home), *check.check_modes(home)]
+    findings += check.check_filesystem(home)
+    probes: list[Probe] = []
+    if chosen is not None and not arguments.no_relay:
+        relays, probes = check.check_relays(chosen, limits)
+        findings += relays
+    if chosen is not None and arguments.send_to:
+        findings.append(_send(home, chosen, arguments.send_to))
+    findings += check.check_spool(spool, deep=arguments.deep)
+    now = check.gather(home)
+    findings += [*check.check_flow(now, limits, chosen), *check.check_cron(home, now)]
+    return now, probes
+
+
+def _send(home: Home, chosen: Settings, address: str) -> Finding:
+    """Send one mail through the spool and all, and tell what came of it."""
+    from picoqmail.admin.trial_mail import send
+
+    outcome = send(home, chosen, address)
+    return Finding("mail", OK if outcome.is_delivered else CRITICAL, outcome.text)
+
+
+def _print(level: int, findings: list[Finding], now: Status | None, repaired: list[str]) -> None:
+    """One line with the figures behind a bar, as plugins do; then a line for each finding."""
+    worst = [one for one in findings if one.level == level]
+    said = "; ".join(one.text for one in worst) if level else _in_short(findings)
+    print(printable(f"PICOQMAIL {LEVELS[level]} - {said}".replace("|", "/")) + _figures(now))
+    for line in repaired:
+        print(f"  {bold('repaired')}  {printable(line)}")
+    for one in findings:
+        remedy = f"; {one.remedy}" if one.level and one.remedy else ""
+        print(f"  {LEVELS[one.level]:8}  {one.name}: {printable(one.text + remedy)}")
+
+
+def _in_short(findings: list[Finding]) -> str:
+    wanted = ("queue", "relay", "last delivery")
+    return ", ".join(one.text for one in findings if one.name in wanted)
+
+
+def _figures(now: Status | None) -> str:
+    if now is None:
+        return ""
+    oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
+    failed = now.heaps["undelivered"].messages
+    return f" | waiting={now.waiting} oldest={oldest}s undelivered={failed} held={now.held}"
+
+
+def _document(
+    level: int,
+    findings: list[Finding],
+    now: Status | None,
+    probes: list[Probe],
+    repaired: list[str],
+) -> dict[str, object]:
+    return {
+        "level": level,
+        "status": LEVELS[level],
+        "findings": [{**asdict(one), "status": LEVELS[one.level]} for one in findings],
+        "relays": [asdict(one) for one in probes],
+        "repaired": repaired,
+        "figures": None if now is None else now.document(),
+    }

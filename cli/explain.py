@@ -1,0 +1,72 @@
+"""`picoqmail explain ID`: where a mail is, why, and what will become of it, in sentences.
+
+Exit codes: 0; 66 no such message.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail.admin import selection
+from picoqmail.admin.explain import explain, is_in_doubt
+from picoqmail.cli import words
+from picoqmail.cli.output import print_json, printable
+from picoqmail.cli.spool import complain, open_home
+from picoqmail.errors import EX_NOINPUT, DamagedMessageError, NoSuchMessageError
+from picoqmail.relay import breaker
+from picoqmail.spool.store import Spool
+
+if TYPE_CHECKING:
+    import argparse
+
+    from picoqmail.admin.selection import Entry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the IDs."""
+    parser.add_argument("id", nargs="+", metavar="ID", help="an ID, or a path of the spool")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tell the story of each message."""
+    spool = Spool(open_home().spool)
+    documents = []
+    missing = 0
+    for name in arguments.id:
+        try:
+            entry = selection.entry_of(spool, spool.find(name))
+        except NoSuchMessageError as exc:
+            complain(printable(str(exc)))
+            complain("what was delivered is not in the spool any more: look into the log")
+            missing += 1
+            continue
+        text = explain(entry, time.time(), breaker.read(spool.path), damage=_damage(spool, entry))
+        if arguments.json:
+            documents.append(_document(entry, text))
+        else:
+            lines = [printable(line) for line in text.split("\n")]
+            print("\n".join(lines), end="\n\n" if name is not arguments.id[-1] else "\n")
+    if arguments.json:
+        print_json(documents)
+    return EX_NOINPUT if missing else 0
+
+
+def _damage(spool: Spool, entry: Entry) -> str:
+    if entry.message is None:
+        return entry.damage
+    try:
+        spool.check_body(entry.message)
+    except DamagedMessageError as exc:
+        return str(exc)
+    return ""
+
+
+def _document(entry: Entry, text: str) -> dict[str, object]:
+    now = time.time()
+    message = entry.message
+    document = words.document(entry, now)
+    document["text"] = text
+    document["history"] = [dict(one) for one in message.history] if message else []
+    document["maybe_duplicate"] = is_in_doubt(message) if message else None
+    return document

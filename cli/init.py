@@ -1,0 +1,225 @@
+"""`picoqmail init`: learn the host's name and its relay, have the home made, say what is next."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail import bundle
+from picoqmail.cli import units
+from picoqmail.cli.output import is_terminal, print_json, printable
+from picoqmail.errors import ConfigurationError
+from picoqmail.home import make, make_system, values
+from picoqmail.home.control import Control
+from picoqmail.home.paths import QMAIL_HOME, Home, locate, personal_root
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+EX_USAGE = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --me and --relay."""
+    parser.epilog = (
+        "The home is that of PICOQMAIL_HOME; without it, /var/qmail if that has a control/me, "
+        "else ~/.local/state/picoqmail. What is there already is not overwritten."
+    )
+    parser.add_argument("--me", metavar="NAME", help="this host's name, for control/me")
+    parser.add_argument(
+        "--system",
+        action="store_true",
+        help="as root: a spool with an owner of its own (user picoqmail), into which anybody may "
+        "submit through a set-id bin/qmail-queue",
+    )
+    parser.add_argument(
+        "--units",
+        choices=["print", "cron", "systemd"],
+        nargs="?",
+        const="print",
+        help="for a home that is there: print the files for cron, systemd and logrotate, or "
+        "install those for one of the two",
+    )
+    parser.add_argument(
+        "--uninstall", action="store_true", help="remove the files that --units installed"
+    )
+    parser.add_argument(
+        "--destdir", metavar="DIR", default="", help="a directory to put before their paths"
+    )
+    parser.add_argument(
+        "--relay",
+        metavar="RELAY",
+        action="append",
+        default=[],
+        help="host, host:port or URL of a relay, for control/relayip; again for the next one",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the home. Returns 0, 64 if not told enough, 73 if something foreign was in the way."""
+    home = locate()
+    if arguments.units or arguments.uninstall:
+        return units.run(home, arguments)
+    # Ours, or a directory could be made that nobody can enter.
+    os.umask(0o077)
+    if arguments.system:
+        make_system.require_root()
+        if not _is_named():
+            home = Home(QMAIL_HOME)
+    elif os.geteuid() == 0 and home.root == personal_root(os.environ) and not _is_named():
+        print(
+            "picoqmail init: root has no home of its own: say where it is to be, for example\n"
+            f"    PICOQMAIL_HOME={QMAIL_HOME} picoqmail init --me NAME --relay RELAY",
+            file=sys.stderr,
+        )
+        return EX_USAGE
+    asking = is_terminal() and not arguments.json
+    me = _host_name(home, arguments.me, asking=asking)
+    relays = _relays(home, arguments.relay, asking=asking)
+    if arguments.system:
+        outcome = make_system.make_system_home(
+            home, me=me, relays=relays, programs=make.find_programs()
+        )
+    else:
+        outcome = make.make_home(home, me=me, relays=relays, programs=make.find_programs())
+    bundle.refresh(os.path.dirname(bundle.__file__), time.time())
+    steps = _next_steps(home, system=arguments.system)
+    if arguments.json:
+        print_json(_document(home, outcome, steps))
+    else:
+        _print(home, outcome, steps)
+    for step in outcome.refused:
+        print(f"picoqmail init: {step.path}: left alone: {step.detail}", file=sys.stderr)
+    return make.EX_CANTCREAT if outcome.refused else 0
+
+
+def _is_named() -> bool:
+    return bool(os.environ.get("PICOQMAIL_HOME"))
+
+
+def _host_name(home: Home, told: str | None, *, asking: bool) -> str | None:
+    """Return the name for control/me; None if that is there and nothing else was told."""
+    if told is not None:
+        return _checked(values.host_name, told, "--me", "a host name in ASCII")
+    if Control(home.control).read("me") is not None:
+        return None
+    guess = _name_of_this_machine()
+    if asking:
+        return _ask("This host's name", guess, values.host_name)
+    if not guess:
+        raise ConfigurationError(
+            f"{home.control}/me",
+            "is not there, and this machine has no name that could stand in it",
+            "say --me NAME",
+        )
+    return guess
+
+
+def _relays(home: Home, told: list[str], *, asking: bool) -> list[str]:
+    """Return the lines for control/relayip, none to leave it as it is."""
+    if told:
+        for relay in told:
+            _checked(values.relay, relay, "--relay", "host, host:port, [v6]:port or a URL")
+        return told
+    if not asking or Control(home.control).read("relayip") is not None:
+        return []
+    answer = _ask("Relay (host, host:port or URL; empty: later)", "", _relay_or_nothing)
+    return [answer] if answer else []
+
+
+def _relay_or_nothing(text: str) -> object:
+    return values.relay(text) if text else None
+
+
+def _checked(read: Callable[[str], object], text: str, option: str, allowed: str) -> str:
+    try:
+        read(text)
+    except ValueError as error:
+        raise ConfigurationError(option, str(error), f"allowed: {allowed}") from error
+    return text
+
+
+def _ask(question: str, guess: str, read: Callable[[str], object]) -> str:
+    """Ask until the answer can be read; the end of input leaves the program, with nothing made."""
+    while True:
+        try:
+            answer = input(f"{question}{f' [{guess}]' if guess else ''}: ").strip() or guess
+        except EOFError:
+            raise KeyboardInterrupt from None
+        try:
+            read(answer)
+        except ValueError as error:
+            print(f"{error}; once more, please")
+        else:
+            return answer
+
+
+def _name_of_this_machine() -> str:
+    """Return this machine's full name, "" if it has none but localhost."""
+    name = os.uname().nodename
+    if "." not in name:
+        name = socket.getfqdn() or name
+    try:
+        values.host_name(name)
+    except ValueError:
+        return ""
+    return "" if name.split(".", 1)[0] == "localhost" else name
+
+
+def _next_steps(home: Home, *, system: bool) -> list[str]:
+    """Return what is left for a person to do."""
+    control = Control(home.control)
+    steps = []
+    if control.read("relayip") is None:
+        steps.append(f"name your relay: echo 'smtp://RELAY' > {home.control}/relayip")
+    password = f"{home.control}/relaypass"
+    how = f"{password}, mode 0600"
+    if system:
+        owner = make_system.OWNER
+        how = f"a file of {owner}'s: install -m 600 -o {owner} -g {owner} /dev/stdin {password}"
+    steps.append(
+        f"if the relay wants a login: user@ in {home.control}/relayip, and the password in {how}",
+    )
+    steps.append("see all settings: picoqmail config")
+    if system:
+        path, line = make_system.cron_file(home)
+        steps.append(f"let cron retry mail; a line for {path}: {line}")
+        steps.append(
+            "keep one user from filling the spool: the settings minfree, databytes and userlimit"
+        )
+        steps.append("after each update of picoqmail, or of its user's groups, run this again")
+    else:
+        steps.append(f"let cron retry mail; a line for crontab -e: {make.crontab_line(home)}")
+    steps.append(f"send mail: {home.bin}/sendmail, or set sendmail's path in your programs to it")
+    return steps
+
+
+def _document(home: Home, outcome: make.Outcome, next_steps: list[str]) -> dict[str, object]:
+    return {
+        "home": home.root,
+        "control": home.control,
+        "spool": home.spool,
+        "bin": home.bin,
+        "steps": [
+            {"path": step.path, "outcome": step.outcome, "detail": step.detail}
+            for step in outcome.steps
+        ],
+        "crontab": make.crontab_line(home),
+        "next": next_steps,
+    }
+
+
+def _print(home: Home, outcome: make.Outcome, next_steps: list[str]) -> None:
+    for step in outcome.steps:
+        if step.outcome in {"made", "repaired"}:
+            detail = f"  ({printable(step.detail)})" if step.detail else ""
+            print(f"{step.outcome:9} {printable(step.path)}{detail}")
+    made = sum(step.outcome == "made" for step in outcome.steps)
+    print(f"The home {printable(home.root)} is ready: {made} made, {len(outcome.steps)} in all.")
+    print("\nNext:")
+    for advice in next_steps:
+        print(f"  - {printable(advice)}")

@@ -1,0 +1,122 @@
+"""`picoqmail list`: the messages of the spool, oldest first or sorted, as many as are asked for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail.admin import selection
+from picoqmail.cli import words
+from picoqmail.cli.output import bold, printable
+from picoqmail.cli.spool import add_filters, filter_of, open_home
+from picoqmail.spool.store import Spool
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from picoqmail.admin.selection import Entry
+
+_RECIPIENTS_SHOWN = 5
+
+_KEYS: dict[str, Callable[[Entry], Any]] = {
+    "size": lambda one: one.message.size if one.message else 0,
+    "attempts": lambda one: one.message.attempts if one.message else 0,
+    "next": lambda one: one.message.next_attempt if one.message else 0,
+    "sender": lambda one: one.message.sender if one.message else "",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare filters, order and number."""
+    add_filters(parser)
+    parser.add_argument(
+        "--sort",
+        choices=["age", *_KEYS],
+        default="age",
+        help="age: the oldest first, each shown as soon as it is read (the default)",
+    )
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument("--limit", metavar="N", type=int, help="no more than so many")
+    parser.add_argument("--ids", action="store_true", help="only the IDs, one a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the list. Returns 0, also if it is empty."""
+    spool = Spool(open_home().spool)
+    wanted = filter_of(arguments)
+    now = time.time()
+    if arguments.ids and not arguments.json and arguments.sort == "age":
+        stems = selection.select_ids(spool, wanted)
+        stems = stems[::-1] if arguments.reverse else stems
+        for stem in stems[: arguments.limit]:
+            print(stem)
+        return 0
+    entries = itertools.islice(_sorted(spool, wanted, arguments), arguments.limit)
+    if arguments.json:
+        _print_json(entries, now)
+    else:
+        _print(entries, now, ids_only=arguments.ids)
+    return 0
+
+
+def _sorted(
+    spool: Spool, wanted: selection.Filter, arguments: argparse.Namespace
+) -> Iterator[Entry]:
+    if arguments.sort == "age":
+        return selection.select(spool, wanted, newest_first=arguments.reverse)
+    key = _KEYS[arguments.sort]
+    return iter(sorted(selection.select(spool, wanted), key=key, reverse=arguments.reverse))
+
+
+def _print_json(entries: Iterable[Entry], now: float) -> None:
+    """Print one document piece by piece: a hundred thousand messages are never held at once."""
+    separator = "["
+    for entry in entries:
+        print(separator, json.dumps(words.document(entry, now)), end="", sep="\n")
+        separator = ","
+    print("[]" if separator == "[" else "\n]")
+
+
+def _print(entries: Iterable[Entry], now: float, *, ids_only: bool) -> None:
+    total = octets = 0
+    for entry in entries:
+        if ids_only:
+            print(entry.id)
+            continue
+        total += 1
+        octets += entry.message.size if entry.message else 0
+        print("\n".join(_lines(entry, now)))
+    if not ids_only:
+        print(f"{words.count(total, 'message')}, {words.size(octets)}")
+
+
+def _lines(entry: Entry, now: float) -> Iterator[str]:
+    yield bold(entry.id)
+    message = entry.message
+    age = f"{words.ago(now - entry.created)} old"
+    if message is None:
+        yield f"    {entry.state}  {age}  cannot be read: {printable(entry.damage)}"
+        return
+    facts = (
+        entry.state,
+        age,
+        words.size(message.size),
+        words.count(message.attempts, "attempt"),
+        words.when_next(entry, now),
+    )
+    yield "    " + "  ".join(facts)
+    yield f"    from {printable(words.path(message.sender))}"
+    waiting = [one for one in message.recipients if one.state != "delivered"]
+    for one in (waiting or message.recipients)[:_RECIPIENTS_SHOWN]:
+        said = f": {printable(one.reply)}" if one.reply else ""
+        yield f"    to {printable(words.path(one.address))} {one.state}{said}"
+    more = len(waiting or message.recipients) - _RECIPIENTS_SHOWN
+    if more > 0:
+        yield f"    and {words.count(more, 'recipient')} more"
+    said = words.last_reply(message)
+    if said and not any(one.reply and one.reply in said for one in message.recipients):
+        yield f"    {message.history[-1].get('outcome')}: {printable(said)}"

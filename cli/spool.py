@@ -1,0 +1,162 @@
+"""What the commands on messages share: opening the spool, naming messages, asking before much.
+
+What may live here: the declaration of the filters, and the way from a command line to the IDs that
+it means.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from picoqmail.admin import selection
+from picoqmail.cli.output import is_terminal
+from picoqmail.errors import QUEUE_SPOOL, ConfigurationError, NoSuchMessageError, SpoolError
+from picoqmail.home.paths import become_owner, locate
+from picoqmail.home.values import duration
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from picoqmail.home.paths import Home
+    from picoqmail.spool.store import Spool
+
+EX_USAGE = 64
+MANY = 10
+"""More messages than this are not changed by a filter before somebody said yes."""
+
+
+class UsageError(ConfigurationError):
+    """The command line asks for nothing that can be done."""
+
+    sysexit = EX_USAGE
+
+
+def open_home() -> Home:
+    """The home of this process, its spool there and ours to use.
+
+    Root becomes the spool's owner: a file that root left there could not be read by the sender.
+    Raises ConfigurationError, SpoolError.
+    """
+    home = locate()
+    try:
+        os.stat(home.spool)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            home.spool,
+            "there is no spool",
+            "set PICOQMAIL_HOME if the home is elsewhere, or make one: picoqmail init",
+        ) from None
+    except OSError as exc:
+        raise SpoolError("look at", home.spool, exc, QUEUE_SPOOL) from exc
+    become_owner(home)
+    os.umask(0o077)
+    return home
+
+
+def age(text: str) -> int:
+    """Read a duration such as 90, 30m, 12h or 7d as seconds; ValueError is argparse's to tell."""
+    return duration(text)
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """Declare the conditions that a message must meet, all of them."""
+    group = parser.add_argument_group("filters", "a message must meet all that are given")
+    group.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        choices=selection.KINDS,
+        help="new: accepted, not tried; cur: tried, to be tried again; undelivered: failed for "
+        "good; held; damaged; again for several",
+    )
+    pattern = "an address, @domain, or a pattern with * and ?"
+    group.add_argument("--sender", metavar="WHO", default="", help=f"{pattern}; <> is none")
+    group.add_argument("--recipient", metavar="WHO", default="", help=pattern)
+    group.add_argument(
+        "--error", metavar="TEXT", default="", help="a part of what the relay said of it"
+    )
+    group.add_argument(
+        "--older-than", metavar="AGE", type=age, help="accepted that long ago: 90, 30m, 12h, 7d"
+    )
+    group.add_argument("--younger-than", metavar="AGE", type=age, help="accepted since then")
+
+
+def filter_of(arguments: argparse.Namespace) -> selection.Filter:
+    """The conditions of a command line."""
+    return selection.Filter(
+        kinds=tuple(arguments.state),
+        sender=arguments.sender,
+        recipient=arguments.recipient,
+        error=arguments.error,
+        older_than=arguments.older_than,
+        younger_than=arguments.younger_than,
+    )
+
+
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """Declare IDs, filters, and how to be careful."""
+    parser.add_argument("id", nargs="*", metavar="ID", help="an ID, or a path of the spool")
+    add_filters(parser)
+    parser.add_argument("--all", action="store_true", help="every message, without a filter")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    parser.add_argument(
+        "--yes", action="store_true", help=f"ask nothing, also for more than {MANY} messages"
+    )
+
+
+def meant(
+    spool: Spool, arguments: argparse.Namespace, always: selection.Filter
+) -> tuple[list[str], list[str]]:
+    """The IDs that a command line means, and a complaint for each name that is no message.
+
+    `always` are conditions of the command itself, for filters only: who names an ID means it.
+    Raises UsageError where neither IDs nor filters were given, SpoolError.
+    """
+    wanted = filter_of(arguments)
+    if arguments.id:
+        if not wanted.is_empty or arguments.all:
+            raise UsageError("command line", "names IDs and filters", "give the one or the other")
+        return _named(spool, arguments.id)
+    if wanted.is_empty and not arguments.all:
+        raise UsageError("command line", "names no message", "give IDs, filters, or --all")
+    found = selection.select_ids(spool, wanted)
+    if always.kinds:
+        states = selection.names(spool.path, always.kinds)
+        found = [one for one in found if one in states]
+    return found, []
+
+
+def _named(spool: Spool, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(spool.find(name))
+        except NoSuchMessageError as exc:
+            missing.append(str(exc))
+    return list(dict.fromkeys(found)), missing
+
+
+def may_go_on(arguments: argparse.Namespace, verb: str, count: int) -> bool:
+    """Ask before many messages that a filter chose are changed.
+
+    Without a person to ask, what removes mail wants --yes (UsageError); the rest is done.
+    """
+    if arguments.yes or arguments.dry_run or arguments.id or count <= MANY:
+        return True
+    if is_terminal() and not arguments.json:
+        return input(f"{verb} {count} messages? [y/N] ").strip().lower() in ("y", "yes")
+    if verb == "delete":
+        raise UsageError(
+            "command line",
+            f"would delete {count} messages, and there is nobody to ask",
+            "add --yes if that is meant, or look first: --dry-run",
+        )
+    return True
+
+
+def complain(text: str) -> None:
+    """Print one line of complaint."""
+    print(f"picoqmail: {text}", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""`picoqmail init --units` and `--uninstall`: the files by which a host knows of a home."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from picoqmail.cli.output import print_json
+from picoqmail.home import settings, units
+from picoqmail.home.make import crontab_line
+
+if TYPE_CHECKING:
+    import argparse
+
+    from picoqmail.home.paths import Home
+
+_ENABLE = "systemctl daemon-reload && systemctl enable --now picoqmail.timer"
+_DISABLE = "systemctl disable --now picoqmail.timer; systemctl daemon-reload"
+
+
+def run(home: Home, arguments: argparse.Namespace) -> int:
+    """Print, install or remove. Raises InitError (73)."""
+    if arguments.uninstall:
+        removed = units.uninstall(arguments.destdir)
+        _tell(arguments, [f"removed {path}" for path in removed] or ["there was nothing of ours"])
+        if any(path.endswith(".timer") for path in removed) and not arguments.json:
+            print(f"then, if it was enabled: {_DISABLE}")
+        return 0
+    account = units.account_of(home)
+    chosen = settings.examine(home).settings
+    if arguments.units == "print":
+        _print(home, account, chosen, as_json=arguments.json)
+        return 0
+    found = units.units(home, arguments.units, account, chosen)
+    written = units.install(found, arguments.destdir)
+    _tell(arguments, [f"wrote {path}" for path in written])
+    if arguments.units == units.SYSTEMD and not arguments.json:
+        print(f"now start it: {_ENABLE}")
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, lines: list[str]) -> None:
+    if arguments.json:
+        print_json({"done": lines})
+    else:
+        print("\n".join(lines))
+
+
+def _print(
+    home: Home, account: units.Account, chosen: settings.Settings | None, *, as_json: bool
+) -> None:
+    found = units.units(home, units.CRON, account, chosen)
+    found += [one for one in units.units(home, units.SYSTEMD, account, chosen) if one not in found]
+    if as_json:
+        print_json({"crontab": crontab_line(home), "files": {one.path: one.text for one in found}})
+        return
+    print("One of the three lets mail be retried:\n")
+    print(f"--- a line for crontab -e of {account.user}\n{crontab_line(home)}\n")
+    for one in found:
+        print(f"--- {one.path}\n{one.text}")
+    print(
+        "Install: picoqmail init --units cron, or --units systemd; remove: picoqmail init "
+        "--uninstall.\nTo be this host's sendmail, where no other one is installed (Debian):\n"
+        f"    update-alternatives --install /usr/sbin/sendmail sendmail {home.bin}/sendmail 50"
+    )

@@ -1,0 +1,98 @@
+"""How the commands say times, sizes and messages to people."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail.home.values import spelled_duration
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from picoqmail.admin.selection import Entry
+    from picoqmail.spool.message import Message
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_KIBI = 1024
+
+
+def size(octets: int) -> str:
+    """Say `1.5 KiB`."""
+    amount = float(octets)
+    for unit in _UNITS:
+        if amount < _KIBI or unit == _UNITS[-1]:
+            return f"{octets} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= _KIBI
+    raise AssertionError("the last unit takes everything")
+
+
+def moment(seconds: float) -> str:
+    """Say `2026-05-04 13:02:01 UTC`; a time that no calendar has is said as it is."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"Unix time {seconds}"
+
+
+def ago(seconds: float) -> str:
+    """Say `2h 5m`: a duration in its two largest units."""
+    return " ".join(spelled_duration(max(seconds, 0)).split()[:2])
+
+
+def count(number: int, noun: str) -> str:
+    """Say `1 message`, `2 messages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def path(address: str) -> str:
+    """Say `<a@b>`."""
+    return f"<{address}>"
+
+
+def last_reply(message: Message) -> str:
+    """What was said last of a message, "" if nothing."""
+    return str(message.history[-1].get("reply") or "") if message.history else ""
+
+
+def when_next(entry: Entry, now: float) -> str:
+    """Say what the clock will do to a message."""
+    message = entry.message
+    if message is None or entry.put_aside:
+        return "put aside"
+    if entry.state == "undelivered":
+        return "failed for good"
+    if message.held:
+        return "held"
+    if entry.state == "new" or message.next_attempt <= now:
+        return "due now"
+    return f"next in {ago(message.next_attempt - now)}"
+
+
+def document(entry: Entry, now: float) -> dict[str, Any]:
+    """One message for JSON, as it is listed."""
+    found: dict[str, Any] = {
+        "id": entry.id,
+        "state": entry.state,
+        "created": entry.created,
+        "age": max(int(now) - entry.created, 0),
+        "damage": entry.damage or None,
+    }
+    message = entry.message
+    if message is None:
+        return found
+    return {
+        **found,
+        "sender": message.sender,
+        "recipients": [
+            {"address": one.address, "state": one.state, "reply": one.reply, **one.unknown}
+            for one in message.recipients
+        ],
+        "size": message.size,
+        "held": message.held,
+        "attempts": message.attempts,
+        "next_attempt": message.next_attempt,
+        "expires": message.expires,
+        "origin": dict(message.origin),
+        "last": dict(message.history[-1]) if message.history else None,
+    }

@@ -1,0 +1,194 @@
+"""What an administrator does to messages: retry, hold, release, requeue, delete.
+
+What may live here: verbs on one message each, under that message's lock, so that they are safe
+beside running senders; for the command line and for Python alike. What is being sent at the
+moment is left alone and said to be busy. Which messages is the business of selection.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from picoqmail.delivery.report_state import untold
+from picoqmail.errors import NoSuchMessageError
+from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
+from picoqmail.record import evolve
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.sidecar import NOT_BEFORE
+from picoqmail.spool.store import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from picoqmail.home.paths import Home
+    from picoqmail.spool.store import Claim, Damage
+
+DONE = "done"
+UNCHANGED = "unchanged"
+REFUSED = "refused"
+BUSY = "busy"
+GONE = "gone"
+
+
+@frozen
+class Outcome:
+    """What became of one verb on one message.
+
+    `result` is `done`; `unchanged`: it was so already; `refused`: that cannot be done to it;
+    `busy`: another process has it now; or `gone`: there is no such message, or not any more.
+    `detail` is a sentence for people. `state` is where the message lies now, "" if nowhere.
+    """
+
+    id: str
+    result: str
+    detail: str
+    state: str = ""
+
+
+@define(eq=False)
+class Admin:
+    """The verbs on one spool. Every one of them raises SpoolError where the disk fails.
+
+    Changes of a sidecar are durable when the verb returns, removals after `finish`.
+    `queue_lifetime_seconds` is what a requeued message gets once more.
+    """
+
+    spool: Spool
+    queue_lifetime_seconds: int
+    _damages: dict[str, str] = field(factory=dict)
+
+    @classmethod
+    def of(cls, home: Home, queue_lifetime_seconds: int) -> Admin:
+        """The verbs on the spool of a home."""
+        damages: dict[str, str] = {}
+
+        def note(damage: Damage) -> None:
+            damages[damage.id] = damage.reason
+
+        return cls(Spool(home.spool, on_damage=note), queue_lifetime_seconds, damages)
+
+    def retry(self, message_id: str) -> Outcome:
+        """Make a message due now."""
+        return self._with(message_id, self._retry)
+
+    def _retry(self, claim: Claim) -> Outcome:
+        message = claim.message
+        if message.held:
+            return Outcome(message.id, REFUSED, "is held; release it first", claim.state)
+        if claim.state == UNDELIVERED:
+            return Outcome(message.id, REFUSED, "has failed for good; requeue it", claim.state)
+        now = int(self.spool.clock())
+        if claim.state == NEW or message.next_attempt <= now:
+            return Outcome(message.id, UNCHANGED, "is due already", claim.state)
+        due = evolve(message, next_attempt=now, revision=message.revision + 1)
+        self.spool.record(claim, due, CUR)
+        return Outcome(message.id, DONE, "is due now", CUR)
+
+    def hold(self, message_id: str) -> Outcome:
+        """Keep a message from being sent until it is released."""
+        return self._with(message_id, self._hold)
+
+    def _hold(self, claim: Claim) -> Outcome:
+        message = claim.message
+        if claim.state == UNDELIVERED:
+            detail = "has failed for good: nothing sends it"
+            return Outcome(message.id, REFUSED, detail, claim.state)
+        if message.held:
+            return Outcome(message.id, UNCHANGED, "is held already", claim.state)
+        self.spool.change(claim, "held", "held by an administrator", held=True)
+        return Outcome(message.id, DONE, "is held", CUR)
+
+    def release(self, message_id: str) -> Outcome:
+        """Let a held message go; it is due now."""
+        return self._with(message_id, self._release)
+
+    def _release(self, claim: Claim) -> Outcome:
+        message = claim.message
+        if not message.held:
+            return Outcome(message.id, UNCHANGED, "is not held", claim.state)
+        now = int(self.spool.clock())
+        if claim.state == UNDELIVERED:
+            return Outcome(message.id, REFUSED, "has failed for good; requeue it", claim.state)
+        note = "released by an administrator"
+        self.spool.change(claim, "released", note, held=False, next_attempt=now)
+        return Outcome(message.id, DONE, "is released and due now", CUR)
+
+    def requeue(self, message_id: str, *, all_recipients: bool = False) -> Outcome:
+        """Give a message of undelivered/ a new life.
+
+        It is due now, its attempts are counted anew, and it has the whole queue lifetime again.
+        For the recipients that failed; with `all_recipients` also for those that have it
+        already, who then get it twice.
+        """
+        return self._with(
+            message_id, lambda claim: self._requeue(claim, all_recipients=all_recipients)
+        )
+
+    def _requeue(self, claim: Claim, *, all_recipients: bool) -> Outcome:
+        message = claim.message
+        if claim.state != UNDELIVERED:
+            return Outcome(message.id, REFUSED, "has not failed; retry it", claim.state)
+        again = (FAILED, DELIVERED) if all_recipients else (FAILED,)
+        recipients = tuple(
+            untold(evolve(one, state=PENDING)) if one.state in again else one
+            for one in message.recipients
+        )
+        count = sum(one.state == PENDING for one in recipients)
+        if not count:
+            detail = "has no recipient that failed; --all-recipients sends it to all once more"
+            return Outcome(message.id, REFUSED, detail, claim.state)
+        now = int(self.spool.clock())
+        noun = "recipient" if count == 1 else "recipients"
+        self.spool.change(
+            claim,
+            "requeued",
+            f"requeued by an administrator for {count} {noun}",
+            recipients=recipients,
+            held=False,
+            attempts=0,
+            next_attempt=now,
+            expires=now + self.queue_lifetime_seconds,
+            unknown={**message.unknown, NOT_BEFORE: now},
+        )
+        return Outcome(message.id, DONE, f"is due now for {count} {noun}", CUR)
+
+    def delete(self, message_id: str) -> Outcome:
+        """Remove a message, whatever its state, also a damaged one. Nobody is told of it."""
+        try:
+            if self.spool.destroy(message_id):
+                return Outcome(message_id, DONE, "is deleted")
+        except NoSuchMessageError:
+            return Outcome(message_id, GONE, "is not in the spool any more")
+        return self._busy(message_id)
+
+    def finish(self) -> None:
+        """Make removals durable: the end of a series of verbs."""
+        self.spool.flush()
+
+    def _with(self, message_id: str, verb: Callable[[Claim], Outcome]) -> Outcome:
+        claim = self.spool.claim(message_id, STATES)
+        if claim is None:
+            return self._unclaimed(message_id)
+        try:
+            return verb(claim)
+        finally:
+            claim.release()
+
+    def _unclaimed(self, message_id: str) -> Outcome:
+        states = self.spool.where(message_id)
+        reason = self._damages.pop(message_id, "")
+        if reason:
+            detail = f"is damaged: {reason}; look at it with show, or delete it"
+            return Outcome(message_id, REFUSED, detail, states[0] if states else "")
+        if not states:
+            return Outcome(message_id, GONE, "is not in the spool any more")
+        return self._busy(message_id)
+
+    def _busy(self, message_id: str) -> Outcome:
+        states = self.spool.where(message_id)
+        if not states:
+            return Outcome(message_id, GONE, "is not in the spool any more")
+        detail = "is being sent, or another process has it; try again in a moment"
+        return Outcome(message_id, BUSY, detail, states[0])

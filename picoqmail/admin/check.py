@@ -1,0 +1,496 @@
+"""Is all well? Settings, owners and modes, the spool's health, the flow of mail, the relays.
+
+What may live here: one function for each thing that can be wrong; each looks, and says what it
+found as `Finding`s with the levels of monitoring plugins. Nothing is changed but by `repair`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail import durable
+from picoqmail.admin import filesystem, selection, status
+from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
+from picoqmail.home import settings
+from picoqmail.home.values import spelled_duration
+from picoqmail.layout import (
+    BODY,
+    CRON_LOCK,
+    CUR,
+    DIRECTORIES,
+    IDEMPOTENCY,
+    NEW,
+    PRIVATE_DIRECTORY_MODE,
+    PRIVATE_FILE_MODE,
+    REPORTS,
+    SIDECAR,
+    STATES,
+    UNDELIVERED,
+    USERS,
+)
+from picoqmail.spool import scan
+from picoqmail.spool.store import HELD_UNTIL, Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from picoqmail.admin.relay_probe import Probe
+    from picoqmail.admin.status import Status
+    from picoqmail.home.paths import Home
+    from picoqmail.home.settings import Settings
+
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+# The worst of several: that nothing is known is worse than a warning, and a fault worse than that.
+_WORST = (CRITICAL, UNKNOWN, WARNING, OK)
+
+CRON_LATE_SECONDS = 900
+LEAST_FREE_OCTETS = 16 << 20
+LEAST_FREE_INODES = 1000
+_SHOWN = 5
+
+
+@frozen
+class Finding:
+    """One thing that was looked at: its name, its level, what was found and what to do."""
+
+    name: str
+    level: int
+    text: str
+    remedy: str = ""
+
+
+@frozen
+class Thresholds:
+    """From when on something is worth a warning, or is critical; seconds, messages or days.
+
+    None never is. `last` is the time since a relay last took a message.
+    """
+
+    age: tuple[int | None, int | None] = (7200, 43200)
+    waiting: tuple[int | None, int | None] = (None, None)
+    failed: tuple[int | None, int | None] = (None, None)
+    last: tuple[int | None, int | None] = (None, None)
+    certificate_days: tuple[int | None, int | None] = (14, 3)
+
+    @staticmethod
+    def level(value: float, limits: tuple[int | None, int | None]) -> int:
+        """The level of a value that is worse the higher it is."""
+        warning, critical = limits
+        if critical is not None and value >= critical:
+            return CRITICAL
+        return WARNING if warning is not None and value >= warning else OK
+
+
+def worst(findings: list[Finding]) -> int:
+    """The level of all together, the exit code of a monitoring plugin."""
+    levels = {one.level for one in findings}
+    return next((level for level in _WORST if level in levels), UNKNOWN)
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+def check_settings(home: Home) -> Iterator[Finding]:
+    """Every wrong value; and what is missing for mail to flow."""
+    found = settings.examine(home)
+    for error in found.errors:
+        yield Finding("settings", CRITICAL, str(error), "see picoqmail config")
+    if found.settings is None:
+        return
+    chosen = found.settings
+    if not (chosen.relayip or chosen.smtproutes or chosen.senderroutes):
+        where = f"{home.control}/relayip"
+        yield Finding("settings", CRITICAL, "no relay is named", f"write host:port into {where}")
+    elif not found.errors:
+        yield Finding("settings", OK, "all are right")
+
+
+# --- Owners and modes ----------------------------------------------------------------------------
+
+
+def check_modes(home: Home) -> Iterator[Finding]:
+    """The spool belongs to one user, and nobody else can look into it."""
+    wrong = list(_wrong_modes(home))
+    for path, level, text, remedy in wrong[:_SHOWN]:
+        yield Finding("modes", level, f"{path}: {text}", remedy)
+    if len(wrong) > _SHOWN:
+        more = f"and {len(wrong) - _SHOWN} more"
+        yield Finding("modes", WARNING, more, "picoqmail check --repair")
+    if not wrong:
+        yield Finding("modes", OK, "owners and modes are right")
+
+
+def check_filesystem(home: Home) -> Iterator[Finding]:
+    """The file system below the spool does what the spool is built on."""
+    name = "filesystem"
+    try:
+        found = filesystem.examine(home)
+    except OSError as exc:
+        yield Finding(name, CRITICAL, f"cannot be tried: {exc.strerror}: {exc.filename or ''}")
+        return
+    grave = [one.what for one in found if one.grave]
+    for what in grave:
+        yield Finding(name, CRITICAL, what, f"move {home.spool} to a local file system")
+    if not grave:
+        # What cannot be tried is said, and is no reason to be woken at night.
+        doubts = [one.what for one in found if not one.grave]
+        yield Finding(name, OK, "; ".join(("locks, links and fsync do what they promise", *doubts)))
+
+
+# Made when they are first needed.
+_OTHER_DIRECTORIES = (IDEMPOTENCY, USERS, REPORTS)
+_MAKE_IT = "picoqmail check --repair makes it where others are left, else picoqmail init"
+
+
+def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:
+    try:
+        owner = os.stat(home.spool).st_uid
+    except OSError as exc:
+        yield home.spool, CRITICAL, str(exc.strerror), "make it: picoqmail init"
+        return
+    for name in ("", *DIRECTORIES, *_OTHER_DIRECTORIES):
+        path = f"{home.spool}/{name}" if name else home.spool
+        try:
+            found = os.lstat(path)
+        except OSError as exc:
+            if name not in _OTHER_DIRECTORIES:
+                yield path, CRITICAL, str(exc.strerror), _MAKE_IT
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            yield path, CRITICAL, "is no directory", "move it away, and run picoqmail init"
+        else:
+            yield from _wrong(path, found, owner, PRIVATE_DIRECTORY_MODE)
+    for name in ("", *DIRECTORIES, *_OTHER_DIRECTORIES):
+        try:
+            with os.scandir(f"{home.spool}/{name}") as entries:
+                for entry in entries:
+                    yield from _wrong_file(entry, owner, is_ours=bool(name))
+        except OSError:
+            continue  # It was told above.
+
+
+def _wrong_file(
+    entry: os.DirEntry[str], owner: int, *, is_ours: bool
+) -> Iterator[tuple[str, int, str, str]]:
+    """What is wrong with an entry; the spool itself may hold more than what is `is_ours`."""
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError:
+        return  # Gone; or its directory may not be searched, which was told.
+    if stat.S_ISREG(found.st_mode):
+        yield from _wrong(entry.path, found, owner, PRIVATE_FILE_MODE)
+    elif is_ours:
+        yield entry.path, WARNING, "is no plain file", "see what it is, and move it away"
+
+
+def _wrong(
+    path: str, found: os.stat_result, owner: int, mode: int
+) -> Iterator[tuple[str, int, str, str]]:
+    if found.st_uid != owner:
+        text = f"belongs to user {found.st_uid}, and the spool to user {owner}"
+        yield path, CRITICAL, text, f"chown {owner} {path}"
+    # Directories may have set-id bits, bodies the mark of doubt.
+    elif found.st_mode & mode != mode:
+        text = f"mode {stat.S_IMODE(found.st_mode):04o} keeps its owner out"
+        yield path, CRITICAL, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
+    elif found.st_mode & 0o077:
+        level = CRITICAL if found.st_mode & 0o022 else WARNING
+        text = f"mode {stat.S_IMODE(found.st_mode):04o} lets others at mail"
+        yield path, level, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
+
+
+# --- The spool -----------------------------------------------------------------------------------
+
+
+def check_spool(spool: Spool, *, deep: bool) -> Iterator[Finding]:
+    """Damaged messages, parts without their other half, leftovers that nobody swept.
+
+    `deep` also compares every body with what was accepted, which reads the whole spool.
+    """
+    damaged = list(_damaged(spool, deep=deep))
+    for message_id, reason in damaged[:_SHOWN]:
+        remedy = f"picoqmail explain {message_id}"
+        yield Finding("messages", CRITICAL, f"{message_id}: {reason}", remedy)
+    if len(damaged) > _SHOWN:
+        more = f"and {len(damaged) - _SHOWN} more are damaged"
+        yield Finding("messages", CRITICAL, more, "picoqmail list --state damaged")
+    if not damaged:
+        yield Finding("messages", OK, "none is damaged" + ("" if deep else ", as far as seen"))
+    aside = sum(1 for one in selection.select(spool, _PUT_ASIDE) if one.put_aside)
+    if aside:
+        text = f"{aside} were put aside as damaged"
+        yield Finding("messages", WARNING, text, "picoqmail list --state damaged")
+    old = leftovers(spool)
+    if old:
+        text = f"{len(old)} leftovers of programs that died are older than 36 hours: {old[0]}"
+        yield Finding("leftovers", WARNING, text, "picoqmail check --repair; cron sweeps, too")
+    else:
+        yield Finding("leftovers", OK, "none is old")
+
+
+_PUT_ASIDE = selection.Filter(kinds=(selection.DAMAGED,))
+
+
+def _damaged(spool: Spool, *, deep: bool) -> Iterator[tuple[str, str]]:
+    for message_id, state in selection.names(spool.path, (NEW, CUR)).items():
+        try:
+            _, message = spool.read(message_id, state)
+            if deep:
+                spool.check_body(message)
+                continue
+            size = _body_size(spool, message_id)
+            if size is None:
+                # It may have been moved or delivered since the look at the directory.
+                if spool.where(message_id) and _body_size(spool, message_id) is None:
+                    yield message_id, "its body is missing"
+            elif size != message.size:
+                yield message_id, f"its body has {size} octets, and {message.size} were accepted"
+        except NoSuchMessageError:
+            continue
+        except (DamagedMessageError, SpoolError) as exc:
+            if spool.where(message_id):
+                yield message_id, str(exc)
+
+
+def _body_size(spool: Spool, message_id: str) -> int | None:
+    for state in (NEW, CUR, UNDELIVERED, "tmp"):
+        try:
+            return os.lstat(f"{spool.path}/{state}/{message_id}{BODY}").st_size
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def leftovers(spool: Spool) -> list[str]:
+    """Paths that a sweep would look at. Raises SpoolError."""
+    now = spool.clock()
+    sights = {NEW: spool.look(NEW), CUR: spool.look(CUR)}
+    try:
+        found = scan.leftovers(spool.path, now, sights)
+        return found + scan.undelivered_leftovers(spool.path, now)
+    except OSError as exc:
+        raise SpoolError("look at", spool.path, exc) from exc
+
+
+# --- The flow of mail ----------------------------------------------------------------------------
+
+
+def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iterator[Finding]:
+    """Ages, counts, relays that are known to be down, cron, space."""
+    oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
+    age = f", the oldest for {_short(oldest)}" if oldest else ""
+    level = max(limits.level(oldest, limits.age), limits.level(now.waiting, limits.waiting))
+    held = f" ({now.held} held)" if now.held else ""
+    yield Finding("queue", level, f"{_count(now.waiting)}{held} to send{age}", "picoqmail status")
+    fresh = now.heaps[UNDELIVERED].fresh
+    text = f"{now.heaps[UNDELIVERED].messages} kept, {fresh} of the last day"
+    level = limits.level(fresh, limits.failed)
+    yield Finding("undelivered", level, text, "picoqmail list --state undelivered")
+    yield _last_delivery(now, limits)
+    for name, one in now.outages.items():
+        level = max(WARNING, limits.level(now.taken - one.since, limits.age))
+        text = f"{name} is down for {_short(now.taken - one.since)} ({one.stage}: {one.reason})"
+        yield Finding("relay", level, text, "picoqmail check tries it now; see the relay's host")
+    yield from _space(now, chosen)
+
+
+def _last_delivery(now: Status, limits: Thresholds) -> Finding:
+    if now.last_delivery is None:
+        return Finding("last delivery", OK, "nothing was delivered yet")
+    age = now.taken - now.last_delivery
+    level = limits.level(age, limits.last)
+    return Finding("last delivery", level, f"{_short(age)} ago", "picoqmail status")
+
+
+def _space(now: Status, chosen: Settings | None) -> Iterator[Finding]:
+    least = max(LEAST_FREE_OCTETS, chosen.minfree if chosen else 0)
+    free = f"{now.free_octets >> 20} MiB and {now.free_inodes} inodes are free"
+    # Some file systems have no fixed number of inodes, and say 0.
+    few = now.free_octets < least or 0 < now.free_inodes < LEAST_FREE_INODES
+    yield Finding("space", CRITICAL if few else OK, free, "make room, or mail is refused")
+
+
+def check_cron(home: Home, now: Status) -> Iterator[Finding]:
+    """Whether the runs of cron come: each leaves its time on its lock file."""
+    last = cron_ran(home.spool)
+    remedy = "see crontab -l; the line for it: picoqmail init --units"
+    if now.cron is not None:
+        yield Finding("cron", OK, "a run is at work")
+    elif last is None:
+        level = WARNING if now.waiting else OK
+        yield Finding("cron", level, "picoqmail-cron never ran", remedy)
+    elif now.taken - last > CRON_LATE_SECONDS:
+        text = f"picoqmail-cron last ran {_short(now.taken - last)} ago"
+        yield Finding("cron", WARNING, text, remedy)
+    else:
+        yield Finding("cron", OK, f"last ran {_short(now.taken - last)} ago")
+
+
+def cron_ran(spool: str) -> int | None:
+    """When picoqmail-cron last took or ended its turn, Unix seconds; None if never."""
+    try:
+        return int(os.stat(f"{spool}/{CRON_LOCK}").st_mtime)
+    except OSError:
+        return None
+
+
+# --- The relays ----------------------------------------------------------------------------------
+
+
+def check_relays(chosen: Settings, limits: Thresholds) -> tuple[list[Finding], list[Probe]]:
+    """Try every relay that there is. One that is down is critical only if no other one serves."""
+    from picoqmail.admin.relay_probe import probe
+
+    routes = (*chosen.smtproutes, *chosen.senderroutes)
+    relays = [*chosen.relayip, *(relay for route in routes for relay in route.relays)]
+    probes = [probe(relay, chosen) for relay in dict.fromkeys(relays)]
+    up = {one.relay for one in probes if one.is_up}
+    spare = any(str(relay) in up for relay in chosen.relayip)
+    own = {str(relay) for relay in chosen.relayip}
+    findings = []
+    for one in probes:
+        if one.is_up:
+            findings.append(_relay_up(one, limits))
+        else:
+            level = WARNING if spare and one.relay in own else CRITICAL
+            text = f"{one.relay}: {one.stage}: {one.reason}"
+            findings.append(Finding("relay", level, text, _RELAY_REMEDIES.get(one.stage, "")))
+    return findings, probes
+
+
+_RELAY_REMEDIES = {
+    "lookup": "see the name in relayip, and /etc/resolv.conf",
+    "connect": "see host and port in relayip, and whether a firewall is between",
+    "tls": "see the settings tls, tlsca and tlsfingerprint",
+    "auth": "see the user in relayip, and relaypass",
+}
+
+
+def _relay_up(one: Probe, limits: Thresholds) -> Finding:
+    words = [f"{one.relay} answers in {one.seconds:.1f} s"]
+    words.append(f"{one.tls}, certificate held to {one.verified}" if one.tls else "without TLS")
+    level = OK
+    if one.certificate_ends is not None:
+        days = int(one.certificate_ends - time.time()) // 86400
+        warning, critical = limits.certificate_days
+        if critical is not None and days < critical:
+            level = CRITICAL
+        elif warning is not None and days < warning:
+            level = WARNING
+        words.append(f"which ends in {days} days" if days >= 0 else f"which ended {-days} days ago")
+    if one.logged_in:
+        words.append("login accepted")
+    return Finding("relay", level, ", ".join(words), "have the relay's certificate renewed")
+
+
+# --- Repair --------------------------------------------------------------------------------------
+
+
+def repair(home: Home, spool: Spool) -> list[str]:
+    """Mend what can be mended without losing anything; returns what was done.
+
+    Modes, missing directories, leftovers, messages in two states after a crash, times that tell
+    cron when a message is due; what is damaged is put aside. What cannot be mended is told, too.
+    """
+    done = [*_repair_modes(home), *_make_directories(home)]
+    spool = Spool(
+        spool.path,
+        spool.clock,
+        on_damage=lambda one: done.append(f"{one.id}: {one.reason}"),
+        on_copy=lambda path: done.append(f"swept {path}, a damaged copy of a body that is whole"),
+    )
+    try:
+        gone, trouble = spool.sweep(leftovers(spool))
+        done += [f"swept {path}" for path in gone]
+        done += [str(error) for error in trouble]
+        for message_id in selection.names(spool.path, STATES):
+            try:
+                done += _repair_message(spool, message_id)
+            except SpoolError as exc:
+                done.append(f"{message_id}: {exc}")
+        spool.flush()
+    except SpoolError as exc:
+        done.append(f"not finished: {exc}")
+    return done
+
+
+def _repair_message(spool: Spool, message_id: str) -> list[str]:
+    before = spool.where(message_id)
+    if before == [UNDELIVERED]:
+        return []
+    done = []
+    claim = spool.claim(message_id, (NEW, CUR))
+    after = spool.where(message_id)
+    if claim is not None:
+        if claim.state == CUR and _is_off(spool, claim.message.id):
+            spool.repeat_due_time(claim)
+            done.append(f"{message_id}: its file says again when it is due")
+        claim.release()
+    if before != after:
+        done.append(f"{message_id}: now in {' '.join(after) or 'no state'}")
+    return done
+
+
+def _make_directories(home: Home) -> Iterator[str]:
+    """Make those that a copy left out because they were empty.
+
+    None where all are missing: that is a disk that is not mounted, or no spool.
+    """
+    missing = [one for one in DIRECTORIES if not os.path.lexists(f"{home.spool}/{one}")]
+    for name in missing if len(missing) < len(DIRECTORIES) else ():
+        path = f"{home.spool}/{name}"
+        try:
+            durable.make_directory(path)
+            yield f"{path}: was missing, and was made"
+        except OSError as exc:
+            yield f"{path}: is missing, and cannot be made: {exc.strerror}"
+
+
+def _is_off(spool: Spool, message_id: str) -> bool:
+    """Whether the time of a sidecar in cur/ is not when its message is due."""
+    try:
+        _, message = spool.read(message_id, CUR)
+        found = os.stat(f"{spool.path}/{CUR}/{message_id}{SIDECAR}").st_mtime
+    except (FileNotFoundError, NoSuchMessageError, DamagedMessageError):
+        return False
+    return int(found) != int(HELD_UNTIL if message.held else message.next_attempt)
+
+
+def _repair_modes(home: Home) -> Iterator[str]:
+    """Set modes right; what is in a directory is seen once its own mode is right."""
+    tried: set[str] = set()
+    while True:
+        wrong = [one for one in _wrong_modes(home) if "mode" in one[2] and one[0] not in tried]
+        if not wrong:
+            return
+        for path, _, text, remedy in wrong:
+            tried.add(path)
+            try:
+                found = os.lstat(path)
+                is_directory = stat.S_ISDIR(found.st_mode)
+                least = PRIVATE_DIRECTORY_MODE if is_directory else PRIVATE_FILE_MODE
+                os.chmod(path, stat.S_IMODE(found.st_mode) & ~0o077 | least)
+                if is_directory:
+                    durable.sync_directory(path)
+                yield f"{path}: {text}; now it does not"
+            except OSError as exc:
+                yield f"{path}: {text}; cannot be changed: {exc.strerror}; {remedy}"
+
+
+def gather(home: Home) -> Status:
+    """The figures of the spool. Raises SpoolError."""
+    return status.gather(home.spool)
+
+
+def _short(seconds: float) -> str:
+    return " ".join(spelled_duration(max(seconds, 0)).split()[:2])
+
+
+def _count(number: int) -> str:
+    return f"{number} message" if number == 1 else f"{number} messages"

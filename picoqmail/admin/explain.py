@@ -1,0 +1,201 @@
+"""A message's story in sentences: what happened, what the relay said, what comes next. Pure.
+
+For a reader who has never heard of picoqmail and wants to know where a mail is.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from picoqmail.delivery.report_state import TELLING, TOLD, WARNED
+from picoqmail.home.values import spelled_duration
+from picoqmail.layout import CUR, NEW
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from picoqmail.admin.selection import Entry
+    from picoqmail.relay.breaker import Outage
+    from picoqmail.spool.message import Message
+
+_DO_NOTHING = "Nobody needs to do anything."
+
+
+def explain(entry: Entry, now: float, outages: Mapping[str, Outage], *, damage: str = "") -> str:
+    """The whole story, a paragraph a matter. `damage` is what is wrong with the body, if known."""
+    message = entry.message
+    if message is None:
+        return (
+            f"Message {entry.id} cannot be read: {entry.damage}.\n\n"
+            f"It lies in {entry.state}/ and is never sent as it is. Its body may still be whole: "
+            f"picoqmail show {entry.id}. If it is worth nothing: picoqmail delete {entry.id}."
+        )
+    parts = [_arrival(message), *_events(message), *_recipients(message)]
+    if is_in_doubt(message):
+        parts.append(
+            "Once a connection or a sender died after the whole message was sent and before the "
+            "relay answered. The relay may have taken it, so whoever has it may get it twice."
+        )
+    parts += _telling(message)
+    parts.append(_future(entry, message, now, outages, damage))
+    return "\n\n".join(parts)
+
+
+def is_in_doubt(message: Message) -> bool:
+    """Say whether an attempt ended without the relay's answer to the whole message."""
+    return any(event.get("outcome") == "in_doubt" for event in message.history)
+
+
+def _arrival(message: Message) -> str:
+    origin = message.origin
+    program = str(origin.get("program") or "a program")
+    who = f" for user {origin['uid']}" if "uid" in origin else ""
+    sender = f"<{message.sender}>" if message.sender else "nobody (<>: it is a report)"
+    return (
+        f"Message {message.id} was accepted on {_moment(message.created)} by {program}{who}: "
+        f"{message.size} octets from {sender} to {_count(len(message.recipients), 'recipient')}."
+    )
+
+
+_WHAT = {
+    "delivered": "the relay{relay} took it",
+    "deferred": "the relay{relay} did not take it yet",
+    "failed": "the relay{relay} refused it for good",
+    "in_doubt": "it was sent{relay} as a whole, and no answer came",
+    "relay_fault": "the connection to the relay{relay} broke in the middle",
+    "expired": "it had grown too old and was given up",
+    "held": "it was held",
+    "released": "it was released",
+    "requeued": "it was put back into the queue",
+    "damaged": "it was found damaged and put aside",
+}
+
+
+def _events(message: Message) -> Iterator[str]:
+    if not message.history:
+        yield (
+            "No attempt has been made that concerned it."
+            if message.attempts == 0
+            else (
+                f"{_count(message.attempts, 'attempt')} were made; nothing more is known of them."
+            )
+        )
+        return
+    known = [event for event in message.history if isinstance(event, dict)]
+    first = message.attempts - sum(event.get("outcome") in _ATTEMPTS for event in known)
+    lines = [f"What happened ({_count(message.attempts, 'attempt')}):"]
+    if first > 0:
+        lines.append(f"  - {_count(first, 'earlier attempt')}, no longer written down")
+    lines += [f"  - {_event(event)}" for event in known]
+    yield "\n".join(lines)
+
+
+_ATTEMPTS = ("delivered", "deferred", "failed", "in_doubt")
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    outcome = str(event.get("outcome"))
+    relay = f" {event['relay']}" if event.get("relay") else ""
+    what = _WHAT.get(outcome, outcome).replace("{relay}", relay)
+    said = str(event.get("reply") or "")
+    when = event.get("when")
+    stamp = _moment(when) if isinstance(when, int | float) else "at an unknown time"
+    return f"{stamp}: {what}{f': {said}' if said else ''}"
+
+
+def _recipients(message: Message) -> Iterator[str]:
+    states = {one.state for one in message.recipients}
+    if states == {PENDING} and not any(one.reply for one in message.recipients):
+        return
+    lines = ["Its recipients:"]
+    for one in message.recipients:
+        what = {
+            PENDING: "still waits",
+            DELIVERED: "has it: a relay took it",
+            FAILED: "will not get it",
+        }[one.state]
+        said = f" ({one.reply})" if one.reply else ""
+        lines.append(f"  - <{one.address}> {what}{said}")
+    yield "\n".join(lines)
+
+
+def _telling(message: Message) -> Iterator[str]:
+    reports = sorted({str(one.unknown[TOLD]) for one in message.recipients if TOLD in one.unknown})
+    if reports:
+        yield f"The sender was told of the failure: {', '.join(reports)}."
+    elif TELLING in message.unknown:
+        yield f"The sender is being told of the failure: {message.unknown[TELLING]}."
+    if WARNED in message.unknown:
+        yield f"The sender was warned of the delay: {message.unknown[WARNED]}."
+
+
+def _future(
+    entry: Entry, message: Message, now: float, outages: Mapping[str, Outage], damage: str
+) -> str:
+    if damage:
+        return (
+            f"It is damaged: {damage}. It is never sent like that. With a good copy of "
+            f"{entry.id}.eml from a backup in its place: picoqmail requeue {entry.id}."
+        )
+    if entry.state not in (NEW, CUR):
+        return _final(entry, message)
+    if message.held:
+        return f"It is held, and stays until somebody says: picoqmail release {entry.id}."
+    if not message.pending:
+        return f"Its end is being recorded, by the next run of cron at the latest. {_DO_NOTHING}"
+    if entry.state == NEW:
+        what = "Its first attempt is due: a sender has it, or the next run of cron takes it."
+    elif message.next_attempt <= now:
+        what = "Its next attempt is due now: the next run of cron makes it."
+    else:
+        left = spelled_duration(message.next_attempt - now)
+        what = f"The next attempt comes in {left}, on {_moment(message.next_attempt)}."
+    return " ".join([what, *_relays(outages, now), _expiry(entry, message, now), _DO_NOTHING])
+
+
+def _final(entry: Entry, message: Message) -> str:
+    failed = sum(one.state == FAILED for one in message.recipients)
+    if not failed:
+        return (
+            "It was put aside although no relay refused it; ID.result says why. When that is "
+            f"mended: picoqmail requeue {entry.id}. If it is worth nothing: "
+            f"picoqmail delete {entry.id}."
+        )
+    return (
+        f"It has failed for good for {_count(failed, 'recipient')}, and nothing more happens "
+        f"to it. To try those again: picoqmail requeue {entry.id}. To be rid of it: "
+        f"picoqmail delete {entry.id}."
+    )
+
+
+def _relays(outages: Mapping[str, Outage], now: float) -> Iterator[str]:
+    for name, one in outages.items():
+        wait = one.until - now
+        until = f" in {spelled_duration(wait)}" if wait > 0 else " in the next run"
+        yield (
+            f"But the relay {name} cannot be used at the moment ({one.stage}: {one.reason}), which "
+            f"is not charged to any message; it is looked at again{until}."
+        )
+
+
+def _expiry(entry: Entry, message: Message, now: float) -> str:
+    if message.expires <= now:
+        return "It has reached its greatest age: if that attempt fails, it is given up."
+    left = spelled_duration(message.expires - now)
+    return (
+        f"It is given up if no relay has taken it in {left}, on {_moment(message.expires)}. "
+        f"To send it now: picoqmail retry {entry.id}."
+    )
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"Unix time {seconds}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

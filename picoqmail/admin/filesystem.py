@@ -1,0 +1,184 @@
+"""What the spool's file system does and does not: tried, not believed.
+
+What may live here: a probe for each promise of the kernel that the spool is built on, made with
+files of its own in `tmp/`, which are gone afterwards. A probe that fails is a reason to move the
+spool; what cannot be probed, such as a server that loses power, is said by the file system's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail import durable
+from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from picoqmail.home.paths import Home
+
+_MOUNTS = "/proc/self/mountinfo"
+_ENTROPY_OCTETS = 8
+# Whose word about a lock or about the disk is not that of this host's kernel alone.
+DOUBTFUL = {
+    "nfs": "locks and durability are the server's: safe with NFSv4 and a server that exports with "
+    "sync; only one host may run picoqmail on it",
+    "nfs4": "locks and durability are the server's: safe with a server that exports with sync; "
+    "only one host may run picoqmail on it",
+    "cifs": "locks and durability are the server's, and owners and modes may be made up",
+    "smb3": "locks and durability are the server's, and owners and modes may be made up",
+    "fuse": "what fsync does is up to the program behind it",
+    "9p": "what fsync does is up to the host of this virtual machine",
+    "virtiofs": "what fsync does is up to the host of this virtual machine",
+    "overlay": "it goes with its container: mount a volume there",
+    "tmpfs": "it is memory: mail is lost when the host restarts",
+    "ramfs": "it is memory: mail is lost when the host restarts",
+    "vfat": "it has no owners and modes, and no links",
+    "exfat": "it has no owners and modes, and no links",
+}
+
+
+@frozen
+class Shortcoming:
+    """What a file system does not do: `grave` if mail can be lost, doubled or seen by that."""
+
+    what: str
+    grave: bool
+
+
+def examine(home: Home) -> list[Shortcoming]:
+    """Try everything that the spool relies on; empty if all is well.
+
+    Raises OSError if the spool cannot be used at all. It writes a few octets to tmp/ and new/ and
+    removes them.
+    """
+    found = [Shortcoming(what, grave=True) for what in _tried(home.spool)]
+    name = type_of(home.spool)
+    doubt = DOUBTFUL.get(name) or DOUBTFUL.get(name.partition(".")[0])
+    if doubt is not None:
+        found.append(Shortcoming(f"the file system is {name}: {doubt}", grave=False))
+    if len({os.stat(f"{home.spool}/{one}").st_dev for one in (TMP, NEW, CUR, UNDELIVERED)}) > 1:
+        text = "its directories are on different file systems, between which nothing is renamed"
+        found.append(Shortcoming(text, grave=True))
+    return found
+
+
+def type_of(path: str) -> str:
+    """The name of the file system at a path, as in mount(8): `ext4`, `nfs4`; "" if unknown."""
+    place = os.path.realpath(path)
+    device = os.stat(place).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    best, name = -1, ""
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ... - type, source, ...
+        front, _, back = line.partition(" - ")
+        fields = front.split()
+        point = fields[4].replace("\\040", " ")
+        above = place == point or place.startswith(point.rstrip("/") + "/")
+        # Of several on one another the last one counts; btrfs has a device that stat does not tell.
+        if above and len(point) + (fields[2] == wanted) >= best:
+            best, name = len(point) + (fields[2] == wanted), back.split()[0]
+    return name
+
+
+def _tried(spool: str) -> Iterator[str]:
+    """The promises that were not kept, each as a sentence's end."""
+    base = f"{spool}/{TMP}/probe-{os.urandom(_ENTROPY_OCTETS).hex()}"
+    made = [base, f"{base}.link", f"{spool}/{NEW}/{os.path.basename(base)}.tmp"]
+    descriptor = durable.create(base)
+    try:
+        for probe in (_exclusive, _locks, _permissions, _links, _renames, _syncs):
+            try:
+                complaint = probe(descriptor, made)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                complaint = f"{_NAMES[probe]} does not work: {error.strerror}"
+            if complaint:
+                yield complaint
+    finally:
+        os.close(descriptor)
+        for path in made:
+            durable.unlink_if_there(path)
+
+
+def _exclusive(_descriptor: int, made: list[str]) -> str:
+    try:
+        os.close(durable.create(made[0]))
+    except FileExistsError:
+        return ""
+    return "a file can be made twice (O_EXCL): two messages could get one name"
+
+
+def _locks(descriptor: int, made: list[str]) -> str:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # By another open of the file, as another process would have it.
+    other = os.open(made[0], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(other)
+    return "a lock (flock) keeps nobody out: mail would be sent twice"
+
+
+def _permissions(descriptor: int, made: list[str]) -> str:
+    modes = (0o700, 0o600)
+    for mode in modes:
+        os.fchmod(descriptor, mode)
+        if os.stat(made[0]).st_mode & 0o777 != mode:
+            return "modes are not kept (chmod): mail is not private, and doubt is not marked"
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        return "files do not belong to who made them: mail is not private"
+    return ""
+
+
+def _links(_descriptor: int, made: list[str]) -> str:
+    durable.link(made[0], made[1])
+    same = os.stat(made[0]).st_ino == os.stat(made[1]).st_ino
+    return "" if same else "a link (link) is another file: a moved message would lose its lock"
+
+
+def _renames(descriptor: int, made: list[str]) -> str:
+    durable.write_all(descriptor, b"whole")
+    # Its second name, if there can be such.
+    source = made[1] if durable.is_there(made[1]) else made[0]
+    durable.rename(source, made[2])
+    if os.stat(made[2]).st_ino != os.fstat(descriptor).st_ino:
+        return "a renamed file is another one: a message would lose its lock"
+    if os.path.lexists(source):
+        return "a renamed file is still there under its old name"
+    return ""
+
+
+def _syncs(descriptor: int, made: list[str]) -> str:
+    durable.sync(descriptor)
+    try:
+        durable.sync_directory(os.path.dirname(made[0]))
+    except OSError as error:
+        return (
+            f"a directory cannot be made durable (fsync): {error.strerror}; accepted mail would be "
+            "lost with the power"
+        )
+    return ""
+
+
+_NAMES: dict[Callable[[int, list[str]], str], str] = {
+    _exclusive: "making a file of its own (O_EXCL)",
+    _locks: "locking (flock)",
+    _permissions: "setting modes (chmod)",
+    _links: "a second name for a file (link)",
+    _renames: "renaming between tmp/ and new/",
+    _syncs: "making a file durable (fsync)",
+}

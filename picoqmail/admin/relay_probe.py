@@ -1,0 +1,140 @@
+"""Would this relay take mail? Look its name up, connect, greet, start TLS, log in, and say QUIT.
+
+It is done by the engine that sends mail, with the same settings, so that what works here works
+there. No message is offered: the engine is stopped as soon as the relay has let us in.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+from picoqmail.delivery.lanes import endpoint_of
+from picoqmail.relay.engine import Engine, Lane
+from picoqmail.smtp.transaction import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from picoqmail.home.settings import Settings
+    from picoqmail.smtp.relay_address import Relay
+    from picoqmail.smtp.transaction import Verdict
+
+
+@frozen
+class Probe:
+    """What one relay did. `stage` and `reason` are empty if it let us in.
+
+    `tls` is the version of TLS, "" without; `verified` what its certificate was held to;
+    `certificate_ends` Unix seconds or None; `logged_in` whether a password was used.
+    """
+
+    relay: str
+    address: str
+    stage: str
+    reason: str
+    tls: str
+    verified: str
+    certificate_ends: int | None
+    logged_in: bool
+    seconds: float
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it would take mail."""
+        return not self.stage
+
+
+class _NoBody:
+    """The message that is never sent."""
+
+    size = 0
+    newlines = 0
+    eight_bit = False
+
+    def blocks(self) -> Iterator[bytes]:
+        """Nothing."""
+        return iter(())
+
+
+class _OneThatIsNeverTaken:
+    """A source with one message, because nobody calls a relay for nothing."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def take(self) -> Transaction | None:
+        """Give it once."""
+        if self._given:
+            return None
+        self._given = True
+        return Transaction("", ("",), _NoBody(), None, None, _never)
+
+    def backlog(self) -> int:
+        """Count it until it is given."""
+        return 0 if self._given else 1
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Take it back."""
+
+
+def _never() -> None:
+    """Stand where a sender would mark a message in doubt."""
+    raise AssertionError("a probe sends nothing")
+
+
+@define
+class _Notes:
+    engine: Engine | None = None
+    address: str = ""
+    let_in: bool = False
+    tls: str = ""
+    verified: str = ""
+    certificate_ends: int | None = None
+
+    def __call__(self, name: str, **facts: object) -> None:
+        if name == "connected":
+            self.address = str(facts.get("address"))
+        elif name == "tls":
+            self.tls = str(facts.get("version"))
+            self.verified = str(facts.get("verified"))
+            end = facts.get("certificate_ends")
+            self.certificate_ends = int(str(end)) if end else None
+        elif name == "relay_up" and self.engine is not None:
+            self.let_in = True
+            self.engine.stop()
+
+
+def probe(relay: Relay, settings: Settings) -> Probe:
+    """Try one relay. Blocks, bounded by the settings timeoutconnect and timeoutremote."""
+    endpoint = endpoint_of(relay, settings)
+    notes = _Notes()
+    lane = Lane(
+        name=str(relay),
+        endpoints=(endpoint,),
+        source=_OneThatIsNeverTaken(),
+        helo=settings.helohost,
+        concurrency=1,
+        timeout_connect=settings.timeoutconnect,
+        timeout_remote=settings.timeoutremote,
+        source_ip=settings.sourceip or "",
+        cleartext_auth=settings.cleartextauth,
+    )
+    notes.engine = Engine([lane], on_event=notes)
+    began = time.monotonic()
+    (summary,) = notes.engine.run().lanes
+    fault = None if notes.let_in else summary.fault
+    stage = "" if notes.let_in else fault.stage if fault else "session"
+    return Probe(
+        relay=str(relay),
+        address=notes.address,
+        stage=stage,
+        reason=fault.text if fault else "" if notes.let_in else "the relay did not let us in",
+        tls=notes.tls,
+        verified=notes.verified,
+        certificate_ends=notes.certificate_ends,
+        logged_in=notes.let_in and endpoint.credentials is not None,
+        seconds=time.monotonic() - began,
+    )

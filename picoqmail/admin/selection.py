@@ -1,0 +1,199 @@
+"""Choosing messages: what an administrator can ask for, and the lazy walk over the spool for it.
+
+What may live here: looking, without a lock and without changing anything. Names are sorted before
+any file is opened, so that the first of a hundred thousand messages is shown at once, and only
+what a question needs is read: state and age are in the names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail.errors import QUEUE_SPOOL, DamagedMessageError, NoSuchMessageError, SpoolError
+from picoqmail.layout import CUR, NEW, SIDECAR, STATES, UNDELIVERED, is_id
+from picoqmail.spool.message import FAILED, PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from picoqmail.spool.message import Message
+    from picoqmail.spool.store import Spool
+
+HELD = "held"
+DAMAGED = "damaged"
+KINDS = (NEW, CUR, UNDELIVERED, HELD, DAMAGED)
+"""What `Filter.kinds` may name: the three states, and two kinds of message within them."""
+
+
+@frozen
+class Entry:
+    """One message at a glance.
+
+    `message` is None where its sidecar cannot be read: `damage` says why.
+    """
+
+    id: str
+    state: str
+    message: Message | None
+    damage: str = ""
+
+    @property
+    def created(self) -> int:
+        """When the message was accepted, Unix seconds: the name has it always."""
+        return created_by(self.id)
+
+    @property
+    def put_aside(self) -> bool:
+        """Whether it lies in undelivered/ though no relay refused it: it could not be sent."""
+        return self.state == UNDELIVERED and (self.message is None or bool(self.message.pending))
+
+
+@frozen
+class Filter:
+    """Conditions that a message must all meet; an empty one is no condition.
+
+    `sender` and `recipient` are an address, `@domain`, or a pattern with `*` and `?`; case does
+    not matter, and `<>` is the null sender. `error` is a part of what a relay said.
+    `older_than` and `younger_than` are seconds of age.
+    """
+
+    kinds: tuple[str, ...] = ()
+    sender: str = ""
+    recipient: str = ""
+    error: str = ""
+    older_than: int | None = None
+    younger_than: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every message meets it."""
+        return self == Filter()
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether a name is not enough to decide."""
+        asks_inside = self.sender or self.recipient or self.error
+        return bool(asks_inside or HELD in self.kinds or DAMAGED in self.kinds)
+
+    def may_match(self, state: str, created: int, now: float) -> bool:
+        """Say whether a message of this state and age can meet the conditions."""
+        if self.older_than is not None and now - created < self.older_than:
+            return False
+        if self.younger_than is not None and now - created > self.younger_than:
+            return False
+        if not self.kinds or state in self.kinds:
+            return True
+        return HELD in self.kinds or DAMAGED in self.kinds
+
+    def matches(self, entry: Entry) -> bool:
+        """Say whether a message that `may_match` meets the rest of the conditions."""
+        message = entry.message
+        if self.kinds and entry.state not in self.kinds:
+            held = HELD in self.kinds and message is not None and message.held
+            damaged = DAMAGED in self.kinds and (message is None or entry.put_aside)
+            if not held and not damaged:
+                return False
+        if message is None:
+            return not (self.sender or self.recipient or self.error)
+        if self.sender and not _fits(self.sender, message.sender):
+            return False
+        if self.recipient and not any(
+            _fits(self.recipient, one.address) for one in message.recipients
+        ):
+            return False
+        return not self.error or self._said(message)
+
+    def _said(self, message: Message) -> bool:
+        wanted = self.error.casefold()
+        if any(one.reply and wanted in one.reply.casefold() for one in message.recipients):
+            return True
+        return any(wanted in str(entry.get("reply", "")).casefold() for entry in message.history)
+
+
+def created_by(message_id: str) -> int:
+    """When a message was accepted, Unix seconds: an ID begins with it; 0 if it does not."""
+    seconds = message_id.partition(".")[0]
+    return int(seconds) if seconds.isdigit() and len(seconds) < 19 else 0
+
+
+def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
+    """The states of all messages by ID, oldest first; no file is opened. Raises SpoolError."""
+    found: dict[str, str] = {}
+    for state in states:
+        path = f"{spool}/{state}"
+        try:
+            entries = os.listdir(path)
+        except OSError as exc:
+            raise SpoolError("look at", path, exc, QUEUE_SPOOL) from exc
+        for name in entries:
+            if name.endswith(SIDECAR):
+                # After a crash a message has two sidecars; STATES has the order of recovery.
+                found.setdefault(name[: -len(SIDECAR)], state)
+    return {stem: found[stem] for stem in sorted(filter(is_id, found))}
+
+
+def entry_of(spool: Spool, message_id: str, hint: str = "") -> Entry:
+    """One message; `hint` is where to look first. Raises NoSuchMessageError, SpoolError."""
+    try:
+        state, message = spool.read(message_id, hint)
+    except DamagedMessageError as exc:
+        found = spool.where(message_id)
+        if not found:
+            raise NoSuchMessageError(f"{message_id}: no such message in {spool.path}") from None
+        return Entry(message_id, found[0], None, str(exc))
+    return Entry(message_id, state, message)
+
+
+def candidates(spool: Spool, wanted: Filter) -> dict[str, str]:
+    """The states by ID of messages that can meet the conditions, oldest first.
+
+    Raises SpoolError.
+    """
+    now = spool.clock()
+    every = names(spool.path).items()
+    return {stem: state for stem, state in every if wanted.may_match(state, created_by(stem), now)}
+
+
+def select(
+    spool: Spool, wanted: Filter, *, found: dict[str, str] | None = None, newest_first: bool = False
+) -> Iterator[Entry]:
+    """The messages that meet the conditions, oldest first, each read when it is asked for.
+
+    `found` are candidates that the caller has already. What is delivered meanwhile is left out.
+    Raises SpoolError.
+    """
+    found = candidates(spool, wanted) if found is None else found
+    for message_id in reversed(found) if newest_first else found:
+        try:
+            entry = entry_of(spool, message_id, found[message_id])
+        except NoSuchMessageError:
+            continue
+        if wanted.matches(entry):
+            yield entry
+
+
+def select_ids(spool: Spool, wanted: Filter) -> list[str]:
+    """IDs of the messages that meet the conditions; no file is opened where names are enough."""
+    found = candidates(spool, wanted)
+    if not wanted.needs_reading:
+        return list(found)
+    return [entry.id for entry in select(spool, wanted, found=found)]
+
+
+def failed_or_pending(message: Message) -> str:
+    """One word for a message's recipients: the state that matters most to its reader."""
+    states = {one.state for one in message.recipients}
+    return PENDING if PENDING in states else FAILED if FAILED in states else "delivered"
+
+
+def _fits(pattern: str, address: str) -> bool:
+    pattern, address = pattern.casefold(), address.casefold()
+    if pattern == "<>":
+        return address in ("", "#@[]")
+    if pattern.startswith("@") and "*" not in pattern:
+        return address.endswith(pattern)
+    return fnmatch.fnmatchcase(address, pattern)

@@ -1,0 +1,202 @@
+"""Against storms of reports: so many an hour for one address, and the rest in one digest.
+
+One small file for each address that was told of a failure within the hour, in the spool's
+`reports/`, named `HASH-BEGIN`. A line is one report that was made, or one failure that is kept
+for the digest; those are fsynced before the failure counts as told. When its hour is over the
+file becomes a digest, if anything was kept, and goes.
+
+A file whose digest is being made has the digest's ID behind its name, `HASH-BEGIN.ID`. A digest
+names its file, and whoever is about to send it unlinks that first: so no crash makes it twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from picoqmail import durable
+from picoqmail.errors import SpoolError
+from picoqmail.layout import REPORTS
+from picoqmail.spool import scan
+from picoqmail.spool.locker import lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Self
+
+SENT = "sent"
+KEPT = "kept"
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@frozen
+class Overdue:
+    """A file whose hour is over: its path, the address, and what was kept for the digest.
+
+    `digest` is the ID of a digest that a crash may have left half made, "" if none.
+    """
+
+    path: str
+    address: str
+    kept: tuple[Mapping[str, Any], ...]
+    digest: str
+
+
+@frozen
+class Governor:
+    """The limits of one spool; `limit` reports an hour and address, 0 for no limit."""
+
+    spool: str
+    limit: int
+
+    @property
+    def directory(self) -> str:
+        """Where the files are; made with the first of them."""
+        return f"{self.spool}/{REPORTS}"
+
+    def may_report(self, address: str, now: float) -> bool:
+        """Say whether one more report may be made for an address now, and count it if so.
+
+        Raises SpoolError.
+        """
+        if not self.limit:
+            return True
+        with _Ledger(self, address, now) as ledger:
+            if sum(line["what"] == SENT for line in ledger.lines()) >= self.limit:
+                return False
+            ledger.append({"what": SENT, "address": address, "when": int(now)})
+            return True
+
+    def keep(self, address: str, failures: list[dict[str, Any]], now: float) -> None:
+        """Write failures down for the digest, durably. Raises SpoolError."""
+        with _Ledger(self, address, now) as ledger:
+            for failure in failures:
+                ledger.append({"what": KEPT, "address": address, "when": int(now), **failure})
+            ledger.make_durable()
+
+    def overdue(self, now: float) -> list[str]:
+        """Paths of the files whose hour is over, or whose digest a crash interrupted."""
+        try:
+            return scan.overdue_reports(self.spool, now)
+        except OSError as exc:
+            raise SpoolError("look at", self.directory, exc) from exc
+
+    def take(self, path: str, digest: str) -> Overdue | None:
+        """Take a file for the digest of this ID; None if it is gone or another process has it.
+
+        The file bears the ID from now on. Raises SpoolError.
+        """
+        try:
+            descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise SpoolError("open", path, exc) from exc
+        try:
+            if not lock(descriptor) or not _is_at(path, descriptor):
+                return None
+            lines = list(_read(descriptor))
+            kept = tuple(line for line in lines if line["what"] == KEPT)
+            base, _, before = os.path.basename(path).partition(".")
+            target = f"{self.directory}/{base}.{digest}"
+            if kept:
+                durable.rename(path, target)
+                durable.sync_directory(self.directory)
+            return Overdue(
+                target if kept else path, lines[0]["address"] if lines else "", kept, before
+            )
+        except OSError as exc:
+            raise SpoolError("take", path, exc) from exc
+        finally:
+            os.close(descriptor)
+
+    def finish(self, path: str) -> None:
+        """Forget a file: its digest is made, or nothing was kept. Raises SpoolError."""
+        try:
+            if durable.unlink_if_there(path):
+                durable.sync_directory(self.directory)
+        except OSError as exc:
+            raise SpoolError("remove", path, exc) from exc
+
+
+class _Ledger:
+    """The file of one address and hour, locked while it is open; a context manager."""
+
+    def __init__(self, governor: Governor, address: str, now: float) -> None:
+        self._directory = governor.directory
+        self._hash = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:32]
+        self._now = now
+        self._descriptor = -1
+        self._path = ""
+        self._is_new = False
+
+    def __enter__(self) -> Self:
+        try:
+            durable.make_directory(self._directory)
+            while self._descriptor < 0:
+                self._open()
+        except OSError as exc:
+            raise SpoolError("write", self._directory, exc) from exc
+        return self
+
+    def _open(self) -> None:
+        """Open and lock; a file that became a digest before we had its lock is not ours."""
+        mine = [n for n in os.listdir(self._directory) if n.startswith(self._hash + "-")]
+        current = [name for name in sorted(mine) if not scan.is_report_over(name, self._now)]
+        name = current[-1] if current else f"{self._hash}-{int(self._now)}"
+        self._path = f"{self._directory}/{name}"
+        descriptor = os.open(self._path, _FLAGS, 0o600)
+        try:
+            lock(descriptor, wait=True)
+            if _is_at(self._path, descriptor):
+                self._descriptor, descriptor = descriptor, -1
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What stands there."""
+        return _read(self._descriptor)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line."""
+        try:
+            durable.write_all(self._descriptor, json.dumps(line).encode() + b"\n")
+        except OSError as exc:
+            raise SpoolError("write", self._path, exc) from exc
+
+    def make_durable(self) -> None:
+        """Put it on disk, with its entry in the directory."""
+        try:
+            durable.sync(self._descriptor)
+            durable.sync_directory(self._directory)
+        except OSError as exc:
+            raise SpoolError("make durable", self._path, exc) from exc
+
+
+def _read(descriptor: int) -> Iterator[dict[str, Any]]:
+    size = os.fstat(descriptor).st_size
+    for line in os.pread(descriptor, size, 0).split(b"\n"):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue  # the end of a line that a crash or a full disk cut
+        if isinstance(found, dict) and found.get("what") in (SENT, KEPT) and "address" in found:
+            yield found
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Say whether the file that we have locked is still the one of this name."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

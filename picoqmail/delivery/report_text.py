@@ -1,0 +1,319 @@
+"""The text of a report: multipart/report of RFC 6522 with the delivery status of RFC 3464. Pure.
+
+Three parts: sentences for people, fields for programs, and the message that it is about, whole or
+its header. Everything that a relay or a sender wrote is escaped or folded before it stands in a
+field, so that no reply can forge one.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
+from picoqmail.home.values import spelled_duration
+from picoqmail.message.dates import header_date
+from picoqmail.smtp.address import UnsendableAddressError, to_xtext, wire_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
+
+    from picoqmail.spool.message import Message, Recipient
+
+_WIDTH = 72
+_FIELD_WIDTH = 76
+_RECIPIENTS_IN_TEXT = 100
+_ENHANCED = re.compile(r"(?:[245]\d\d[ -])?([245]\.\d{1,3}\.\d{1,3})(?!\S)")
+_CODE = re.compile(r"([245])\d\d(?!\S)")
+_EXPIRED = re.compile(r"expired after .*? in the queue(?:; last: (.*))?", re.DOTALL)
+_MESSAGE_ID = re.compile(rb"^message-id:\s*(<[!-;=?-~]{1,250}>)", re.IGNORECASE | re.MULTILINE)
+_SUBJECT = re.compile(rb"^subject:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
+
+
+@frozen
+class Report:
+    """What a report tells. `kind` is `failed` or `delayed`; `host` is the setting me.
+
+    `author` and `to` are addresses, `header` the message's header as spooled; `whole` says that
+    the message follows, and not only this header. `now` in Unix seconds.
+    """
+
+    id: str
+    kind: str
+    message: Message
+    indexes: tuple[int, ...]
+    host: str
+    author: str
+    to: str
+    now: int
+    header: bytes
+    whole: bool
+    eight_bit: bool
+
+
+def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
+    """What stands before and after the message (or its header) in the report.
+
+    `boundary` must not occur in the message.
+    """
+    text = "\n".join(_sentences(report))
+    status = "\n".join(_status(report))
+    is_global = not status.isascii()
+    before = [
+        *_header(report, boundary),
+        "",
+        f"--{boundary}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Transfer-Encoding: {'7bit' if text.isascii() else '8bit'}",
+        "Content-Description: Notification",
+        "",
+        text,
+        f"--{boundary}",
+        # RFC 6533: what an address in UTF-8 makes of the delivery status.
+        f"Content-Type: message/{'global-delivery-status' if is_global else 'delivery-status'}",
+        f"Content-Transfer-Encoding: {'8bit' if is_global else '7bit'}",
+        "Content-Description: Delivery report",
+        "",
+        status,
+        f"--{boundary}",
+        f"Content-Type: {'message/rfc822' if report.whole else 'text/rfc822-headers'}",
+        f"Content-Transfer-Encoding: {'8bit' if report.eight_bit else '7bit'}",
+        "Content-Description: "
+        + ("Undelivered message" if report.whole else "Header of the undelivered message"),
+        "",
+        "",
+    ]
+    return "\n".join(before).encode(errors="replace"), f"\n--{boundary}--\n".encode()
+
+
+def _header(report: Report, boundary: str) -> Iterator[str]:
+    failed = report.kind == KIND_FAILED
+    yield f"Date: {header_date(report.now)}"
+    yield f"From: Mail system of {report.host} <{_path(report.author)}>"
+    yield f"To: <{_path(report.to)}>"
+    yield "Subject: " + ("Your mail could not be delivered" if failed else "Your mail is delayed")
+    yield f"Message-ID: <{report.id}.report@{report.host}>"
+    original = _MESSAGE_ID.search(report.header)
+    if original:
+        yield f"In-Reply-To: {original[1].decode()}"
+        yield f"References: {original[1].decode()}"
+    # RFC 3834: so that no vacation program answers.
+    yield "Auto-Submitted: auto-replied"
+    yield "MIME-Version: 1.0"
+    yield "Content-Type: multipart/report; report-type=delivery-status;"
+    yield f'\tboundary="{boundary}"'
+
+
+def _sentences(report: Report) -> Iterator[str]:
+    message = report.message
+    count = len(report.indexes)
+    whom = "this recipient" if count == 1 else f"{count} recipients"
+    yield from _wrapped(f"This is the mail system of {report.host}.")
+    yield ""
+    subject = _subject(report.header)
+    about = f"Your mail{f' about {subject!r}' if subject else ''} of {header_date(message.created)}"
+    if report.kind == KIND_FAILED:
+        yield from _wrapped(
+            f"{about} could not be delivered to {whom}, and will not be tried again:"
+        )
+    else:
+        age = " ".join(spelled_duration(report.now - message.created).split()[:2])
+        yield from _wrapped(f"{about} has waited for {age} and was not taken yet for {whom}:")
+    for index in report.indexes[:_RECIPIENTS_IN_TEXT]:
+        one = message.recipients[index]
+        yield ""
+        yield f"<{_path(one.address)}>"
+        yield from _wrapped(f"{_said(one)}", "    ")
+    if count > _RECIPIENTS_IN_TEXT:
+        yield ""
+        yield f"and {count - _RECIPIENTS_IN_TEXT} more, which the delivery report lists."
+    yield ""
+    if report.kind == KIND_DELAYED:
+        yield from _wrapped(
+            "You need not send it again: it is tried until "
+            f"{header_date(int(message.expires))}, and you are told if it fails."
+        )
+        yield ""
+    yield from _wrapped(
+        "Whoever runs this host finds more under the name "
+        f"{message.id} (picoqmail explain {message.id})."
+    )
+    yield ""
+
+
+def _said(one: Recipient) -> str:
+    if not one.reply:
+        return "No reason is known."
+    return f"The relay said: {one.reply}" if _CODE.match(one.reply) else one.reply
+
+
+def _status(report: Report) -> Iterator[str]:
+    """The fields of RFC 3464 2.2 and 2.3."""
+    message = report.message
+    dsn = message.unknown.get("dsn")
+    dsn = dsn if isinstance(dsn, dict) else {}
+    if dsn.get("envid"):
+        yield from _field("Original-Envelope-Id", to_xtext(str(dsn["envid"])))
+    yield from _field("Reporting-MTA", f"dns; {report.host}")
+    yield from _field("X-Picoqmail-ID", message.id)
+    yield from _field("Arrival-Date", header_date(int(message.created)))
+    last = message.history[-1] if message.history else {}
+    remote = str(last.get("relay") or "")
+    for index in report.indexes:
+        one = message.recipients[index]
+        yield ""
+        original = _original(dsn.get("orcpt"), index)
+        if original:
+            yield from _field("Original-Recipient", original)
+        kind = "rfc822" if one.address.isascii() else "utf-8"
+        yield from _field("Final-Recipient", f"{kind}; {_path(one.address)}")
+        yield from _field("Action", report.kind)
+        yield from _field("Status", enhanced_status(one.reply or "", report.kind))
+        if remote:
+            yield from _field("Remote-MTA", f"dns; {_host(remote)}")
+        if one.reply:
+            yield from _field("Diagnostic-Code", _diagnostic(one.reply))
+        yield from _field("Last-Attempt-Date", header_date(report.now))
+        if report.kind == KIND_DELAYED:
+            yield from _field("Will-Retry-Until", header_date(int(message.expires)))
+    yield ""
+
+
+def enhanced_status(reply: str, kind: str) -> str:
+    """The status code of RFC 3463 for what a relay said; what it did not say is x.0.0.
+
+    Expired is 4.4.7, a persistent transient failure. A delay is never a 5.
+    """
+    if _EXPIRED.match(reply):
+        return "4.4.7"
+    found = _ENHANCED.match(reply)
+    if found:
+        return found[1]
+    code = _CODE.match(reply)
+    if code and (code[1] != "5" or kind == KIND_FAILED):
+        return f"{code[1]}.0.0"
+    return "5.0.0" if kind == KIND_FAILED else "4.0.0"
+
+
+def _diagnostic(reply: str) -> str:
+    expired = _EXPIRED.match(reply)
+    last = expired[1] if expired else reply
+    if last and _CODE.match(last):
+        return f"smtp; {last}"
+    return f"x-picoqmail; {reply}"
+
+
+def _original(orcpt: object, index: int) -> str:
+    if isinstance(orcpt, list | tuple):
+        orcpt = orcpt[index] if index < len(orcpt) else None
+    if not orcpt:
+        return ""
+    kind, mark, address = str(orcpt).partition(";")
+    if not mark:
+        kind, address = "rfc822", kind
+    return f"{kind}; {address}"
+
+
+def _field(name: str, value: str) -> Iterator[str]:
+    """One field, folded; what is no plain text in it is escaped (RFC 3464 2.1.1)."""
+    plain = "".join(c if c.isprintable() else "?" for c in value)
+    if name not in ("Final-Recipient", "Original-Recipient"):
+        plain = plain.encode("ascii", "backslashreplace").decode()
+    yield from textwrap.wrap(
+        f"{name}: {plain}",
+        _FIELD_WIDTH,
+        subsequent_indent=" ",
+        break_long_words=len(plain) > 900,
+        break_on_hyphens=False,
+    )
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    lines = textwrap.wrap(
+        plain,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=len(plain) > 900,
+        break_on_hyphens=False,
+    )
+    return lines or [indent]
+
+
+def _path(address: str) -> str:
+    """An address as it stands between angle brackets."""
+    try:
+        return wire_path(address)[1:-1]
+    except UnsendableAddressError:
+        return address.encode("ascii", "backslashreplace").decode()
+
+
+def _host(relay: str) -> str:
+    """The host of a relay as histories name it: `smtp://user@host:port`, `[v6]:port`."""
+    host = relay.split(maxsplit=1)[0].rpartition("//")[2].rpartition("@")[2]
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0] or "unknown"
+
+
+def _subject(header: bytes) -> str:
+    """The subject for a sentence, "" if there is none or it is not plain text."""
+    found = _SUBJECT.search(header)
+    if not found:
+        return ""
+    text = " ".join(found[1].decode("ascii", "replace").split())
+    if "=?" in text or "\ufffd" in text or not text.isprintable():
+        return ""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_DIGEST_LIMIT = 1000
+
+
+def digest(  # noqa: PLR0913 - one argument a fact
+    digest_id: str,
+    to: str,
+    kept: Sequence[Mapping[str, Any]],
+    *,
+    host: str,
+    author: str,
+    now: int,
+) -> bytes:
+    """One mail about the failures of an hour in which too many reports were made already.
+
+    `kept` are `id`, `recipient`, `reply` and `when` of each, as the governor wrote them down.
+    """
+    # A crash between writing down and recording makes one of them twice.
+    failures = list({(one.get("id"), one.get("index")): one for one in kept}.values())
+    text = _wrapped(f"This is the mail system of {host}.")
+    text += ["", *_wrapped(
+        f"{len(failures)} more of your mails could not be delivered within an hour. So many "
+        "reports were sent to you in that hour that these are told together, without their content:"
+    )]  # fmt: skip
+    for one in failures[:_DIGEST_LIMIT]:
+        text += ["", f"<{_path(str(one.get('recipient')))}>"]
+        text += _wrapped(f"{one.get('id')}", "    ")
+        text += _wrapped(str(one.get("reply") or "No reason is known."), "    ")
+    if len(failures) > _DIGEST_LIMIT:
+        text += ["", f"and {len(failures) - _DIGEST_LIMIT} more."]
+    text += ["", *_wrapped("Whoever runs this host finds each with: picoqmail explain ID"), ""]
+    body = "\n".join(text)
+    header = [
+        f"Date: {header_date(now)}",
+        f"From: Mail system of {host} <{_path(author)}>",
+        f"To: <{_path(to)}>",
+        f"Subject: {len(failures)} more of your mails could not be delivered",
+        f"Message-ID: <{digest_id}.report@{host}>",
+        "Auto-Submitted: auto-replied",
+        "MIME-Version: 1.0",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Transfer-Encoding: {'7bit' if body.isascii() else '8bit'}",
+        "",
+        "",
+    ]
+    return ("\n".join(header) + body).encode(errors="replace")

@@ -1,0 +1,196 @@
+"""What the two sending programs do: look, and only where there is work deliver. Cheap to import.
+
+The sender's lock and its handing over are explained in launch.py and INTERNALS.md. Whoever has
+it here keeps the one promise that goes with it: let it go, look at new/ once more, and take it
+again if there is anything that nobody else will send.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import posix
+import time
+
+from picoqmail.errors import QUEUE_SPOOL, SpoolError
+from picoqmail.home.paths import exists
+from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
+from picoqmail.spool import retention, scan
+from picoqmail.spool.locks import take_lock
+from picoqmail.spool.relay_down import relay_is_down
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.delivery.run import Run
+    from picoqmail.home.paths import Home
+
+# A sender that hangs keeps its lock. Mail that has lain in new/ for so long is not left to it.
+PATIENCE_SECONDS = 300
+
+
+class Sender:
+    """One program's work on one home: a run is only made when there is something to deliver."""
+
+    def __init__(self, home: Home, program: str) -> None:
+        """`program` is named in the log."""
+        self.home = home
+        self.program = program
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run, made when first asked for: it imports what delivery needs."""
+        if self._run is None:
+            # All that an import makes stays: to look for garbage among it takes 6 ms of 100.
+            gc.disable()
+            from picoqmail import start
+
+            start.enter_delivery()
+            from picoqmail.delivery.run import Run
+
+            gc.freeze()
+            gc.enable()
+            self._run = Run(self.home, self.program)
+        return self._run
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there was anything to deliver."""
+        return self._run is not None
+
+    def look(self, state: str) -> scan.Sight:
+        """Look at one directory. Raises SpoolError."""
+        try:
+            return scan.look(self.home.spool, state, time.time())
+        except OSError as exc:
+            raise SpoolError("look at", f"{self.home.spool}/{state}", exc, QUEUE_SPOOL) from exc
+
+    def is_stopped(self) -> bool:
+        """Say whether a signal asked this program to end."""
+        return self._run is not None and self._run.stopped
+
+    def send_new(self, lock: int = -1) -> bool:
+        """Deliver all of new/ that nobody is sending; with the lock also what arrives meanwhile.
+
+        `lock` is the sender's lock if it was handed over. Returns whether anything was left
+        because the relay is down.
+        """
+        if lock < 0:
+            lock = self.take_lock()
+        tried: set[str] = set()
+        again: set[str] = set()
+        while True:
+            busy: set[str] = set()
+            while due := self._due_in_new(tried | busy):
+                if relay_is_down(self.home.spool, time.time()) or self.is_stopped():
+                    break
+                busy |= self.run.deliver(due)
+                tried.update(one for one in due if one not in busy)
+            if lock < 0:
+                return bool(due)
+            # Said aloud: a child that the program which accepted the mail forked while it handed
+            # the lock over would hold it on.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            posix.close(lock)
+            lock = -1
+            if due:
+                return True
+            free = {one for one in self._due_in_new(tried) if self.is_free(one)}
+            # Not taken, and yet free, for the second time: it waits for something that no further
+            # look would bring about, such as a report for the message that it tells of.
+            tried |= free & again
+            again |= free
+            if free - tried:
+                lock = self.take_lock()
+            if lock < 0:
+                return False
+
+    def _due_in_new(self, seen: set[str]) -> list[str]:
+        return [one for one in self.look(NEW).due if one not in seen]
+
+    def take_lock(self) -> int:
+        """Take the sender's lock: a descriptor, or -1. Raises SpoolError."""
+        path = f"{self.home.spool}/{SENDER_LOCK}"
+        try:
+            return take_lock(path)
+        except OSError as exc:
+            raise SpoolError("lock", path, exc, QUEUE_SPOOL) from exc
+
+    def is_free(self, message_id: str) -> bool:
+        """Say whether nobody has a message of new/ locked."""
+        try:
+            descriptor = posix.open(f"{self.home.spool}/{NEW}/{message_id}{BODY}", posix.O_RDONLY)
+        except OSError:
+            # Gone, or not to be read: nothing that another look would send.
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            posix.close(descriptor)
+        return True
+
+    def _sweep_keys(self, now: float) -> None:
+        """Forget idempotency keys that have expired; one stat where nobody uses any."""
+        if exists(f"{self.home.spool}/{IDEMPOTENCY}"):
+            from picoqmail.spool import keys
+
+            keys.sweep(self.home.spool, now)
+
+    def retry(self) -> None:
+        """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
+        now = time.time()
+        trouble = self._purge(now)
+        if not relay_is_down(self.home.spool, now):
+            new, cur = self.look(NEW), self.look(CUR)
+            trouble = self._keep_house(now, new, cur) or trouble
+            self._deliver_due(now, new, cur)
+        if trouble is not None:
+            raise trouble
+
+    def _purge(self, now: float) -> SpoolError | None:
+        try:
+            if retention.is_due(self.home, now):
+                self.run.purge()
+        except SpoolError as exc:
+            # Told at the end: it is no reason to leave mail alone.
+            return exc
+        return None
+
+    def _keep_house(self, now: float, new: scan.Sight, cur: scan.Sight) -> SpoolError | None:
+        """Sweep leftovers and make digests; what prevented that is returned, and stops no mail."""
+        try:
+            # Before tmp/, for its leftovers say what keys whose callers died stand for.
+            self._sweep_keys(now)
+            old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
+            gone, halves = scan.look_at_undelivered(self.home.spool, now)
+            overdue = scan.overdue_reports(self.home.spool, now)
+        except OSError as exc:
+            return SpoolError("look at", exc.filename or self.home.spool, exc, QUEUE_SPOOL)
+        try:
+            if halves:
+                self.run.settle(halves)
+            if old or gone:
+                self.run.sweep(old + gone)
+            if overdue:
+                self.run.make_digests()
+        except SpoolError as exc:
+            return exc
+        return None
+
+    def _deliver_due(self, now: float, new: scan.Sight, cur: scan.Sight) -> None:
+        # A sidecar without a body beside it is not left until its time comes.
+        due = sorted({*cur.due, *cur.sidecars})
+        if not new.due:
+            if due:
+                self.run.deliver(due)
+            return
+        lock = self.take_lock()
+        if lock < 0:
+            aged = [one for one in new.due if now - accepted_at(one) > PATIENCE_SECONDS]
+            due = sorted({*due, *aged})
+        if due:
+            self.run.deliver(due)
+        if lock >= 0:
+            self.send_new(lock)

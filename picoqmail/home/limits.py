@@ -1,0 +1,53 @@
+"""What acceptance has to know of the settings, read the quick way. Hot; builtins only.
+
+settings.py has the same settings for everybody else, with their documentation.
+"""
+
+from __future__ import annotations
+
+from picoqmail.home.control import Control, host_name, whole_number
+from picoqmail.layout import DEFAULT_QUEUE_LIFETIME_SECONDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home.paths import Home
+
+# The same as in settings.py, where they are explained; a test compares the two.
+MOST_OCTETS = 2**63 - 1
+MOST_SECONDS = 10 * 365 * 86400
+
+
+class Limits:
+    """This host's name and the limits of acceptance; sizes in octets, times in seconds."""
+
+    __slots__ = ("databytes", "host", "minfree", "queuelifetime")
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        databytes: int = 0,
+        minfree: int = 0,
+        queuelifetime: int = DEFAULT_QUEUE_LIFETIME_SECONDS,
+    ) -> None:
+        """`host` is the setting `me`; 0 means no limit for `databytes` and `minfree`."""
+        self.host = host
+        self.databytes = databytes
+        self.minfree = minfree
+        self.queuelifetime = queuelifetime
+
+
+def read_limits(home: Home) -> Limits:
+    """Read the limits from the control files of a home. Raises ConfigurationError."""
+    control = Control(home.control)
+    return Limits(
+        host_name(control),
+        databytes=whole_number(control.read("databytes"), 0, "databytes", MOST_OCTETS),
+        minfree=whole_number(control.read("minfree"), 0, "minfree", MOST_OCTETS),
+        queuelifetime=whole_number(
+            control.read("queuelifetime"),
+            DEFAULT_QUEUE_LIFETIME_SECONDS,
+            "queuelifetime",
+            MOST_SECONDS,
+        ),
+    )

@@ -1,0 +1,345 @@
+"""Making a home: its directories, first control files and the links in `bin/`.
+
+What may live here: everything that `picoqmail init` does to a disk.  Who is asked what, and how it
+is printed, is the business of the command.
+
+Four rules.  Nothing that lies there already is overwritten; it is right, or it is refused with a
+reason.  What an earlier run made is written down in `.made-by-picoqmail`; its mode is repaired, and
+so is that of the spool's directories, for mail is private whoever made its place.  No symbolic link
+is followed inside the home, and everything must belong to the user who runs this: another user's
+link or directory would carry our files to a place of theirs.  Whatever is made is on disk, entry in
+the directory included, when `make_home` returns.
+
+A home is private: directories 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import sys
+import sysconfig
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from picoqmail import durable, layout
+from picoqmail.errors import PicoqmailError
+from picoqmail.home.control import Control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from picoqmail.home.paths import Home
+
+MANIFEST = ".made-by-picoqmail"
+
+# The names of 2003 and of qmail, and which of our programs stands behind each. mailq is sendmail
+# under another name, as everywhere.
+LINKS = {
+    "minismtpq": "picoqmail-queue",
+    "minismtpsend": "picoqmail-send",
+    "minisendcron": "picoqmail-cron",
+    "qmail-queue": "picoqmail-queue",
+    "qmail-inject": "picoqmail-inject",
+    "sendmail": "picoqmail-sendmail",
+    "mailq": "picoqmail-sendmail",
+}
+
+EX_CANTCREAT = 73
+
+
+class InitError(PicoqmailError, OSError):
+    """The home cannot be made here: a part of it is not ours, or no directory can be made."""
+
+    sysexit = EX_CANTCREAT
+
+    def __init__(self, path: str, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{path}: {problem}" + (f"; {remedy}" if remedy else ""))
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+
+
+@frozen
+class Step:
+    """What became of one path: `made`, `repaired`, `kept` or `refused`, and why."""
+
+    path: str
+    outcome: str
+    detail: str = ""
+
+
+@frozen
+class Outcome:
+    """What a run did to a home; `refused` are the steps that left something foreign alone."""
+
+    root: str
+    steps: tuple[Step, ...]
+
+    @property
+    def refused(self) -> tuple[Step, ...]:
+        """The steps that were refused, in order."""
+        return tuple(step for step in self.steps if step.outcome == "refused")
+
+
+def make_home(
+    home: Home,
+    *,
+    me: str | None,
+    relays: Sequence[str] = (),
+    programs: Mapping[str, str],
+) -> Outcome:
+    """Make what is missing of a home, and return what was done to each part of it.
+
+    `me` is this host's name, None if `control/me` is known to say it; `relays` are the lines of
+    `control/relayip`, none to leave that file alone.  Both must have been checked.  `programs` has
+    the absolute path of each program that `LINKS` names; see `find_programs`.
+
+    A foreign file in the place of a link, or a control file with another value, is refused and
+    left alone, and the rest is done.  Raises InitError if one of the directories cannot be ours
+    (they are seen to before any file), ConfigurationError if `minivars` cannot be understood,
+    OSError if the disk fails; what was made until then stays and is found by the next run.
+    """
+    work = Work.begin(home)
+    try:
+        work.directory(home.root, parents=True)
+        for path in (home.control, home.spool, home.bin):
+            work.directory(path, parents=path != home.bin)
+        for name in layout.DIRECTORIES:
+            work.directory(f"{home.spool}/{name}")
+        if me is not None:
+            work.control_file("me", [me])
+        if relays:
+            work.control_file("relayip", list(relays))
+        for name, program in LINKS.items():
+            work.link(f"{home.bin}/{name}", programs[program])
+    finally:
+        work.write_manifest()
+    return Outcome(home.root, tuple(work.steps))
+
+
+def find_programs(environment_directories: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the absolute path of each of our programs, as they are installed.
+
+    They are looked for beside the running script, beside the interpreter, and where this
+    interpreter installs scripts, unless other directories are given.  Raises InitError if one is
+    nowhere.
+    """
+    if environment_directories is None:
+        environment_directories = (
+            os.path.dirname(os.path.abspath(sys.argv[0])),
+            os.path.dirname(os.path.realpath(sys.argv[0])),
+            os.path.dirname(sys.executable),
+            sysconfig.get_path("scripts"),
+        )
+    # Twice the same directory is the usual case.
+    directories = list(dict.fromkeys(path for path in environment_directories if path))
+    found = {}
+    for program in dict.fromkeys(LINKS.values()):
+        for directory in directories:
+            path = f"{directory}/{program}"
+            if os.access(path, os.X_OK) and os.path.isfile(path):
+                found[program] = path
+                break
+        else:
+            raise InitError(
+                program,
+                f"is not installed in any of {', '.join(directories)}",
+                "install picoqmail again and start its own picoqmail program",
+            )
+    return found
+
+
+def crontab_line(home: Home) -> str:
+    """Return the line for crontab(5) that retries mail each minute; an idle run costs little.
+
+    A percent sign would end the command there, so it gets its backslash.
+    """
+    words = [f"PICOQMAIL_HOME={shlex.quote(home.root)}"]
+    if home.control != home.root + "/control":
+        words.append(f"PICOQMAIL_CONTROL={shlex.quote(home.control)}")
+    if home.spool != home.root + "/spool":
+        words.append(f"PICOQMAIL_SPOOL={shlex.quote(home.spool)}")
+    words.append(shlex.quote(f"{home.bin}/minisendcron"))
+    return "* * * * * " + " ".join(words).replace("%", r"\%")
+
+
+@define
+class Work:
+    """One run: the home, what earlier runs made, and what was done so far."""
+
+    home: Home
+    made_before: frozenset[str]
+    steps: list[Step] = field(factory=list)
+
+    @classmethod
+    def begin(cls, home: Home) -> Work:
+        """Read what earlier runs made of this home. Raises InitError."""
+        return cls(home, _read_manifest(home))
+
+    def directory(self, path: str, *, parents: bool = False) -> None:
+        """Make a private directory, or see that the one there is ours. Raises InitError."""
+        if parents:
+            _make_parents(path)
+        try:
+            made = durable.make_directory(path)
+        except OSError as error:
+            raise InitError(path, f"cannot be made: {error.strerror}") from error
+        if made:
+            self._note(path, "made")
+            return
+        descriptor = _open_directory(path, follow=path == self.home.root)
+        try:
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid():
+                raise InitError(
+                    path,
+                    f"belongs to user {status.st_uid}, and you are user {os.geteuid()}",
+                    "run this as that user, or give it to yourself with chown",
+                )
+            mode = stat.S_IMODE(status.st_mode)
+            if mode == layout.PRIVATE_DIRECTORY_MODE:
+                self._note(path, "kept")
+            elif self._relative(path) in self.made_before or self._is_in_spool(path):
+                os.fchmod(descriptor, layout.PRIVATE_DIRECTORY_MODE)
+                durable.sync(descriptor)
+                self._note(path, "repaired", f"mode was {mode:04o}")
+            else:
+                self._note(path, "kept", f"mode {mode:04o}")
+        finally:
+            os.close(descriptor)
+
+    def control_file(self, name: str, lines: list[str]) -> None:
+        """Write a control file, unless the setting is there already, in its file or minivars."""
+        path = f"{self.home.control}/{name}"
+        value = Control(self.home.control).read(name)
+        if value is None:
+            if create_durably(path, "".join(f"{line}\n" for line in lines).encode()):
+                self._note(path, "made")
+            else:
+                self._note(path, "refused", "a link or directory lies there; move it away")
+            return
+        there = [text for text, _ in value.lines]
+        if there == lines:
+            self._note(path, "kept")
+        else:
+            self._note(
+                path,
+                "refused",
+                f"{value.where()} says {' '.join(there)!r} and not {' '.join(lines)!r}; "
+                "edit it if it is wrong",
+            )
+
+    def link(self, path: str, target: str) -> None:
+        """Make a link to one of our programs; one of ours that points elsewhere is replaced."""
+        try:
+            os.symlink(target, path)
+        except FileExistsError:
+            self._existing_link(path, target)
+            return
+        durable.sync_directory(os.path.dirname(path))
+        self._note(path, "made", target)
+
+    def _existing_link(self, path: str, target: str) -> None:
+        there = os.readlink(path) if os.path.islink(path) else None
+        if there == target:
+            self._note(path, "kept", target)
+        elif there is not None and self._relative(path) in self.made_before:
+            scratch = f"{path}.{os.getpid()}.new"
+            os.symlink(target, scratch)
+            durable.rename(scratch, path)
+            durable.sync_directory(os.path.dirname(path))
+            self._note(path, "repaired", f"{target}; was {there}")
+        else:
+            what = "a file" if there is None else f"a link to {there}"
+            self._note(
+                path,
+                "refused",
+                f"{what} lies there that this program did not make; move it away and run this "
+                f"again, if {os.path.basename(path)} is to be {os.path.basename(target)}",
+            )
+
+    def write_manifest(self) -> None:
+        """Write down what this run and earlier ones made, for the next one."""
+        made = {self._relative(step.path) for step in self.steps if step.outcome == "made"}
+        if made <= self.made_before:
+            return
+        path = f"{self.home.root}/{MANIFEST}"
+        names = sorted(made | self.made_before)
+        data = "# picoqmail init made these; it repairs nothing else.\n" + "\n".join(names) + "\n"
+        durable.replace(f"{path}.{os.getpid()}", path, os.fsencode(data))
+        durable.sync_directory(self.home.root)
+
+    def _is_in_spool(self, path: str) -> bool:
+        """Whether other people's mail lies there: then it is private, whoever made it."""
+        return path == self.home.spool or path.startswith(self.home.spool + "/")
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.home.root)
+
+    def _note(self, path: str, outcome: str, detail: str = "") -> None:
+        self.steps.append(Step(path, outcome, detail))
+
+
+def _read_manifest(home: Home) -> frozenset[str]:
+    """Return what earlier runs made, relative to the home; raises InitError for a file not ours."""
+    path = f"{home.root}/{MANIFEST}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        raise InitError(path, f"cannot be read: {error.strerror}") from error
+    with open(descriptor, "rb") as manifest:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise InitError(path, "belongs to another user", "run this as that user")
+        lines = os.fsdecode(manifest.read()).splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def _make_parents(path: str) -> None:
+    """Make the directories above a path, durably; they are not part of the home."""
+    parent = os.path.dirname(path)
+    if not parent or os.path.isdir(parent):
+        return
+    _make_parents(parent)
+    try:
+        durable.make_directory(parent)
+    except OSError as error:
+        raise InitError(parent, f"cannot be made: {error.strerror}") from error
+
+
+def _open_directory(path: str, *, follow: bool) -> int:
+    """Open a directory that is none by way of a link, unless `follow`. Raises InitError.
+
+    The home itself may be a link: its name was given to us, and its owner is looked at next.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        return os.open(path, flags)
+    except NotADirectoryError as error:
+        what = "a symbolic link" if os.path.islink(path) else "not a directory"
+        raise InitError(
+            path,
+            f"is {what}, and a directory must be there",
+            "move it away, or name the place itself with PICOQMAIL_HOME, PICOQMAIL_CONTROL or "
+            "PICOQMAIL_SPOOL",
+        ) from error
+    except OSError as error:
+        raise InitError(path, f"cannot be opened: {error.strerror}") from error
+
+
+def create_durably(path: str, data: bytes) -> bool:
+    """Make a file whole, or not at all; False if its name was taken meanwhile."""
+    scratch = f"{path}.{os.getpid()}.new"
+    durable.create_whole(scratch, data)
+    try:
+        durable.link(scratch, path)
+    except FileExistsError:
+        return False
+    finally:
+        durable.unlink(scratch)
+    durable.sync_directory(os.path.dirname(path))
+    return True

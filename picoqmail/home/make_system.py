@@ -1,0 +1,439 @@
+"""A home for a host with many users: made by root, the spool owned by a user of its own.
+
+What may live here: what `picoqmail init --system` does beyond a home of one's own. Nobody but the
+owner of the spool can list, read, alter or delete anything in it; anybody may submit, by way of
+`bin/qmail-queue`, a small set-id program (qmail_queue_setid.c) that is compiled here by the host's
+compiler. Nothing else runs with raised privilege.
+
+Root works here on nothing that another user could move, replace or lead elsewhere meanwhile: every
+directory from the root of the file system to the home must be in root's hands.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from picoqmail import durable
+from picoqmail.home import make
+from picoqmail.home.control import MINIVARS
+from picoqmail.home.make import LINKS, InitError, Outcome, Step, Work
+from picoqmail.home.paths import groups_of
+from picoqmail.layout import DIRECTORIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from picoqmail.home.paths import Home
+
+OWNER = "picoqmail"
+SETID_MODE = 0o4711
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SOURCE = f"{PACKAGE}/home/qmail_queue_setid.c"
+COMPILE_SECONDS = 60
+_NOBODY = 65534
+_MOST_LINKS = 40
+_HARDENING = (
+    "-std=c11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-D_FORTIFY_SOURCE=2",
+    "-fstack-protector-strong",
+    "-fPIE",
+    "-pie",
+    "-Wl,-z,relro,-z,now",
+)
+# Through these a path is safe in a C string without any quoting.
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._+-@")
+
+
+@frozen
+class Owner:
+    """The user that the spool belongs to, with all groups of that user."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def make_system_home(
+    home: Home,
+    *,
+    me: str | None,
+    relays: Sequence[str] = (),
+    programs: Mapping[str, str],
+) -> Outcome:
+    """Make or mend a home for all users of this host; arguments and errors as init.make_home.
+
+    The user `picoqmail` is made if it is missing. May be run again, and must be after an update
+    and when that user's groups have changed: the set-id program is compiled anew, and tried.
+    """
+    require_root()
+    if home.control != f"{home.root}/control" or home.spool != f"{home.root}/spool":
+        raise InitError(
+            home.root,
+            "a home for many users has its control and spool within",
+            "unset PICOQMAIL_CONTROL and PICOQMAIL_SPOOL; a disk of its own can be mounted there",
+        )
+    check_programs(programs)
+    # Of the home itself, whose mode is about to be set, `prepare_directories` sees to the owner.
+    check_place(os.path.dirname(home.root))
+    owner = ensure_owner()
+    prepare_directories(home, owner)
+    work = Work.begin(home)
+    try:
+        if me is not None:
+            work.control_file("me", [me])
+        if relays:
+            work.control_file("relayip", list(relays))
+        for step in work.steps:
+            if step.outcome == "made":
+                # Whoever submits reads the settings; the password is in a file of its own.
+                os.chmod(step.path, 0o644)
+        work.steps += settle_control(home, owner, work.made_before)
+        target = f"{home.bin}/qmail-queue"
+        _refuse_foreign(target, work.made_before)
+        _install(compile_setid(home, owner), target)
+        work.steps.append(Step(target, "made", f"set-id, for the spool of {OWNER}"))
+        for name, program in links(programs, home).items():
+            work.link(f"{home.bin}/{name}", program)
+    finally:
+        work.write_manifest()
+    try_setid(target)
+    return Outcome(home.root, tuple(work.steps))
+
+
+def require_root() -> None:
+    """Raise InitError if this process is not root."""
+    if os.geteuid() != 0:
+        raise InitError("--system", "needs root", "run it with sudo, or leave --system out")
+
+
+def ensure_owner() -> Owner:
+    """Return the system user `picoqmail`, made if it is missing. Raises InitError."""
+    try:
+        return _owner()
+    except KeyError:
+        useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    remedy = f"make a system user {OWNER} with a group of its own, and run this again"
+    if useradd is None:
+        raise InitError(OWNER, "is no user of this host, and there is no useradd", remedy)
+    command = [useradd, "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", OWNER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InitError(OWNER, f"cannot be made a user: {done.stderr.strip()}", remedy)
+    return _owner()
+
+
+def _owner() -> Owner:
+    user = pwd.getpwnam(OWNER)
+    groups = tuple(groups_of(user.pw_uid, user.pw_gid))
+    if user.pw_uid == 0 or 0 in groups:
+        raise InitError(OWNER, "is a user with root's number or group", "give it one of its own")
+    return Owner(user.pw_uid, user.pw_gid, groups)
+
+
+# --- Whose hands it is in ------------------------------------------------------------------------
+
+
+def check_programs(programs: Mapping[str, str]) -> None:
+    """See that only root can change what the set-id program will run. Raises InitError.
+
+    The interpreter, our package with every file in it, and our programs; every directory on the
+    way to them, and every link on that way. And other users must be able to reach them.
+    """
+    if not os.path.isdir(f"{PACKAGE}/cli"):
+        raise InitError(PACKAGE, "is not an installed picoqmail", _ELSEWHERE)
+    for path in (interpreter(), PACKAGE, *programs.values()):
+        check_place(path)
+    for directory, _, names in os.walk(PACKAGE):
+        for path in (directory, *(f"{directory}/{name}" for name in names)):
+            _check_hands(path, os.lstat(path))
+
+
+_ELSEWHERE = "install picoqmail, as root, into a place of root's such as /opt/picoqmail"
+
+
+def check_place(path: str) -> None:
+    """See that only root can put something else in the place of a path. Raises InitError.
+
+    What is not there yet is not looked at. Every link is followed step by step, for whoever owns
+    a directory that one of them lies in could turn it.
+    """
+    pending = _parts(path)
+    place = "/"
+    _check_hands(place, os.lstat(place))
+    links_left = _MOST_LINKS
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, part)
+        try:
+            status = os.lstat(step)
+        except FileNotFoundError:
+            return
+        _check_hands(step, status)
+        if not stat.S_ISLNK(status.st_mode):
+            place = step
+            continue
+        links_left -= 1
+        if not links_left:
+            raise InitError(path, "leads through too many links", _ELSEWHERE)
+        target = os.readlink(step)
+        place = "/" if target.startswith("/") else place
+        pending += _parts(target)
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of a path, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _check_hands(path: str, status: os.stat_result) -> None:
+    if status.st_uid != 0:
+        raise InitError(path, f"belongs to user {status.st_uid} and not to root", _ELSEWHERE)
+    if stat.S_ISLNK(status.st_mode):
+        return
+    is_directory = stat.S_ISDIR(status.st_mode)
+    # In a sticky directory, such as /tmp, nobody can move or remove what belongs to root.
+    if status.st_mode & 0o022 and not (is_directory and status.st_mode & stat.S_ISVTX):
+        remedy = f"chmod go-w it, or {_ELSEWHERE}"
+        raise InitError(path, "can be changed by others than root", remedy)
+    needed = stat.S_IXOTH if is_directory else stat.S_IROTH
+    if not status.st_mode & needed:
+        what = "entered" if is_directory else "read"
+        remedy = f"chmod go+rX it, or {_ELSEWHERE}"
+        raise InitError(path, f"cannot be {what} by other users", remedy)
+
+
+def interpreter() -> str:
+    """The interpreter that our programs are run by, as it is spelled here.
+
+    Not resolved, because a virtual environment is known by its own link.
+    """
+    return os.path.abspath(sys.executable)
+
+
+# --- Directories and settings --------------------------------------------------------------------
+
+
+def prepare_directories(home: Home, owner: Owner) -> None:
+    """Give the parts of a home their owners and modes. Raises InitError, OSError."""
+    for path in (home.root, home.control, home.bin):
+        _directory(path, 0, 0, 0o755)
+    adopted = False
+    for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
+        before = _directory(path, owner.uid, owner.gid, 0o700)
+        # A home that was root's own until now: nobody else could put anything there.
+        adopted = adopted or (path == home.spool and before == 0)
+        if adopted:
+            _adopt_files(path, owner)
+
+
+def _directory(path: str, uid: int, gid: int, mode: int) -> int:
+    """Make a directory, or mend the one there; returns whose it was."""
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _directory(parent, 0, 0, 0o755)
+    durable.make_directory(path, mode)
+    # By descriptor, so that nothing put in its place meanwhile is given away.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        what = "is a link or no directory" if os.path.lexists(path) else "cannot be opened"
+        raise InitError(path, f"{what}: {error.strerror}", "move it away") from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid not in (0, uid):
+            raise InitError(path, f"belongs to user {status.st_uid}", "move it away")
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+        durable.sync(descriptor)
+    finally:
+        os.close(descriptor)
+    return status.st_uid
+
+
+def _adopt_files(directory: str, owner: Owner) -> None:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                os.chown(entry.path, owner.uid, owner.gid, follow_symlinks=False)
+
+
+def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> list[Step]:
+    """See that each setting can be read by those who need it, and the password by nobody else."""
+    steps = []
+    for name in sorted(os.listdir(home.control)):
+        path = f"{home.control}/{name}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            mode = stat.S_IMODE(status.st_mode)
+            if name == "relaypass":
+                if (status.st_uid, mode) == (owner.uid, 0o600):
+                    continue
+                os.fchmod(descriptor, 0o600)
+                os.fchown(descriptor, owner.uid, owner.gid)
+                detail = f"mode 0600, for {OWNER}; was {mode:04o}, of user {status.st_uid}"
+                steps.append(Step(path, "repaired", detail))
+            elif mode & stat.S_IROTH:
+                continue
+            elif f"control/{name}" in made_before:
+                os.fchmod(descriptor, 0o644)
+                steps.append(Step(path, "repaired", f"mode was {mode:04o}"))
+            else:
+                text = "is not readable by everybody who submits mail; chmod 644 it"
+                if name == MINIVARS:
+                    text += f", and move a RELAYPASS in it to {home.control}/relaypass"
+                steps.append(Step(path, "refused", text))
+        finally:
+            os.close(descriptor)
+    return steps
+
+
+# --- The set-id program --------------------------------------------------------------------------
+
+
+def compile_setid(home: Home, owner: Owner) -> bytes:
+    """Compile the set-id program for a home. Raises InitError."""
+    compiler = shutil.which("cc", path="/usr/bin:/bin:/usr/local/bin")
+    if compiler is None:
+        raise InitError(
+            "cc",
+            "is not here, and bin/qmail-queue has to be compiled",
+            "install a C compiler (Debian: apt-get install gcc libc6-dev), or see the sudo rule in "
+            "docs/security.md",
+        )
+    paths = {
+        "HOME_PATH": home.root,
+        "PYTHON_PATH": interpreter(),
+        "PACKAGES_PATH": os.path.dirname(PACKAGE),
+    }
+    for path in paths.values():
+        if not _PLAIN.issuperset(path):
+            raise InitError(path, "has a character that a fixed path may not have", "rename it")
+    defines = {name: f'"{path}"' for name, path in paths.items()}
+    defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
+    defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
+    with tempfile.TemporaryDirectory() as scratch:
+        built = f"{scratch}/qmail-queue"
+        command = [compiler, *_HARDENING, *(f"-D{name}={value}" for name, value in defines.items())]
+        done = subprocess.run(
+            [*command, "-o", built, SOURCE],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMPILE_SECONDS,
+            cwd=scratch,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        )
+        if done.returncode:
+            raise InitError(SOURCE, f"cannot be compiled: {done.stderr.strip()[-500:]}")
+        with open(built, "rb") as file:
+            return file.read()
+
+
+def _refuse_foreign(target: str, made_before: frozenset[str]) -> None:
+    if os.path.lexists(target) and "bin/qmail-queue" not in made_before:
+        raise InitError(target, "was not made by picoqmail", "move it away and run this again")
+
+
+def _install(program: bytes, target: str) -> None:
+    """Put the program in place whole; it is set-id only once it is whole, and only once.
+
+    A user may have made a hard link to the one before, to keep it for when a fault in it becomes
+    known: its rights go with its name.
+    """
+    scratch = f"{target}.new"
+    durable.unlink_if_there(scratch)
+    descriptor = durable.create(scratch)
+    try:
+        durable.write_all(descriptor, program)
+        os.fchown(descriptor, 0, 0)
+        os.fchmod(descriptor, SETID_MODE)
+        durable.sync(descriptor)
+        before = _open_before(target)
+        durable.rename(scratch, target)
+        if before >= 0:
+            os.fchmod(before, 0)
+            os.close(before)
+    finally:
+        os.close(descriptor)
+        durable.unlink_if_there(scratch)
+    durable.sync_directory(os.path.dirname(target))
+
+
+def _open_before(target: str) -> int:
+    """The program that is about to be replaced, -1 if there is none or only a link."""
+    try:
+        return os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return -1
+        raise
+
+
+def try_setid(target: str) -> None:
+    """Submit, as a user without rights, a message to nobody. Raises InitError.
+
+    It leaves nothing in the spool, and shows that the bit counts in this place, that the
+    interpreter can be reached, and that the settings can be read.
+    """
+    envelope, writing = os.pipe()
+    try:
+        os.write(writing, b"F\0\0")
+        os.close(writing)
+        done = subprocess.run(
+            [target],
+            stdin=subprocess.DEVNULL,
+            stdout=envelope,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=COMPILE_SECONDS,
+            user=_NOBODY,
+            group=_NOBODY,
+            extra_groups=(),
+            cwd="/",
+            env={},
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InitError(target, f"cannot be run by other users: {error}") from error
+    finally:
+        os.close(envelope)
+    if done.returncode:
+        said = done.stderr.strip() or "no word"
+        raise InitError(target, f"does not work for other users, exit {done.returncode}: {said}")
+
+
+def links(programs: Mapping[str, str], home: Home) -> dict[str, str]:
+    """The links of a system's `bin/`: as everywhere, but the queue is the set-id program."""
+    setid = f"{home.bin}/qmail-queue"
+    return {
+        name: setid if program == "picoqmail-queue" else programs[program]
+        for name, program in LINKS.items()
+        if name != "qmail-queue"
+    }
+
+
+def cron_file(home: Home) -> tuple[str, str]:
+    """The path and the line of a file for cron(8) that retries mail as the spool's owner."""
+    times, command = make.crontab_line(home).split(" PICOQMAIL_HOME=", 1)
+    return f"/etc/cron.d/{OWNER}", f"{times} {OWNER} PICOQMAIL_HOME={command}"

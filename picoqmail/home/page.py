@@ -1,0 +1,89 @@
+"""The settings as people and programs read them: one entry as text or JSON, all as a page.
+
+What may live here: pure functions from the table of settings, or an examined home, to text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from picoqmail.home.settings import SPECS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from picoqmail.home.settings import Entry, Spec
+
+SECRET = "<secret>"  # noqa: S105 - it is what stands where a secret is not shown
+
+_HEAD = """\
+# Settings
+
+One value a file under `control/`, as qmail has it: lines that begin with `#` are comments, trailing
+blanks and empty lines do not count. The same names in upper case may stand in `control/minivars`,
+as `NAME=value` lines in shell quoting; nothing there is executed or expanded. A file of its own
+wins over `minivars`; an empty file takes a value of `minivars` back where "none" is possible.
+
+`picoqmail config` prints every setting of a home, its value, where it came from, and the sentences
+below, which both come from the same table. A wrong value is an error with its file and line: exit
+code 78, or 55 of the queue program. Names that are no settings are told there, and not used.
+
+`relaypass` is read only from a file of mode 0600 or stricter (`minivars` too, if it stands there)
+that belongs to the user who sends, or to root. A command in it is split into words as a shell would
+do it, and executed without a shell, with nothing on its standard input: `!pass show relay` works, a
+pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never logged. A
+password that begins with `#` goes into `minivars`, in single quotes; one that ends with a blank, or
+begins with `!`, is printed by a command: `!printf '%s' '!secret '`.
+
+"""
+
+
+def document() -> str:
+    """Return the page docs/settings.md, in Markdown."""
+    return _HEAD + "\n".join("\n".join(_section(name, spec)) for name, spec in SPECS.items())
+
+
+def shown_lines(entry: Entry) -> list[str]:
+    """Return the value of an entry, one line each; none if it is not set."""
+    if entry.spec.secret:
+        return [SECRET] if entry.where else []
+    if entry.text:
+        return list(entry.text if entry.spec.many else entry.text[:1])
+    if entry.value is None or entry.value == ():
+        return []
+    return [str(entry.value)]
+
+
+def shown_value(entry: Entry) -> object:
+    """Return the value of an entry for JSON: number, boolean, text, list of texts, or null."""
+    if entry.error is not None:
+        return None
+    if isinstance(entry.value, bool | int):
+        return entry.value
+    lines = shown_lines(entry)
+    if entry.spec.many:
+        return lines
+    return lines[0] if lines else None
+
+
+def default_text(spec: Spec) -> str:
+    """Return how a person would name the default of a setting."""
+    if spec.mandatory:
+        return "none: it must be set"
+    if spec.follows:
+        return f"the value of {spec.follows}"
+    return spec.default or "not set"
+
+
+def _section(name: str, spec: Spec) -> Iterator[str]:
+    yield f"## {name}"
+    yield ""
+    yield spec.meaning
+    yield ""
+    yield f"- Allowed: {spec.allowed}{' (one a line)' if spec.many else ''}"
+    yield f"- Default: {default_text(spec)}{f' {spec.unit}' if _counts(spec) else ''}"
+    yield ""
+
+
+def _counts(spec: Spec) -> bool:
+    return bool(spec.unit) and spec.default.isdigit()

@@ -1,0 +1,602 @@
+"""Every setting, once: its name, meaning, unit, default, reader and what is allowed.
+
+What may live here: the frozen class `Settings`, whose declarations are also the documentation
+(`picoqmail config` and docs/settings.md print them), and the loading of it from a home.  How a
+control file and `minivars` are read is the business of `control`, what a text means that of
+`setting_values`; this module joins the two and says where a wrong value stands.
+
+`load` is for who wants to send mail: all settings or one clear error.  `examine` is for who wants
+to know: everything that is wrong, and where each value came from.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from picoqmail.errors import ConfigurationError
+from picoqmail.home import values as setting_values
+from picoqmail.home.control import MINIVARS, Control
+from picoqmail.home.secret import RelayPassword
+from picoqmail.home.values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
+from picoqmail.log import privacy
+from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
+from picoqmail.record import EMPTY, Record, evolve
+from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
+from picoqmail.smtp.relay_address import RelayAddressError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
+
+    from picoqmail.home.control import Value
+    from picoqmail.home.paths import Home
+    from picoqmail.smtp.relay_address import Relay
+
+_DURATION = "seconds, or a number with one of the units " + " ".join(SECONDS_PER_UNIT)
+_BYTES = "a whole number of bytes"
+_HOST = "a host name in ASCII, or an address literal in square brackets"
+
+
+class Spec(Record):
+    """What is known of a setting besides its name: the row that documentation is made from.
+
+    `read` turns one line into a value; a setting with `many` has one value a line, in a tuple.
+    `default` is the text that would give the default value, or "" if there is none; `follows`
+    names the setting whose value is the default.  `check`, where another module owns the rule, is
+    its own reader, which raises ConfigurationError.
+    """
+
+    meaning: str
+    allowed: str
+    read: Callable[[str], object]
+    default: str = ""
+    follows: str = ""
+    unit: str = ""
+    many: bool = False
+    secret: bool = False
+    mandatory: bool = False
+    check: Callable[[Value], object] | None = None
+
+
+SPECS: dict[str, Spec] = {}
+"""Every setting by name, in the order of `Settings`."""
+
+
+class _Declared:
+    """A setting where `Settings` declares it; what stays there is its default."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        spec = SPECS[name] = self._spec
+        if spec.mandatory:
+            delattr(owner, name)
+        elif spec.follows:
+            setattr(owner, name, _Following(spec.follows))
+        elif spec.many:
+            setattr(owner, name, ())
+        else:
+            setattr(owner, name, spec.read(spec.default) if spec.default else None)
+
+
+class _Following:
+    """The default of a setting that is another's value; one that was set comes before it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, settings: Settings, _: type) -> object:
+        return getattr(settings, self._name)
+
+
+def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - to type checkers it is the default, of whatever type
+    return _Declared(Spec(" ".join(meaning.split()), " ".join(allowed.split()), read, **more))
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        return setting_values.whole_number(text, least, most)
+
+    return read
+
+
+def _seconds(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        seconds = setting_values.duration(text)
+        if seconds < least:
+            raise ValueError(f"{text} is less than {least} seconds")
+        return seconds
+
+    return read
+
+
+class Settings(Record):
+    """The settings of one home; every attribute is named as its file under `control/`.
+
+    Times are whole seconds, sizes bytes.  A name that was not set has its default; `None` stands
+    for "not set" where there is no default, and for qmail's own schedule in `retryschedule`.
+    `origins` says where each value that was set came from, as `file:line`.
+    """
+
+    me: str = _setting(
+        "This host's name. Every other host setting follows it.",
+        _HOST,
+        setting_values.host_name,
+        mandatory=True,
+    )
+    relayip: tuple[Relay, ...] = _setting(
+        """The relays, one a line, tried in order. A user before the @ logs in with the password
+        of relaypass.""",
+        ALLOWED_RELAYS,
+        setting_values.relay,
+        many=True,
+    )
+    relaypass: RelayPassword | None = _setting(
+        """The relay's password, or !command that prints it on its first line, or oauth2!command
+        that prints an access token. The command is executed directly, without a shell, at most
+        once a run.""",
+        """a password, !command or oauth2!command, in a file of mode 0600 or stricter that belongs
+        to the user who sends, or to root""",
+        RelayPassword,
+        secret=True,
+    )
+    helohost: str = _setting(
+        "The name that EHLO and HELO give to the relay.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    idhost: str = _setting(
+        "The host after the @ of a Message-ID that inject makes.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    defaulthost: str = _setting(
+        "The host that inject adds to an address without one.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    defaultdomain: str = _setting(
+        "The domain that inject adds to a host without a dot.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    plusdomain: str = _setting(
+        "The domain that inject adds to a host that ends with a plus sign.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    smtproutes: tuple[Route, ...] = _setting(
+        """Relays by recipient, one rule a line: the host itself before .domain (everything below
+        it, the longest first) before a rule without a host. Several relays, with blanks between,
+        are tried in order; a rule without a relay stands for those of relayip.""",
+        f"host:relay, .domain:relay or :relay, where relay is {ALLOWED_RELAYS}",
+        setting_values.recipient_route,
+        many=True,
+    )
+    senderroutes: tuple[Route, ...] = _setting(
+        """Relays by envelope sender, one rule a line: the address before its host before .domain
+        before a rule without a pattern; <> is the null sender. A rule for the sender goes before
+        one for the recipient.""",
+        f"address:relay, host:relay, .domain:relay, <>:relay, :relay; relay is {ALLOWED_RELAYS}",
+        setting_values.sender_route,
+        many=True,
+    )
+    cleartextauth: bool = _setting(
+        "Whether to log in to a relay that does not offer TLS, which shows the password to "
+        "everybody on the way.",
+        "on, off",
+        setting_values.switch,
+        default="off",
+    )
+    tls: str = _setting(
+        """off: never; may: if the relay offers it, certificate unchecked; require: with a
+        certificate that is valid for the relay's name; implicit: the same, from the first byte on;
+        fingerprint: with the certificate whose SHA-256 is tlsfingerprint.""",
+        ", ".join(setting_values.TLS_MODES),
+        setting_values.tls_mode,
+        default="may",
+    )
+    tlsca: str | None = _setting(
+        """The certificates of those who may vouch for a relay, in PEM, instead of the system's.""",
+        "the absolute path of a file that can be read",
+        setting_values.absolute_path,
+    )
+    tlscert: str | None = _setting(
+        "This host's own certificate and key, in PEM, for relays that ask for one.",
+        "the absolute path of a file that can be read",
+        setting_values.absolute_path,
+    )
+    tlsfingerprint: str | None = _setting(
+        "The SHA-256 of the relay's certificate, for tls fingerprint.",
+        "64 hex digits, colons between them or not",
+        setting_values.fingerprint,
+    )
+    timeoutconnect: int = _setting(
+        "How long to wait for a connection to the relay.",
+        f"{_DURATION}; at least 1",
+        _seconds(1),
+        default="60",
+        unit="seconds",
+    )
+    timeoutremote: int = _setting(
+        "How long to wait for each answer of the relay, and all its steps together at most.",
+        f"{_DURATION}; at least 1",
+        _seconds(1),
+        default="1200",
+        unit="seconds",
+    )
+    concurrencyremote: int = _setting(
+        "How many connections one run opens at most, in all its processes together.",
+        "a whole number from 1 to 255",
+        _between(1, 255),
+        default="20",
+        unit="connections",
+    )
+    queuelifetime: int = _setting(
+        """How old a message may grow. One last attempt is made after that, then what is pending
+        fails as expired.""",
+        "a whole number of seconds",
+        _between(0, setting_values.LONGEST_SECONDS),
+        default="604800",
+        unit="seconds",
+    )
+    retryschedule: tuple[int, ...] | None = _setting(
+        """When a deferred message is tried again: the pauses after the first, second, ... attempt,
+        the last one repeating; or qmail, whose attempts lie 0, 400, 1600, 3600, ... seconds after
+        the message came, (20 n) squared.""",
+        f"qmail, or a list of pauses with blanks between, each {_DURATION}; at least 1",
+        setting_values.retry_schedule,
+        default="qmail",
+        unit="seconds",
+    )
+    runlifetime: int = _setting(
+        "After this time a run of picoqmail-cron no longer keeps the next one out.",
+        f"{_DURATION}; at least 1",
+        _seconds(1),
+        default="1800",
+        unit="seconds",
+    )
+    idempotencylifetime: int = _setting(
+        """How long an idempotency key that a Python program gave with a message keeps the same
+        message from being enqueued again.""",
+        "a whole number of seconds",
+        _between(0, setting_values.LONGEST_SECONDS),
+        default="86400",
+        unit="seconds",
+    )
+    databytes: int = _setting(
+        "The largest message that is accepted; 0 is no limit.",
+        _BYTES,
+        _between(0, 2**63 - 1),
+        default="0",
+        unit="bytes",
+    )
+    minfree: int = _setting(
+        "A message is refused for now if it would leave less than this free in the spool's file "
+        "system; 0 is no limit.",
+        _BYTES,
+        _between(0, 2**63 - 1),
+        default="0",
+        unit="bytes",
+    )
+    userlimit: int = _setting(
+        "How many messages one user may submit in an hour through the set-id qmail-queue of a "
+        "home for many users; 0 is no limit.",
+        "a whole number",
+        _between(0, 2**31 - 1),
+        default="0",
+        unit="messages",
+    )
+    bouncefrom: str = _setting(
+        "The local part that bounces come from.",
+        "a local part: no @, no blank",
+        setting_values.local_part,
+        default="MAILER-DAEMON",
+    )
+    bouncehost: str = _setting(
+        "The host that bounces come from.",
+        _HOST,
+        setting_values.host_name,
+        follows="me",
+    )
+    doublebounceto: str = _setting(
+        "Who gets the bounces that could not be delivered, and is told of mail that failed and has "
+        "no sender; without a host, at bouncehost. Not set: nobody; they stay in undelivered/.",
+        "an address, or a local part",
+        setting_values.mail_address,
+    )
+    bounces: bool = _setting(
+        "Whether a sender is told by mail that a message failed.",
+        "on, off",
+        setting_values.switch,
+        default="on",
+    )
+    bouncelimit: int = _setting(
+        """How many bounces one address gets within an hour. What fails beyond that is told in one
+        digest when the hour is over; 0 is no limit.""",
+        "a whole number",
+        _between(0, 10**6),
+        default="20",
+        unit="bounces",
+    )
+    bouncemaxbytes: int = _setting(
+        "A larger message does not come back in its bounce, only its header does.",
+        _BYTES,
+        _between(0, 2**63 - 1),
+        default="50000",
+        unit="bytes",
+    )
+    delaywarning: int | None = _setting(
+        """A sender is warned once when a message has waited so long and an attempt to send it was
+        deferred again. Not set, or 0: nobody is warned.""",
+        _DURATION,
+        _seconds(0),
+        unit="seconds",
+    )
+    keepundelivered: int | None = _setting(
+        """For how many days messages are kept in undelivered/; older ones are deleted by
+        picoqmail-cron, once an hour. Not set: until somebody purges them.""",
+        "a whole number of days, at least 1",
+        _between(1, 36500),
+        unit="days",
+    )
+    rewritefrom: tuple[str, ...] = _setting(
+        """Rewriting of the sender, in envelope and header, by picoqmail-inject and
+        picoqmail-sendmail: rules, the first that fits an address decides. A pattern is user@host,
+        @host (every address there), user (of this host), @ (every user of this host) or *
+        (everything); @host behind the colon keeps the user.""",
+        "PATTERN:user@host or PATTERN:@host, or an address alone for *",
+        setting_values.plain_text,
+        many=True,
+        check=lambda raw: SenderRules(raw, LocalNames([])),
+    )
+    adminaddr: str | None = _setting(
+        "The one address that gets the mail which picoqmail-inject and picoqmail-sendmail are "
+        "given for users of this host.",
+        "an address user@host",
+        setting_values.mail_address,
+        check=admin_address,
+    )
+    sourceip: str | None = _setting(
+        "The address of this host that connections to relays come from.",
+        "an IPv4 or IPv6 address",
+        setting_values.ip_address,
+    )
+    ratelimit: RateLimit | None = _setting(
+        """How many messages go out in a time at most; 0 is no limit. A relay that finds us too fast
+        (421, 450 4.7.x, 454) is given pauses in any case.""",
+        "messages/period, such as 14/s, 300/5m or 10000/d; or 0",
+        setting_values.rate_limit,
+        default="0",
+    )
+    log: LogChoice = _setting(
+        """Where events are written, and from which level on (info if not told). auto: to standard
+        error if that is a terminal, else to syslog if the host has one, else to the file log in
+        the spool, which is kept small. json: one JSON object a line, to standard error or the
+        file named.""",
+        """auto, stderr, syslog, journal, json, json /path, /path or off, then debug, info, warning
+        or error""",
+        setting_values.log_choice,
+        default="auto",
+    )
+    logprivacy: str = _setting(
+        """Which part of addresses the log keeps to itself: off: none; local: what stands before
+        the @; all: all of it.""",
+        ", ".join(privacy.CHOICES),
+        setting_values.log_privacy,
+        default="off",
+    )
+    origins: Mapping[str, str] = EMPTY
+
+    def _values(self) -> tuple[object, ...]:
+        """All but where they came from."""
+        return tuple([getattr(self, name) for name in SPECS])
+
+
+class Entry(Record):
+    """One setting as it was found: its value, the text it was made from, and where that stands.
+
+    `value` is None if `error` is set. `where` is `file:line`, and empty for a default. `text` has
+    one string a line, and is empty for secrets.
+    """
+
+    name: str
+    spec: Spec
+    value: object
+    text: tuple[str, ...] = ()
+    where: str = ""
+    error: ConfigurationError | None = None
+
+
+class Examination(Record):
+    """Everything there is to say about a home's settings.
+
+    `settings` is None if there is any error.
+    """
+
+    entries: tuple[Entry, ...]
+    errors: tuple[ConfigurationError, ...]
+    warnings: tuple[str, ...]
+    settings: Settings | None
+
+
+def load(home: Home) -> Settings:
+    """Return the settings of a home.
+
+    Raises ConfigurationError, for the first of them, if a value is wrong or `me` is missing.
+    Unknown names are no error: a home of qmail holds files of which we know nothing.
+    """
+    examination = examine(home)
+    if examination.settings is None:
+        raise examination.errors[0]
+    return examination.settings
+
+
+def examine(home: Home) -> Examination:
+    """Return all settings of a home, all that is wrong with them, and what looks strange.
+
+    Raises nothing for what a file holds, nor for a file that cannot be read: each is among
+    `errors`.
+    """
+    control = Control(home.control)
+    try:
+        control.minivars()
+    except ConfigurationError as error:
+        # Without it no setting is known for sure, so its error is the only one worth telling.
+        return Examination((), (error,), (), None)
+    entries = [_entry(control, name, spec) for name, spec in SPECS.items()]
+    errors = [entry.error for entry in entries if entry.error is not None]
+    settings = None
+    if not errors:
+        given: dict[str, Any] = {entry.name: entry.value for entry in entries if entry.where}
+        origins = {entry.name: entry.where for entry in entries if entry.where}
+        settings = Settings(**given, origins=origins)
+        # A default that follows another setting is known only now.
+        entries = [evolve(entry, value=getattr(settings, entry.name)) for entry in entries]
+        errors.extend(_contradictions(settings, home))
+    warnings = (*_unused_lines(control, entries), *_unknown_names(control), *_gaps(settings, home))
+    return Examination(tuple(entries), tuple(errors), warnings, None if errors else settings)
+
+
+def _entry(control: Control, name: str, spec: Spec) -> Entry:
+    """Read one setting; whatever is wrong with it becomes the entry's error."""
+    try:
+        raw = control.read(name)
+    except ConfigurationError as error:
+        return Entry(name, spec, None, error=error)
+    if raw is None and spec.mandatory:
+        missing = ConfigurationError(
+            f"{control.directory}/{name}",
+            "is not there, and the setting has no default",
+            f"write {spec.allowed} into it, or run: picoqmail init",
+        )
+        return Entry(name, spec, None, error=missing)
+    if raw is None:
+        return Entry(name, spec, None, text=(spec.default,) if spec.default else ())
+    text = () if spec.secret else tuple(line for line, _ in raw.lines)
+    try:
+        return Entry(name, spec, _value(name, spec, raw), text=text, where=raw.where())
+    except ConfigurationError as error:
+        return Entry(name, spec, None, text=text, where=raw.where(), error=error)
+
+
+def _value(name: str, spec: Spec, raw: Value) -> object:
+    """Return what the lines of a setting mean. Raises ConfigurationError."""
+    if spec.secret:
+        _refuse_if_others_can_read(raw.path)
+    if not raw.lines and not (spec.default or spec.follows or spec.secret or spec.mandatory):
+        # An empty file is the way to say "none" over a value in minivars.
+        return () if spec.many else None
+    if spec.check is not None:
+        spec.check(raw)
+    values = []
+    lines = raw.lines or [("", 0)]
+    for index, (line, _) in enumerate(lines if spec.many else lines[:1]):
+        try:
+            values.append(_read_line(spec, line, raw.where(index)))
+        except ValueError as error:
+            problem = f"{name}: {error}" if line else f"{name} is empty"
+            # The error of a relay has said already what is allowed.
+            remedy = "" if isinstance(error, RelayAddressError) else f"allowed: {spec.allowed}"
+            # From None for secrets: the parser's own error might quote what it was given.
+            raise ConfigurationError(
+                raw.where(index),
+                problem,
+                remedy,
+            ) from (None if spec.secret else error)
+    return tuple(values) if spec.many else values[0]
+
+
+def _read_line(spec: Spec, line: str, where: str) -> object:
+    return RelayPassword(line, where) if spec.secret else spec.read(line)
+
+
+def _refuse_if_others_can_read(path: str) -> None:
+    """Raise ConfigurationError if a file with a secret is open to others, or belongs to others."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ConfigurationError(path, f"cannot be looked at: {error.strerror}") from error
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise ConfigurationError(
+            path,
+            f"holds a password, and its mode {mode:04o} lets others at it",
+            f"run: chmod 600 {path}; and change the password if others use this host",
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        raise ConfigurationError(
+            path,
+            f"holds a password, and belongs to user {status.st_uid}",
+            f"it must belong to user {os.geteuid()}, who sends, or to root",
+        )
+
+
+def _contradictions(settings: Settings, home: Home) -> Iterator[ConfigurationError]:
+    """Yield what is wrong with settings that are right each by itself."""
+    if settings.tls == "fingerprint" and settings.tlsfingerprint is None:
+        yield ConfigurationError(
+            settings.origins["tls"],
+            "tls is fingerprint, but there is no tlsfingerprint",
+            f"write the relay's into {home.control}/tlsfingerprint",
+        )
+    for name in ("tlsca", "tlscert"):
+        path = getattr(settings, name)
+        if path is not None and not os.access(path, os.R_OK):
+            yield ConfigurationError(
+                settings.origins[name],
+                f"{name}: {path} is not there or cannot be read by user {os.geteuid()}",
+                f"allowed: {SPECS[name].allowed}",
+            )
+
+
+def _unused_lines(control: Control, entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield a warning for each setting of one value that has more lines."""
+    for entry in entries:
+        raw = control.read(entry.name) if entry.where and not entry.spec.many else None
+        if raw is not None and len(raw.lines) > 1:
+            yield f"{raw.where(1)}: is not used: {entry.name} is one value, on the first line"
+
+
+def _unknown_names(control: Control) -> Iterator[str]:
+    """Yield a warning for each file and variable that is no setting of ours."""
+    for name, value in control.minivars().items():
+        if name.lower() not in SPECS:
+            yield f"{value.where()}: {name} is not a setting of picoqmail, and not used"
+    try:
+        files = sorted(os.listdir(control.directory))
+    except OSError as error:
+        yield f"{control.directory}: cannot be listed: {error.strerror}"
+        return
+    for name in files:
+        if name not in SPECS and name != MINIVARS:
+            yield f"{control.directory}/{name}: is not a setting of picoqmail, and not used"
+
+
+def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
+    """Yield a warning for what is allowed, but hardly meant."""
+    if settings is None:
+        return
+    routes = (*settings.smtproutes, *settings.senderroutes)
+    if not settings.relayip:
+        yield (
+            f"{home.control}/relayip: is not there: mail is accepted and kept, but only what "
+            "smtproutes or senderroutes name a relay for can be sent"
+        )
+    relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
+    users = [relay for relay in relays if relay.user]
+    if users and settings.relaypass is None:
+        yield f"{home.control}/relaypass: is not there, but a relay is given with a user to log in"
+    if settings.relaypass is not None and not users:
+        yield (
+            f"{settings.origins['relaypass']}: is not used: no relay is given with a user, as in "
+            "user@host"
+        )

@@ -1,0 +1,171 @@
+"""What the library can do with mail that is in the spool: the verbs of the command line.
+
+Thin: each is a call of what the command line calls too (`selection`, `admin`, `status`, `run`),
+imported when it is used, for a program that only enqueues needs none of it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail.errors import NoSuchMessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from picoqmail.admin.change import Admin, Outcome
+    from picoqmail.admin.selection import Entry
+    from picoqmail.admin.status import Status
+    from picoqmail.delivery.deliver import Summary
+    from picoqmail.home.paths import Home
+    from picoqmail.spool.store import Spool as Directories
+
+    Listener = Callable[[str, dict[str, object]], None]
+
+
+class Verbs:
+    """The verbs of one home's spool. All of them raise SpoolError where the disk fails.
+
+    They are for who owns the spool; another user gets SpoolError too.
+    """
+
+    home: Home
+
+    def list(  # noqa: PLR0913 - one argument a condition
+        self,
+        *states: str,
+        sender: str = "",
+        recipient: str = "",
+        error: str = "",
+        older_than: int | None = None,
+        younger_than: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Entry]:
+        """The messages that meet all conditions, oldest first, each read when it is asked for.
+
+        `states` are of new, cur, undelivered, held, damaged; none is all of them. `sender` and
+        `recipient` are an address, `@domain`, or a pattern with `*` and `?`; `error` is a part of
+        what a relay said; ages are in seconds. What goes meanwhile is left out.
+        """
+        from picoqmail.admin.selection import KINDS, Filter, select
+
+        for one in states:
+            if one not in KINDS:
+                raise ValueError(f"{one!r} is no state; there are {', '.join(KINDS)}")
+        wanted = Filter(states, sender, recipient, error, older_than, younger_than)
+        return select(self._directories(), wanted, newest_first=newest_first)
+
+    def get(self, message_id: str) -> Entry:
+        """One message as it is at this moment. Raises NoSuchMessageError."""
+        from picoqmail.admin.selection import entry_of
+
+        spool = self._directories()
+        return entry_of(spool, spool.find(message_id))
+
+    def explain(self, message_id: str) -> str:
+        """Where a message is, why, and what will become of it, in sentences, a line each.
+
+        Raises NoSuchMessageError.
+        """
+        from picoqmail.admin.explain import explain
+        from picoqmail.errors import DamagedMessageError
+        from picoqmail.relay import breaker
+
+        entry = self.get(message_id)
+        damage = entry.damage
+        if entry.message is not None:
+            try:
+                self._directories().check_body(entry.message)
+            except DamagedMessageError as exc:
+                damage = str(exc)
+        return explain(entry, time.time(), breaker.read(self.home.spool), damage=damage)
+
+    def body(self, message_id: str) -> Iterator[bytes]:
+        """The octets of a message as spooled, in blocks, our Received line first.
+
+        Raises NoSuchMessageError; DamagedMessageError where they are missing.
+        """
+        spool = self._directories()
+        return spool.body(spool.find(message_id))
+
+    def result(self, message_id: str) -> str:
+        """What relays said of a message so far. Raises NoSuchMessageError."""
+        spool = self._directories()
+        return spool.read_result(spool.find(message_id))
+
+    def status(self) -> Status:
+        """Counts, ages, outages and who is working."""
+        from picoqmail.admin.status import gather
+
+        return gather(self.home.spool)
+
+    def retry(self, message_id: str) -> Outcome:
+        """Make a deferred message due now. Raises NoSuchMessageError, as do the following."""
+        return self._told(message_id, lambda admin: admin.retry)
+
+    def hold(self, message_id: str) -> Outcome:
+        """Keep a message from being sent until it is released."""
+        return self._told(message_id, lambda admin: admin.hold)
+
+    def release(self, message_id: str) -> Outcome:
+        """Let a held message go."""
+        return self._told(message_id, lambda admin: admin.release)
+
+    def requeue(self, message_id: str) -> Outcome:
+        """Give a message that failed for good a new life, for the recipients that failed."""
+        return self._told(message_id, lambda admin: admin.requeue)
+
+    def delete(self, message_id: str) -> Outcome:
+        """Remove a message, whatever its state; nobody is told of it."""
+        return self._told(message_id, lambda admin: admin.delete)
+
+    def deliver(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        forced: bool = False,
+        on_event: Listener | None = None,
+    ) -> Summary:
+        """Deliver within this process, which waits for the relay: for tests and for workers.
+
+        Without `ids`, all that is due. `forced` tries messages that are not due, and past an open
+        breaker. `on_event` is called with each event's name and facts instead of the log; what
+        it raises passes through after the messages under way were recorded. Safe beside every
+        other sender. Raises ConfigurationError.
+        """
+        from picoqmail.delivery.run import Run
+        from picoqmail.layout import CUR, NEW
+        from picoqmail.spool import scan
+
+        events = None
+        if on_event is not None:
+            from picoqmail.admin.listening import Listening
+
+            events = Listening(on_event)
+        run = Run(self.home, "python", signals=False, events=events)
+        if ids is None:
+            now = time.time()
+            ids = [
+                one for state in (CUR, NEW) for one in scan.look(self.home.spool, state, now).due
+            ]
+        run.deliver([run.spool.find(one) for one in ids], forced=forced)
+        if events is not None:
+            events.raise_what_came()
+        return run.summary
+
+    def _directories(self) -> Directories:
+        from picoqmail.spool.store import Spool as Directories
+
+        return Directories(self.home.spool)
+
+    def _told(self, message_id: str, verb: Callable[[Admin], Callable[[str], Outcome]]) -> Outcome:
+        from picoqmail.admin.change import GONE, Admin
+        from picoqmail.home.limits import read_limits
+
+        admin = Admin.of(self.home, read_limits(self.home).queuelifetime)
+        outcome = verb(admin)(admin.spool.find(message_id))
+        admin.finish()
+        if outcome.result == GONE:
+            raise NoSuchMessageError(f"{message_id}: no such message in {self.home.spool}")
+        return outcome

@@ -1,0 +1,121 @@
+"""Completing single addresses: defaulthost, defaultdomain, plusdomain.
+
+Pure: what the settings say comes in as arguments. Addresses are raw octets, or the tokens of one
+address in reverse order, as `tokens.address_list` hands them out. Follows qmail-header(5).
+"""
+
+from __future__ import annotations
+
+from picoqmail.errors import QUEUE_REFUSED, EnvelopeError
+from picoqmail.message.tokens import AT, ATOM, COLON, DOT, LITERAL, parse, quote_address, unquote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.message.tokens import Token
+
+VERP_SUFFIX = b"-@[]"
+"""Ends a sender that is expanded for each recipient (addresses(5)); also the double bounce's."""
+
+
+class UnparsableError(EnvelopeError):
+    """An address or a header field that is none, where qmail-inject refuses the message."""
+
+    qmail_status = QUEUE_REFUSED
+
+    def __init__(self, line: bytes, hint: str = "") -> None:
+        """`line` is shown as it came; `hint` says where it came from, if that is not obvious."""
+        text = "unable to parse this line:\n" + line.decode("utf-8", "surrogateescape")
+        if hint:
+            text = f"{text}\nthis comes from {hint}"
+        super().__init__(text)
+
+
+def reversed_tokens(text: bytes, hint: str = "") -> list[Token]:
+    """Return the tokens of `text`, last first. Raises UnparsableError, which names `hint`."""
+    found = parse(text)
+    if found is None:
+        raise UnparsableError(text, hint)
+    found.reverse()
+    return found
+
+
+class Completion:
+    """How an address gets the host and the domain that it lacks.
+
+    `default_host`, `default_domain` and `plus_domain` are the values of the settings of these
+    names, without the `@` or dot in front. Raises UnparsableError.
+    """
+
+    __slots__ = ("_default_domain", "_default_host", "_plus_domain")
+
+    def __init__(self, default_host: bytes, default_domain: bytes, plus_domain: bytes) -> None:
+        self._default_domain = reversed_tokens(b"." + default_domain, "defaultdomain")
+        self._default_host = reversed_tokens(b"@" + default_host, "defaulthost")
+        self._plus_domain = reversed_tokens(b"." + plus_domain, "plusdomain")
+
+    def complete(self, address: list[Token]) -> None:
+        """Change the reversed tokens of one address in place.
+
+        A source route is dropped, one dot or `@` too many at the end too; no `@`: `@defaulthost`
+        is appended; a host that ends with `+`: plusdomain; a host without a dot: defaultdomain.
+        The empty address and `x@[]` stay as they are.
+        """
+        if not address or (
+            address[0] == (LITERAL, b"") and len(address) > 1 and address[1][0] == AT
+        ):
+            return
+        if address[-1][0] == AT:
+            _drop_route(address)
+        for superfluous in (DOT, AT):
+            if address and address[0][0] == superfluous:
+                del address[0]
+        if not address:
+            return
+        if all(kind != AT for kind, _ in address):
+            address[:0] = self._default_host
+        kind, text = address[0]
+        if kind == ATOM and text.endswith(b"+"):
+            address[0] = (ATOM, text[:-1])
+            address[:0] = self._plus_domain
+        if not _is_qualified(address):
+            address[:0] = self._default_domain
+
+    def complete_raw(self, address: bytes, *, what: str = "") -> bytes:
+        """Complete a raw address, such as an argument; commas and blanks in it are its own.
+
+        Raises UnparsableError, with `what` as the whole message's beginning if given.
+        """
+        quoted = quote_address(address)
+        found = parse(quoted)
+        if found is None:
+            error = UnparsableError(quoted)
+            if what:
+                shown = address.decode("utf-8", "surrogateescape")
+                error.args = (f"{what}: {shown}",)
+            raise error
+        found.reverse()
+        self.complete(found)
+        return raw_address(found)
+
+
+def raw_address(address: list[Token]) -> bytes:
+    """Return the raw form of one address, given as reversed tokens."""
+    return unquote(address[::-1])
+
+
+def _drop_route(address: list[Token]) -> None:
+    """Drop `@host,@host:` from the front of an address; all of it, if no colon ends the route."""
+    while address:
+        kind, _ = address.pop()
+        if kind == COLON:
+            return
+
+
+def _is_qualified(address: list[Token]) -> bool:
+    """Tell whether the host has a dot or is a literal, and so needs no defaultdomain."""
+    for kind, _ in address:
+        if kind in (DOT, LITERAL):
+            return True
+        if kind == AT:
+            return False
+    return False

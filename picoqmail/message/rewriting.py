@@ -1,0 +1,108 @@
+"""Mapping whole addresses to others: the settings rewritefrom and adminaddr.
+
+Pure: what the settings say comes in as arguments. Imported only where one of the two is set.
+"""
+
+from __future__ import annotations
+
+from picoqmail.errors import ConfigurationError
+from picoqmail.message.completion import VERP_SUFFIX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home.control import Value
+
+
+class LocalNames:
+    """The hosts whose users are users of this host; compared without regard to case."""
+
+    __slots__ = ("_hosts",)
+
+    def __init__(self, hosts: list[bytes]) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts if host)
+
+    def user_of(self, address: bytes) -> bytes:
+        """Return the local part if the address is one of ours, else b""."""
+        box, at, host = address.rpartition(b"@")
+        if not at:
+            return address
+        return box if host.lower() in self._hosts else b""
+
+
+class SenderRules:
+    """The setting rewritefrom: rules, the first that fits an address decides.
+
+    A rule is one line, `PATTERN:ADDRESS`, or an address alone for `*:ADDRESS`. Patterns:
+    `user@host` that address; `@host` every address there; `user` that user of this host; `@` every
+    user of this host; `*` everything. ADDRESS is `user@host`, or `@host`, which keeps the user.
+    Raises ConfigurationError.
+    """
+
+    __slots__ = ("_local", "_rules")
+
+    def __init__(self, value: Value | None, local: LocalNames) -> None:
+        self._local = local
+        self._rules: list[tuple[bytes, bytes]] = []
+        for index, (line, _) in enumerate(value.lines if value else ()):
+            pattern, colon, target = line.partition(":")
+            if not colon:
+                pattern, target = "*", line
+            box, at, host = target.strip().rpartition("@")
+            if not at or not host or set(host + box) & set(" \t<>,\r\n\0"):
+                raise ConfigurationError(
+                    value.where(index) if value else "rewritefrom",
+                    f"{line!a} is no rule of rewritefrom",
+                    "PATTERN:user@host or PATTERN:@host is allowed; PATTERN is user@host, @host, "
+                    "user, @ (all users of this host) or * (everything)",
+                )
+            found = pattern.strip().lower()
+            self._rules.append((found.encode(), f"{box}@{host}".encode()))
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to rewrite."""
+        return bool(self._rules)
+
+    def apply(self, address: bytes) -> bytes:
+        """Return what stands for the raw address; the null sender and `#@[]` stay.
+
+        A VERP sender (`x-@host-@[]`) is only given another host: with another user its bounces
+        could no longer be told apart.
+        """
+        if address in (b"", b"#@[]"):
+            return address
+        suffix = VERP_SUFFIX if address.endswith(VERP_SUFFIX) else b""
+        plain = address[: len(address) - len(suffix)]
+        box, _, host = plain.rpartition(b"@")
+        user = self._local.user_of(plain).lower()
+        names = (plain.lower(), b"@" + host.lower(), b"*") + ((user, b"@") if user else ())
+        for pattern, target in self._rules:
+            if pattern in names:
+                if target[:1] == b"@":
+                    return box + target + suffix
+                return address if suffix else target
+        return address
+
+
+def admin_address(value: Value | None) -> bytes:
+    """Return the setting adminaddr, b"" where it is not set. Raises ConfigurationError."""
+    if value is None or not value.text:
+        return b""
+    box, at, host = value.text.rpartition("@")
+    if not at or not box or not host or set(value.text) & set(" \t<>,\0"):
+        raise ConfigurationError(
+            value.where(), f"adminaddr is {value.text!a}", "one address user@host is allowed"
+        )
+    return value.text.encode()
+
+
+def to_admin(recipients: list[bytes], admin: bytes, local: LocalNames) -> list[bytes]:
+    """Return the recipients with those of this host replaced by `admin`, who gets one copy."""
+    found = []
+    told = False
+    for recipient in recipients:
+        if not local.user_of(recipient):
+            found.append(recipient)
+        elif not told:
+            told = True
+            found.append(admin)
+    return found

@@ -1,0 +1,113 @@
+"""The breaker: after a relay has failed, the spool remembers when to look again.
+
+One small JSON file in the spool, `relay-down`, which an administrator can read, and remove to
+have the next run look at once. Its modification time repeats when that is due, so that runs
+before it cost one stat (launch.relay_is_down); with several routes it is in the past unless all
+of them are down, because mail for the others must go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from picoqmail import durable
+from picoqmail.errors import SpoolError
+from picoqmail.layout import BREAKER, TMP
+from picoqmail.record import Record
+from picoqmail.spool.relay_down import BREAKER_LIMIT_SECONDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+FIRST_DELAY_SECONDS = 3
+LONGEST_DELAY_SECONDS = 300
+# More than any date: what a file's time can hold.
+_MOST_SECONDS = 2**40
+assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - or no delay would be believed
+
+
+class Outage(Record):
+    """One route that failed; times in Unix seconds."""
+
+    since: int
+    until: int
+    failures: int
+    stage: str
+    reason: str
+
+
+def read(spool: str) -> dict[str, Outage]:
+    """The routes that are down, by name. A file that makes no sense says that none is."""
+    try:
+        with open(f"{spool}/{BREAKER}", "rb") as file:
+            routes = json.loads(file.read())["routes"]
+        return {
+            str(name): Outage(
+                int(one["since"]),
+                int(one["until"]),
+                int(one["failures"]),
+                str(one["stage"]),
+                str(one["reason"]),
+            )
+            for name, one in routes.items()
+            if 0 <= one["until"] <= _MOST_SECONDS
+        }
+    except FileNotFoundError:
+        return {}
+    except OSError as exc:
+        raise SpoolError("read", f"{spool}/{BREAKER}", exc) from exc
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        # Written by hand, or by something else: to look at the relay again is always right.
+        return {}
+
+
+def is_open(outage: Outage | None, now: float) -> bool:
+    """Say whether a route is not to be looked at yet; a time too far off is a jumped clock."""
+    return outage is not None and now < outage.until <= now + BREAKER_LIMIT_SECONDS
+
+
+def failed(before: Outage | None, *, now: int, stage: str, reason: str) -> Outage:
+    """The outage after one more failure; the delay doubles up to five minutes."""
+    failures = before.failures + 1 if before else 1
+    delay = min(FIRST_DELAY_SECONDS << min(failures - 1, 16), LONGEST_DELAY_SECONDS)
+    since = before.since if before else now
+    return Outage(since, now + delay, failures, stage, reason)
+
+
+def probing(outage: Outage, *, now: int) -> Outage:
+    """The outage while one run looks again: others keep away for the shortest time."""
+    until = now + FIRST_DELAY_SECONDS
+    return Outage(outage.since, until, outage.failures, outage.stage, outage.reason)
+
+
+def write(spool: str, outages: Mapping[str, Outage], routes: Iterable[str]) -> None:
+    """Replace the file, or remove it where nothing is down. Raises SpoolError.
+
+    `routes` are the names of all routes that there are.
+    """
+    path = f"{spool}/{BREAKER}"
+    try:
+        if not outages:
+            durable.unlink_if_there(path)
+            return
+        body: dict[str, Any] = {
+            name: {
+                "since": one.since,
+                "until": one.until,
+                "failures": one.failures,
+                "stage": one.stage,
+                "reason": one.reason,
+            }
+            for name, one in outages.items()
+        }
+        all_down = all(name in outages for name in routes)
+        look_again = min(one.until for one in outages.values()) if all_down else 0
+        text = json.dumps({"routes": body}, indent=1, ensure_ascii=False) + "\n"
+        # A name of our own: several processes find out at the same moment.
+        scratch = f"{spool}/{TMP}/{BREAKER}.{os.getpid()}"
+        durable.replace(scratch, path, text.encode(), look_again)
+    except OSError as exc:
+        raise SpoolError("write", path, exc) from exc

@@ -1,0 +1,155 @@
+"""Reaching a relay: its addresses, and a socket on its way to one of them.
+
+The rule of this module: no SMTP. Looking up a name is the one thing here that blocks, so it runs
+in a thread of its own, and nobody waits for a thread that does not come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import socket
+import threading
+
+from picoqmail.record import Record
+from picoqmail.relay.tls_plan import TlsPolicy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.smtp.relay_address import Relay
+    from picoqmail.smtp.sasl import Credentials
+
+UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
+
+
+class Endpoint(Record):
+    """A relay with all that its connections need."""
+
+    relay: Relay
+    tls: TlsPolicy = TlsPolicy()
+    credentials: Credentials | None = None
+
+
+class Address(Record):
+    """Where a socket can go: family, what connect takes, and how logs name it."""
+
+    family: int
+    target: tuple[object, ...] | str
+    text: str
+
+
+def literal_addresses(relay: Relay) -> tuple[Address, ...] | None:
+    """Return the address of a relay that needs no lookup, or None."""
+    if relay.path:
+        return (Address(socket.AF_UNIX, relay.path, relay.path),)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, relay.host)
+        except OSError:
+            continue
+        target = (relay.host, relay.port)
+        return (Address(family, target, _text(relay.host, relay.port)),)
+    return None
+
+
+def look_up(relay: Relay) -> tuple[Address, ...]:
+    """Return all addresses of a relay in the system's order (RFC 6724). Blocks.
+
+    Raises OSError (socket.gaierror is one) where there is none.
+    """
+    literal = literal_addresses(relay)
+    if literal is not None:
+        return literal
+    try:
+        found = socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label that is empty or too long
+        raise OSError(errno.EINVAL, f"not a host name: {error}") from None
+    addresses = {}
+    for family, _, _, _, target in found:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            host = str(target[0])
+            address = Address(family, (host, *target[1:]), _text(host, relay.port))
+            addresses[address.text] = address
+    return tuple(addresses.values())
+
+
+class Lookups:
+    """Lookups in threads of their own; answers are fetched from the loop that waits on a socket."""
+
+    def __init__(self) -> None:
+        self._answers: queue.SimpleQueue[tuple[object, tuple[Address, ...] | OSError]] = (
+            queue.SimpleQueue()
+        )
+        self.reader, self._writer = socket.socketpair()
+        self.reader.setblocking(False)  # noqa: FBT003 - the socket module's own way
+        self._writer.setblocking(False)  # noqa: FBT003 - the socket module's own way
+
+    def ask(self, key: object, endpoint: Endpoint) -> None:
+        """Start looking up; `answers` will give the same key with what was found."""
+        # A daemon: a resolver that hangs must not keep the program from ending.
+        threading.Thread(target=self._work, args=(key, endpoint), daemon=True).start()
+
+    def answers(self) -> list[tuple[object, tuple[Address, ...] | OSError]]:
+        """Return the answers that have come, each with its key."""
+        with contextlib.suppress(BlockingIOError):
+            self.reader.recv(4096)
+        answers = []
+        while True:
+            try:
+                answers.append(self._answers.get_nowait())
+            except queue.Empty:
+                return answers
+
+    def wake(self) -> None:
+        """Wake whoever waits for the reader. A signal handler may call this."""
+        # Closed: nobody waits any more. Full: the reader is awake already.
+        with contextlib.suppress(OSError):
+            self._writer.send(b".")
+
+    def close(self) -> None:
+        """Forget the threads that are still out."""
+        self.reader.close()
+        self._writer.close()
+
+    def _work(self, key: object, endpoint: Endpoint) -> None:
+        answer: tuple[Address, ...] | OSError
+        try:
+            if endpoint.credentials is not None:
+                # A password command may take its time; here it keeps no connection waiting. The
+                # secret remembers the outcome, good or bad, and AUTH tells of a bad one.
+                with contextlib.suppress(OSError):
+                    endpoint.credentials.secret.reveal()
+            answer = look_up(endpoint.relay)
+        except OSError as error:
+            answer = error
+        self._answers.put((key, answer))
+        self.wake()
+
+
+def open_socket(address: Address, source_ip: str) -> socket.socket:
+    """Return a socket that does not block and is on its way to an address.
+
+    ``source_ip`` is the local address to come from, if it is of the same family. Raises OSError.
+    """
+    connecting = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)  # noqa: FBT003 - the socket module's own way
+        if address.family != socket.AF_UNIX:
+            # One write a group: Nagle's algorithm would only make it wait for an acknowledgement.
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            is_ipv6 = address.family == socket.AF_INET6
+            if source_ip and (":" in source_ip) == is_ipv6:
+                connecting.bind((source_ip, 0))
+        status = connecting.connect_ex(address.target)
+        if status not in UNDER_WAY:
+            raise OSError(status, os.strerror(status))  # noqa: TRY301 - one way out for all
+    except OSError:
+        connecting.close()
+        raise
+    return connecting
+
+
+def _text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,104 @@
+"""The setting `ratelimit`: so many messages in so many seconds, over all runs and processes.
+
+One small JSON file in the spool, `rate`: how many messages were begun in each sixtieth of the
+period. An administrator may read or remove it. It is not made durable: power loss forgets a few
+messages that were sent, and no mail.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+
+from picoqmail.errors import SpoolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from picoqmail.home.values import RateLimit
+
+RATE = "rate"
+"""The name of the file in the spool."""
+
+SLICES = 60
+"""A period is counted in so many slices: what is forgotten is forgotten a slice at a time."""
+
+_LARGEST_FILE = 16384
+
+
+class Pacer:
+    """Gives leave for one message after another; made for `Lane.pace`.
+
+    Never more than `limit.messages` are begun in any `limit.seconds`: a slice counts until all of
+    it is out of the period, so the true rate stays a little below. Bursts within that are allowed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        limit: RateLimit,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`path` is the file; it is made when first needed. `clock` returns Unix seconds."""
+        self._path = path
+        self._limit = limit
+        self._clock = clock
+        self._file = -1
+
+    def __call__(self) -> float:
+        """Return 0.0 and count one message, or the seconds to wait before asking again.
+
+        Raises SpoolError if the file cannot be opened, read or written.
+        """
+        try:
+            if self._file < 0:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._file = os.open(self._path, flags, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                return self._count_one()
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        except OSError as error:
+            raise SpoolError("count messages", self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file, if it was opened."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _count_one(self) -> float:
+        width = self._limit.seconds / SLICES
+        now = self._clock()
+        this = int(now // width)
+        # Slices of the future are from a clock that was set back: they would wait for ever.
+        counts = {
+            number: count
+            for number, count in self._read().items()
+            if this - SLICES <= number <= this
+        }
+        if sum(counts.values()) >= self._limit.messages:
+            return max((min(counts) + SLICES + 1) * width - now, 0.001)
+        counts[this] = counts.get(this, 0) + 1
+        self._write(counts)
+        return 0.0
+
+    def _read(self) -> dict[int, int]:
+        try:
+            kept = json.loads(os.pread(self._file, _LARGEST_FILE, 0))
+            if kept["seconds"] != self._limit.seconds:
+                return {}  # the setting was changed: these are slices of another width
+            return {int(number): int(count) for number, count in kept["slices"]}
+        except (ValueError, KeyError, TypeError):
+            # Empty, or not ours, or half written when the power went: to count anew is all right.
+            return {}
+
+    def _write(self, counts: dict[int, int]) -> None:
+        kept = {"seconds": self._limit.seconds, "slices": sorted(counts.items())}
+        data = json.dumps(kept).encode() + b"\n"
+        os.pwrite(self._file, data, 0)
+        os.ftruncate(self._file, len(data))

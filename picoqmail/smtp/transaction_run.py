@@ -1,0 +1,275 @@
+"""One transaction under way: its commands, what was answered, who may still get it.
+
+The rule of this module: it decides what can be said to this relay and whom an answer concerns;
+when to say it and what to wait for is the conversation's.
+"""
+
+from __future__ import annotations
+
+from picoqmail.errors import PicoqmailError
+from picoqmail.smtp.address import UnsendableAddressError, needs_smtputf8, to_xtext, wire_path
+from picoqmail.smtp.transaction import UNTRIED, RecipientResult, Verdict
+from picoqmail.smtp.wire import Encoder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from picoqmail.smtp.capabilities import Capabilities
+    from picoqmail.smtp.reply import Reply
+    from picoqmail.smtp.transaction import Outcome, RelayFault, Transaction
+
+WHOLE_LIMIT = 131072
+"""Octets of a spooled body that is held whole, and encoded before its envelope is written."""
+
+_TOO_MANY_RECIPIENTS = 552
+_NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
+
+
+class Running:
+    """One transaction on one connection. Results are kept by index of the recipient."""
+
+    __slots__ = (
+        "accepted",
+        "data_written",
+        "dot_at",
+        "encoded",
+        "envelope_is_sure",
+        "mail",
+        "mail_accepted",
+        "offered",
+        "rcpts",
+        "results",
+        "rset_written",
+        "transaction",
+        "transcript",
+        "written",
+    )
+
+    def __init__(self, transaction: Transaction, offer: Capabilities, *, stuffed: bool) -> None:
+        self.transaction = transaction
+        self.results: list[RecipientResult] = [UNTRIED] * len(transaction.recipients)
+        self.offered: list[int] = []
+        self.accepted: list[int] = []
+        self.rcpts: list[str] = []
+        self.mail = ""
+        self.mail_accepted = False
+        self.transcript: list[str] = []
+        self.encoded: bytes | None = None
+        self.written = False
+        self.rset_written = False
+        self.data_written = False
+        self.envelope_is_sure = False
+        self.dot_at = -1
+        try:
+            self._prepare(offer, stuffed=stuffed)
+        except (OSError, PicoqmailError) as error:
+            self.unreadable(error)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the raw body; an error in reading it is an OSError or a PicoqmailError."""
+        return self.transaction.body.blocks()
+
+    def unreadable(self, error: Exception) -> None:
+        """Note that our side failed: nobody was tried, and no relay is to blame."""
+        self.offered, self.accepted = [], []
+        text = f"the message cannot be sent from here: {error}"
+        self.results = [RecipientResult("untried", None, text)] * len(self.results)
+        self.transcript.append(f"-- {text}")
+
+    def mail_answer(self, reply: Reply) -> None:
+        """Take the answer to MAIL: a refusal is the message's, so everybody's."""
+        self.note(self.mail, reply)
+        if reply.is_success:
+            self.mail_accepted = True
+        else:
+            self._settle(self.offered, reply)
+
+    def rcpt_answer(self, position: int, reply: Reply) -> None:
+        """Take the answer to one RCPT. After a refused MAIL it says nothing about anybody."""
+        self.note(self.rcpts[position], reply)
+        index = self.offered[position]
+        if reply.is_success:
+            self.accepted.append(index)
+        elif self.mail_accepted:
+            outcome = _outcome(reply)
+            if reply.code == _TOO_MANY_RECIPIENTS:  # RFC 5321 4.5.3.1.10: treat it as 452
+                outcome = "deferred"
+            self.results[index] = RecipientResult(outcome, reply, reply.text)
+
+    def forget_envelope(self) -> None:
+        """Take back what answers to the envelope did to anybody: they may be for others.
+
+        Not once 354 came in its place: it shows that the answers before it stood in theirs.
+        """
+        if not self.envelope_is_sure:
+            self.accepted = []
+            for index in self.offered:
+                self.results[index] = UNTRIED
+
+    def settle(self, reply: Reply) -> None:
+        """Take an answer that concerns all whom the relay had accepted."""
+        self._settle(self.accepted, reply)
+
+    def settle_one(self, index: int, reply: Reply) -> None:
+        """Take the answer for one recipient after the data, as LMTP gives it (RFC 2033)."""
+        self.results[index] = RecipientResult(_outcome(reply), reply, reply.text)
+
+    def note(self, said: str, reply: Reply) -> None:
+        """Add a command and its answer to the transcript."""
+        self.transcript.append("C: " + said)
+        self.transcript.append("S: " + reply.text)
+
+    def note_fault(self, fault: RelayFault) -> None:
+        """Add to the transcript how it broke off."""
+        self.transcript.append(f"-- {fault.stage}: {fault.text}")
+
+    def verdict(self, relay: str, fault: RelayFault | None, *, in_doubt: bool) -> Verdict:
+        """Return how this transaction ended."""
+        return Verdict(tuple(self.results), fault, in_doubt, tuple(self.transcript), relay)
+
+    @property
+    def unanswered(self) -> int:
+        """How many recipients still lack a final answer."""
+        return sum(result is UNTRIED for result in self.results)
+
+    def _prepare(self, offer: Capabilities, *, stuffed: bool) -> None:
+        """Check what this relay can take, then word the commands."""
+        transaction = self.transaction
+        try:
+            sender = wire_path(transaction.sender)
+        except UnsendableAddressError as error:
+            self._fail_all(f"5.1.7 {error}")
+            return
+        if not transaction.body.eight_bit:
+            body = ""
+        elif offer.eight_bit:
+            body = " BODY=8BITMIME"
+        else:
+            self._fail_all(
+                "5.6.3 the message holds 8-bit characters, and the relay does not offer 8BITMIME",
+            )
+            return
+        smtputf8 = offer.smtputf8
+        if not smtputf8 and needs_smtputf8(transaction.sender):
+            self._fail_all(f"5.6.7 {_no_smtputf8(transaction.sender)}")
+            return
+        paths = self._paths(smtputf8=smtputf8)
+        if not paths:
+            return
+        size = self._size_parameter(offer, stuffed=stuffed)
+        if size is None:
+            return
+        self.mail = f"MAIL FROM:{sender}{size}"
+        self.mail += body
+        if smtputf8 and self._needs_smtputf8():
+            self.mail += " SMTPUTF8"
+        if offer.dsn and transaction.dsn:
+            self.mail += self._dsn_of_mail()
+            self.rcpts = [
+                f"RCPT TO:{path}{self._dsn_of_rcpt(index)}"
+                for index, path in zip(self.offered, paths, strict=True)
+            ]
+        else:
+            self.rcpts = [f"RCPT TO:{path}" for path in paths]
+
+    def _paths(self, *, smtputf8: bool) -> list[str]:
+        paths = []
+        for index, address in enumerate(self.transaction.recipients):
+            try:
+                path = wire_path(address)
+            except UnsendableAddressError as error:
+                self._fail(index, f"5.1.3 {error}")
+                continue
+            if path == "<>":
+                self._fail(index, f"5.1.3 the recipient {address!a} is empty")
+            elif not smtputf8 and needs_smtputf8(address):
+                self._fail(index, f"5.6.7 {_no_smtputf8(address)}")
+            else:
+                paths.append(path)
+                self.offered.append(index)
+        return paths
+
+    def _measure(self, *, stuffed: bool) -> int:
+        """Return the octets on the wire, rarely a few more (RFC 1870 5 wants no fewer)."""
+        body = self.transaction.body
+        if body.size > WHOLE_LIMIT:
+            return body.size + body.newlines + 2
+        encoder = Encoder(stuffed=stuffed)
+        parts = [encoder.encode(block) for block in body.blocks()]
+        parts.append(encoder.finish())
+        self.encoded = b"".join(parts)
+        return len(self.encoded)
+
+    def _size_parameter(self, offer: Capabilities, *, stuffed: bool) -> str | None:
+        """Return SIZE= where it is offered; None if the message is too large (RFC 1870 6)."""
+        size = self._measure(stuffed=stuffed)
+        if offer.size and size > offer.size:
+            size = self._exact_size()
+            if size > offer.size:
+                self._fail_all(
+                    f"5.3.4 the message has {size} octets on the wire, "
+                    f"and the relay takes at most {offer.size}",
+                )
+                return None
+        return f" SIZE={size}" if offer.declares_size else ""
+
+    def _exact_size(self) -> int:
+        encoder = Encoder(stuffed=False)
+        return sum(len(encoder.encode(block)) for block in self.blocks()) + len(encoder.finish())
+
+    def _needs_smtputf8(self) -> bool:
+        recipients = self.transaction.recipients
+        return needs_smtputf8(self.transaction.sender) or any(
+            needs_smtputf8(recipients[index]) for index in self.offered
+        )
+
+    def _dsn_of_mail(self) -> str:
+        dsn = self.transaction.dsn or {}
+        words = ""
+        ret = str(dsn.get("ret") or "").upper()
+        if ret in ("FULL", "HDRS"):
+            words += f" RET={ret}"
+        if dsn.get("envid"):
+            words += f" ENVID={to_xtext(str(dsn['envid']))}"
+        return words
+
+    def _dsn_of_rcpt(self, index: int) -> str:
+        dsn = self.transaction.dsn or {}
+        words = ""
+        notify = str(dsn.get("notify") or "").upper().replace(" ", "")
+        if notify == "NEVER" or (notify and _NOTIFY.issuperset(notify.split(","))):
+            words += f" NOTIFY={notify}"
+        original = dsn.get("orcpt")
+        if isinstance(original, list | tuple):
+            original = original[index] if index < len(original) else None
+        if original:
+            kind, mark, address = str(original).partition(";")
+            if not mark:
+                kind, address = "rfc822", kind
+            words += f" ORCPT={to_xtext(kind)};{to_xtext(address)}"
+        return words
+
+    def _fail(self, index: int, text: str) -> None:
+        self.results[index] = RecipientResult("failed", None, text)
+        self.transcript.append(f"-- {text}")
+
+    def _fail_all(self, text: str) -> None:
+        self.offered = []
+        self.results = [RecipientResult("failed", None, text)] * len(self.results)
+        self.transcript.append(f"-- {text}")
+
+    def _settle(self, indexes: list[int], reply: Reply) -> None:
+        result = RecipientResult(_outcome(reply), reply, reply.text)
+        for index in indexes:
+            self.results[index] = result
+
+
+def _outcome(reply: Reply) -> Outcome:
+    if reply.is_success:
+        return "delivered"
+    return "deferred" if reply.is_temporary else "failed"
+
+
+def _no_smtputf8(address: str) -> str:
+    return f"the address {address!a} needs SMTPUTF8, which the relay does not offer"

@@ -1,0 +1,348 @@
+"""Acceptance: octets and an envelope become a durable message. Hot; builtins only.
+
+The order of the steps is transitions.ACCEPT. Nobody is told yes before the last of them, and
+whoever is told no finds nothing of his message in the spool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+import time
+from zlib import crc32
+
+from picoqmail import durable
+from picoqmail.errors import (
+    QUEUE_BODY,
+    QUEUE_BODY_RENAME,
+    QUEUE_SIDECAR,
+    QUEUE_SIDECAR_RENAME,
+    QUEUE_SPOOL,
+    QUEUE_WRITE,
+    MessageTooLargeError,
+    SpoolError,
+)
+from picoqmail.home.paths import exists
+from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
+from picoqmail.message.dates import header_date
+from picoqmail.spool import sidecar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from picoqmail.home.limits import Limits
+
+_READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_ENTROPY_OCTETS = 8
+_TRIES_FOR_A_NAME = 10
+# How much may be written between two looks at the free space: 2 to this power octets.
+_LOOK_AT_SPACE_BITS = 20
+
+
+class Incoming:
+    """A message on its way into the spool, its body locked against the sweep.
+
+    `write` the body, then `commit`; or `abort`. After any error the files are gone, whoever
+    raised it, and the object is of no more use.
+    """
+
+    __slots__ = (
+        "_any_umask",
+        "_crc32",
+        "_descriptor",
+        "_first_line",
+        "_limits",
+        "_origin",
+        "_spool",
+        "_state",
+        "id",
+        "size",
+    )
+
+    def __init__(  # noqa: PLR0913 - all that an origin is
+        self,
+        spool: str,
+        limits: Limits,
+        *,
+        program: str,
+        uid: int,
+        pid: int,
+        now_ns: int = 0,
+        any_umask: bool = False,
+    ) -> None:
+        """Make the body in `spool`/tmp and lock it; its first line will be the Received: line.
+
+        `program`, `uid` (the real one) and `pid` of the caller are recorded as the origin;
+        `now_ns` is Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask
+        is not ours (durable.create). Raises SpoolError.
+        """
+        self._spool = spool
+        self._limits = limits
+        self._any_umask = any_umask
+        self._origin = {"uid": uid, "pid": pid, "program": program}
+        self._state = NEW
+        self._crc32 = 0
+        if limits.minfree:
+            self._check_free_space()
+        now_ns = now_ns or time.time_ns()
+        for _ in range(_TRIES_FOR_A_NAME):
+            self.id = make_id(limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
+            body = self._path(TMP, BODY)
+            try:
+                self._descriptor = durable.create(body, any_umask=any_umask)
+                break
+            except FileExistsError as exc:
+                taken = exc
+            except OSError as exc:
+                missing = not exists(f"{spool}/{TMP}")
+                status = QUEUE_SPOOL if missing else QUEUE_BODY
+                raise SpoolError("make the message file", body, exc, status) from exc
+        else:
+            raise SpoolError("make the message file", body, taken, QUEUE_BODY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
+        # Written with what follows it, which saves a call.
+        self._first_line = (
+            f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
+            f"{header_date(now_ns // 1_000_000_000)}\n".encode()
+        )
+        self.size = len(self._first_line)
+
+    def _check_free_space(self) -> None:
+        try:
+            found = posix.statvfs(self._spool)
+        except OSError as exc:
+            raise SpoolError("look at the spool", self._spool, exc, QUEUE_SPOOL) from exc
+        if found.f_bavail * found.f_frsize < self._limits.minfree:
+            import errno
+
+            few = OSError(errno.ENOSPC, "less space is free than the setting minfree wants")
+            raise SpoolError("accept mail", self._spool, few)
+
+    def _put(self, data: bytes) -> None:
+        self.size += len(data)
+        try:
+            if self._first_line:
+                data, self._first_line = self._first_line + data, b""
+            durable.write_all(self._descriptor, data)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("write the message", self._path(TMP, BODY), exc) from exc
+        except MemoryError:
+            self.abort()
+            raise
+        self._crc32 = crc32(data, self._crc32)
+
+    def write(self, data: bytes) -> None:
+        """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
+        if self._limits.databytes and self.size + len(data) > self._limits.databytes:
+            self.abort()
+            raise MessageTooLargeError(
+                f"the message is larger than {self._limits.databytes} octets (setting databytes)"
+            )
+        if self._limits.minfree:
+            after = self.size + len(data)
+            if after >> _LOOK_AT_SPACE_BITS != self.size >> _LOOK_AT_SPACE_BITS:
+                try:
+                    self._check_free_space()
+                except SpoolError:
+                    self.abort()
+                    raise
+        self._put(data)
+
+    def commit(
+        self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
+    ) -> str:
+        """Make the message durable and visible; returns its ID. Raises SpoolError.
+
+        Addresses must have been checked (envelope.py). `extra` are further keys of the sidecar;
+        a `next_attempt` in the future puts the message into cur/, for cron.
+        """
+        self.prepare(sender, recipients, extra)
+        publish((self,))
+        return self.id
+
+    def prepare(
+        self,
+        sender: str,
+        recipients: list[str],
+        extra: dict[str, Any] | None = None,
+        *,
+        synced: bool = True,
+    ) -> None:
+        """Put body and sidecar on disk, still invisible in tmp/. Raises SpoolError.
+
+        Without `synced` they are only written, and the caller syncs the file system before it
+        publishes anything.
+        """
+        if self._first_line:
+            self._put(b"")
+        created = int(self.id[: self.id.index(".")])
+        record = sidecar.new_record(
+            self.id,
+            sender,
+            recipients,
+            created=created,
+            next_attempt=created,
+            expires=created + self._limits.queuelifetime,
+            size=self.size,
+            crc32=self._crc32,
+            origin=self._origin,
+        )
+        due = None
+        if extra:
+            record.update(extra)
+            if record["next_attempt"] > created:
+                # The modification time repeats the due time: an idle run need not read it.
+                due = record["next_attempt"]
+                self._state = CUR
+        path = self._path(TMP, SIDECAR)
+        try:
+            descriptor = durable.create_written(
+                path, sidecar.encode(record), due, any_umask=self._any_umask
+            )
+            try:
+                if synced:
+                    durable.begin_writing(descriptor)
+                    self._sync_body()
+                    durable.sync(descriptor)
+            finally:
+                posix.close(descriptor)
+        except SpoolError:
+            self.abort()
+            raise
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
+        except BaseException:
+            self.abort()
+            raise
+
+    def _sync_body(self) -> None:
+        try:
+            durable.sync(self._descriptor)
+        except OSError as exc:
+            raise SpoolError("make the message durable", self._path(TMP, BODY), exc) from exc
+
+    def _enter(self) -> None:
+        """Give the body its name in the state, then the sidecar: visible, not durable yet.
+
+        The body keeps its name in tmp/ until that is durable: whatever part of this power loss
+        leaves, a sidecar finds its body.
+        """
+        status = QUEUE_BODY_RENAME
+        target = self._path(self._state, BODY)
+        try:
+            self._link_body(target)
+            status = QUEUE_SIDECAR_RENAME
+            target = self._path(self._state, SIDECAR)
+            durable.rename(self._path(TMP, SIDECAR), target)
+        except OSError as exc:
+            raise SpoolError("accept the message as", target, exc, status) from exc
+
+    def _link_body(self, target: str) -> None:
+        try:
+            durable.link(self._path(TMP, BODY), target)
+        except OSError:
+            # No links on this file system, or something lies there: a rename replaces it.
+            durable.rename(self._path(TMP, BODY), target)
+
+    def _leave(self) -> None:
+        """Give up the name in tmp/, now that the message is durable without it."""
+        path = self._path(TMP, BODY)
+        try:
+            durable.unlink_if_there(path)
+        except OSError as exc:
+            raise SpoolError("remove", path, exc) from exc
+
+    def abort(self) -> None:
+        """Take everything back, the sidecar first; what cannot be removed is swept later."""
+        for suffix in (SIDECAR, BODY):
+            for directory in (self._state, TMP):
+                try:
+                    durable.unlink_if_there(self._path(directory, suffix))
+                except OSError:
+                    # Whatever keeps it there: the caller is told no anyway, and of what stays a
+                    # body goes after 36 hours, and a sidecar without its body is not sent.
+                    continue
+        try:
+            self.close()
+        except OSError:
+            # The descriptor is gone all the same (close(2)), and nothing hangs on it any more.
+            return
+
+    def close(self) -> None:
+        """Let the lock go. Raises OSError where the file system has bad news only now."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            try:
+                # Said aloud: a process that another thread forked meanwhile has the descriptor
+                # too, and would hold the lock for as long as it lives.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                posix.close(descriptor)
+
+    def park(self) -> None:
+        """Close the prepared body until `unpark`: only its age keeps the sweep away meanwhile.
+
+        Raises SpoolError.
+        """
+        try:
+            self.close()
+        except OSError as exc:
+            raise SpoolError("close", self._path(TMP, BODY), exc) from exc
+
+    def unpark(self) -> None:
+        """Open and lock a parked body again; nothing to do for another. Raises SpoolError."""
+        if self._descriptor >= 0:
+            return
+        path = self._path(TMP, BODY)
+        try:
+            self._descriptor = posix.open(path, _READ)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The sweep may have had it in hand at this very moment.
+            posix.stat(path)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("open the prepared message", path, exc, QUEUE_BODY) from exc
+
+    def _path(self, directory: str, suffix: str) -> str:
+        return f"{self._spool}/{directory}/{self.id}{suffix}"
+
+
+def publish(
+    group: Sequence[Incoming], before_taking_back: Callable[[], None] | None = None
+) -> None:
+    """Make prepared messages of one spool visible and durable, all or none.
+
+    They share the directory's fsync. Raises SpoolError after all of them were taken back;
+    `before_taking_back` is called first then, by who made promises elsewhere that hang on them.
+    """
+    try:
+        for incoming in group:
+            incoming._enter()  # noqa: SLF001 - the two halves of one transition
+        for directory in {f"{one._spool}/{one._state}" for one in group}:  # noqa: SLF001
+            try:
+                durable.sync_directory(directory)
+            except OSError as exc:
+                raise SpoolError("make durable", directory, exc, QUEUE_WRITE) from exc
+        for incoming in group:
+            # Only now may a sender have it: a message that is taken back was never on its way.
+            incoming._leave()  # noqa: SLF001 - as above
+            try:
+                incoming.close()
+            except OSError as exc:
+                raise SpoolError("close", incoming.id, exc, QUEUE_WRITE) from exc
+    except BaseException:
+        try:
+            if before_taking_back is not None:
+                before_taking_back()
+        finally:
+            for incoming in group:
+                incoming.abort()
+        raise

@@ -1,0 +1,289 @@
+"""Idempotency keys: which message a key stands for, as small durable records beside the mail.
+
+`spool/idempotency/NAME`, one file a key, NAME the SHA-256 of the key. Plain stdlib: the sweep is
+part of an idle cron run. The file's lock says who works with the key; its modification time
+repeats when the record expires; the execute bit says that its message was seen to arrive in the
+spool. Without it the message was on its way there when the record was written:
+
+    1. body and sidecar of the message are on disk in tmp/, and so are their names
+    2. the record is written, without the bit, and is on disk               (`Record.intend`)
+    3. the message becomes visible: its rename into new/ or cur/            (accept.publish)
+    4. the bit is set                                                       (`Record.arrived`)
+
+A bit that a crash, or a copy of the spool without its modes, took away costs a look and nothing
+else. A crash between 2 and 4 leaves no bit and no lock. Then the message was accepted unless it
+still lies in tmp/, from where nothing ever goes anywhere but into the spool by step 3, or away by
+the sweep, which looks at the records first (`sweep`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from picoqmail import durable
+from picoqmail.errors import KeyReusedError, MessageError, SpoolError
+from picoqmail.importing import importing
+from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
+from picoqmail.spool import sidecar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DEFAULT_LIFETIME_SECONDS = 86400
+KEY_LIMIT_OCTETS = 1024
+# How long to wait for another caller who has the same key in hand: many times what he needs.
+PATIENCE_SECONDS = 30.0
+SWEEP_INTERVAL_SECONDS = 3600
+
+_SWEPT = ".swept"
+_ARRIVED = 0o100
+_FIRST_PAUSE_SECONDS = 0.0005
+_LONGEST_PAUSE_SECONDS = 0.02
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_RECORD_LIMIT_OCTETS = 65536
+
+
+def name_of(key: object) -> str:
+    """The file name of a key. Raises MessageError for what can be none."""
+    with importing:
+        from hashlib import sha256
+
+    octets = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
+    if not 0 < len(octets) <= KEY_LIMIT_OCTETS:
+        raise MessageError(
+            f"the idempotency key {key!a:.60} is no text of 1 to {KEY_LIMIT_OCTETS} octets"
+        )
+    return sha256(octets).hexdigest()
+
+
+class Record:
+    """The record of one key, locked: nobody else reads or writes it until `close`."""
+
+    __slots__ = ("_descriptor", "_path", "_spool", "key")
+
+    def __init__(self, spool: str, key: str, patience: float = PATIENCE_SECONDS) -> None:
+        """Wait until nobody has the key in hand, at most `patience` seconds.
+
+        Raises SpoolError: temporary, the same may be tried again.
+        """
+        self.key = key
+        self._spool = spool
+        self._path = f"{spool}/{IDEMPOTENCY}/{name_of(key)}"
+        try:
+            self._descriptor = self._open_locked(time.monotonic() + patience)
+        except OSError as exc:
+            raise SpoolError("lock the idempotency key in", self._path, exc) from exc
+
+    def _open_locked(self, deadline: float) -> int:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            descriptor = self._open()
+            try:
+                if _try_lock(descriptor) and _is_at(descriptor, self._path):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process has had it in hand for too long"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _open(self) -> int:
+        flags = _OPEN | os.O_CREAT
+        try:
+            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
+        except FileNotFoundError:
+            durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
+            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
+        try:
+            # Callers are applications, whose umask is theirs.
+            durable.restore_rights(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def find(self, now: float) -> dict[str, Any] | None:
+        """What the key stands for, None if nothing or no more. Raises SpoolError."""
+        try:
+            found = self._read()
+            if found is None or found["expires"] <= now:
+                return None
+            if not self._has_arrived():
+                if not _was_published(self._spool, found["id"]):
+                    return None
+                self.arrived()
+        except OSError as exc:
+            raise SpoolError("read", self._path, exc) from exc
+        return found
+
+    def check(self, found: dict[str, Any], fingerprint: str) -> None:
+        """Raise KeyReusedError if the record is that of another message or envelope."""
+        if found["fingerprint"] != fingerprint:
+            raise KeyReusedError(
+                f"the idempotency key {self.key!a:.60} stands for another message or envelope, "
+                f"{found['id']}; use a key of its own for each message"
+            )
+
+    def intend(self, record: dict[str, Any], *, synced: bool = True) -> None:
+        """Write down what the key is going to stand for. Raises OSError.
+
+        `record` has the message's id, its fingerprint, and when the key expires (Unix seconds).
+        The entry in the directory is not durable yet; without `synced` the record is not, either.
+        """
+        data = sidecar.encode({"version": 1, "key": self.key, **record})
+        os.ftruncate(self._descriptor, 0)
+        if self._has_arrived():
+            # An expired record's: the disk must not show it with what is written now.
+            os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+            durable.sync(self._descriptor)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        durable.write_all(self._descriptor, data)
+        os.utime(self._descriptor, (record["expires"], record["expires"]))
+        if synced:
+            durable.sync(self._descriptor)
+
+    def arrived(self) -> None:
+        """Say that the message was accepted; its loss in a crash loses nothing."""
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | _ARRIVED)
+
+    def forget(self) -> None:
+        """Take the record back: nothing was accepted. Raises OSError."""
+        os.ftruncate(self._descriptor, 0)
+        durable.unlink_if_there(self._path)
+
+    def close(self) -> None:
+        """Let the key go. Raises nothing: what hangs on the record has been decided by then."""
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            try:
+                # Said aloud, for a child that was forked meanwhile has the lock too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            # At worst such a child keeps the lock for as long as it lives, and callers wait.
+            return
+
+    def _has_arrived(self) -> bool:
+        return bool(os.fstat(self._descriptor).st_mode & _ARRIVED)
+
+    def _read(self) -> dict[str, Any] | None:
+        return _parse(os.pread(self._descriptor, _RECORD_LIMIT_OCTETS, 0))
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """The record; None if there is none, or one that a crash cut: then nothing hung on it."""
+    with importing:
+        import json
+
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    proper = (
+        isinstance(found.get("id"), str)
+        and isinstance(found.get("fingerprint"), str)
+        and isinstance(found.get("expires"), (int, float))
+    )
+    return found if proper else None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Say whether a locked file still has its name: a lock on what was swept is one on nothing."""
+    ours = os.fstat(descriptor)
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _was_published(spool: str, message_id: str) -> bool:
+    """Say whether a message ever left tmp/ for the spool, though it may be delivered by now.
+
+    tmp/ID.json may also be what a sender is about to replace the sidecar with. So the body must
+    lie where acceptance leaves it, and a sidecar may be nowhere, before and after. Raises OSError.
+    """
+
+    def has_sidecar() -> bool:
+        return any(durable.is_there(f"{spool}/{one}/{message_id}{SIDECAR}") for one in STATES)
+
+    waits = not has_sidecar() and durable.is_there(f"{spool}/{TMP}/{message_id}{SIDECAR}")
+    has_body = any(durable.is_there(f"{spool}/{one}/{message_id}{BODY}") for one in (TMP, NEW, CUR))
+    return not (waits and has_body) or has_sidecar()
+
+
+def sweep(spool: str, now: float) -> int:
+    """Unlink what has expired, at most once an hour; returns how many. Raises OSError.
+
+    Where nobody ever used a key, or it is not yet time, it costs a stat or two. Must
+    run before tmp/ is swept, at least every 36 hours: a record whose message never left tmp/
+    goes while that can still be seen.
+    """
+    directory = f"{spool}/{IDEMPOTENCY}"
+    swept = f"{directory}/{_SWEPT}"
+    try:
+        if 0 <= now - os.stat(swept).st_mtime < SWEEP_INTERVAL_SECONDS:
+            return 0
+    except FileNotFoundError:
+        if not os.path.isdir(directory):
+            return 0
+        os.close(durable.open_append(swept))
+    os.utime(swept, (now, now))
+    gone = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if entry.name == _SWEPT or not entry.is_file(follow_symlinks=False):
+                continue
+            if status.st_mtime <= now or not status.st_mode & _ARRIVED:
+                gone += _sweep_one(spool, entry.path, now)
+    return gone
+
+
+def _sweep_one(spool: str, path: str, now: float) -> bool:
+    """Unlink a record that has expired or whose message never came; not one in use."""
+    try:
+        descriptor = os.open(path, _OPEN)
+    except (FileNotFoundError, PermissionError):
+        # Gone; or left by root, and nobody's to read: `picoqmail check` tells of its owner.
+        return False
+    try:
+        if not _try_lock(descriptor) or not _is_at(descriptor, path):
+            return False
+        status = os.fstat(descriptor)
+        found = _parse(os.pread(descriptor, _RECORD_LIMIT_OCTETS, 0))
+        alive = found is not None and found["expires"] > now
+        if found is not None and alive and not status.st_mode & _ARRIVED:
+            alive = _was_published(spool, found["id"])
+            if alive:
+                os.fchmod(descriptor, PRIVATE_FILE_MODE | _ARRIVED)
+        if alive:
+            return False
+        return durable.unlink_if_there(path)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""The message as delivery sees it: frozen values around the sidecar's record. Pure.
+
+Nothing here knows a file, a socket or the time; what becomes of a message is policy.py.
+"""
+
+from __future__ import annotations
+
+from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
+from picoqmail.record import EMPTY, Record, evolve
+from picoqmail.spool import sidecar, sidecar_reading
+from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+__all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
+
+
+class Recipient(Record):
+    """One recipient; named twice in the envelope, it is two of these.
+
+    `reply` is the last answer that concerned it, or None; `unknown` are keys that a newer
+    picoqmail wrote.
+    """
+
+    address: str
+    state: str = PENDING
+    reply: str | None = None
+    unknown: Mapping[str, Any] = EMPTY
+
+
+class Event(Record):
+    """One entry of a message's history.
+
+    `when` in Unix seconds; `outcome` is delivered, deferred, failed, in_doubt, relay_fault,
+    expired, held, released, requeued or damaged.
+    """
+
+    when: int
+    relay: str
+    outcome: str
+    reply: str
+
+
+class Message(Record):
+    """One message as its sidecar has it; times in Unix seconds, `size` in octets."""
+
+    id: str
+    sender: str
+    recipients: tuple[Recipient, ...]
+    created: int
+    next_attempt: int
+    expires: int
+    attempts: int
+    size: int
+    crc32: int
+    held: bool
+    history: tuple[Mapping[str, Any], ...]
+    origin: Mapping[str, Any]
+    revision: int = 0
+    unknown: Mapping[str, Any] = EMPTY
+
+    @classmethod
+    def from_sidecar(cls, data: bytes, message_id: str) -> Message:
+        """Read a sidecar. Raises DamagedMessageError."""
+        record = sidecar_reading.decode(data, message_id)
+        recipients = []
+        for one in record.pop("recipients"):
+            address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)
+            recipients.append(Recipient(address, state, reply, one))
+        values = {name: record.pop(name) for name in _PLAIN}
+        del record["version"], record["id"]
+        return cls(
+            id=message_id,
+            recipients=tuple(recipients),
+            history=tuple(record.pop("history")),
+            unknown=record,
+            **values,
+        )
+
+    def to_sidecar(self) -> bytes:
+        """The sidecar's octets; unknown keys are kept."""
+        return sidecar.encode(
+            {
+                "version": FORMAT_VERSION,
+                "id": self.id,
+                "sender": self.sender,
+                "recipients": [
+                    {"address": r.address, "state": r.state, "reply": r.reply, **r.unknown}
+                    for r in self.recipients
+                ],
+                "created": self.created,
+                "next_attempt": self.next_attempt,
+                "expires": self.expires,
+                "attempts": self.attempts,
+                "size": self.size,
+                "crc32": self.crc32,
+                "held": self.held,
+                "history": list(self.history),
+                "origin": self.origin,
+                "revision": self.revision,
+                **self.unknown,
+            }
+        )
+
+    @property
+    def begins(self) -> int:
+        """When its first attempt was or is due: `created`, unless somebody gave it a time."""
+        since = self.unknown.get(NOT_BEFORE)
+        return max(self.created, since) if type(since) is int else self.created
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Indexes of the recipients that still wait."""
+        return tuple([i for i, r in enumerate(self.recipients) if r.state == PENDING])
+
+    def with_event(self, event: Event, **changes: Any) -> Message:  # noqa: ANN401 - fields of any type
+        """A copy whose history ends with `event`, bounded in length."""
+        entry = {
+            "when": event.when,
+            "relay": event.relay,
+            "outcome": event.outcome,
+            "reply": event.reply,
+        }
+        return evolve(self, history=(*self.history, entry)[-HISTORY_LENGTH:], **changes)
+
+
+_PLAIN = (
+    "sender",
+    "created",
+    "next_attempt",
+    "expires",
+    "attempts",
+    "size",
+    "crc32",
+    "held",
+    "origin",
+    "revision",
+)

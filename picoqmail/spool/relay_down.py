@@ -1,0 +1,22 @@
+"""The file `relay-down`, as far as one stat tells. Hot; builtins only.
+
+Its modification time is the next time at which the relay is tried. relay/breaker.py writes it.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from picoqmail.layout import BREAKER
+
+# Longer than the breaker ever waits: a time further off is a clock that jumped.
+BREAKER_LIMIT_SECONDS = 600
+
+
+def relay_is_down(spool: str, now: float) -> bool:
+    """Return whether the breaker is open at `now` (Unix seconds)."""
+    try:
+        until = posix.stat(f"{spool}/{BREAKER}").st_mtime
+    except OSError:
+        return False
+    return now < until <= now + BREAKER_LIMIT_SECONDS

@@ -1,0 +1,77 @@
+"""How long failures are kept: the setting keepundelivered, looked after by cron once an hour.
+
+The question whether it is time is asked in every run, so it costs one look for the setting, and
+one stat where there is one; the module is imported by an idle run, builtins only.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from picoqmail.errors import NoSuchMessageError, SpoolError
+from picoqmail.home.control import Control
+from picoqmail.layout import PRIVATE_FILE_MODE, PURGED, SIDECAR, UNDELIVERED, accepted_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home.paths import Home
+    from picoqmail.spool.store import Spool
+
+SETTING = "keepundelivered"
+PAUSE_SECONDS = 3600
+
+
+def is_due(home: Home, now: float) -> bool:
+    """Say whether old failures are to be looked for now. Raises ConfigurationError."""
+    if Control(home.control).read(SETTING) is None:
+        return False
+    try:
+        last = posix.stat(f"{home.spool}/{PURGED}").st_mtime
+    except FileNotFoundError:
+        return True
+    return not last <= now < last + PAUSE_SECONDS
+
+
+def purge(spool: Spool, seconds: float) -> int:
+    """Delete messages that have lain in undelivered/ for so long; returns how many went.
+
+    What another process has is left for the next time. Raises SpoolError.
+    """
+    oldest = spool.clock() - seconds
+    gone = 0
+    try:
+        for message_id in _older(spool, oldest):
+            try:
+                gone += spool.destroy(message_id)
+            except NoSuchMessageError:
+                continue  # Somebody deleted it since we looked.
+        spool.flush()
+        stamp = f"{spool.path}/{PURGED}"
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
+        posix.close(posix.open(stamp, flags, PRIVATE_FILE_MODE))
+        posix.utime(stamp, (spool.clock(), spool.clock()))
+    except OSError as exc:
+        if isinstance(exc, SpoolError):
+            raise
+        raise SpoolError("purge", f"{spool.path}/{UNDELIVERED}", exc) from exc
+    return gone
+
+
+def _older(spool: Spool, oldest: float) -> list[str]:
+    """IDs of what came into undelivered/ before that time.
+
+    A message that failed after a week in the queue has not lain there for a week: what counts is
+    the last change of its sidecar's inode, which moving it there was.
+    """
+    found = []
+    with posix.scandir(f"{spool.path}/{UNDELIVERED}") as entries:
+        for entry in entries:
+            stem = entry.name.removesuffix(SIDECAR)
+            if stem == entry.name or accepted_at(stem) >= oldest:
+                continue
+            try:
+                if entry.stat(follow_symlinks=False).st_ctime < oldest:
+                    found.append(stem)
+            except FileNotFoundError:
+                continue
+    return found

@@ -1,0 +1,584 @@
+"""A message with a header becomes a message with an envelope, as qmail-inject(8) does it. Hot.
+
+What is done to which field, who the sender is and who the recipients are is decided here; reading
+lines, tokens, single addresses and the way out are the business of `header`, `tokens`, `rewrite`
+and `handover`. Everything is octets, because mail is.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from picoqmail.errors import (
+    QUEUE_REFUSED,
+    ConfigurationError,
+    EnvelopeError,
+    InputError,
+    MessageTooLargeError,
+)
+from picoqmail.home.control import Control, read_text
+from picoqmail.message.completion import (
+    VERP_SUFFIX,
+    Completion,
+    UnparsableError,
+    raw_address,
+    reversed_tokens,
+)
+from picoqmail.message.header import MessageReader, date_field, field_name, message_id_field
+from picoqmail.message.tokens import (
+    AT,
+    ATOM,
+    COLON,
+    COMMENT,
+    LEFT,
+    QUOTE,
+    RIGHT,
+    address_list,
+    needs_quotes,
+    parse,
+    quote_address,
+    unparse,
+)
+from picoqmail.submission.handover import Nobody, Output, hand_over, is_directory, named_program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from picoqmail.home.control import Value
+    from picoqmail.home.paths import Home
+    from picoqmail.message.rewriting import LocalNames, SenderRules
+    from picoqmail.message.tokens import Rewrite, Token
+    from picoqmail.submission.handover import Handover
+
+FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
+"""Where recipients come from: the flags -h, -a, -H, -A."""
+
+MAX_ADDRESS_BYTES = 8 * 1024 * 1024
+"""The most that all address fields of one header may hold together: an address costs many times
+its bytes in memory, and 100,000 recipients with their names need half of this."""
+MAX_RECIPIENTS = 500_000
+"""The most recipients of one header; `a a a a` would make one out of every other byte."""
+
+_NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
+_READ_AT_ONCE = 65536
+_LONGEST_SHOWN = 200
+_STDIN, _STDOUT = 0, 1
+
+# What happens to the addresses of a field. The two sorts of recipient fields may be unparsable.
+_TO_CC, _BCC, _RESENT, _RETURN_PATH, _AUTHOR, _OTHER = range(6)
+_FIELDS = {
+    b"to": _TO_CC,
+    b"cc": _TO_CC,
+    b"bcc": _BCC,
+    b"apparently-to": _BCC,
+    b"resent-to": _RESENT,
+    b"resent-cc": _RESENT,
+    b"resent-bcc": _RESENT,
+    b"return-path": _RETURN_PATH,
+    b"sender": _AUTHOR,
+    b"from": _AUTHOR,
+    b"resent-sender": _AUTHOR,
+    b"resent-from": _AUTHOR,
+    b"reply-to": _OTHER,
+    b"return-receipt-to": _OTHER,
+    b"errors-to": _OTHER,
+    b"resent-reply-to": _OTHER,
+}
+_MAY_FAIL = (_TO_CC, _BCC, _RESENT)
+_DELETED = frozenset((b"bcc", b"resent-bcc", b"return-path", b"content-length"))
+# One of these makes the message a resent one, whose other recipients got it long ago.
+_RESENT_FIELDS = (
+    b"resent-sender",
+    b"resent-from",
+    b"resent-reply-to",
+    b"resent-to",
+    b"resent-cc",
+    b"resent-bcc",
+    b"resent-date",
+    b"resent-message-id",
+)
+
+
+class NoRecipientsError(EnvelopeError):
+    """The recipients are said to be in the arguments, and there are none."""
+
+    qmail_status = QUEUE_REFUSED
+
+
+class Request:
+    """What the command line asks for."""
+
+    __slots__ = ("arguments", "extra", "program", "queue", "recipients_from", "sender")
+
+    def __init__(self) -> None:
+        """Recipients from the arguments, or the header if there are none; to the queue."""
+        self.recipients_from = FROM_EITHER
+        self.queue = True
+        self.sender: bytes | None = None
+        self.arguments: list[bytes] = []
+        self.extra: dict[str, Any] | None = None
+        self.program = "inject"
+
+
+class Letters:
+    """The variable QMAILINJECT: each letter switches something on, others mean nothing."""
+
+    __slots__ = (
+        "delete_from",
+        "delete_message_id",
+        "delete_return_path",
+        "name_as_comment",
+        "verp_per_message",
+        "verp_per_recipient",
+    )
+
+    def __init__(self, letters: bytes) -> None:
+        self.name_as_comment = b"c" in letters
+        self.delete_return_path = b"s" in letters
+        self.delete_from = b"f" in letters
+        self.delete_message_id = b"i" in letters
+        self.verp_per_recipient = b"r" in letters
+        self.verp_per_message = b"m" in letters
+
+    def deletes(self, name: bytes) -> bool:
+        """Tell whether the caller's field of this name is dropped unread."""
+        return (
+            (self.delete_from and name == b"from")
+            or (self.delete_message_id and name == b"message-id")
+            or (self.delete_return_path and name == b"return-path")
+        )
+
+
+def _first(environ: Mapping[bytes, bytes], *names: bytes) -> bytes | None:
+    """Return the first of these variables that is set, be it to nothing."""
+    for name in names:
+        if name in environ:
+            return environ[name]
+    return None
+
+
+class Identity:
+    """Who writes, as the environment has it; `host` is None where it says nothing."""
+
+    __slots__ = ("full_name", "host", "return_host", "return_user", "user")
+
+    def __init__(self, environ: Mapping[bytes, bytes]) -> None:
+        user = _first(environ, b"QMAILUSER", b"MAILUSER", b"USER", b"LOGNAME")
+        self.user = b"anonymous" if user is None else user
+        self.host = _first(environ, b"QMAILHOST", b"MAILHOST")
+        self.full_name = _first(environ, *_NAME_VARIABLES)
+        self.return_user = environ.get(b"QMAILSUSER", self.user)
+        self.return_host = environ.get(b"QMAILSHOST", self.host)
+
+    def from_field(self, name: bytes, *, as_comment: bool) -> list[Token]:
+        """Return the tokens of a From field for this person; the host may hold anything."""
+        address: list[Token] = [(QUOTE if needs_quotes(self.user) else ATOM, self.user)]
+        if self.host is not None:
+            address += ((AT, b""), (ATOM, self.host))
+        head: list[Token] = [(ATOM, name), (COLON, b"")]
+        if self.full_name is None:
+            return head + address
+        if as_comment:
+            return [*head, *address, (COMMENT, self.full_name)]
+        return [*head, (QUOTE, self.full_name), (LEFT, b""), *address, (RIGHT, b"")]
+
+    def return_path_field(self, suffix: bytes) -> list[Token]:
+        """Return the tokens of a Return-Path field, `suffix` added to the user."""
+        field: list[Token] = [
+            (ATOM, b"Return-Path"),
+            (COLON, b""),
+            (QUOTE, self.return_user + suffix),
+        ]
+        if self.return_host is not None:
+            field += ((AT, b""), (ATOM, self.return_host))
+        return field
+
+
+class Settings:
+    """The control files that injection looks at, with the variables that override them."""
+
+    __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
+
+    def __init__(self, home: Home, environ: Mapping[bytes, bytes]) -> None:
+        """Read them. Raises ConfigurationError, UnparsableError."""
+        if not is_directory(home.root):
+            raise ConfigurationError(
+                home.root, "there is no such home", "make one with: picoqmail init"
+            )
+        control = Control(home.control)
+        me = _qmail_value(control, "me")
+        domain, host, plus, self.id_host = (
+            _override(control, environ, name, me)
+            for name in ("defaultdomain", "defaulthost", "plusdomain", "idhost")
+        )
+        self.completion = Completion(host, domain, plus)
+        self._local: LocalNames | None = None
+        self._rules: SenderRules | None = None
+        self._admin = b""
+        rules, admin = control.read("rewritefrom"), control.read("adminaddr")
+        if rules or admin:
+            self._read_mappings(rules, admin, me or b"")
+
+    def _read_mappings(self, rules: Value | None, admin: Value | None, me: bytes) -> None:
+        # Not for every mail: a module costs start-up time even when it is not used.
+        from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
+
+        examples = [self.completion.complete_raw(one) for one in (b"x", b"x@localhost")]
+        hosts = [me, b"localhost", *(one.rpartition(b"@")[2] for one in examples)]
+        self._local = local = LocalNames(hosts)
+        if rules:
+            self._rules = SenderRules(rules, local)
+        self._admin = admin_address(admin)
+
+    def author(self, address: bytes) -> bytes:
+        """Return what rewritefrom makes of a sender or author."""
+        return self._rules.apply(address) if self._rules else address
+
+    def recipients(self, addresses: list[bytes]) -> list[bytes]:
+        """Return what adminaddr makes of the recipients."""
+        if not self._admin or not self._local:
+            return addresses
+        from picoqmail.message.rewriting import to_admin
+
+        return to_admin(addresses, self._admin, self._local)
+
+
+def _qmail_value(control: Control, name: str) -> bytes | None:
+    """Return the first line of a control file, without blanks at its end; None if there is none.
+
+    A blank first line is an empty value, as for qmail's programs; only `#` lines are passed over.
+    """
+    text = read_text(f"{control.directory}/{name}")
+    if text is None:
+        value = control.minivars().get(name.upper())
+        return value.text.encode() if value else None
+    for line in text.split("\n"):
+        if not line.startswith("#"):
+            return line.rstrip(" \t").encode()
+    return b""
+
+
+def _override(
+    control: Control, environ: Mapping[bytes, bytes], name: str, me: bytes | None
+) -> bytes:
+    """Return a setting: the variable QMAIL<NAME>, the control file, me, or its own name."""
+    value = _qmail_value(control, name)
+    if value is None:
+        value = name.encode() if me is None else me
+    return environ.get(b"QMAIL" + name.upper().encode(), value)
+
+
+class _FollowupLists:
+    """The variable QMAILMFTFILE: addresses of mailing lists, one a line (qmail-inject(8))."""
+
+    __slots__ = ("_lists",)
+
+    def __init__(self, path: bytes | None) -> None:
+        text = None if path is None else read_text(path.decode("utf-8", "surrogateescape"))
+        lines = (text or "").split("\n")
+        kept = (line.rstrip(" \t") for line in lines)
+        self._lists = {line.lower().encode() for line in kept if line and line[0] != "#"}
+
+    def concern(self, addresses: list[bytes]) -> bool:
+        """Tell whether one of the addresses is one of the lists."""
+        return bool(self._lists) and any(address.lower() in self._lists for address in addresses)
+
+
+class Injection:
+    """One message on its way: its header as it is to be, and its envelope."""
+
+    __slots__ = (
+        "_address_bytes",
+        "_fields",
+        "_followup",
+        "_from_header",
+        "_from_resent",
+        "_identity",
+        "_letters",
+        "_now",
+        "_pid",
+        "_request",
+        "_seen",
+        "_settings",
+        "_to_cc",
+        "_warn",
+        "_warnings",
+        "recipients",
+        "sender",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        settings: Settings,
+        environ: Mapping[bytes, bytes],
+        *,
+        now: float,
+        pid: int,
+    ) -> None:
+        """Complete the addresses of the command line. Raises UnparsableError."""
+        self._request = request
+        self._settings = settings
+        self._letters = Letters(environ.get(b"QMAILINJECT", b""))
+        self._identity = Identity(environ)
+        self._now = now
+        self._pid = pid
+        self._seen: set[bytes] = set()
+        # One buffer, not a list: millions of small fields would cost many times their bytes.
+        self._fields = bytearray()
+        self._followup = b""
+        self._to_cc: list[bytes] = []
+        self._from_header: list[bytes] = []
+        self._from_resent: list[bytes] = []
+        self._warnings: list[tuple[bool, bytes]] = []
+        self._address_bytes = 0
+        complete = settings.completion.complete_raw
+        self.sender: bytes | None = None
+        if request.sender is not None:
+            self.sender = complete(request.sender)
+        self.recipients: list[bytes] = []
+        if request.recipients_from == FROM_EITHER:
+            request.recipients_from = FROM_ARGUMENTS if request.arguments else FROM_HEADER
+        if request.recipients_from != FROM_HEADER:
+            self.recipients += [
+                complete(one, what="unable to parse address") for one in request.arguments
+            ]
+
+    # One method for each thing that may happen to an address; they get it in reverse.
+
+    def _complete(self, address: list[Token]) -> None:
+        self._settings.completion.complete(address)
+
+    def _recipient(self, address: list[Token], recipients: list[bytes]) -> bytes:
+        if len(recipients) >= MAX_RECIPIENTS:
+            reason = f"the header names more than {MAX_RECIPIENTS} recipients"
+            raise MessageTooLargeError(reason)
+        self._complete(address)
+        raw = raw_address(address)
+        recipients.append(raw)
+        return raw
+
+    def _to_or_cc(self, address: list[Token]) -> None:
+        self._to_cc.append(self._recipient(address, self._from_header))
+
+    def _bcc(self, address: list[Token]) -> None:
+        self._recipient(address, self._from_header)
+
+    def _resent(self, address: list[Token]) -> None:
+        self._recipient(address, self._from_resent)
+
+    def _author(self, address: list[Token]) -> None:
+        self._complete(address)
+        raw = raw_address(address)
+        mapped = self._settings.author(raw)
+        if mapped != raw:
+            address[:] = reversed_tokens(quote_address(mapped), "rewritefrom")
+
+    def _return_path(self, address: list[Token]) -> None:
+        self._complete(address)
+        # The last address of the first field counts: lists are read from right to left.
+        if self.sender is None:
+            suffix = VERP_SUFFIX if self._letters.verp_per_recipient else b""
+            self.sender = raw_address(address) + suffix
+
+    def _rewriting(self, sort: int) -> Rewrite:
+        return {
+            _TO_CC: self._to_or_cc,
+            _BCC: self._bcc,
+            _RESENT: self._resent,
+            _RETURN_PATH: self._return_path,
+            _AUTHOR: self._author,
+            _OTHER: self._complete,
+        }[sort]
+
+    def take(self, field: bytes) -> None:
+        """Take one field of the caller's header. Raises UnparsableError, MessageTooLargeError."""
+        name = field_name(field)
+        if self._letters.deletes(name):
+            return
+        self._seen.add(name)
+        sort = _FIELDS.get(name)
+        if sort is not None:
+            self._address_bytes += len(field)
+            if self._address_bytes > MAX_ADDRESS_BYTES:
+                reason = (
+                    f"the address fields hold more than {MAX_ADDRESS_BYTES} bytes; "
+                    "send the message in several parts"
+                )
+                raise MessageTooLargeError(reason)
+            field = self._rewritten(field, sort)
+        if name not in _DELETED:
+            self._fields += field
+
+    def _rewritten(self, field: bytes, sort: int) -> bytes:
+        found = parse(field)
+        listed = None if found is None else address_list(found, self._rewriting(sort))
+        if listed is not None:
+            return unparse(listed)
+        if sort not in _MAY_FAIL:
+            raise UnparsableError(field)
+        self._warnings.append((sort == _RESENT, field))
+        return field
+
+    def _made(self, tokens: list[Token], rewrite: Rewrite) -> bytes:
+        """Write a field of our own, read it again as if it were the caller's, and rewrite it.
+
+        That is how a host with a blank becomes two addresses, as with qmail.
+        """
+        line = unparse(tokens)
+        found = parse(line)
+        listed = None if found is None else address_list(found, rewrite)
+        if listed is None:
+            raise UnparsableError(line, "the environment (QMAILUSER, QMAILHOST and their kin)")
+        return unparse(listed)
+
+    @property
+    def is_resent(self) -> bool:
+        """Whether the caller's header has any of the Resent- fields."""
+        return any(name in self._seen for name in _RESENT_FIELDS)
+
+    def finish(self) -> None:
+        """Settle the envelope, once the header is read. Raises UnparsableError."""
+        if self.sender is None:
+            letters = self._letters
+            suffix = f"-{int(self._now)}.{self._pid}".encode() if letters.verp_per_message else b""
+            if letters.verp_per_recipient:
+                suffix += b"-"
+            self._made(self._identity.return_path_field(suffix), self._return_path)
+        # An address ends at a NUL, where it does for every program that speaks C.
+        self.sender = _until_nul(self._settings.author(self.sender or b""))
+        if self._request.recipients_from != FROM_ARGUMENTS:
+            found = self._from_resent if self.is_resent else self._from_header
+            self.recipients += found
+        self.recipients = self._settings.recipients([_until_nul(one) for one in self.recipients])
+
+    def warnings(self) -> list[str]:
+        """Return what the caller should know although the message is accepted."""
+        if self._request.recipients_from == FROM_ARGUMENTS:
+            return [] if self.recipients else ["no recipients: the message goes to nobody"]
+        found = []
+        for resent, field in self._warnings:
+            if resent == self.is_resent:
+                shown = field[:_LONGEST_SHOWN].decode("utf-8", "surrogateescape")
+                found.append(
+                    "unable to parse this line, so not all of its addresses get the message:\n"
+                    + shown.rstrip("\n")
+                )
+        if not self.recipients:
+            found.append("no recipients: the message goes to nobody")
+        return found
+
+    def header(self) -> bytes:
+        """Return the header as it is to be: what was missing, then the caller's fields."""
+        prefix = b"Resent-" if self.is_resent else b""
+        lacks = {
+            name: (prefix + name).lower() not in self._seen
+            for name in (b"Date", b"Message-ID", b"From", b"To", b"Cc")
+        }
+        added = []
+        if lacks[b"Date"]:
+            added.append(prefix + date_field(self._now))
+        if lacks[b"Message-ID"]:
+            token = posix.urandom(8).hex()
+            host = self._settings.id_host
+            added.append(prefix + message_id_field(self._now, self._pid, token, host))
+        if lacks[b"From"]:
+            # Made without the prefix, which does not count for where the line is folded.
+            tokens = self._identity.from_field(b"From", as_comment=self._letters.name_as_comment)
+            added.append(prefix + self._made(tokens, self._author))
+        if lacks[b"To"] and lacks[b"Cc"]:
+            added.append(prefix + b"Cc: recipient list not shown: ;\n")
+        return b"".join((*added, self._followup, self._fields))
+
+    def add_followup(self, lists: _FollowupLists) -> None:
+        """Put Mail-Followup-To before the caller's fields, if a list is in To or Cc."""
+        if self.is_resent or b"mail-followup-to" in self._seen or not lists.concern(self._to_cc):
+            return
+        shown = [quote_address(_until_nul(address)) for address in reversed(self._to_cc)]
+        self._followup = b"Mail-Followup-To: " + b",\n  ".join(shown) + b"\n"
+
+
+def _until_nul(address: bytes) -> bytes:
+    return address.partition(b"\0")[0]
+
+
+def read_stdin() -> bytes:
+    """Return the next bytes of descriptor 0, b"" at its end. Raises InputError."""
+    try:
+        return posix.read(_STDIN, _READ_AT_ONCE)
+    except OSError as exc:
+        raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
+
+
+def _with_names_in_one_line(environ: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    changed = {
+        name: environ[name].replace(b"\r", b" ").replace(b"\n", b" ")
+        for name in _NAME_VARIABLES
+        if name in environ
+    }
+    return {**environ, **changed}
+
+
+def inject(  # noqa: PLR0913 - the world of one message, all of it injected
+    request: Request,
+    environ: Mapping[bytes, bytes],
+    home: Home,
+    read: Callable[[], bytes] = read_stdin,
+    *,
+    now: float,
+    pid: int,
+    warn: Callable[[str], None],
+    leaving: bool = True,
+) -> None:
+    """Read one message from `read` and hand it over, or print it if the request says so.
+
+    Returns only when somebody else is responsible for the message, durably. Memory: the header,
+    and one buffer of the body. `now` are Unix seconds; `warn` gets one text at a time; `leaving`:
+    this process does nothing else afterwards. Raises PicoqmailError, after which nothing was
+    accepted; OSError if printing fails.
+    """
+    # What stands in front of a queue of qmail's gives it qmail's bytes. Our own spool gets what the
+    # caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and no name is
+    # meant to have line ends, which would add lines to the header.
+    own_queue = not named_program(environ)
+    if own_queue:
+        environ = _with_names_in_one_line(environ)
+    lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
+    settings = Settings(home, environ)
+    injection = Injection(request, settings, environ, now=now, pid=pid)
+    message = MessageReader(read, crlf_blank=own_queue)
+    for field in message.fields():
+        injection.take(field)
+    injection.finish()
+    injection.add_followup(lists)
+    header = injection.header()
+    sender = injection.sender or b""
+    way: Handover
+    if request.queue:
+        way = hand_over(
+            home,
+            environ,
+            sender,
+            injection.recipients,
+            extra=request.extra,
+            program=request.program,
+            leaving=leaving,
+        )
+        if isinstance(way, Nobody) and request.recipients_from == FROM_ARGUMENTS:
+            text = "no recipients: name them as arguments, or let them be taken from the header"
+            raise NoRecipientsError(text)
+    else:
+        way = Output(_STDOUT)
+        way.write(b"Return-Path: <" + quote_address(sender) + b">\n")
+    try:
+        way.write(header)
+        for chunk in message.body():
+            way.write(chunk)
+    except BaseException:
+        way.abort()
+        raise
+    for text in injection.warnings():
+        warn(text)
+    way.commit()

@@ -1,0 +1,79 @@
+"""What a user of this host may submit to a spool that all share. Hot; builtins only.
+
+Asked only where mail came in through the set-id program, so that one user cannot fill the spool
+that all share, nor choke those who work on it. One small file a user in the spool's `users/`: the
+hour, and the count in it. It is no record of mail and is not made durable: at worst an hour counts
+twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+
+from picoqmail import durable
+from picoqmail.errors import (
+    QUEUE_SPOOL,
+    QUEUE_TRY_LATER,
+    MessageTooLargeError,
+    PicoqmailError,
+    SpoolError,
+)
+from picoqmail.home.control import Control, whole_number
+from picoqmail.layout import PRIVATE_FILE_MODE, USERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picoqmail.home.paths import Home
+
+HOUR_SECONDS = 3600
+# For mail of others than the spool's owner. Whoever looks at a message reads all of its sidecar:
+# one with millions of recipients, from one user, would cost every run of the sender gigabytes.
+MOST_ENVELOPE_OCTETS = 4 << 20
+_MOST = 2**31 - 1
+_RECORD_OCTETS = 64
+
+
+class OverQuotaError(PicoqmailError):
+    """This user has submitted as much as the setting userlimit allows in an hour."""
+
+    qmail_status = QUEUE_TRY_LATER
+
+
+def charge(home: Home, uid: int, now: float) -> None:
+    """Count one message of a user. Raises OverQuotaError, ConfigurationError, SpoolError."""
+    limit = whole_number(Control(home.control).read("userlimit"), 0, "userlimit", _MOST)
+    if not limit:
+        return
+    hour = int(now) // HOUR_SECONDS
+    path = f"{home.spool}/{USERS}/{uid}"
+    flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    try:
+        durable.make_directory(f"{home.spool}/{USERS}")
+        descriptor = posix.open(path, flags, PRIVATE_FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            counted, _, count_in_it = posix.read(descriptor, _RECORD_OCTETS).partition(b" ")
+            # What is no number was cut by a crash: the hour begins anew.
+            same_hour = counted.isdigit() and int(counted) == hour
+            count = int(count_in_it) if same_hour and count_in_it.strip().isdigit() else 0
+            if count >= limit:
+                raise OverQuotaError(
+                    f"user {uid} has submitted {count} messages in this hour, and the setting "
+                    f"userlimit allows {limit}; try again later"
+                )
+            posix.ftruncate(descriptor, 0)
+            posix.pwrite(descriptor, b"%d %d\n" % (hour, count + 1), 0)
+        finally:
+            posix.close(descriptor)
+    except OSError as exc:
+        raise SpoolError("count in", path, exc, QUEUE_SPOOL) from exc
+
+
+def check_envelope(octets: int) -> None:
+    """Refuse an envelope that has become too large. Raises MessageTooLargeError."""
+    if octets > MOST_ENVELOPE_OCTETS:
+        raise MessageTooLargeError(
+            f"the envelope is larger than {MOST_ENVELOPE_OCTETS} octets; send the message several "
+            "times, each to some of its recipients"
+        )

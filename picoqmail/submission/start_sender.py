@@ -1,0 +1,114 @@
+"""Starting the sender in the background. Hot; builtins only.
+
+The sender's lock decides who starts one. It is taken by whoever just accepted a message, after
+the acceptance, and handed to the sender that he starts: it is never free in between. Who finds it
+taken need not start anything, because its holder lets it go before he looks at new/ for the last
+time (cli/send.py), so that look comes after our message. INTERNALS.md has the whole argument.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+import sys
+
+from picoqmail.home.paths import absolute, environment
+from picoqmail.layout import SENDER_LOCK
+from picoqmail.spool.locks import take_lock
+from picoqmail.spool.relay_down import relay_is_down
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from picoqmail.home.paths import Home
+
+LOCK_DESCRIPTOR = 3
+# What a relay's password command, name lookup or certificate store may need; nothing else of the
+# caller's environment reaches the sender, which behaves as it does when cron starts it.
+_ENVIRONMENT = ("HOME", "LANG", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER")
+
+
+def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
+    """Start the sender if none is active; returns at once, True if one was started.
+
+    Mail was accepted before, so nothing that goes wrong here is an error: cron will send it.
+    Safe in threads: nothing is forked. `leaving` says that this process does nothing else any
+    more: then its descriptors are closed first, those of its caller above all, and the sender is
+    left to init. Otherwise the sender is made nobody's child by way of a shell, so that a
+    long-lived process gets no zombie, and closes what it inherited by itself.
+    """
+    try:
+        if relay_is_down(home.spool, now):
+            return False
+        if leaving:
+            posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
+        # Who does something else afterwards is an application, and its umask its own.
+        lock = take_lock(f"{home.spool}/{SENDER_LOCK}", any_umask=not leaving)
+        if lock < 0:
+            return False
+        try:
+            _spawn(home, lock, leaving=leaving)
+        finally:
+            posix.close(lock)
+    except OSError:
+        # No descriptor, memory or process to be had: the message is safe and waits for cron.
+        return False
+    return True
+
+
+def sender_command() -> list[str]:
+    """The installed picoqmail-send of this interpreter's environment, else the same by module."""
+    program = sys.executable.rpartition("/")[0] + "/picoqmail-send"
+    if posix.access(program, posix.X_OK):
+        return [program]
+    # An interpreter embedded elsewhere, or scripts installed apart from it.
+    where = absolute(__file__).rsplit("/", 3)[0]
+    start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from picoqmail.cli.send import main"
+    script = f"{start}; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable or "python3", "-I", "-c", script, where]
+
+
+def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a sender: what it may need, and this home."""
+    kept = {name: environ[name] for name in _ENVIRONMENT if name in environ}
+    kept["PICOQMAIL_HOME"] = home.root
+    kept["PICOQMAIL_CONTROL"] = home.control
+    kept["PICOQMAIL_SPOOL"] = home.spool
+    return kept
+
+
+# Python ignores these, and an ignored signal stays ignored over exec.
+_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ; the module signal would import enum
+_ABOVE_THE_STANDARD = 10
+
+
+def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
+    """Run the sender in a session of its own: null on 0 to 2, the lock on 3."""
+    command = [*sender_command(), f"--lock={LOCK_DESCRIPTOR}"]
+    program = command[0]
+    if not leaving:
+        program, command = "/bin/sh", ["sh", "-c", '"$@" &', "sh", *command]
+    opened = [posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)]
+    try:
+        # Out of the way of the numbers that they are about to get.
+        opened.append(fcntl.fcntl(opened[0], fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
+        opened.append(fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
+        null, held = opened[1:]
+        pid = posix.posix_spawn(
+            program,
+            command,
+            sender_environment(home, environment()),
+            file_actions=[
+                *((posix.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
+                (posix.POSIX_SPAWN_DUP2, held, LOCK_DESCRIPTOR),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_IGNORED_BY_PYTHON,
+        )
+    finally:
+        for descriptor in opened:
+            posix.close(descriptor)
+    if not leaving:
+        posix.waitpid(pid, 0)

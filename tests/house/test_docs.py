@@ -1,0 +1,74 @@
+"""The manual: pages that are made from code are what the code says, and name every program."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from installation import CHECKOUT, PROGRAMS
+from picoqmail.cli import command_table
+from picoqmail.cli.main import COMMANDS
+from picoqmail.home import page as settings_page
+from picoqmail.home import settings
+from picoqmail.log import events
+
+DOCS = f"{CHECKOUT}/docs"
+
+
+def page(name: str) -> str:
+    """One page of the manual."""
+    with open(f"{DOCS}/{name}", encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("settings.md", settings_page.document),
+        ("log.md", events.document),
+        ("commands.md", command_table.markdown),
+    ],
+)
+def test_generated_pages_are_fresh(name: str, made: object) -> None:
+    """Python docs/generate.py writes them; this tells when it is time for it."""
+    assert callable(made)
+    assert made() == page(name)
+
+
+def test_every_program_has_a_man_page() -> None:
+    """conf.py names a page for each, and the page is there."""
+    listed = dict(re.findall(r"\(\"(\w+)\", \"(picoqmail[a-z-]*)\"", page("conf.py")))
+    assert {"picoqmail", *(f"picoqmail-{name}" for name in PROGRAMS)} < set(listed.values())
+    for source in listed:
+        assert os.path.exists(f"{DOCS}/{source}.md")
+
+
+def test_what_the_manual_names_exists() -> None:
+    """Every `picoqmail COMMAND` of the manual is a command, every control/FILE a setting."""
+    for name in sorted(os.listdir(DOCS)):
+        if name.endswith(".md"):
+            text = page(name)
+            called = re.findall(r"(?:^    |`)(?:\S*/)?picoqmail ([a-z-]+)", text, re.MULTILINE)
+            for command in called:
+                assert command in COMMANDS, (name, command)
+            for setting in re.findall(r"control/([a-z]+)", text):
+                assert setting in settings.SPECS or setting == "minivars", (name, setting)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("myst_parser") is None, reason="needs the extra docs")
+def test_the_site_builds_without_a_warning(tmp_path: os.PathLike[str]) -> None:
+    """HTML and man pages."""
+    for builder in ("html", "man"):
+        out = os.path.join(tmp_path, builder)
+        doctrees = os.path.join(tmp_path, "doctrees")
+        sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", builder, "-d", doctrees]
+        ran = subprocess.run(
+            [*sphinx, DOCS, out], capture_output=True, text=True, check=False, timeout=110
+        )
+        assert (0, "") == (ran.returncode, ran.stderr)
+    assert "picoqmail-queue.8" in os.listdir(os.path.join(tmp_path, "man"))

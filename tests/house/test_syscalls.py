@@ -1,0 +1,170 @@
+"""System calls counted: three fsyncs a message, and none that does not help.
+
+INTERNALS.md says which calls a mail needs; here the programs are watched by strace, and every call
+of theirs from the first setting on is compared with what they may make.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail.admin.filesystem import type_of
+from picoqmail.spool.syncfs import TRUSTED
+from rig.programs import find
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from trial import Trial
+
+# Memory is the interpreter's affair: when it asks for more is not ours to say.
+MEMORY = {"brk", "mmap", "munmap", "mremap", "madvise"}
+MESSAGE = b"From: a@example.org\nTo: b@example.net\nSubject: x\n\nbody\n"
+ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
+SECONDS = 60
+
+READ_ME = ["openat", "read", "read", "close"]
+OTHER_SETTINGS = ["openat"] * 4  # databytes, minfree, queuelifetime and minivars are not there
+IDENTITY = ["getpid", "getrandom"]
+# transitions.ACCEPT, call by call; the lock goes before its descriptor.
+BODY = ["openat", "flock"]
+# The hint has the disk begin with the sidecar; the body's sync waits for both.
+ON_DISK = ["openat", "write", "fadvise64", "fsync", "fsync", "close"]
+VISIBLE = ["link", "rename", "openat", "fsync", "close", "unlink", "flock", "close"]
+QUEUE = [
+    *READ_ME,
+    *OTHER_SETTINGS,
+    *IDENTITY,
+    *BODY,
+    *("read", "write", "read"),  # the message and its end
+    "read",  # the envelope, which says itself where it ends
+    *ON_DISK,
+    *VISIBLE,
+    "exit_group",
+]
+
+
+def calls(command: Sequence[str], directory: Path, environ: dict[str, str]) -> list[str]:
+    """Run a program on one mail under strace; its calls from the first setting to its end."""
+    trace = directory / "trace"
+    (directory / "message").write_bytes(MESSAGE)
+    (directory / "envelope").write_bytes(ENVELOPE)
+    strace = [find("strace", "strace"), "-f", "-qq", "-o", str(trace)]
+    with open(directory / "message", "rb") as message, open(directory / "envelope", "rb") as rest:
+        ran = subprocess.run(
+            [*strace, *command],
+            stdin=message,
+            stdout=rest,
+            stderr=subprocess.PIPE,
+            env=environ,
+            check=False,
+            timeout=SECONDS,
+        )
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    lines = trace.read_text(errors="replace").splitlines()
+    first = next(i for i, line in enumerate(lines) if "/control/" in line)
+    found = [re.match(r"\d+ +(\w+)\(", line) for line in lines[first:]]
+    return [one[1] for one in found if one is not None and one[1] not in MEMORY]
+
+
+def test_the_queue_makes_no_needless_call(trial: Trial, tmp_path: Path) -> None:
+    """From the first setting to the end: these calls, in this order, three of them an fsync."""
+    made = calls([trial.installed.program("queue")], tmp_path, trial.variables())
+    assert QUEUE == made
+    assert 3 == made.count("fsync")
+
+
+def test_sendmail_makes_three_fsyncs(trial: Trial, tmp_path: Path) -> None:
+    """The same acceptance in the same process: what comes before it only reads."""
+    program = trial.installed.program("sendmail")
+    command = [program, "-i", "-fa@example.org", "b@example.net"]
+    made = calls(command, tmp_path, trial.variables())
+    assert 3 == made.count("fsync")
+    assert 0 == sum(made.count(name) for name in ("fork", "vfork", "clone", "clone3", "execve"))
+    assert [*ON_DISK, *VISIBLE, "exit_group"] == made[-len(ON_DISK) - len(VISIBLE) - 1 :]
+
+
+ENQUEUE_MANY = """
+import sys
+import picoqmail
+from picoqmail import Mail
+count, keyed = int(sys.argv[1]), sys.argv[2] == "keyed"
+mails = [
+    Mail(b"Subject: x\\n\\nbody\\n", "a@example.org", ["b@example.net"],
+         idempotency_key=str(number) if keyed else None)
+    for number in range(count)
+]
+results = picoqmail.enqueue_many(mails)
+assert all(isinstance(one, picoqmail.Receipt) for one in results), results
+"""
+
+
+def syncs(trial: Trial, trace: Path, *arguments: str) -> dict[str, int]:
+    """How often enqueue_many called each of the calls that make things durable."""
+    names = ("fsync", "fdatasync", "syncfs", "sync")
+    strace = [find("strace", "strace"), "-f", "-qq", "-e", f"trace={','.join(names)}"]
+    # Much that others have not written yet would have it sync its messages alone.
+    os.sync()
+    subprocess.run(
+        [*strace, "-o", str(trace), trial.installed.python, "-I", "-c", ENQUEUE_MANY, *arguments],
+        env=trial.variables(),
+        check=True,
+        timeout=SECONDS,
+    )
+    made = re.findall(r"^\d+ +(\w+)\(\d", trace.read_text(), re.MULTILINE)
+    return {name: made.count(name) for name in names if name in made}
+
+
+@pytest.mark.parametrize(
+    ("keyed", "count", "expected"),
+    [
+        ("plain", 1, {"fsync": 3}),
+        # Too few for a sync of all: two each, and one for the state.
+        ("plain", 7, {"fsync": 2 * 7 + 1}),
+        ("plain", 8, {"syncfs": 1, "fsync": 1}),
+        ("plain", 128, {"syncfs": 1, "fsync": 1}),
+        ("plain", 258, {"syncfs": 2, "fsync": 2 + 2 * 2 + 1}),
+        # One more for the keys; the directory for them is made, and with it a name in the spool.
+        ("keyed", 128, {"syncfs": 2, "fsync": 1 + 1}),
+    ],
+)
+def test_a_group_shares_its_syncs(
+    trial: Trial, tmp_path: Path, keyed: str, count: int, expected: dict[str, int]
+) -> None:
+    """enqueue_many: a syncfs for 128 messages, an fsync for their state; few are synced alone."""
+    kind = type_of(trial.spool)
+    if kind not in TRUSTED:
+        pytest.skip(f"on {kind} each message is synced by itself")
+    assert expected == syncs(trial, tmp_path / "trace", str(count), keyed)
+
+
+def test_an_idle_run_opens_no_sidecar(trial: Trial, tmp_path: Path) -> None:
+    """What is not due costs one stat and nothing else, however much of it there is."""
+    counts = []
+    for more in (10, 100):
+        for number in range(more):
+            defer(trial, f"{int(time.time())}.M{number:06}P{more}Q1R0.me.test")
+        trace = tmp_path / "trace"
+        strace = [find("strace", "strace"), "-f", "-qq", "-o", str(trace)]
+        command = [*strace, trial.installed.program("cron")]
+        subprocess.run(command, env=trial.variables(), check=True, timeout=SECONDS)
+        text = trace.read_text(errors="replace")
+        assert not re.search(r"open(?:at)?\(.*\.json", text)
+        counts.append(len(re.findall(r"newfstatat\(.*/cur/.*\.json|statx\(.*\.json", text)))
+    assert [10, 110] == counts
+
+
+def defer(trial: Trial, message_id: str) -> None:
+    """Put a message into cur/ that is due in an hour; an idle run looks at its time alone."""
+    for suffix in (".json", ".eml"):
+        path = f"{trial.spool}/cur/{message_id}{suffix}"
+        with open(path, "wb"):
+            pass
+        os.utime(path, (time.time() + 3600,) * 2)

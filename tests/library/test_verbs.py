@@ -1,0 +1,104 @@
+"""The verbs of the library on mail that is in the spool, with real relays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import picoqmail
+from enqueuing import ENVELOPE, Home, make_home
+from rig import faults
+from rig.hostile import HostileRelay
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A home that nothing is sent from but by us."""
+    return make_home(tmp_path / "home")
+
+
+@pytest.fixture
+def spool(home: Home) -> picoqmail.Spool:
+    """Its spool, as a program has it."""
+    return picoqmail.Spool(home.root, send=False)
+
+
+def test_deliver_tells_its_events(home: Home, spool: picoqmail.Spool, relay: Any) -> None:
+    """Delivery within the process brings the mail to the relay and tells a function of it."""
+    home.set("relayip", relay.address)
+    receipt = spool.enqueue(b"Subject: x\n\nbody\n", **ENVELOPE)
+    told: list[tuple[str, dict[str, object]]] = []
+    summary = spool.deliver(on_event=lambda name, facts: told.append((name, facts)))
+    assert 1 == summary.delivered
+    assert repr(summary).startswith("Summary(delivered=1, deferred=0, ")
+    (got,) = relay.wait_for(1)
+    assert b"body" in got.content
+    assert [] == home.files()
+    assert [receipt.id] == [facts["id"] for name, facts in told if name == "delivered"]
+
+
+def test_a_listener_that_raises_harms_no_mail(
+    home: Home, spool: picoqmail.Spool, relay: Any
+) -> None:
+    """The mail is delivered and recorded, then the error is told."""
+    home.set("relayip", relay.address)
+    spool.enqueue(b"", **ENVELOPE)
+
+    def broken(name: str, facts: dict[str, object]) -> None:
+        raise RuntimeError(name, facts)
+
+    with pytest.raises(RuntimeError):
+        spool.deliver(on_event=broken)
+    assert [] == home.files()
+    assert 1 == len(relay.wait_for(1))
+
+
+def test_the_life_of_a_deferred_message(home: Home, spool: picoqmail.Spool, rig: Any) -> None:
+    """Listed, shown, held, released, retried, failed, requeued, deleted: as on the command line."""
+    server = rig(HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}))
+    home.set("relayip", server.address)
+    receipt = spool.enqueue(b"x\n", **ENVELOPE)
+    assert receipt.id is not None
+    assert ["new"] == [one.state for one in spool.list()]
+    assert 1 == spool.deliver().deferred
+    entry = spool.get(receipt.id)
+    assert "cur" == entry.state
+    assert entry.message is not None
+    assert 1 == entry.message.attempts
+    assert "451" in spool.result(receipt.id)
+    assert b"".join(spool.body(receipt.id)).endswith(b"\nx\n")
+    assert 0 == spool.deliver().deferred, "not due"
+    assert "done" == spool.hold(receipt.id).result
+    assert [receipt.id] == [one.id for one in spool.list("held")]
+    assert "refused" == spool.retry(receipt.id).result
+    assert "done" == spool.release(receipt.id).result
+    assert 1 == spool.deliver().deferred
+    assert "done" == spool.retry(receipt.id).result
+    assert 1 == spool.status().waiting
+    assert [] == list(spool.list(sender="@other.example"))
+    assert [receipt.id] == [one.id for one in spool.list("cur", error="later")]
+    assert "done" == spool.delete(receipt.id).result
+    for verb in (spool.get, spool.retry, spool.delete, spool.body, spool.result):
+        with pytest.raises(picoqmail.NoSuchMessageError):
+            verb(receipt.id)
+    with pytest.raises(ValueError, match="no state"):
+        spool.list("nonsense")
+
+
+def test_requeue(home: Home, spool: picoqmail.Spool, rig: Any) -> None:
+    """A message that failed for good gets a new life."""
+    refusal = [faults.reply("550 5.1.1 nobody"), None]
+    server = rig(HostileRelay({"RCPT": refusal}))
+    home.set("relayip", server.address)
+    home.set("bounces", "off")
+    receipt = spool.enqueue(b"x\n", **ENVELOPE)
+    assert receipt.id is not None
+    assert 1 == spool.deliver().failed
+    assert "undelivered" == spool.get(receipt.id).state
+    assert "done" == spool.requeue(receipt.id).result
+    assert 1 == spool.deliver().delivered
+    assert [] == home.files()

@@ -1,0 +1,702 @@
+"""The engine against relays that run: delivery, failover, limits of time, TLS, logins."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail.home.secret import RelayPassword
+from picoqmail.relay.engine import Engine, Lane
+from picoqmail.relay.lookup import Endpoint
+from picoqmail.relay.tls_plan import TlsPolicy
+from picoqmail.smtp.relay_address import Relay, parse_relay
+from picoqmail.smtp.sasl import Credentials
+from picoqmail.smtp.wire import encode_whole
+from rig import certificates, faults
+from rig.hostile import EVERYTHING, OFFERS, HostileRelay
+from rig.proxy import SlowLine
+from rig.recording import RecordingRelay
+from rig.sink import Sink
+from smtp.scripted import MemoryBody, MemorySource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Literal
+
+    from picoqmail.relay.engine import LaneSummary
+    from rig.faults import Fault
+
+OFF = TlsPolicy(mode="off")
+# Enough for a machine whose processors are busy with other things.
+PATIENCE = 15.0
+
+
+class Run:
+    """One run of an engine with one lane: its events and its summary."""
+
+    def __init__(self, source: MemorySource, *endpoints: Endpoint, **options: Any) -> None:
+        self.source = source
+        self.events: list[tuple[str, dict[str, object]]] = []
+        options = {"timeout_connect": PATIENCE, "timeout_remote": PATIENCE} | options
+        lane = Lane("lane", endpoints, source, "me.example", **options)
+        started = time.monotonic()
+        (self.lane,) = Engine([lane], on_event=self._note).run().lanes
+        self.seconds = time.monotonic() - started
+
+    def _note(self, name: str, **facts: object) -> None:
+        self.events.append((name, facts))
+
+    def outcomes(self) -> list[str]:
+        """Return all outcomes, message by message."""
+        return [
+            outcome
+            for key in sorted(self.source.verdicts, key=str)
+            for outcome in self.source.outcomes(key)
+        ]
+
+    def named(self, name: str) -> list[dict[str, object]]:
+        """Return the facts of all events of a name."""
+        return [facts for event, facts in self.events if event == name]
+
+
+def to(relay: HostileRelay | RecordingRelay | Sink | SlowLine, tls: TlsPolicy = OFF) -> Endpoint:
+    """Return the endpoint of a relay of the rig."""
+    return Endpoint(parse_relay(relay.address), tls)
+
+
+def mails(count: int, **options: Any) -> MemorySource:
+    """Return a source with so many messages."""
+    source = MemorySource()
+    for number in range(count):
+        source.add(f"r{number}@example.net", **options)
+    return source
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens on, and nobody else can take."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def dead(port: int) -> Endpoint:
+    """Return the endpoint of a relay that is not there."""
+    return Endpoint(Relay("smtp", "127.0.0.1", port), OFF)
+
+
+def test_aiosmtpd(relay: RecordingRelay) -> None:
+    """A relay without PIPELINING that somebody else wrote gets the bytes as they are."""
+    run = Run(mails(3, body=MemoryBody(b"Subject: x\n\n.\nline\r\n..\nend")), to(relay))
+    assert run.outcomes() == ["delivered"] * 3
+    assert [b"Subject: x\n\n.\nline\n..\nend\n"] * 3 == [m.unix for m in relay.messages]
+
+
+@pytest.mark.parametrize("offers", [(), OFFERS, EVERYTHING, ("CHUNKING",), None])
+def test_strict_receiver(rig: Callable[..., Any], offers: tuple[str, ...] | None) -> None:
+    """A receiver that forgives nothing has no complaint, whatever it offers."""
+    relay = rig(HostileRelay(offers=offers))
+    source = mails(6)
+    source.add("a@b", "c@d", "a b@example.net", sender="", body=MemoryBody(b"x" * 5000))
+    source.add(body=MemoryBody(b"\r\n.\r\n\n.\r\0\n.\rMAIL FROM:<x>\n"), dsn={"notify": "NEVER"})
+    source.add(body=MemoryBody((b"." + b"y" * 996 + b"\n") * 1000))
+    run = Run(source, to(relay))
+    assert [] == relay.complaints
+    assert set(run.outcomes()) == {"delivered"}
+    assert len(relay.wait_for(9)) == 9
+
+
+ODD = (
+    *(b"\n", b"\r", b"\r\n", b"\r\r\n", b"\n\r", b"\r\0\n", b"\r\n\0", b"\0"),
+    *(b"\x0b", b"\x0c", b"\xc2\x85", b"\x85"),
+)
+
+
+@pytest.mark.parametrize("offers", [OFFERS, EVERYTHING])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_nothing_is_smuggled(rig: Callable[..., Any], offers: tuple[str, ...], end: bytes) -> None:
+    """Every A.B in a body arrives as one message with its dot, and nothing else arrives."""
+    relay = rig(HostileRelay(offers=offers))
+    source = MemorySource()
+    bodies = [
+        b"Subject: x" + end + end + first + b"." + second + b"MAIL FROM:<evil@x>" + end
+        for first in ODD
+        for second in ODD
+    ]
+    for body in bodies:
+        source.add(body=MemoryBody(body, block=7))
+    run = Run(source, to(relay), timeout_remote=30, concurrency=1)
+    assert run.outcomes() == ["delivered"] * len(bodies)
+    assert [] == relay.complaints
+    assert [encode_whole(body, stuffed=False) for body in bodies] == [
+        message.content for message in relay.messages
+    ]
+
+
+def test_in_doubt(rig: Callable[..., Any]) -> None:
+    """A connection lost behind the dot leaves one message in doubt, and no other."""
+    relay = rig(HostileRelay({".": [None, faults.drop()]}))
+    run = Run(mails(5), to(relay), concurrency=1)
+    assert run.outcomes() == ["delivered", "untried", "untried", "delivered", "delivered"]
+    verdicts = run.source.verdicts
+    assert [1] == [key for key, verdict in verdicts.items() if verdict.in_doubt]
+
+
+def test_lmtp(rig: Callable[..., Any]) -> None:
+    """LMTP: an answer for each recipient."""
+    relay = rig(HostileRelay({". <b@x>": faults.reply("550 5.1.1 gone")}, lmtp=True))
+    endpoint = Endpoint(parse_relay(f"lmtp://{relay.address}"), OFF)
+    run = Run(MemorySource().add("a@x", "b@x", "c@x"), endpoint)
+    assert run.outcomes() == ["delivered", "failed", "delivered"]
+    assert [] == relay.complaints
+
+
+def test_lmtp_over_a_socket_file(rig: Callable[..., Any], tmp_path: object) -> None:
+    """LMTP over a UNIX socket, into Postfix's own smtp-sink."""
+    sink = rig(Sink(["-L"]))
+    path = f"{tmp_path}/lmtp"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with forwarding(listener, sink.port):
+            run = Run(mails(2), Endpoint(parse_relay(f"lmtp+unix://{path}"), OFF))
+    assert run.outcomes() == ["delivered", "delivered"]
+    assert len(sink.wait_for(2)) == 2
+
+
+def forwarding(listener: socket.socket, port: int) -> Any:
+    """Forward one connection from a socket file to a port while the context lasts."""
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        # A client that has said QUIT does not wait for the answer.
+        with contextlib.suppress(ConnectionError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        near, _ = listener.accept()
+        with near, socket.create_connection(("127.0.0.1", port)) as far:
+            other = threading.Thread(target=pump, args=(far, near))
+            other.start()
+            pump(near, far)
+            other.join()
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(10)
+
+    return context()
+
+
+def test_failover(rig: Callable[..., Any], closed_port: int) -> None:
+    """The next relay serves where the first is not there; nothing is charged."""
+    relay = rig(HostileRelay())
+    run = Run(mails(2), dead(closed_port), to(relay))
+    assert run.outcomes() == ["delivered", "delivered"]
+    assert [facts["stage"] for facts in run.named("relay_down")] == ["connect"]
+    assert not run.lane.gave_up
+
+
+@pytest.mark.parametrize("banner", ["554 5.7.1 not you", "421 4.3.2 busy", "nonsense"])
+def test_failover_on_banner(rig: Callable[..., Any], banner: str) -> None:
+    """A relay that greets with a refusal is passed over."""
+    first = rig(HostileRelay({"banner": faults.reply(banner)}))
+    second = rig(HostileRelay())
+    run = Run(mails(2), to(first), to(second))
+    assert run.outcomes() == ["delivered", "delivered"]
+    assert first.connections == 1
+
+
+def test_every_address_of_a_name(rig: Callable[..., Any]) -> None:
+    """A name with several addresses is tried to the last: localhost is ::1 too, or is it not."""
+    relay = rig(HostileRelay())
+    run = Run(mails(1), Endpoint(Relay("smtp", "localhost", relay.port), OFF))
+    assert run.outcomes() == ["delivered"]
+
+
+def test_unknown_name() -> None:
+    """A name that is none is the relay's fault."""
+    run = Run(mails(1), Endpoint(Relay("smtp", "no-such-host.invalid", 25), OFF))
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "lookup"
+    assert run.lane.gave_up
+
+
+def test_no_relay_at_all() -> None:
+    """A lane without a relay takes nothing, and says why."""
+    source = mails(1)
+    run = Run(source)
+    assert run.lane.gave_up
+    assert run.lane.fault is not None
+    assert "relayip" in run.lane.fault.text
+    assert len(source.waiting) == 1
+
+
+def test_nothing_to_do_opens_nothing(rig: Callable[..., Any]) -> None:
+    """Without a message there is no connection."""
+    relay = rig(HostileRelay())
+    run = Run(MemorySource(), to(relay))
+    assert relay.connections == 0
+    assert run.lane == lane_of(run, reached=False)
+
+
+def lane_of(run: Run, *, reached: bool) -> LaneSummary:
+    """Return the summary of a lane that had nothing to tell."""
+    from picoqmail.relay.lane import LaneSummary
+
+    return LaneSummary(
+        run.lane.name, reached, gave_up=False, fault=None, relay="", answered=0, links=0, pace=False
+    )
+
+
+def test_dead_relay_costs_one_connection(closed_port: int) -> None:
+    """However many messages wait, one connection finds out, and they all stay as they were."""
+    source = mails(50)
+    run = Run(source, dead(closed_port))
+    assert run.lane.links == 1
+    assert run.outcomes() == ["untried"]
+    assert len(source.waiting) == 49
+    assert run.lane.gave_up
+
+
+def test_few_links_for_a_fast_relay(rig: Callable[..., Any]) -> None:
+    """Five messages for a relay next door do not need twenty connections."""
+    relay = rig(HostileRelay())
+    run = Run(mails(5), to(relay))
+    assert run.outcomes() == ["delivered"] * 5
+    assert relay.connections == 1
+
+
+def test_421_after_some(rig: Callable[..., Any]) -> None:
+    """A relay that serves three a connection is called again, until all are through."""
+    thrice: list[Fault | None] = [None, None, None, faults.final("421 4.7.0 enough")]
+    relay = rig(HostileRelay({"MAIL": thrice * 2}))
+    source = mails(10)
+    run = Run(source, to(relay), concurrency=1)
+    assert not run.lane.gave_up
+    assert len(relay.messages) == run.outcomes().count("delivered") == 8
+    assert run.outcomes().count("untried") == 2
+    assert run.lane.pace
+
+
+ANYWHERE = ("banner", "EHLO", "MAIL", "RCPT", "DATA", ".")
+BREAKING: dict[str, Callable[[], Fault]] = {
+    "drop": faults.drop,
+    "reset": faults.reset,
+    "stall": faults.stall,
+    "flood": faults.flood,
+    "endless": faults.endless,
+    "half": lambda: faults.closing(b"250 2."),
+    "garbage": lambda: faults.reply("lorem ipsum"),
+    "bare": lambda: faults.raw(b"250 ok\n"),
+    "mixed": lambda: faults.raw(b"250-ok\r\n550 no\r\n"),
+    "421": lambda: faults.final("421 4.3.2 going down"),
+    "530": lambda: faults.reply("530 5.7.0 log in first"),
+    "slow": lambda: faults.drip(0.3),
+    "reset after": faults.answer_then_reset,
+}
+
+
+@pytest.mark.parametrize("name", BREAKING)
+@pytest.mark.parametrize("step", ANYWHERE)
+def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
+    """At every step, whatever the relay does: nobody is charged, and the run ends in time."""
+    if (step, name) == (".", "reset after"):
+        return  # the answer was given: that is a delivery, and test_reset_after_the_answer's
+    relay = rig(HostileRelay({step: BREAKING[name]()}))
+    source = mails(10)
+    run = Run(source, to(relay), timeout_remote=0.4, timeout_connect=0.4)
+    assert set(run.outcomes()) <= {"untried"}
+    assert run.lane.gave_up
+    assert run.lane.fault is not None
+    assert run.seconds < 20
+    assert [] == relay.complaints
+    in_doubt = {key for key, verdict in source.verdicts.items() if verdict.in_doubt}
+    assert len(in_doubt) <= run.lane.links
+    # A reset that comes behind the 354 may overtake the dot, or not.
+    if step != "." and (step, name) != ("DATA", "reset after"):
+        assert in_doubt == set()
+
+
+@pytest.mark.parametrize("name", BREAKING)
+def test_hostile_relay_is_passed_over(rig: Callable[..., Any], name: str) -> None:
+    """A relay that breaks at MAIL costs one message its turn; the others reach the next relay."""
+    first = rig(HostileRelay({"MAIL": BREAKING[name]()}))
+    second = rig(HostileRelay())
+    run = Run(mails(4), to(first), to(second), concurrency=1, timeout_remote=0.4)
+    assert sorted(run.outcomes()) == ["delivered"] * 3 + ["untried"]
+    assert first.connections == 1
+    assert len(second.messages) == 3
+
+
+def test_reset_after_the_answer(rig: Callable[..., Any]) -> None:
+    """A 250 that was read counts, whatever comes behind it."""
+    relay = rig(HostileRelay({".": [faults.answer_then_drop()]}))
+    run = Run(mails(1), to(relay))
+    assert run.outcomes() == ["delivered"]
+
+
+def test_poison(rig: Callable[..., Any]) -> None:
+    """A message that kills the connection does not stop those behind it."""
+    relay = rig(HostileRelay({"RCPT <r0@example.net>": faults.drop()}))
+    run = Run(mails(4), to(relay), concurrency=1)
+    assert run.outcomes() == ["untried", "delivered", "delivered", "delivered"]
+
+
+def test_refused_extra_links(rig: Callable[..., Any]) -> None:
+    """A relay that wants one connection at a time is served with one."""
+    relay = rig(
+        HostileRelay(
+            {
+                "banner": faults.after(1, faults.final("421 4.7.0 too many connections")),
+                "MAIL": faults.delayed(0.01),
+            }
+        )
+    )
+    run = Run(mails(20), to(relay))
+    assert run.outcomes() == ["delivered"] * 20
+    assert not run.lane.gave_up
+    assert run.lane.pace
+
+
+def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
+    """They say nothing yet of a relay that is about to serve the first."""
+    banners = [faults.delayed(0.3), *[faults.final("421 4.7.0 too many connections")] * 40]
+    relay = rig(HostileRelay({"banner": banners}))
+    run = Run(mails(20), to(relay))
+    assert run.outcomes() == ["delivered"] * 20
+    assert relay.connections > 1
+    assert not run.lane.gave_up
+
+
+def test_round_trips(rig: Callable[..., Any]) -> None:
+    """With PIPELINING one message costs one round trip: 20 of them over one connection."""
+    relay = rig(HostileRelay())
+    line = rig(SlowLine(relay.port))
+    run = Run(mails(20), to(line), concurrency=1, timeout_remote=10)
+    assert run.outcomes() == ["delivered"] * 20
+    # Connecting, greeting, EHLO, first envelope: 5 trips of 50 ms, then 20; in lock step over 80.
+    # The rest is for neighbours that keep the processors busy.
+    assert run.seconds < 3 * 25 * 0.05
+
+
+def test_far_relay(rig: Callable[..., Any]) -> None:
+    """200 mails of 4 KB to a relay 50 ms away, over 20 connections at most."""
+    sink = rig(Sink(keep=False))
+    line = rig(SlowLine(sink.port))
+    source = mails(200, body=MemoryBody(b"x" * 63 + b"\n" * 64))
+    run = Run(source, to(line), timeout_remote=10)
+    assert run.outcomes() == ["delivered"] * 200
+    assert line.connections <= 20
+    # How fast is the benchmarks' business; here: not one connection's round trip after the other.
+    assert run.seconds < 200 * 0.05 / 2
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize("mode", ["require", "fingerprint", "may"])
+def test_tls(rig: Callable[..., Any], tls: Literal["starttls", "implicit"], mode: str) -> None:
+    """TLS by STARTTLS or from the first byte, with the certificate held to what is demanded."""
+    relay = rig(HostileRelay(tls=tls))
+    certificate = relay.certificate
+    policy = TlsPolicy(
+        mode=mode,
+        ca=certificate.trusted,
+        fingerprints=(certificate.fingerprint.upper(),),
+    )
+    scheme = "smtps" if tls == "implicit" else "smtp"
+    run = Run(mails(5), Endpoint(parse_relay(f"{scheme}://{relay.address}"), policy))
+    assert run.outcomes() == ["delivered"] * 5
+    assert all(message.tls for message in relay.messages)
+    assert [] == relay.complaints
+    assert run.named("tls")[0]["version"] in ("TLSv1.2", "TLSv1.3")
+
+
+def test_tls_big_message(rig: Callable[..., Any]) -> None:
+    """Big data through TLS arrive whole."""
+    relay = rig(HostileRelay(tls="starttls"))
+    data = b"".join(b"%080d\n" % number for number in range(40000))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(1, body=MemoryBody(data)), to(relay, policy), timeout_remote=20)
+    assert run.outcomes() == ["delivered"]
+    assert data == relay.messages[0].unix
+
+
+BAD_TLS = {
+    "unknown authority": TlsPolicy(mode="require"),
+    "other fingerprint": TlsPolicy(mode="fingerprint", fingerprints=("ab" * 32,)),
+    "no fingerprint": TlsPolicy(mode="fingerprint"),
+    "no such file": TlsPolicy(mode="require", ca="/nonexistent/ca.pem"),
+    "no such certificate": TlsPolicy(mode="may", certificate="/nonexistent/cert.pem"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_TLS if name != "no such certificate"])
+def test_untrusted(rig: Callable[..., Any], name: str) -> None:
+    """A certificate that is not what was demanded: the relay's fault, and nothing in clear."""
+    relay = rig(HostileRelay(tls="starttls"))
+    run = Run(mails(1), to(relay, BAD_TLS[name]))
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "tls"
+    # Words for a person: no Python in them, and the relay named once.
+    assert ": (" not in run.lane.fault.text
+    assert run.lane.fault.text.count(relay.address) <= 1
+    assert "MAIL" not in relay.verbs()
+
+
+def test_wrong_name(rig: Callable[..., Any]) -> None:
+    """A certificate for another host is no certificate for this one."""
+    certificate = certificates.Certificate.make("other.example")
+    relay = rig(HostileRelay(tls="starttls", certificate=certificate))
+    run = Run(mails(1), to(relay, TlsPolicy(mode="require", ca=certificate.trusted)))
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert "127.0.0.1" in run.lane.fault.text
+
+
+def test_tls_that_may_be_and_is_not(rig: Callable[..., Any]) -> None:
+    """With tls = may a handshake that fails is followed by an attempt in clear."""
+    relay = rig(HostileRelay({"STARTTLS": faults.answer_then_drop()}, tls="starttls"))
+    run = Run(mails(2), to(relay, TlsPolicy(mode="may")))
+    assert run.outcomes() == ["delivered", "delivered"]
+    assert not any(message.tls for message in relay.messages)
+    assert relay.connections == 2
+
+
+HANDSHAKES: dict[str, Fault] = {
+    "drop": faults.answer_then_drop(),
+    "reset": faults.answer_then_reset(),
+    "stall": faults.stall(),
+    "garbage": faults.raw(b"220 go\r\n" + b"no hello of any server" * 100),
+    "injection": faults.raw(b"220 go\r\n250 injected\r\n"),
+    "refusal": faults.reply("454 4.7.0 TLS not available"),
+    "busy": faults.final("421 4.3.2 later"),
+}
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
+    """Whatever happens instead of a handshake: in time, nobody is charged, nothing in clear."""
+    relay = rig(HostileRelay({"STARTTLS": HANDSHAKES[name]}, tls="starttls"))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(2), to(relay, policy), timeout_connect=0.5, timeout_remote=0.5)
+    assert set(run.outcomes()) == {"untried"}
+    assert run.lane.gave_up
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "tls"
+    assert "MAIL" not in relay.verbs()
+    assert run.seconds < 10
+
+
+def test_in_clear_to_a_port_of_tls(rig: Callable[..., Any]) -> None:
+    """Both wait for the other to begin; whoever reads why is told what to write instead."""
+    relay = rig(RecordingRelay(tls="implicit"))
+    run = Run(mails(1), to(relay), timeout_remote=0.5)
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert "banner" == run.lane.fault.stage
+    assert "write smtps://" in run.lane.fault.text
+
+
+def test_tls_demanded_by_the_scheme(rig: Callable[..., Any]) -> None:
+    """A URL that says starttls means it, whatever the setting tls says."""
+    relay = rig(HostileRelay())
+    run = Run(mails(1), Endpoint(parse_relay(f"smtp+starttls://{relay.address}"), OFF))
+    assert run.outcomes() == ["untried"]
+    assert "MAIL" not in relay.verbs()
+
+
+ALICE = Credentials("alice", RelayPassword("hunter2"))
+
+
+def logged_in(relay: RecordingRelay, secret: str, policy: TlsPolicy) -> Endpoint:
+    """Return an endpoint that wants a login."""
+    return Endpoint(parse_relay(relay.address), policy, Credentials("alice", RelayPassword(secret)))
+
+
+@pytest.mark.parametrize("without", [(), ("PLAIN",)])
+def test_login(rig: Callable[..., Any], without: tuple[str, ...]) -> None:
+    """A login at aiosmtpd, over STARTTLS, by PLAIN and by LOGIN."""
+    relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}, without=without))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(2), logged_in(relay, "hunter2", policy))
+    assert run.outcomes() == ["delivered", "delivered"]
+
+
+def test_wrong_password(rig: Callable[..., Any]) -> None:
+    """A wrong password charges nobody and is shown nowhere."""
+    relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(2), logged_in(relay, "swordfish", policy))
+    assert set(run.outcomes()) == {"untried"}
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "auth"
+    assert "swordfish" not in repr((run.lane, run.events, run.source.verdicts))
+
+
+def test_password_command(rig: Callable[..., Any]) -> None:
+    """A command that prints the password is asked; one that fails is the relay's fault."""
+    relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
+    policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
+    run = Run(mails(1), logged_in(relay, "!echo hunter2", policy))
+    assert run.outcomes() == ["delivered"]
+    run = Run(mails(1), logged_in(relay, "!false", policy))
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "auth"
+
+
+def test_may_is_not_enough_for_a_login(rig: Callable[..., Any]) -> None:
+    """With a login, tls = may demands TLS and a good certificate: no password for a stranger."""
+    relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
+    run = Run(mails(1), logged_in(relay, "hunter2", TlsPolicy(mode="may")))
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "tls"
+
+
+def test_big_message_in_little_memory(rig: Callable[..., Any]) -> None:
+    """Memory does not grow with the message: 100 MB, made as they are sent."""
+    sink = rig(Sink(keep=False))
+
+    class Endless(MemoryBody):
+        @property
+        def size(self) -> int:
+            return 100_000_000
+
+        @property
+        def newlines(self) -> int:
+            return 100_000_000 // 80
+
+        def blocks(self) -> Iterator[bytes]:
+            block = (b"z" * 79 + b"\n") * 2500
+            for _ in range(500):
+                yield block
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = Run(mails(1, body=Endless(b"")), to(sink), timeout_remote=60)
+    assert run.outcomes() == ["delivered"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+def test_pace(rig: Callable[..., Any]) -> None:
+    """A lane that has to wait between messages waits, on one connection."""
+    relay = rig(HostileRelay())
+    source = mails(4)
+    allowed = [0.0]
+
+    def pace() -> float:
+        wait = allowed[0] - time.monotonic()
+        if wait <= 0:
+            allowed[0] = time.monotonic() + 0.1
+            return 0.0
+        return wait
+
+    run = Run(source, to(relay), pace=pace)
+    assert run.outcomes() == ["delivered"] * 4
+    assert relay.connections == 1
+    assert run.seconds >= 0.3
+
+
+TOO_FAST = "450 4.7.1 too fast"
+
+
+@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "."])
+def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str) -> None:
+    """Two messages meet "too fast", and are charged; those behind them wait, and get through."""
+    relay = rig(HostileRelay({step: [None, None, *[faults.reply(TOO_FAST)] * 2]}))
+    run = Run(mails(8), to(relay))
+    assert run.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
+    # Half a second, a second; then half of it for each success, until there is none.
+    assert 1.5 + 0.5 + 0.25 <= run.seconds
+    assert run.lane.pace
+    assert (run.lane.throttled, run.lane.gave_up) == ("", False)
+
+
+@pytest.mark.parametrize("answer", [TOO_FAST, "454 4.7.0 too fast"])
+def test_a_relay_that_stays_hurried_is_left_alone(rig: Callable[..., Any], answer: str) -> None:
+    """Where the last run was too fast already, one message asks, and the rest is not even taken."""
+    relay = rig(HostileRelay({"RCPT": faults.reply(answer)}))
+    source = mails(30)
+    run = Run(source, to(relay), probe=True, was_throttled=True)
+    assert run.outcomes().count("deferred") == relay.verbs().count("MAIL") <= 2
+    assert run.outcomes().count("delivered") == 0
+    assert run.lane.throttled == answer
+
+
+def test_a_greylist_is_no_pace(rig: Callable[..., Any]) -> None:
+    """It is about one message; the others need not wait."""
+    relay = rig(HostileRelay({"RCPT": faults.reply("450 4.7.1 Greylisted, see you later")}))
+    run = Run(mails(20), to(relay))
+    assert run.outcomes() == ["deferred"] * 20
+    assert not run.lane.pace
+
+
+def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:
+    """An error of our own is not taken for one of the relay's."""
+
+    class Broken(MemorySource):
+        def done(self, transaction: Any, verdict: Any) -> None:
+            super().done(transaction, verdict)
+            raise OSError(28, "No space left on device")
+
+    source = Broken()
+    source.add().add()
+    relay = rig(HostileRelay())
+    with pytest.raises(OSError, match="No space left"):
+        Run(source, to(relay))
+
+
+def test_stop(rig: Callable[..., Any]) -> None:
+    """A run that is told to stop finishes what is under way and takes nothing more."""
+    relay = rig(HostileRelay())
+    source = mails(50)
+    engine: list[Engine] = []
+
+    class Stopping(MemorySource):
+        def done(self, transaction: Any, verdict: Any) -> None:
+            super().done(transaction, verdict)
+            engine[0].stop()
+
+    stopping = Stopping(source.waiting)
+    engine.append(Engine([Lane("x", (to(relay),), stopping, "me.example", concurrency=1)]))
+    engine[0].run()
+    outcomes = [stopping.outcomes(key) for key in stopping.verdicts]
+    assert all(outcome == ["delivered"] for outcome in outcomes)
+    assert 1 <= len(outcomes) <= 3
+
+
+def test_lanes_do_not_wait_for_each_other(rig: Callable[..., Any], closed_port: int) -> None:
+    """A lane whose relay stalls takes nothing from the others but its own time."""
+    good, bad = rig(HostileRelay()), rig(HostileRelay({"banner": faults.stall()}))
+    sources = [mails(5), mails(5), mails(5)]
+    ends = [to(bad), to(good), dead(closed_port)]
+    lanes = [
+        Lane(str(i), (end,), source, "me.example", timeout_remote=0.5)
+        for i, (end, source) in enumerate(zip(ends, sources, strict=True))
+    ]
+    summaries = Engine(lanes).run().lanes
+    assert [True, False, True] == [summary.gave_up for summary in summaries]
+    assert len(good.messages) == 5
+
+
+def test_source_address(rig: Callable[..., Any]) -> None:
+    """Connections come from the address that sourceip names; one that is not ours is an error."""
+    relay = rig(HostileRelay())
+    assert Run(mails(1), to(relay), source_ip="127.0.0.1").outcomes() == ["delivered"]
+    run = Run(mails(1), to(relay), source_ip="192.0.2.1")
+    assert run.outcomes() == ["untried"]
+    assert run.lane.fault is not None
+    assert run.lane.fault.stage == "connect"

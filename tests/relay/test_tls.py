@@ -1,0 +1,111 @@
+"""What TLS is demanded of which relay."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from picoqmail.relay.tls import TlsLayer, make_context
+from picoqmail.relay.tls_plan import TlsPlan, TlsPolicy, plan_tls
+from picoqmail.smtp.relay_address import parse_relay
+from rig import certificates
+
+
+@pytest.mark.parametrize(
+    ("relay", "mode", "login", "plan"),
+    [
+        ("h", "off", False, TlsPlan(implicit=False, starttls="never", verify="nothing")),
+        ("h", "may", False, TlsPlan(implicit=False, starttls="may", verify="nothing")),
+        ("h", "may", True, TlsPlan(implicit=False, starttls="must", verify="authority")),
+        ("h", "require", False, TlsPlan(implicit=False, starttls="must", verify="authority")),
+        ("h", "implicit", False, TlsPlan(implicit=True, starttls="never", verify="authority")),
+        ("h", "fingerprint", False, TlsPlan(implicit=False, starttls="must", verify="fingerprint")),
+        ("smtps://h", "off", False, TlsPlan(implicit=True, starttls="never", verify="authority")),
+        ("smtps://h", "may", False, TlsPlan(implicit=True, starttls="never", verify="authority")),
+        (
+            "smtps://h",
+            "fingerprint",
+            False,
+            TlsPlan(implicit=True, starttls="never", verify="fingerprint"),
+        ),
+        (
+            "smtp+starttls://h",
+            "off",
+            False,
+            TlsPlan(implicit=False, starttls="must", verify="authority"),
+        ),
+        (
+            "smtp+starttls://h",
+            "may",
+            True,
+            TlsPlan(implicit=False, starttls="must", verify="authority"),
+        ),
+        ("lmtp://h", "may", False, TlsPlan(implicit=False, starttls="may", verify="nothing")),
+        (
+            "lmtp+unix:///x",
+            "require",
+            False,
+            TlsPlan(implicit=False, starttls="never", verify="nothing"),
+        ),
+    ],
+)
+def test_plan(relay: str, mode: str, login: bool, plan: TlsPlan) -> None:  # noqa: FBT001
+    """The scheme of a relay and a login can demand more than the setting, never less."""
+    assert plan == plan_tls(parse_relay(relay), TlsPolicy(mode=mode), has_login=login)
+
+
+@pytest.mark.parametrize("verify", ["nothing", "authority", "fingerprint"])
+def test_context(verify: str) -> None:
+    """TLS 1.2 at least, and certificates looked at where they have to be."""
+    plan = TlsPlan(implicit=True, starttls="never", verify=verify)  # type: ignore[arg-type]
+    context = make_context(TlsPolicy(), plan)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert (verify == "authority") == context.check_hostname
+    assert (verify == "authority") == (context.verify_mode == ssl.CERT_REQUIRED)
+
+
+def test_client_certificate() -> None:
+    """Our own certificate is read with its key; a file that is not there is an OSError."""
+    certificate = certificates.default()
+    plan = TlsPlan(implicit=True, starttls="never", verify="nothing")
+    with open(certificate.chain, "rb") as chain, open(certificate.key, "rb") as key:
+        both = chain.read() + key.read()
+    path = certificate.directory + "/both.pem"
+    with open(path, "wb") as file:
+        file.write(both)
+    make_context(TlsPolicy(certificate=path), plan)
+    with pytest.raises(OSError, match=r"."):
+        make_context(TlsPolicy(certificate="/nonexistent"), plan)
+
+
+@pytest.mark.parametrize("spelling", ["plain", "COLONS"])
+def test_layer(spelling: str) -> None:
+    """A handshake in memory, then octets both ways, with a fingerprint in either spelling."""
+    certificate = certificates.default()
+    fingerprint = certificate.fingerprint
+    if spelling == "COLONS":
+        pairs = zip(fingerprint[::2], fingerprint[1::2], strict=True)
+        fingerprint = ":".join(a + b for a, b in pairs).upper()
+    policy = TlsPolicy(mode="fingerprint", fingerprints=(fingerprint,))
+    plan = TlsPlan(implicit=True, starttls="never", verify="fingerprint")
+    layer = TlsLayer(make_context(policy, plan), plan, policy, "localhost")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = certificate.server_context().wrap_bio(incoming, outgoing, server_side=True)
+    done = False
+    while not (layer.handshake() and done):
+        incoming.write(layer.ciphertext())
+        try:
+            server.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            pass
+        layer.receive(outgoing.read())
+    incoming.write(layer.ciphertext())
+    server.write(b"220 hello\r\n")
+    layer.receive(outgoing.read())
+    assert layer.read() == b"220 hello\r\n"
+    assert layer.write(memoryview(b"EHLO x\r\n"))
+    incoming.write(layer.ciphertext())
+    assert server.read() == b"EHLO x\r\n"
+    assert layer.describe()["verified"] == "fingerprint"

@@ -1,0 +1,59 @@
+"""keepundelivered: failures go when they have lain long enough, once an hour, nothing else does."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from picoqmail.layout import BODY, CUR, NEW, SIDECAR, UNDELIVERED
+from picoqmail.spool import retention
+from picoqmail.spool.store import Spool
+from trial import age
+
+if TYPE_CHECKING:
+    from trial import Trial
+
+DAY = 86400
+
+
+def failed(trial: Trial, days_ago: float = 0) -> str:
+    """Put a message, accepted so long ago, into undelivered/ now."""
+    message_id = trial.deferred()
+    seconds, _, rest = message_id.partition(".")
+    older = f"{int(seconds) - int(days_ago * DAY)}.{rest}"
+    trial.edit(message_id, id=older)
+    for suffix in (BODY, SIDECAR):
+        os.rename(trial.path(CUR, message_id, suffix), trial.path(UNDELIVERED, older, suffix))
+    return older
+
+
+def test_what_has_just_failed_stays(trial: Trial) -> None:
+    """A message that failed after a month in the queue is kept as long as any other."""
+    message_id = failed(trial, days_ago=30)
+    assert 0 == retention.purge(Spool(trial.spool), 7 * DAY)
+    assert [message_id] == trial.ids(UNDELIVERED)
+
+
+def test_what_has_lain_long_enough_goes(trial: Trial) -> None:
+    """Only from undelivered/, and with all its files."""
+    failed(trial)
+    waiting = trial.accepted()
+    later = Spool(trial.spool, clock=lambda: time.time() + 8 * DAY)
+    assert 1 == retention.purge(later, 7 * DAY)
+    assert [f"{NEW}/{waiting}{BODY}", f"{NEW}/{waiting}{SIDECAR}"] == trial.files()
+
+
+def test_cron_looks_once_an_hour(trial: Trial) -> None:
+    """With the setting; without it nothing is looked at, and an idle run stays one."""
+    stamp = f"{trial.spool}/purged"
+    trial.cron()
+    assert not os.path.exists(stamp)
+    trial.setting("keepundelivered", "1")
+    trial.cron()
+    first = os.stat(stamp).st_mtime_ns
+    trial.cron()
+    assert first == os.stat(stamp).st_mtime_ns
+    age(stamp, 3700)
+    trial.cron()
+    assert first < os.stat(stamp).st_mtime_ns

@@ -1,0 +1,281 @@
+"""picoqmail-sendmail: its flags, the lone dot, and what is not a mail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailing import Mailer, make_mailer
+from picoqmail.submission.flags import UsageError
+from picoqmail.submission.inject import FROM_BOTH
+from picoqmail.submission.sendmail import (
+    ALIASES,
+    DELIVER,
+    LIST,
+    RUN_QUEUE,
+    SUBMISSION,
+    stop_at_dot,
+    understand,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from installation import Installation
+    from rig.recording import RecordingRelay
+
+MAIL = b"From: a@f.test\nTo: t@t.test\nSubject: s\n\nbody\n"
+
+
+@pytest.fixture
+def mailer(tmp_path: Path, installed: Installation) -> Mailer:
+    """A home and the programs."""
+    return make_mailer(tmp_path, installed)
+
+
+def words(line: str) -> list[bytes]:
+    """Return the arguments of a command line without quotes."""
+    return [word.encode() for word in line.split()]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-i -FCronDaemon -B8BITMIME -oem user@h.test",  # cron of Debian
+        "-FCronDaemon -i -odi -oem -oi -t -froot",  # Vixie cron
+        "-t -i",  # PHP, cronie, monit
+        "-oi -fwordpress@ex.test -t",  # PHPMailer
+        "-oem -oi -- user@h.test",  # mutt
+        "-i -- user@h.test",  # s-nail
+        "-i user@h.test",  # bsd-mailx, git
+        "-t -oi -oem",  # MIME::Lite
+        "-oi -oem -f a@h.test user@h.test",
+        "-r a@h.test user@h.test",
+        "-ra@h.test -t",
+        "-t -f a@h.test",  # fail2ban
+        "-Am -t",
+        "-Ac -oi user@h.test",
+        "-G -i user@h.test",
+        "-bm user@h.test",
+        "-em -B 8BITMIME -N failure,delay -R hdrs -V id.1 user@h.test",
+        "-N never -t",
+        "-O IgnoreDots=true -O DeliveryMode=b -oQ/x user@h.test",
+        "-L tag -X /dev/null -C /etc/x.cf -h 5 -p SMTP:h -d0.1 -D -S -U -n -c -x -m -v -Eabc -J -t",
+        "--read-recipients --from=a@h.test",
+        "-D user@h.test",  # dma
+        "-S -f a@h.test user@h.test",  # OpenSMTPD
+        "-N off -R off user@h.test",  # msmtp
+    ],
+)
+def test_command_lines_of_the_world_are_understood(line: str) -> None:
+    """Each is a mail with at least one recipient to come."""
+    found = understand(b"sendmail", words(line))
+    assert DELIVER == found.mode
+    assert found.request.arguments or FROM_BOTH == found.request.recipients_from
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "mode"),
+    [
+        ("sendmail", "-bs", SUBMISSION),
+        ("sendmail", "-bp", LIST),
+        ("mailq", "", LIST),
+        ("mailq", "-v", LIST),
+        ("sendmail", "-bi", ALIASES),
+        ("sendmail", "-I", ALIASES),
+        ("newaliases", "", ALIASES),
+        ("sendmail", "-q", RUN_QUEUE),
+        ("sendmail", "-q30m", RUN_QUEUE),
+    ],
+)
+def test_other_things_than_a_mail_are_asked_for(name: str, line: str, mode: int) -> None:
+    """By flag, or by the name of the program."""
+    assert mode == understand(name.encode(), words(line)).mode
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-Z x@h.test", "illegal option -- Z"),
+        ("-tZ", "illegal option -- Z"),
+        ("-a x@h.test", "illegal option -- a"),
+        ("-f", "requires an argument -- f"),
+        ("-bd", "-bd: there is no daemon"),
+        ("-bt", "-bt"),
+        ("-bv x@h.test", "-bv"),
+        ("-N sometimes x@h.test", "-N 'sometimes'"),
+        ("-N never,delay x@h.test", "-N"),
+        ("-R some x@h.test", "full or hdrs is wanted"),
+        ("-O nothing x@h.test", "name=value"),
+        ("", "no recipients"),
+        ("-f a@h.test -L x@h.test", "no recipients"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_in_one_line(line: str, said: str) -> None:
+    """Nothing is guessed, and nothing is read."""
+    with pytest.raises(UsageError, match=said):
+        understand(b"sendmail", words(line))
+
+
+def test_the_last_sender_wins_and_ends_the_name() -> None:
+    """-f makes the author of a mail without From, and no name of the environment is his."""
+    environ = {b"NAME": b"Joe", b"QMAILHOST": b"h.test"}
+    understand(b"sendmail", words("-f a@x.test -f b@y.test -t")).adjust(environ)
+    assert {b"QMAILUSER": b"b", b"QMAILHOST": b"y.test"} == environ
+
+
+def test_wishes_for_notices_go_into_the_sidecar(mailer: Mailer) -> None:
+    """-N, -R and -V are kept with the message, for a relay that knows RFC 3461."""
+    line = words("-N failure,Delay -R hdrs -V id-1 x@x.test")
+    spooled = mailer.accepts("sendmail", *line, message=MAIL)
+    expected = {"notify": "FAILURE,DELAY", "ret": "HDRS", "envid": "id-1"}
+    assert expected == spooled.record["dsn"]
+
+
+def test_no_wish_for_notices_is_none(mailer: Mailer) -> None:
+    """`off` takes a wish back."""
+    line = words("-N never -R full -N off -R off x@x.test")
+    assert "dsn" not in mailer.accepts("sendmail", *line, message=MAIL).record
+
+
+def test_only_queue(mailer: Mailer, relay: RecordingRelay) -> None:
+    """-bq: the mail is accepted, and stays until something else starts a sender."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    sending = {"PICOQMAIL_SEND": ""}
+    mailer.accepts("sendmail", "-bq", "x@x.test", message=MAIL, environ=sending)
+    assert not os.path.exists(f"{mailer.root}/spool/sender.lock")
+    ran = mailer.run("sendmail", "y@x.test", message=MAIL, environ=sending)
+    assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+    assert {("x@x.test",), ("y@x.test",)} == {one.recipients for one in relay.wait_for(2)}
+
+
+def test_a_flag_that_is_not_known_is_exit_100(mailer: Mailer) -> None:
+    """With one clear line, and nothing in the spool."""
+    said = mailer.refuses("sendmail", "-Z", "x@x.test", message=MAIL)
+    assert "sendmail: illegal option -- Z\n" == said
+
+
+def test_the_name_of_cron_s_mail_and_its_eight_bits_arrive(mailer: Mailer) -> None:
+    """The line that breaks mailers: -i -FCronDaemon -B8BITMIME -oem user."""
+    line = words("-i -FCronDaemon -B8BITMIME -oem root")
+    mail = "To: root\nSubject: Cron <root@web1> true\n\n.\nerror: größe\n".encode()
+    spooled = mailer.accepts("sendmail", *line, message=mail, environ={"USER": "root"})
+    assert b'\nFrom: "CronDaemon" <root@me.test>\n' in spooled.message
+    assert ["root@me.test"] == spooled.recipients
+    assert spooled.message.endswith("\n\n.\nerror: größe\n".encode())
+
+
+@pytest.mark.parametrize("flags", [["-t"], ["-t", "-oem"]])
+def test_a_lone_dot_ends_the_input(mailer: Mailer, flags: list[str]) -> None:
+    """Unless told otherwise."""
+    spooled = mailer.accepts("sendmail", *flags, message=MAIL + b".x\n..\n.\nafter\n")
+    assert spooled.message.endswith(b"\nbody\n.x\n..\n")
+
+
+@pytest.mark.parametrize(
+    "flags", [["-i", "-t"], ["-ti"], ["-oi", "-t"], ["-O", "IgnoreDots=1", "-t"]]
+)
+def test_a_lone_dot_is_content_if_it_is_to_be(mailer: Mailer, flags: list[str]) -> None:
+    """With -i, -oi or -O IgnoreDots."""
+    spooled = mailer.accepts("sendmail", *flags, message=MAIL + b".\nafter\n")
+    assert spooled.message.endswith(b"\nbody\n.\nafter\n")
+
+
+def test_after_the_dot_nobody_waits_for_the_end(mailer: Mailer) -> None:
+    """Who types the dot has not typed an end of file."""
+    with subprocess.Popen(
+        [mailer.installed.program("sendmail"), "x@x.test"],
+        stdin=subprocess.PIPE,
+        env=mailer.variables(),
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(MAIL + b".\n")
+        process.stdin.flush()
+        assert 0 == process.wait(timeout=30)
+    assert mailer.spooled()[0].message.endswith(b"\nbody\n")
+
+
+def until_dot(pieces: Iterable[bytes]) -> bytes:
+    """Return what comes before the lone dot of an input in these pieces."""
+    rest = iter([piece for piece in pieces if piece])
+    read = stop_at_dot(lambda: next(rest, b""))
+    found = []
+    while chunk := read():
+        found.append(chunk)
+    assert b"" == read()
+    return b"".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", b""),
+        (b".", b""),
+        (b".\n", b""),
+        (b".\nx", b""),
+        (b"a\n.", b"a\n"),
+        (b"a\n.\nb\n", b"a\n"),
+        (b"a\n.b\n..\n \n. \nc.\n", b"a\n.b\n..\n \n. \nc.\n"),
+        (b"a\n.\r\nb\n", b"a\n.\r\nb\n"),
+        (b"a\r\n.\r\nb\r\n", b"a\r\n"),
+        (b"a\r\n.\nb\r\n", b"a\r\n"),
+        (b"a\r\n.\r", b"a\r\n"),
+        (b"\n\n.\n", b"\n\n"),
+        (b"a\n.\r", b"a\n.\r"),
+    ],
+)
+def test_a_dot_line_is_just_a_dot(text: bytes, expected: bytes) -> None:
+    """Whole and byte by byte; with a CR only where the first line has one."""
+    assert expected == until_dot([text])
+    assert expected == until_dot(text[at : at + 1] for at in range(len(text)))
+
+
+@given(st.lists(st.sampled_from([b"\n", b".", b"\r", b"a", b"\n.", b"\n.\n"]), max_size=12))
+def test_pieces_do_not_matter_to_the_dot(pieces: list[bytes]) -> None:
+    """However the bytes arrive, the input ends at the same place, and never later than its dot."""
+    found = until_dot(pieces)
+    assert until_dot([b"".join(pieces)]) == found
+    assert b"".join(pieces).startswith(found)
+    assert b"\n.\n" not in b"\n" + found
+
+
+def test_mailq_lists_what_waits(mailer: Mailer) -> None:
+    """-bp names each message, as `picoqmail list` does."""
+    spooled = mailer.accepts("sendmail", "x@x.test", message=MAIL)
+    ran = mailer.run("sendmail", "-bp")
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    assert spooled.record["id"].encode() in ran.stdout
+
+
+@pytest.mark.parametrize("flag", ["-q", "-q30m", "-qRx.test"])
+def test_the_queue_is_run_on_demand(mailer: Mailer, relay: RecordingRelay, flag: str) -> None:
+    """-q sends what waits, and returns when it is sent."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    mailer.accepts("sendmail", "x@x.test", message=MAIL)
+    ran = mailer.run("sendmail", flag)
+    assert (0, b"") == (ran.returncode, ran.stdout)
+    assert [("x@x.test",)] == [message.recipients for message in relay.messages]
+
+
+def test_the_sender_starts_by_itself(mailer: Mailer, relay: RecordingRelay) -> None:
+    """Without PICOQMAIL_SEND=off the mail is at the relay soon, and nobody waited for it."""
+    mailer.setting("relayip", f"{relay.address}\n")
+    ran = mailer.run("sendmail", "-t", message=MAIL, environ={"PICOQMAIL_SEND": ""})
+    assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+    (message,) = relay.wait_for(1)
+    assert ("t@t.test",) == message.recipients
+
+
+def test_newaliases_succeeds(mailer: Mailer, tmp_path: Path) -> None:
+    """Installation scripts run it and must not fail."""
+    os.symlink(mailer.installed.program("sendmail"), tmp_path / "newaliases")
+    ran = subprocess.run(
+        [tmp_path / "newaliases"], capture_output=True, env=mailer.variables(), check=False
+    )
+    assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
