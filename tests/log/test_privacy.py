@@ -99,7 +99,7 @@ def test_the_journal(tmp_path: Path) -> None:
 def test_every_event_is_in_the_table() -> None:
     """What the sources tell is what the manual says, name by name."""
     told = set()
-    for path in glob.glob(f"{installation.CHECKOUT}/picoqmail/*.py"):
+    for path in glob.glob(f"{installation.CHECKOUT}/picoqmail/**/*.py", recursive=True):
         with open(path, encoding="utf-8") as file:
             source = file.read()
         told |= set(re.findall(r"(?:log|_log)\.event\(\s*\"(\w+)\"", source))
