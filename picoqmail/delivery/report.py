@@ -48,7 +48,12 @@ DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""
 
 _TRY_AGAIN_SECONDS = 60
-_TOOLS = tuple(f"picoqmail.{name}" for name in ("accept", "limits", "governor", "report_text"))
+_TOOLS = (
+    "picoqmail.spool.incoming",
+    "picoqmail.home.limits",
+    "picoqmail.delivery.report_limit",
+    "picoqmail.delivery.report_text",
+)
 
 
 class Reporter:
