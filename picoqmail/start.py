@@ -83,7 +83,7 @@ _DELIVERY = (
     "log",
     "message",
     "relay",
-    "record",
+    "value",
     "relay.breaker",
     "log.counters",
     "delivery.processes",

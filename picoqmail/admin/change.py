@@ -14,10 +14,10 @@ from attrs import define, field, frozen
 from picoqmail.delivery.report_state import untold
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
-from picoqmail.record import evolve
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 from picoqmail.spool.sidecar import NOT_BEFORE
 from picoqmail.spool.store import Spool
+from picoqmail.value import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -70,7 +70,7 @@ class _OneThatIsNeverTaken:
         if self._given:
             return None
         self._given = True
-        return Transaction("", ("",), _NoBody(), None, None, _never)
+        return Transaction("", ("",), _NoBody(), dsn=None, key=None, mark_in_doubt=_never)
 
     def backlog(self) -> int:
         """Count it until it is given."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict, define, field, frozen
 
-from picoqmail import record
+from picoqmail import value
 from picoqmail.admin.selection import created_by
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.layout import (
@@ -103,7 +103,7 @@ class Status:
             "being_written": self.writing,
             "last_delivery": self.last_delivery,
             "last_delivery_age": _since(self.last_delivery, self.taken),
-            "relays_down": {name: record.asdict(one) for name, one in self.outages.items()},
+            "relays_down": {name: value.asdict(one) for name, one in self.outages.items()},
             "sender_pid": self.sender,
             "cron_pid": self.cron,
             "cron_since": self.cron_since,

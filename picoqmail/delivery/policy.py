@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from math import isqrt
 
-from picoqmail.record import Record, evolve
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message, Recipient
+from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Final
 
     from picoqmail.smtp.transaction import RecipientResult
 
@@ -21,17 +22,28 @@ _FAULT_DELAY_LIMIT_SECONDS = 3600
 _TEXT_LIMIT = 500
 
 
-class Judgement(Record):
+class Judgement(Value):
     """A message after a session: what its sidecar will say, and the events to tell.
 
     `step` is `remove`, `defer` or `fail`; `failed_now` are the indexes that failed this time.
     """
 
-    step: str
-    message: Message
-    failed_now: tuple[int, ...] = ()
-    delivered_now: tuple[int, ...] = ()
-    expired: bool = False
+    __slots__ = ("step", "message", "failed_now", "delivered_now", "expired")
+
+    def __init__(
+        self,
+        step: str,
+        message: Message,
+        failed_now: tuple[int, ...] = (),
+        delivered_now: tuple[int, ...] = (),
+        *,
+        expired: bool = False,
+    ) -> None:
+        self.step: Final = step
+        self.message: Final = message
+        self.failed_now: Final = failed_now
+        self.delivered_now: Final = delivered_now
+        self.expired: Final = expired
 
 
 def next_attempt(begun: int, now: int, attempts: int, schedule: tuple[int, ...] | None) -> int:

@@ -28,8 +28,8 @@ from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, REPORTS, STATES
-from picoqmail.record import evolve
 from picoqmail.smtp.address import DOUBLE_BOUNCE
+from picoqmail.value import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

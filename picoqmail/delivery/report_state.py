@@ -7,12 +7,13 @@ the three no crash makes a report twice, and none is forgotten: bounce.py has th
 
 from __future__ import annotations
 
-from picoqmail.record import Record, evolve
 from picoqmail.spool.message import FAILED
+from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
     from picoqmail.spool.message import Message, Recipient
 
@@ -31,11 +32,14 @@ DOUBLE_BOUNCE = "#@[]"
 _VERP_END = "-@[]"
 
 
-class Addressee(Record):
+class Addressee(Value):
     """Whom a report goes to, and the envelope sender that it has."""
 
-    address: str
-    sender: str = ""
+    __slots__ = ("address", "sender")
+
+    def __init__(self, address: str, sender: str = "") -> None:
+        self.address: Final = address
+        self.sender: Final = sender
 
 
 def plain_sender(sender: str) -> str:

@@ -17,7 +17,7 @@ _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 _BLANKS = " \t\r\n\f\v"
 
 
-class Value:
+class ControlValue:
     """What stands in one setting: `lines` are pairs of text and its line number, in order."""
 
     __slots__ = ("lines", "path")
@@ -32,6 +32,11 @@ class Value:
         """The first line, which is the whole value of most settings; "" if there is none."""
         return self.lines[0][0] if self.lines else ""
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Each line with its `file:line`."""
+        return [(text, f"{self.path}:{number}") for text, number in self.lines]
+
     def where(self, index: int = 0) -> str:
         """`file:line` of a line, for messages and for `picoqmail config`."""
         return f"{self.path}:{self.lines[index][1]}" if self.lines else self.path
@@ -45,9 +50,9 @@ class Control:
     def __init__(self, directory: str) -> None:
         """`directory` is `Home.control`."""
         self.directory = directory
-        self._minivars: dict[str, Value] | None = None
+        self._minivars: dict[str, ControlValue] | None = None
 
-    def read(self, name: str) -> Value | None:
+    def read(self, name: str) -> ControlValue | None:
         """The setting `name` (lower case), or None where neither file nor variable gives it.
 
         Raises ConfigurationError for a file that cannot be read or is not UTF-8.
@@ -55,10 +60,10 @@ class Control:
         path = f"{self.directory}/{name}"
         text = read_text(path)
         if text is not None:
-            return Value(path, plain_lines(text))
+            return ControlValue(path, plain_lines(text))
         return self.minivars().get(name.upper())
 
-    def minivars(self) -> dict[str, Value]:
+    def minivars(self) -> dict[str, ControlValue]:
         """All of `control/minivars`, by upper-case name; empty where there is no such file."""
         if self._minivars is None:
             path = f"{self.directory}/{MINIVARS}"
@@ -101,14 +106,14 @@ def plain_lines(text: str) -> list[tuple[str, int]]:
     return found
 
 
-def parse_minivars(path: str, text: str) -> dict[str, Value]:
+def parse_minivars(path: str, text: str) -> dict[str, ControlValue]:
     """Parse shell-like assignments; a later one of the same name wins, as in a shell.
 
     Understood: blank lines, `#` comments, an `export` in front, single and double quotes, a
     backslash. A value may go on over several lines inside quotes; each is a line of the setting.
     An expansion (`$`, a backquote) is an error: it would not be what a shell makes of it.
     """
-    found: dict[str, Value] = {}
+    found: dict[str, ControlValue] = {}
     position, line = 0, 1
     while position < len(text):
         end = text.find("\n", position)
@@ -134,7 +139,7 @@ def parse_minivars(path: str, text: str) -> dict[str, Value]:
             for offset, part in enumerate(value.split("\n"))
             if part.strip(_BLANKS)
         ]
-        found[name] = Value(path, lines)
+        found[name] = ControlValue(path, lines)
         line = text.count("\n", 0, position) + 1
     return found
 
@@ -197,7 +202,7 @@ def _double_quoted(where: str, text: str, position: int) -> tuple[str, int]:
     raise ConfigurationError(where, 'the quote " is never closed')
 
 
-def whole_number(value: Value | None, default: int, name: str, most: int) -> int:
+def whole_number(value: ControlValue | None, default: int, name: str, most: int) -> int:
     """The value as a whole number from 0 to `most`. Raises ConfigurationError."""
     if value is None:
         return default

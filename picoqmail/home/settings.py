@@ -21,16 +21,16 @@ from picoqmail.home.secret import RelayPassword
 from picoqmail.home.values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
 from picoqmail.log import privacy
 from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
-from picoqmail.record import EMPTY, Record, evolve
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
 from picoqmail.smtp.relay_address import RelayAddressError
+from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import Any
+    from typing import Any, Final
 
-    from picoqmail.home.control import Value
+    from picoqmail.home.control import ControlValue
     from picoqmail.home.paths import Home
     from picoqmail.smtp.relay_address import Relay
 
@@ -39,7 +39,7 @@ _BYTES = "a whole number of bytes"
 _HOST = "a host name in ASCII, or an address literal in square brackets"
 
 
-class Spec(Record):
+class Spec(Value):
     """What is known of a setting besides its name: the row that documentation is made from.
 
     `read` turns one line into a value; a setting with `many` has one value a line, in a tuple.
@@ -48,52 +48,47 @@ class Spec(Record):
     its own reader, which raises ConfigurationError.
     """
 
-    meaning: str
-    allowed: str
-    read: Callable[[str], object]
-    default: str = ""
-    follows: str = ""
-    unit: str = ""
-    many: bool = False
-    secret: bool = False
-    mandatory: bool = False
-    check: Callable[[Value], object] | None = None
+    __slots__ = (
+        "meaning",
+        "allowed",
+        "read",
+        "default",
+        "follows",
+        "unit",
+        "many",
+        "secret",
+        "mandatory",
+        "check",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        meaning: str,
+        allowed: str,
+        read: Callable[[str], object],
+        *,
+        default: str = "",
+        follows: str = "",
+        unit: str = "",
+        many: bool = False,
+        secret: bool = False,
+        mandatory: bool = False,
+        check: Callable[[ControlValue], object] | None = None,
+    ) -> None:
+        self.meaning: Final = meaning
+        self.allowed: Final = allowed
+        self.read: Final = read
+        self.default: Final = default
+        self.follows: Final = follows
+        self.unit: Final = unit
+        self.many: Final = many
+        self.secret: Final = secret
+        self.mandatory: Final = mandatory
+        self.check: Final = check
 
 
-SPECS: dict[str, Spec] = {}
-"""Every setting by name, in the order of `Settings`."""
-
-
-class _Declared:
-    """A setting where `Settings` declares it; what stays there is its default."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        spec = SPECS[name] = self._spec
-        if spec.mandatory:
-            delattr(owner, name)
-        elif spec.follows:
-            setattr(owner, name, _Following(spec.follows))
-        elif spec.many:
-            setattr(owner, name, ())
-        else:
-            setattr(owner, name, spec.read(spec.default) if spec.default else None)
-
-
-class _Following:
-    """The default of a setting that is another's value; one that was set comes before it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, settings: Settings, _: type) -> object:
-        return getattr(settings, self._name)
-
-
-def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - to type checkers it is the default, of whatever type
-    return _Declared(Spec(" ".join(meaning.split()), " ".join(allowed.split()), read, **more))
+def _setting(meaning: str, allowed: str, read: Callable[[str], object], **more: Any) -> Any:  # noqa: ANN401 - an instance has the setting's value under this name
+    return Spec(" ".join(meaning.split()), " ".join(allowed.split()), read, **more)
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -113,12 +108,14 @@ def _seconds(least: int) -> Callable[[str], int]:
     return read
 
 
-class Settings(Record):
+class Settings:
     """The settings of one home; every attribute is named as its file under `control/`.
+
+    This is the one table of all settings: the class holds what is known of each, as a `Spec`, and
+    an instance holds their values under the same names.
 
     Times are whole seconds, sizes bytes.  A name that was not set has its default; `None` stands
     for "not set" where there is no default, and for qmail's own schedule in `retryschedule`.
-    `origins` says where each value that was set came from, as `file:line`.
     """
 
     me: str = _setting(
@@ -356,14 +353,14 @@ class Settings(Record):
         "PATTERN:user@host or PATTERN:@host, or an address alone for *",
         setting_values.plain_text,
         many=True,
-        check=lambda raw: SenderRules(raw, LocalNames([])),
+        check=lambda raw: SenderRules(raw.places, LocalNames([])),
     )
     adminaddr: str | None = _setting(
         "The one address that gets the mail which picoqmail-inject and picoqmail-sendmail are "
         "given for users of this host.",
         "an address user@host",
         setting_values.mail_address,
-        check=admin_address,
+        check=lambda raw: admin_address(raw.text, raw.where()),
     )
     sourceip: str | None = _setting(
         "The address of this host that connections to relays come from.",
@@ -394,38 +391,76 @@ class Settings(Record):
         setting_values.log_privacy,
         default="off",
     )
-    origins: Mapping[str, str] = EMPTY
 
-    def _values(self) -> tuple[object, ...]:
-        """All but where they came from."""
-        return tuple([getattr(self, name) for name in SPECS])
+    def __init__(self, given: Mapping[str, object], origins: Mapping[str, str] = EMPTY) -> None:
+        """Take the values that were set, by name; all others get their defaults.
+
+        `origins` says where each of them came from, as `file:line`. Raises KeyError where a
+        mandatory one is missing.
+        """
+        self.origins = origins
+        for name, spec in SPECS.items():
+            is_given = name in given or spec.mandatory
+            setattr(self, name, given[name] if is_given else self._default(spec))
+
+    def _default(self, spec: Spec) -> object:
+        if spec.follows:
+            return getattr(self, spec.follows)
+        if spec.many:
+            return ()
+        return spec.read(spec.default) if spec.default else None
 
 
-class Entry(Record):
+SPECS = {name: spec for name, spec in vars(Settings).items() if isinstance(spec, Spec)}
+"""Every setting by name, in the order of `Settings`."""
+
+
+class Entry(Value):
     """One setting as it was found: its value, the text it was made from, and where that stands.
 
     `value` is None if `error` is set. `where` is `file:line`, and empty for a default. `text` has
     one string a line, and is empty for secrets.
     """
 
-    name: str
-    spec: Spec
-    value: object
-    text: tuple[str, ...] = ()
-    where: str = ""
-    error: ConfigurationError | None = None
+    __slots__ = ("name", "spec", "value", "text", "where", "error")
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        name: str,
+        spec: Spec,
+        value: object,
+        *,
+        text: tuple[str, ...] = (),
+        where: str = "",
+        error: ConfigurationError | None = None,
+    ) -> None:
+        self.name: Final = name
+        self.spec: Final = spec
+        self.value: Final = value
+        self.text: Final = text
+        self.where: Final = where
+        self.error: Final = error
 
 
-class Examination(Record):
+class Examination(Value):
     """Everything there is to say about a home's settings.
 
     `settings` is None if there is any error.
     """
 
-    entries: tuple[Entry, ...]
-    errors: tuple[ConfigurationError, ...]
-    warnings: tuple[str, ...]
-    settings: Settings | None
+    __slots__ = ("entries", "errors", "warnings", "settings")
+
+    def __init__(
+        self,
+        entries: tuple[Entry, ...],
+        errors: tuple[ConfigurationError, ...],
+        warnings: tuple[str, ...],
+        settings: Settings | None,
+    ) -> None:
+        self.entries: Final = entries
+        self.errors: Final = errors
+        self.warnings: Final = warnings
+        self.settings: Final = settings
 
 
 def load(home: Home) -> Settings:
@@ -456,9 +491,9 @@ def examine(home: Home) -> Examination:
     errors = [entry.error for entry in entries if entry.error is not None]
     settings = None
     if not errors:
-        given: dict[str, Any] = {entry.name: entry.value for entry in entries if entry.where}
+        given = {entry.name: entry.value for entry in entries if entry.where}
         origins = {entry.name: entry.where for entry in entries if entry.where}
-        settings = Settings(**given, origins=origins)
+        settings = Settings(given, origins)
         # A default that follows another setting is known only now.
         entries = [evolve(entry, value=getattr(settings, entry.name)) for entry in entries]
         errors.extend(_contradictions(settings, home))
@@ -488,7 +523,7 @@ def _entry(control: Control, name: str, spec: Spec) -> Entry:
         return Entry(name, spec, None, text=text, where=raw.where(), error=error)
 
 
-def _value(name: str, spec: Spec, raw: Value) -> object:
+def _value(name: str, spec: Spec, raw: ControlValue) -> object:
     """Return what the lines of a setting mean. Raises ConfigurationError."""
     if spec.secret:
         _refuse_if_others_can_read(raw.path)

@@ -12,8 +12,12 @@ import math
 
 from picoqmail.home.control import check_host
 from picoqmail.log.privacy import CHOICES as LOG_PRIVACY
-from picoqmail.record import Record
 from picoqmail.smtp.relay_address import Relay, parse_relay
+from picoqmail.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -27,7 +31,7 @@ TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 _SHA256_HEX_DIGITS = 64
 
 
-class Route(Record):
+class Route(Value):
     """Relays for the addresses that a pattern matches; one line of `smtproutes` or `senderroutes`.
 
     `pattern` is in lower case: a host, `.domain` for everything below it, an address (senders
@@ -35,26 +39,35 @@ class Route(Record):
     line is an exception: such mail goes to the relays of `relayip`.
     """
 
-    pattern: str
-    relays: tuple[Relay, ...]
+    __slots__ = ("pattern", "relays")
+
+    def __init__(self, pattern: str, relays: tuple[Relay, ...]) -> None:
+        self.pattern: Final = pattern
+        self.relays: Final = relays
 
 
-class RateLimit(Record):
+class RateLimit(Value):
     """At most so many messages in so many seconds."""
 
-    messages: int
-    seconds: int
+    __slots__ = ("messages", "seconds")
+
+    def __init__(self, messages: int, seconds: int) -> None:
+        self.messages: Final = messages
+        self.seconds: Final = seconds
 
 
-class LogChoice(Record):
+class LogChoice(Value):
     """Where events go: the sink, its path if it is a file, and the least level that is written.
 
     `sink` is one of `LOG_SINKS`, `path` is empty unless the sink is `file` or a `json` file.
     """
 
-    sink: str
-    path: str
-    level: str
+    __slots__ = ("sink", "path", "level")
+
+    def __init__(self, sink: str, path: str, level: str) -> None:
+        self.sink: Final = sink
+        self.path: Final = path
+        self.level: Final = level
 
 
 def whole_number(text: str, least: int, most: int) -> int:

@@ -10,7 +10,7 @@ from picoqmail.message.completion import VERP_SUFFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picoqmail.home.control import Value
+    from collections.abc import Iterable
 
 
 class LocalNames:
@@ -35,22 +35,22 @@ class SenderRules:
     A rule is one line, `PATTERN:ADDRESS`, or an address alone for `*:ADDRESS`. Patterns:
     `user@host` that address; `@host` every address there; `user` that user of this host; `@` every
     user of this host; `*` everything. ADDRESS is `user@host`, or `@host`, which keeps the user.
-    Raises ConfigurationError.
+    `rules` are such lines, each with where it stands, as `file:line`. Raises ConfigurationError.
     """
 
     __slots__ = ("_local", "_rules")
 
-    def __init__(self, value: Value | None, local: LocalNames) -> None:
+    def __init__(self, rules: Iterable[tuple[str, str]], local: LocalNames) -> None:
         self._local = local
         self._rules: list[tuple[bytes, bytes]] = []
-        for index, (line, _) in enumerate(value.lines if value else ()):
+        for line, where in rules:
             pattern, colon, target = line.partition(":")
             if not colon:
                 pattern, target = "*", line
             box, at, host = target.strip().rpartition("@")
             if not at or not host or set(host + box) & set(" \t<>,\r\n\0"):
                 raise ConfigurationError(
-                    value.where(index) if value else "rewritefrom",
+                    where,
                     f"{line!a} is no rule of rewritefrom",
                     "PATTERN:user@host or PATTERN:@host is allowed; PATTERN is user@host, @host, "
                     "user, @ (all users of this host) or * (everything)",
@@ -83,16 +83,19 @@ class SenderRules:
         return address
 
 
-def admin_address(value: Value | None) -> bytes:
-    """Return the setting adminaddr, b"" where it is not set. Raises ConfigurationError."""
-    if value is None or not value.text:
+def admin_address(text: str, where: str) -> bytes:
+    """Return the address that the setting adminaddr has, b"" for an empty one.
+
+    `where` is the setting's place, for the error. Raises ConfigurationError.
+    """
+    if not text:
         return b""
-    box, at, host = value.text.rpartition("@")
-    if not at or not box or not host or set(value.text) & set(" \t<>,\0"):
+    box, at, host = text.rpartition("@")
+    if not at or not box or not host or set(text) & set(" \t<>,\0"):
         raise ConfigurationError(
-            value.where(), f"adminaddr is {value.text!a}", "one address user@host is allowed"
+            where, f"adminaddr is {text!a}", "one address user@host is allowed"
         )
-    return value.text.encode()
+    return text.encode()
 
 
 def to_admin(recipients: list[bytes], admin: bytes, local: LocalNames) -> list[bytes]:

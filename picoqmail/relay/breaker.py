@@ -14,13 +14,13 @@ import os
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import BREAKER, TMP
-from picoqmail.record import Record
 from picoqmail.spool.relay_down import BREAKER_LIMIT_SECONDS
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any
+    from typing import Any, Final
 
 FIRST_DELAY_SECONDS = 3
 LONGEST_DELAY_SECONDS = 300
@@ -29,14 +29,17 @@ _MOST_SECONDS = 2**40
 assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - or no delay would be believed
 
 
-class Outage(Record):
+class Outage(Value):
     """One route that failed; times in Unix seconds."""
 
-    since: int
-    until: int
-    failures: int
-    stage: str
-    reason: str
+    __slots__ = ("since", "until", "failures", "stage", "reason")
+
+    def __init__(self, since: int, until: int, failures: int, stage: str, reason: str) -> None:
+        self.since: Final = since
+        self.until: Final = until
+        self.failures: Final = failures
+        self.stage: Final = stage
+        self.reason: Final = reason
 
 
 def read(spool: str) -> dict[str, Outage]:

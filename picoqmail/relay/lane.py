@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from picoqmail.record import Record
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Final, Protocol
 
     from picoqmail.relay.lookup import Endpoint
     from picoqmail.smtp.transaction import RelayFault, Source
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
             """About how many more there are to take; 0 only if there is nothing now."""
 
 
-class Lane(Record):
+class Lane(Value):
     """Messages of one source, for the first of some relays that takes them.
 
     ``concurrency`` is the most links at once, ``messages`` the most messages on one link.
@@ -29,24 +29,61 @@ class Lane(Record):
     greeted and let us in. ``was_throttled``: the last run ended because a relay said "too fast".
     """
 
-    name: str
-    endpoints: tuple[Endpoint, ...]
-    source: LaneSource
-    helo: str
-    concurrency: int = 20
-    messages: int = 500
-    timeout_connect: float = 60.0
-    timeout_remote: float = 1200.0
-    source_ip: str = ""
-    cleartext_auth: bool = False
-    pace: Callable[[], float] | None = None
-    probe: bool = False
-    was_throttled: bool = False
-    use_pipelining: bool = True
-    use_chunking: bool = True
+    __slots__ = (
+        "name",
+        "endpoints",
+        "source",
+        "helo",
+        "concurrency",
+        "messages",
+        "timeout_connect",
+        "timeout_remote",
+        "source_ip",
+        "cleartext_auth",
+        "pace",
+        "probe",
+        "was_throttled",
+        "use_pipelining",
+        "use_chunking",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        name: str,
+        endpoints: tuple[Endpoint, ...],
+        source: LaneSource,
+        helo: str,
+        *,
+        concurrency: int = 20,
+        messages: int = 500,
+        timeout_connect: float = 60.0,
+        timeout_remote: float = 1200.0,
+        source_ip: str = "",
+        cleartext_auth: bool = False,
+        pace: Callable[[], float] | None = None,
+        probe: bool = False,
+        was_throttled: bool = False,
+        use_pipelining: bool = True,
+        use_chunking: bool = True,
+    ) -> None:
+        self.name: Final = name
+        self.endpoints: Final = endpoints
+        self.source: Final = source
+        self.helo: Final = helo
+        self.concurrency: Final = concurrency
+        self.messages: Final = messages
+        self.timeout_connect: Final = timeout_connect
+        self.timeout_remote: Final = timeout_remote
+        self.source_ip: Final = source_ip
+        self.cleartext_auth: Final = cleartext_auth
+        self.pace: Final = pace
+        self.probe: Final = probe
+        self.was_throttled: Final = was_throttled
+        self.use_pipelining: Final = use_pipelining
+        self.use_chunking: Final = use_chunking
 
 
-class LaneSummary(Record):
+class LaneSummary(Value):
     """How a lane ended.
 
     ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
@@ -55,18 +92,46 @@ class LaneSummary(Record):
     what it said when the lane ended because of that, else ``""``.
     """
 
-    name: str
-    reached: bool
-    gave_up: bool
-    fault: RelayFault | None
-    relay: str
-    answered: int
-    links: int
-    pace: bool
-    throttled: str = ""
+    __slots__ = (
+        "name",
+        "reached",
+        "gave_up",
+        "fault",
+        "relay",
+        "answered",
+        "links",
+        "pace",
+        "throttled",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        name: str,
+        *,
+        reached: bool,
+        gave_up: bool,
+        fault: RelayFault | None,
+        relay: str,
+        answered: int,
+        links: int,
+        pace: bool,
+        throttled: str = "",
+    ) -> None:
+        self.name: Final = name
+        self.reached: Final = reached
+        self.gave_up: Final = gave_up
+        self.fault: Final = fault
+        self.relay: Final = relay
+        self.answered: Final = answered
+        self.links: Final = links
+        self.pace: Final = pace
+        self.throttled: Final = throttled
 
 
-class RunSummary(Record):
+class RunSummary(Value):
     """How a run ended, lane by lane in the order given."""
 
-    lanes: tuple[LaneSummary, ...] = ()
+    __slots__ = ("lanes",)
+
+    def __init__(self, lanes: tuple[LaneSummary, ...] = ()) -> None:
+        self.lanes: Final = lanes

@@ -13,31 +13,45 @@ import queue
 import socket
 import threading
 
-from picoqmail.record import Record
-from picoqmail.relay.tls_plan import TlsPolicy
+from picoqmail.relay.tls_plan import DEFAULT_POLICY
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
+    from picoqmail.relay.tls_plan import TlsPolicy
     from picoqmail.smtp.relay_address import Relay
     from picoqmail.smtp.sasl import Credentials
 
 UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
-class Endpoint(Record):
+class Endpoint(Value):
     """A relay with all that its connections need."""
 
-    relay: Relay
-    tls: TlsPolicy = TlsPolicy()
-    credentials: Credentials | None = None
+    __slots__ = ("relay", "tls", "credentials")
+
+    def __init__(
+        self,
+        relay: Relay,
+        tls: TlsPolicy = DEFAULT_POLICY,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self.relay: Final = relay
+        self.tls: Final = tls
+        self.credentials: Final = credentials
 
 
-class Address(Record):
+class Address(Value):
     """Where a socket can go: family, what connect takes, and how logs name it."""
 
-    family: int
-    target: tuple[object, ...] | str
-    text: str
+    __slots__ = ("family", "target", "text")
+
+    def __init__(self, family: int, target: tuple[object, ...] | str, text: str) -> None:
+        self.family: Final = family
+        self.target: Final = target
+        self.text: Final = text
 
 
 def literal_addresses(relay: Relay) -> tuple[Address, ...] | None:

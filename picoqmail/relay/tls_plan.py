@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from picoqmail.record import Record
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Literal
+    from typing import Final, Literal
 
     from picoqmail.smtp.relay_address import Relay
 
 
-class TlsPolicy(Record):
+class TlsPolicy(Value):
     """What the settings say about TLS.
 
     ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
@@ -23,18 +23,40 @@ class TlsPolicy(Record):
     relay's certificate (DER), 64 hex digits, colons and case do not matter.
     """
 
-    mode: str = "may"
-    ca: str = ""
-    certificate: str = ""
-    fingerprints: tuple[str, ...] = ()
+    __slots__ = ("mode", "ca", "certificate", "fingerprints")
+
+    def __init__(
+        self,
+        mode: str = "may",
+        ca: str = "",
+        certificate: str = "",
+        fingerprints: tuple[str, ...] = (),
+    ) -> None:
+        self.mode: Final = mode
+        self.ca: Final = ca
+        self.certificate: Final = certificate
+        self.fingerprints: Final = fingerprints
 
 
-class TlsPlan(Record):
+DEFAULT_POLICY = TlsPolicy()
+"""What the settings say by default."""
+
+
+class TlsPlan(Value):
     """What to do with one relay: how TLS starts, and what its certificate must show."""
 
-    implicit: bool
-    starttls: Literal["never", "may", "must"]
-    verify: Literal["nothing", "authority", "fingerprint"]
+    __slots__ = ("implicit", "starttls", "verify")
+
+    def __init__(
+        self,
+        *,
+        implicit: bool,
+        starttls: Literal["never", "may", "must"],
+        verify: Literal["nothing", "authority", "fingerprint"],
+    ) -> None:
+        self.implicit: Final = implicit
+        self.starttls: Final = starttls
+        self.verify: Final = verify
 
 
 def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
@@ -56,7 +78,7 @@ def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
     starttls: Literal["never", "may", "must"] = "never"
     if not implicit:
         starttls = "must" if must else "never" if policy.mode == "off" else "may"
-    return TlsPlan(implicit, starttls, verify)
+    return TlsPlan(implicit=implicit, starttls=starttls, verify=verify)
 
 
 def is_tls_error(error: OSError) -> bool:

@@ -5,14 +5,16 @@ The rule of this module: what is not offered here is never used.
 
 from __future__ import annotations
 
-from picoqmail.record import Record
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from picoqmail.smtp.reply import Reply
 
 
-class Capabilities(Record):
+class Capabilities(Value):
     """The extensions that we know, each as offered.
 
     PIPELINING is RFC 2920, CHUNKING RFC 3030, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531, DSN RFC 3461,
@@ -22,16 +24,43 @@ class Capabilities(Record):
     HELO gives the defaults: nothing.
     """
 
-    pipelining: bool = False
-    chunking: bool = False
-    eight_bit: bool = False
-    smtputf8: bool = False
-    dsn: bool = False
-    starttls: bool = False
-    enhanced: bool = False
-    declares_size: bool = False
-    size: int = 0
-    auth: tuple[str, ...] = ()
+    __slots__ = (
+        "pipelining",
+        "chunking",
+        "eight_bit",
+        "smtputf8",
+        "dsn",
+        "starttls",
+        "enhanced",
+        "declares_size",
+        "size",
+        "auth",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        *,
+        pipelining: bool = False,
+        chunking: bool = False,
+        eight_bit: bool = False,
+        smtputf8: bool = False,
+        dsn: bool = False,
+        starttls: bool = False,
+        enhanced: bool = False,
+        declares_size: bool = False,
+        size: int = 0,
+        auth: tuple[str, ...] = (),
+    ) -> None:
+        self.pipelining: Final = pipelining
+        self.chunking: Final = chunking
+        self.eight_bit: Final = eight_bit
+        self.smtputf8: Final = smtputf8
+        self.dsn: Final = dsn
+        self.starttls: Final = starttls
+        self.enhanced: Final = enhanced
+        self.declares_size: Final = declares_size
+        self.size: Final = size
+        self.auth: Final = auth
 
 
 def read_capabilities(reply: Reply) -> Capabilities:

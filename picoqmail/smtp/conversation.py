@@ -12,17 +12,17 @@ charged for what is decided here and in `running`, nowhere else:
 from __future__ import annotations
 
 from picoqmail.errors import PicoqmailError
-from picoqmail.record import Record, evolve
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
 from picoqmail.smtp.reply import ReplyError, ReplyParser
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 from picoqmail.smtp.transaction_run import Running
 from picoqmail.smtp.wire import Encoder
+from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from typing import Literal
+    from typing import Final, Literal
 
     from picoqmail.smtp.reply import Reply
     from picoqmail.smtp.sasl import Credentials, Login
@@ -51,7 +51,7 @@ _NEVER_MESSAGE = frozenset({421, 530})
 _TRY_ANOTHER_MECHANISM = frozenset({504, 534})
 
 
-class SessionOptions(Record):
+class SessionOptions(Value):
     """How to talk to one relay.
 
     ``helo`` is our name. ``starttls`` says whether to ask for TLS in the conversation.
@@ -59,15 +59,40 @@ class SessionOptions(Record):
     carries, ``timeout`` the seconds that bound each step and each transaction.
     """
 
-    helo: str
-    is_lmtp: bool = False
-    starttls: Literal["never", "may", "must"] = "never"
-    credentials: Credentials | None = None
-    cleartext_auth: bool = False
-    messages: int = 500
-    timeout: float = 1200.0
-    use_pipelining: bool = True
-    use_chunking: bool = True
+    __slots__ = (
+        "helo",
+        "is_lmtp",
+        "starttls",
+        "credentials",
+        "cleartext_auth",
+        "messages",
+        "timeout",
+        "use_pipelining",
+        "use_chunking",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        helo: str,
+        *,
+        is_lmtp: bool = False,
+        starttls: Literal["never", "may", "must"] = "never",
+        credentials: Credentials | None = None,
+        cleartext_auth: bool = False,
+        messages: int = 500,
+        timeout: float = 1200.0,
+        use_pipelining: bool = True,
+        use_chunking: bool = True,
+    ) -> None:
+        self.helo: Final = helo
+        self.is_lmtp: Final = is_lmtp
+        self.starttls: Final = starttls
+        self.credentials: Final = credentials
+        self.cleartext_auth: Final = cleartext_auth
+        self.messages: Final = messages
+        self.timeout: Final = timeout
+        self.use_pipelining: Final = use_pipelining
+        self.use_chunking: Final = use_chunking
 
 
 class FaultError(Exception):

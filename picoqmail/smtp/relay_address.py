@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import re
 
-from picoqmail.record import Record
+from picoqmail.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465, "lmtp": 24, "lmtp+unix": 0}
 """The schemes that a relay may have, each with its port if none is given."""
@@ -26,18 +30,21 @@ class RelayAddressError(ValueError):
     """This text names no relay; the text of the error says what is allowed."""
 
 
-class Relay(Record):
+class Relay(Value):
     """One relay, not looked up yet.
 
     ``scheme`` is a key of PORTS; ``host`` a name or an address without brackets; ``path`` is set
     for ``lmtp+unix`` alone; ``user`` is ``""`` where no login is wanted.
     """
 
-    scheme: str
-    host: str
-    port: int
-    user: str = ""
-    path: str = ""
+    __slots__ = ("scheme", "host", "port", "user", "path")
+
+    def __init__(self, scheme: str, host: str, port: int, user: str = "", path: str = "") -> None:
+        self.scheme: Final = scheme
+        self.host: Final = host
+        self.port: Final = port
+        self.user: Final = user
+        self.path: Final = path
 
     @property
     def is_lmtp(self) -> bool:

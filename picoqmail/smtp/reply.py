@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from picoqmail.record import Record
+from picoqmail.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 LINE_LIMIT = 2000
 """Octets in one reply line, CRLF included. RFC 5321 4.5.3.1.5 says 512; real relays write more."""
@@ -30,16 +34,19 @@ class ReplyError(Exception):
     """What came is no SMTP reply. Always the relay's fault, never the message's."""
 
 
-class Reply(Record):
+class Reply(Value):
     """One whole reply.
 
     ``code`` is 200 to 599, ``enhanced`` the enhanced status code of RFC 2034 as text or ``""``,
     ``lines`` the text of each line without code, line end and unprintable characters.
     """
 
-    code: int
-    enhanced: str
-    lines: tuple[str, ...]
+    __slots__ = ("code", "enhanced", "lines")
+
+    def __init__(self, code: int, enhanced: str, lines: tuple[str, ...]) -> None:
+        self.code: Final = code
+        self.enhanced: Final = enhanced
+        self.lines: Final = lines
 
     @property
     def text(self) -> str:

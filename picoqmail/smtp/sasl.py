@@ -13,12 +13,12 @@ import hashlib
 import hmac
 import secrets
 
-from picoqmail.record import Record
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
-    from typing import Protocol
+    from typing import Final, Protocol
 
     Dialogue = Generator[bytes | None, bytes, None]
     Mechanism = Callable[["Credentials"], Dialogue]
@@ -44,11 +44,14 @@ class SaslError(Exception):
     """The dialogue cannot go on; the text holds nothing secret."""
 
 
-class Credentials(Record):
+class Credentials(Value):
     """Who we are to the relay. ``secret.oauth2`` says that it is a token, not a password."""
 
-    user: str
-    secret: Secret
+    __slots__ = ("user", "secret")
+
+    def __init__(self, user: str, secret: Secret) -> None:
+        self.user: Final = user
+        self.secret: Final = secret
 
     def __repr__(self) -> str:
         """Show who, and nothing secret."""

@@ -5,12 +5,12 @@ The rule of this module: values and protocols only, and nothing that knows a soc
 
 from __future__ import annotations
 
-from picoqmail.record import Record
+from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from typing import Literal, Protocol
+    from typing import Final, Literal, Protocol
 
     from picoqmail.smtp.reply import Reply
 
@@ -51,7 +51,7 @@ RECIPIENTS_LIMIT = 100
 """Recipients in one transaction: what every relay must accept (RFC 5321 4.5.3.1.8)."""
 
 
-class Transaction(Record, eq=False):
+class Transaction:
     """One message for one relay.
 
     ``recipients`` are raw, at most RECIPIENTS_LIMIT, duplicates kept. ``dsn`` may hold ``notify``,
@@ -59,30 +59,45 @@ class Transaction(Record, eq=False):
     called just before the octets that end the data are handed to the transport.
     """
 
-    sender: str
-    recipients: tuple[str, ...]
-    body: Body
-    dsn: Mapping[str, object] | None
-    key: object
-    mark_in_doubt: Callable[[], None]
+    __slots__ = ("sender", "recipients", "body", "dsn", "key", "mark_in_doubt")
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        sender: str,
+        recipients: tuple[str, ...],
+        body: Body,
+        *,
+        dsn: Mapping[str, object] | None,
+        key: object,
+        mark_in_doubt: Callable[[], None],
+    ) -> None:
+        self.sender: Final = sender
+        self.recipients: Final = recipients
+        self.body: Final = body
+        self.dsn: Final = dsn
+        self.key: Final = key
+        self.mark_in_doubt: Final = mark_in_doubt
 
 
-class RecipientResult(Record):
+class RecipientResult(Value):
     """What became of one recipient.
 
     ``text`` says for people what the relay said, or why we failed this recipient ourselves.
     """
 
-    outcome: Outcome
-    reply: Reply | None
-    text: str
+    __slots__ = ("outcome", "reply", "text")
+
+    def __init__(self, outcome: Outcome, reply: Reply | None, text: str) -> None:
+        self.outcome: Final = outcome
+        self.reply: Final = reply
+        self.text: Final = text
 
 
 UNTRIED = RecipientResult("untried", None, "")
 """Nothing final is known: no attempt that could be charged to this recipient."""
 
 
-class RelayFault(Record):
+class RelayFault(Value):
     """The relay did not serve us, and no message is to blame.
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
@@ -90,22 +105,44 @@ class RelayFault(Record):
     whether waiting may mend it, ``pace`` whether the relay said that we are too fast.
     """
 
-    stage: str
-    text: str
-    reply: Reply | None = None
-    temporary: bool = True
-    pace: bool = False
+    __slots__ = ("stage", "text", "reply", "temporary", "pace")
+
+    def __init__(
+        self,
+        stage: str,
+        text: str,
+        reply: Reply | None = None,
+        *,
+        temporary: bool = True,
+        pace: bool = False,
+    ) -> None:
+        self.stage: Final = stage
+        self.text: Final = text
+        self.reply: Final = reply
+        self.temporary: Final = temporary
+        self.pace: Final = pace
 
 
-class Verdict(Record):
+class Verdict(Value):
     """The end of one transaction, results by index of the recipient.
 
     ``in_doubt``: the end of the data was handed to the transport, and no final answer came.
     ``transcript`` holds the lines of this dialogue, without anything secret.
     """
 
-    results: tuple[RecipientResult, ...]
-    fault: RelayFault | None
-    in_doubt: bool
-    transcript: tuple[str, ...]
-    relay: str
+    __slots__ = ("results", "fault", "in_doubt", "transcript", "relay")
+
+    def __init__(
+        self,
+        results: tuple[RecipientResult, ...],
+        fault: RelayFault | None,
+        *,
+        in_doubt: bool,
+        transcript: tuple[str, ...],
+        relay: str,
+    ) -> None:
+        self.results: Final = results
+        self.fault: Final = fault
+        self.in_doubt: Final = in_doubt
+        self.transcript: Final = transcript
+        self.relay: Final = relay

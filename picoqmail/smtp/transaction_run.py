@@ -126,7 +126,13 @@ class Running:
 
     def verdict(self, relay: str, fault: RelayFault | None, *, in_doubt: bool) -> Verdict:
         """Return how this transaction ended."""
-        return Verdict(tuple(self.results), fault, in_doubt, tuple(self.transcript), relay)
+        return Verdict(
+            tuple(self.results),
+            fault,
+            in_doubt=in_doubt,
+            transcript=tuple(self.transcript),
+            relay=relay,
+        )
 
     @property
     def unanswered(self) -> int:

@@ -6,61 +6,108 @@ Nothing here knows a file, a socket or the time; what becomes of a message is po
 from __future__ import annotations
 
 from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
-from picoqmail.record import EMPTY, Record, evolve
 from picoqmail.spool import sidecar, sidecar_reading
 from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
+from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Final
 
 __all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
 
 
-class Recipient(Record):
+class Recipient(Value):
     """One recipient; named twice in the envelope, it is two of these.
 
     `reply` is the last answer that concerned it, or None; `unknown` are keys that a newer
     picoqmail wrote.
     """
 
-    address: str
-    state: str = PENDING
-    reply: str | None = None
-    unknown: Mapping[str, Any] = EMPTY
+    __slots__ = ("address", "state", "reply", "unknown")
+
+    def __init__(
+        self,
+        address: str,
+        state: str = PENDING,
+        reply: str | None = None,
+        unknown: Mapping[str, Any] = EMPTY,
+    ) -> None:
+        self.address: Final = address
+        self.state: Final = state
+        self.reply: Final = reply
+        self.unknown: Final = unknown
 
 
-class Event(Record):
+class Event(Value):
     """One entry of a message's history.
 
     `when` in Unix seconds; `outcome` is delivered, deferred, failed, in_doubt, relay_fault,
     expired, held, released, requeued or damaged.
     """
 
-    when: int
-    relay: str
-    outcome: str
-    reply: str
+    __slots__ = ("when", "relay", "outcome", "reply")
+
+    def __init__(self, when: int, relay: str, outcome: str, reply: str) -> None:
+        self.when: Final = when
+        self.relay: Final = relay
+        self.outcome: Final = outcome
+        self.reply: Final = reply
 
 
-class Message(Record):
+class Message(Value):
     """One message as its sidecar has it; times in Unix seconds, `size` in octets."""
 
-    id: str
-    sender: str
-    recipients: tuple[Recipient, ...]
-    created: int
-    next_attempt: int
-    expires: int
-    attempts: int
-    size: int
-    crc32: int
-    held: bool
-    history: tuple[Mapping[str, Any], ...]
-    origin: Mapping[str, Any]
-    revision: int = 0
-    unknown: Mapping[str, Any] = EMPTY
+    __slots__ = (
+        "id",
+        "sender",
+        "recipients",
+        "created",
+        "next_attempt",
+        "expires",
+        "attempts",
+        "size",
+        "crc32",
+        "held",
+        "history",
+        "origin",
+        "revision",
+        "unknown",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        *,
+        id: str,  # noqa: A002 - the sidecar's name for it
+        sender: str,
+        recipients: tuple[Recipient, ...],
+        created: int,
+        next_attempt: int,
+        expires: int,
+        attempts: int,
+        size: int,
+        crc32: int,
+        held: bool,
+        history: tuple[Mapping[str, Any], ...],
+        origin: Mapping[str, Any],
+        revision: int = 0,
+        unknown: Mapping[str, Any] = EMPTY,
+    ) -> None:
+        self.id: Final = id
+        self.sender: Final = sender
+        self.recipients: Final = recipients
+        self.created: Final = created
+        self.next_attempt: Final = next_attempt
+        self.expires: Final = expires
+        self.attempts: Final = attempts
+        self.size: Final = size
+        self.crc32: Final = crc32
+        self.held: Final = held
+        self.history: Final = history
+        self.origin: Final = origin
+        self.revision: Final = revision
+        self.unknown: Final = unknown
 
     @classmethod
     def from_sidecar(cls, data: bytes, message_id: str) -> Message:

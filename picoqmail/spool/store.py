@@ -39,13 +39,14 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
-from picoqmail.record import Record, evolve
 from picoqmail.spool import scan
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message
+from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Final
 
 BLOCK_OCTETS = 262144
 # Most sidecars have less; room for more costs more than the reading.
@@ -61,14 +62,17 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
 
 
-class Damage(Record):
+class Damage(Value):
     """A message that was put aside: its ID and why."""
 
-    id: str
-    reason: str
+    __slots__ = ("id", "reason")
+
+    def __init__(self, id: str, reason: str) -> None:  # noqa: A002 - the sidecar's name for it
+        self.id: Final = id
+        self.reason: Final = reason
 
 
-class Claim(Record, eq=False):
+class Claim:
     """A message that this process alone may touch, until `release` or the end of the process.
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
@@ -76,14 +80,37 @@ class Claim(Record, eq=False):
     the end of the data and the answer.
     """
 
-    message: Message
-    state: str
-    newlines: int
-    eight_bit: bool
-    was_in_doubt: bool
-    has_progress: bool
-    _descriptor: int
-    _data: bytes | None
+    __slots__ = (
+        "message",
+        "state",
+        "_descriptor",
+        "_data",
+        "newlines",
+        "eight_bit",
+        "was_in_doubt",
+        "has_progress",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        message: Message,
+        state: str,
+        descriptor: int,
+        data: bytes | None,
+        *,
+        newlines: int,
+        eight_bit: bool,
+        was_in_doubt: bool,
+        has_progress: bool,
+    ) -> None:
+        self.message: Final = message
+        self.state: Final = state
+        self._descriptor: Final = descriptor
+        self._data: Final = data
+        self.newlines: Final = newlines
+        self.eight_bit: Final = eight_bit
+        self.was_in_doubt: Final = was_in_doubt
+        self.has_progress: Final = has_progress
 
     @property
     def size(self) -> int:
@@ -339,7 +366,16 @@ class Spool:
             return None
         message, has_progress = self._merge_progress(message, state)
         in_doubt = bool(mode & IN_DOUBT_BIT)
-        return Claim(message, state, newlines, eight_bit, in_doubt, has_progress, descriptor, data)
+        return Claim(
+            message,
+            state,
+            descriptor,
+            data,
+            newlines=newlines,
+            eight_bit=eight_bit,
+            was_in_doubt=in_doubt,
+            has_progress=has_progress,
+        )
 
     def _verify_any(self, message: Message, descriptor: int) -> tuple[int, bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.

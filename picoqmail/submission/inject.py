@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from picoqmail.home.control import Value
+    from picoqmail.home.control import ControlValue
     from picoqmail.home.paths import Home
     from picoqmail.message.rewriting import LocalNames, SenderRules
     from picoqmail.message.tokens import Rewrite, Token
@@ -221,7 +221,9 @@ class Settings:
         if rules or admin:
             self._read_mappings(rules, admin, me or b"")
 
-    def _read_mappings(self, rules: Value | None, admin: Value | None, me: bytes) -> None:
+    def _read_mappings(
+        self, rules: ControlValue | None, admin: ControlValue | None, me: bytes
+    ) -> None:
         # Not for every mail: a module costs start-up time even when it is not used.
         from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
 
@@ -229,8 +231,9 @@ class Settings:
         hosts = [me, b"localhost", *(one.rpartition(b"@")[2] for one in examples)]
         self._local = local = LocalNames(hosts)
         if rules:
-            self._rules = SenderRules(rules, local)
-        self._admin = admin_address(admin)
+            self._rules = SenderRules(rules.places, local)
+        if admin:
+            self._admin = admin_address(admin.text, admin.where())
 
     def author(self, address: bytes) -> bytes:
         """Return what rewritefrom makes of a sender or author."""

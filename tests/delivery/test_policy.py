@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from picoqmail.delivery import policy
 from picoqmail.delivery.policy import Judgement, next_attempt
-from picoqmail.record import evolve
 from picoqmail.smtp.transaction import RecipientResult
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message, Recipient
+from picoqmail.value import evolve
 
 if TYPE_CHECKING:
     from picoqmail.smtp.transaction import Outcome

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.errors import ConfigurationError
-from picoqmail.home.control import Control, Value, host_name, parse_minivars, whole_number
+from picoqmail.home.control import Control, ControlValue, host_name, parse_minivars, whole_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def write(control: Control, name: str, data: str | bytes) -> str:
     return path
 
 
-def lines(value: Value | None) -> list[tuple[str, int]]:
+def lines(value: ControlValue | None) -> list[tuple[str, int]]:
     """The lines of a value that must be there."""
     assert value is not None
     return value.lines
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_told(control: Control) -> None:
 def test_what_is_no_whole_number_is_told(text: str) -> None:
     """Signs, blanks, other digits and absurd lengths are configuration errors."""
     with pytest.raises(ConfigurationError):
-        whole_number(Value("databytes", [(text, 1)]), 0, "databytes", 100)
+        whole_number(ControlValue("databytes", [(text, 1)]), 0, "databytes", 100)
 
 
 @pytest.mark.parametrize(

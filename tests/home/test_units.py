@@ -13,7 +13,6 @@ from picoqmail.home.make import InitError
 from picoqmail.home.paths import Home
 from picoqmail.home.settings import Settings
 from picoqmail.home.values import LogChoice
-from picoqmail.record import evolve
 from rig.programs import find
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def home(tmp_path: Path) -> Home:
 def logging(tmp_path: Path) -> Settings:
     """Settings whose log is a file."""
     path = str(tmp_path / "mail.log")
-    return evolve(Settings(me="me.test"), log=LogChoice("file", path, "info"))
+    return Settings({"me": "me.test", "log": LogChoice("file", path, "info")})
 
 
 def test_systemd_takes_the_units(home: Home, logging: Settings, tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ picoqmail.enqueue(b"").identifier
 picoqmail.enqueue(b"", nonsense=True)
 picoqmail.nonsense
 """
+# Values are frozen and their constructors are typed: a line from 5 on must be refused.
+CHANGED = """
+from picoqmail.smtp.reply import Reply
+from picoqmail.spool.message import Message
+message = Message.from_sidecar(b"", "")
+message.attempts = 1
+Reply(250, "", ()).code = 251
+Reply("250", "", ())
+Reply(250, "")
+"""
 
 
 @pytest.mark.slow
@@ -34,12 +44,17 @@ def test_a_users_program(tmp_path: Path, installed: Installation, checker: str) 
     """A right program passes in strict mode; in a wrong one each error is found."""
     shutil.copy(PROGRAM, tmp_path / "right.py")
     (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "changed.py").write_text(CHANGED)
     command = _command(checker, tmp_path, installed.python)
     assert (0, "") == _run([*command, "right.py"], tmp_path)
     status, said = _run([*command, "wrong.py"], tmp_path)
     assert 1 == status
     for line in range(3, 8):
         assert f"wrong.py:{line}" in said, said
+    status, said = _run([*command, "changed.py"], tmp_path)
+    assert 1 == status
+    for line in range(5, 9):
+        assert f"changed.py:{line}" in said, said
 
 
 def _command(checker: str, directory: Path, python: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from picoqmail.errors import ConfigurationError
-from picoqmail.home.control import Value
 from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address, to_admin
 
 LOCAL = LocalNames([b"me.test", b"localhost"])
@@ -13,8 +12,8 @@ LOCAL = LocalNames([b"me.test", b"localhost"])
 
 def rules(*lines: str) -> SenderRules:
     """Return the rules of a control file with these lines."""
-    numbered = [(line, number) for number, line in enumerate(lines, 1)]
-    return SenderRules(Value("/home/control/rewritefrom", numbered), LOCAL)
+    placed = [(line, f"/home/control/rewritefrom:{number}") for number, line in enumerate(lines, 1)]
+    return SenderRules(placed, LOCAL)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +52,8 @@ def test_a_wrong_rule_names_its_line(line: str) -> None:
 
 def test_no_setting_rewrites_nothing() -> None:
     """Without rules every address stays."""
-    assert not SenderRules(None, LOCAL)
-    assert b"a@me.test" == SenderRules(None, LOCAL).apply(b"a@me.test")
+    assert not SenderRules([], LOCAL)
+    assert b"a@me.test" == SenderRules([], LOCAL).apply(b"a@me.test")
 
 
 def test_mail_for_local_users_goes_to_one_address_once() -> None:
@@ -66,7 +65,7 @@ def test_mail_for_local_users_goes_to_one_address_once() -> None:
 
 def test_adminaddr_is_one_address() -> None:
     """Anything else names the file and line."""
-    assert b"a@b" == admin_address(Value("/c/adminaddr", [("a@b", 1)]))
-    assert b"" == admin_address(None)
+    assert b"a@b" == admin_address("a@b", "/c/adminaddr:1")
+    assert b"" == admin_address("", "/c/adminaddr")
     with pytest.raises(ConfigurationError, match=r"/c/adminaddr:3: "):
-        admin_address(Value("/c/adminaddr", [("nobody", 3)]))
+        admin_address("nobody", "/c/adminaddr:3")

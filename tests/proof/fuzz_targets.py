@@ -185,7 +185,7 @@ def minivars(data: bytes) -> None:
     except UnicodeDecodeError:
         return
     error: ConfigurationError | None = None
-    values: dict[str, control.Value] = {}
+    values: dict[str, control.ControlValue] = {}
     try:
         values = control.parse_minivars("minivars", text)
     except ConfigurationError as exc:

@@ -194,7 +194,18 @@ def _converse(boxes: Sequence[Outbox], plan: Plan, ledger: Ledger) -> list[LaneS
             fault = verdict.fault or fault
             if count > 50:
                 break
-        summaries.append(LaneSummary(box.name, True, False, fault, "relay", count, 1, False))  # noqa: FBT003 - its fields
+        summaries.append(
+            LaneSummary(
+                box.name,
+                reached=True,
+                gave_up=False,
+                fault=fault,
+                relay="relay",
+                answered=count,
+                links=1,
+                pace=False,
+            )
+        )
     return summaries
 
 

@@ -257,7 +257,14 @@ def lane_of(run: Run, *, reached: bool) -> LaneSummary:
     from picoqmail.relay.lane import LaneSummary
 
     return LaneSummary(
-        run.lane.name, reached, gave_up=False, fault=None, relay="", answered=0, links=0, pace=False
+        run.lane.name,
+        reached=reached,
+        gave_up=False,
+        fault=None,
+        relay="",
+        answered=0,
+        links=0,
+        pace=False,
     )
 
 

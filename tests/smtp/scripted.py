@@ -76,7 +76,12 @@ class MemorySource:
 
         self.waiting.append(
             Transaction(
-                sender, recipients or ("r@example.net",), body or MemoryBody(), dsn, key, mark
+                sender,
+                recipients or ("r@example.net",),
+                body or MemoryBody(),
+                dsn=dsn,
+                key=key,
+                mark_in_doubt=mark,
             )
         )
         return self

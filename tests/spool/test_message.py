@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.layout import HISTORY_LENGTH
-from picoqmail.record import evolve
 from picoqmail.spool import sidecar
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message, Recipient
+from picoqmail.value import evolve
 
 ID = "1700000000.M000001P2Q3R00.me.test"
 
@@ -79,9 +78,3 @@ def test_history_is_bounded_and_keeps_the_latest() -> None:
     assert list(range(5, HISTORY_LENGTH + 5)) == [entry["when"] for entry in current.history]
     assert {"when": 24, "relay": "r", "outcome": "deferred", "reply": "451"} == current.history[-1]
     assert 24 == current.attempts
-
-
-def test_a_message_cannot_be_changed_in_place() -> None:
-    """Frozen: what was judged is what is recorded."""
-    with pytest.raises(AttributeError):
-        message().attempts = 1  # type: ignore[misc]

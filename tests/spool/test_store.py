@@ -25,9 +25,9 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
-from picoqmail.record import evolve
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event
 from picoqmail.spool.store import Claim, Damage, Spool
+from picoqmail.value import evolve
 from trial import age
 
 if TYPE_CHECKING:
