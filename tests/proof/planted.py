@@ -7,6 +7,7 @@ plant is stale and says so; it is never skipped.
 from __future__ import annotations
 
 import compileall
+import glob
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 @frozen
 class Plant:
-    """One bug: in `file` of the package, `good` becomes `bad`.
+    """One bug: where the package says `good`, it says `bad` instead.
 
+    `good` must stand in one place of the whole package, so that no plant follows a module that moves.
     `found_by` is the sweep that must find it, `scenario` the run that shows it.
     """
 
     name: str
-    file: str
     good: str
     bad: str
     found_by: str
@@ -39,7 +40,6 @@ class Plant:
 PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the message file",
-        "accept.py",
         "            durable.sync(self._descriptor)\n",
         "            pass\n",
         "power",
@@ -47,7 +47,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no fsync of the sidecar",
-        "accept.py",
         "                    durable.sync(descriptor)\n",
         "                    pass\n",
         "power",
@@ -55,7 +54,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no syncfs before a group's renames",
-        "acceptance.py",
         "        try:\n            together.sync()\n",
         "        try:\n            pass\n",
         "power",
@@ -63,7 +61,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no fsync of the directory",
-        "accept.py",
         "                durable.sync_directory(directory)\n",
         "                pass\n",
         "power",
@@ -71,7 +68,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "the sidecar before the body",
-        "accept.py",
         "            self._link_body(target)\n",
         "            durable.rename(self._path(TMP, SIDECAR), self._path(self._state, SIDECAR))\n"
         "            self._link_body(target)\n"
@@ -81,7 +77,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "the old place given up before the new one is there",
-        "spool.py",
         "            if state != claim.state:\n"
         "                self._carry_body(message_id, state)\n",
         "            if state != claim.state:\n"
@@ -94,7 +89,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "the source unlinked before the target is durable",
-        "spool.py",
         "            durable.sync_directory(self._join(state))\n"
         "            if state != claim.state:\n",
         "            if state != claim.state:\n",
@@ -103,7 +97,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "the body renamed where it must be linked",
-        "spool.py",
         "    try:\n        durable.link(source, target)\n",
         "    try:\n        durable.rename(source, target)\n",
         "power",
@@ -111,7 +104,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "a sidecar rewritten in place",
-        "durable.py",
         "    try:\n        create_whole(scratch, data, modified)\n    except FileExistsError:\n",
         "    try:\n"
         "        how = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC\n"
@@ -126,7 +118,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "removals that are never made durable",
-        "spool.py",
         "    def flush(self) -> None:\n",
         "    def flush(self) -> None:\n        return\n",
         "power",
@@ -134,7 +125,6 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no mark before the end of the data",
-        "deliver.py",
         "            work.claim.mark_in_doubt()\n",
         "            pass\n",
         "kill",
@@ -154,14 +144,17 @@ def plant(bug: Plant, directory: str) -> Programs:
     shutil.copytree(package, f"{directory}/picoqmail", ignore=skip)
     if not os.path.exists(f"{directory}/picoqmail/cli"):
         shutil.copytree(cli, f"{directory}/picoqmail/cli", ignore=skip)
-    path = f"{directory}/picoqmail/{bug.file}"
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    if text.count(bug.good) != 1:
+    found = []
+    for path in glob.glob(f"{directory}/picoqmail/**/*.py", recursive=True):
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        found += [(path, text)] * text.count(bug.good)
+    if len(found) != 1:
         raise LookupError(
-            f"the plant '{bug.name}' is stale: {bug.file} holds its text {text.count(bug.good)} "
-            "times; bring tests/proof/planted.py up to date"
+            f"the plant '{bug.name}' is stale: the package holds its text {len(found)} times; "
+            "bring tests/proof/planted.py up to date"
         )
+    ((path, text),) = found
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace(bug.good, bug.bad))
     # Compiled once: a run that compiles makes other calls than the one after it.

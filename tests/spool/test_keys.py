@@ -280,10 +280,12 @@ def test_a_key_in_hand_is_waited_for_and_not_swept(home: Home) -> None:
 CRASH = """
 import os, signal, sys
 import picoqmail
-from picoqmail import accept, acceptance, durable, idempotency
+from picoqmail import durable
+from picoqmail.library import groups
+from picoqmail.spool import incoming, keys
 point, count = sys.argv[1], int(sys.argv[2])
 module, name = point.split(".")
-target = {"durable": durable, "accept": accept, "idempotency": idempotency.Record}[module]
+target = {"durable": durable, "incoming": incoming, "keys": keys.Record}[module]
 real = getattr(target, name)
 calls = 0
 def dying(*arguments, **named):
@@ -293,8 +295,8 @@ def dying(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **named)
 setattr(target, name, dying)
-if target is accept:
-    acceptance.publish = dying
+if target is incoming:
+    groups.publish = dying
 picoqmail.enqueue(
     b"Subject: x\\n\\nbody\\n", "a@example.org", ["b@example.net"], idempotency_key="key"
 )
@@ -303,10 +305,10 @@ print("lived")
 POINTS = [
     *(f"durable.{name} {count}" for name in ("sync", "rename", "write_all") for count in (1, 2, 3)),
     *(f"durable.sync_directory {count}" for count in (1, 2, 3, 4)),
-    "accept.publish 1",
-    "idempotency.intend 1",
-    "idempotency.arrived 1",
-    "idempotency.close 1",
+    "incoming.publish 1",
+    "keys.intend 1",
+    "keys.arrived 1",
+    "keys.close 1",
 ]
 
 
