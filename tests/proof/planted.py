@@ -40,8 +40,8 @@ class Plant:
 PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the message file",
-        "            durable.sync(self._descriptor)\n",
-        "            pass\n",
+        "    def _sync_body(self) -> None:\n        try:\n            durable.sync(self._descriptor)\n",
+        "    def _sync_body(self) -> None:\n        try:\n            pass\n",
         "power",
         "queue",
     ),

@@ -87,7 +87,13 @@ def _serve(copy: str) -> None:
         name: importlib.import_module(f"picoqmail.cli.{name}").main
         for name in ("queue", "send", "cron")
     }
-    for name in ("delivery.run", "log.logger", "home.settings", "delivery.deliver", "relay.breaker"):
+    for name in (
+        "delivery.run",
+        "log.logger",
+        "home.settings",
+        "delivery.deliver",
+        "relay.breaker",
+    ):
         importlib.import_module(f"picoqmail.{name}")
     importlib.import_module("structlog")
     for line in sys.stdin:

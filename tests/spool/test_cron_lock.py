@@ -91,7 +91,7 @@ def test_a_dead_run_never_keeps_anybody_out(tmp_path: Path) -> None:
     """Killed without a chance to tidy up: the kernel frees the lock, whatever the stamp says."""
     script = (
         "import sys\n"
-        "from picoqmail import cron_lock\n"
+        "from picoqmail.spool import cron_lock\n"
         f"assert cron_lock.acquire(sys.argv[1], {NOW}, lambda: {LIFETIME}) >= 0\n"
         "print('locked', flush=True)\n"
         "sys.stdin.read()\n"
