@@ -271,7 +271,8 @@ def test_nobody_elses_logging_is_touched(home: Home) -> None:
 def test_structlog_comes_late() -> None:
     """Importing the log, events that are off, and plain lines do without it: it takes 80 ms."""
     code = (
-        "import sys; from picoqmail.log import logger as log; from picoqmail.home.paths import Home\n"
+        "import sys\nfrom picoqmail.log import logger as log\n"
+        "from picoqmail.home.paths import Home\n"
         "from picoqmail.home.values import log_choice\n"
         "plain = log.open_log(log_choice('stderr'), Home('/nowhere'))\n"
         "plain.event('off', level='debug')\n"

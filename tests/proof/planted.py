@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Plant:
     """One bug: where the package says `good`, it says `bad` instead.
 
-    `good` must stand in one place of the whole package, so that no plant follows a module that moves.
+    `good` must stand in one place of the whole package: no plant names a module, which may move.
     `found_by` is the sweep that must find it, `scenario` the run that shows it.
     """
 
@@ -40,7 +40,8 @@ class Plant:
 PLANTS: Sequence[Plant] = (
     Plant(
         "no fsync of the message file",
-        "    def _sync_body(self) -> None:\n        try:\n            durable.sync(self._descriptor)\n",
+        "    def _sync_body(self) -> None:\n"
+        "        try:\n            durable.sync(self._descriptor)\n",
         "    def _sync_body(self) -> None:\n        try:\n            pass\n",
         "power",
         "queue",
