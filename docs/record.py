@@ -1,4 +1,4 @@
-"""Record sessions.md: real programs, a real relay (`picoqmail sink`), a home of its own.
+"""Record examples.md: real programs, a real relay (`picoqmail sink`), a home of its own.
 
 Needs the extra demo, root for the full disk (a small tmpfs), and faketime for the hour.
 Run it with the interpreter of an environment that has picoqmail: `python docs/record.py`.
@@ -169,8 +169,8 @@ SESSIONS = (relay_down, wrong_password, one_refused, full_disk, stuck)
 def record() -> Iterator[str]:
     """The page, piece by piece."""
     yield (
-        "# Recorded sessions\n\nWhat real programs printed, recorded by `docs/record.py`; "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}.\n"
+        "# Examples\n\nThe programs printed this on "
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}; `docs/record.py` recorded it.\n"
     )
     for session in SESSIONS:
         with tempfile.TemporaryDirectory() as directory:
@@ -186,7 +186,7 @@ def record() -> Iterator[str]:
 def main() -> None:
     """Write the page."""
     page = "\n".join(record())
-    with open(f"{HERE}/sessions.md", "w", encoding="utf-8") as file:
+    with open(f"{HERE}/examples.md", "w", encoding="utf-8") as file:
         file.write(page)
 
 

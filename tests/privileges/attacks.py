@@ -110,8 +110,8 @@ def places(host: Host) -> Iterator[str]:
 
 
 @attack(
-    "List the spool; read, alter, rename or delete another user's message, its path known",
-    "EACCES: nobody but its owner enters the spool",
+    "List the spool; read, alter, rename or delete another user's message whose path is known",
+    "EACCES: only its owner can enter the spool",
 )
 def touch_mail(host: Host) -> None:
     """Whatever is tried with a message of alice's, or with the directories, fails."""
@@ -137,8 +137,8 @@ def touch_mail(host: Host) -> None:
 
 
 @attack(
-    "Plant a file, directory, symbolic or hard link anywhere in the home",
-    "EACCES: no directory of a home is writable by users",
+    "Create a file, directory, symbolic link or hard link anywhere in the home",
+    "EACCES: users can write to no directory of a home",
 )
 def plant(host: Host) -> None:
     """Nothing can be put into, moved within, or taken out of any directory of the home."""
@@ -163,8 +163,8 @@ def plant(host: Host) -> None:
 
 
 @attack(
-    "Start the set-id program by a link of his own, from a directory full of modules of his own",
-    "the mail lands in the one spool; nothing of his is imported",
+    "Start the set-id program through a link, from a directory full of the user's own modules",
+    "the mail lands in the one spool; no module of the user is imported",
 )
 def start_elsewhere(host: Host) -> None:
     """Neither the name nor the directory that it is started from steers it."""
@@ -177,8 +177,9 @@ def start_elsewhere(host: Host) -> None:
 
 
 @attack(
-    "Keep a hard link to an old set-id program for the day when a fault in it is known",
-    "EPERM where the kernel protects hard links; else an update takes the old one's bits",
+    "Keep a hard link to an old set-id program, to use it when a fault in it becomes known",
+    "EPERM where the kernel protects hard links; otherwise an update removes the old "
+    "program's rights",
 )
 def keep_old_program(host: Host) -> None:
     """After init has run again, what was there before has no rights any more."""
@@ -234,9 +235,9 @@ def ran_evil(host: Host) -> bool:
 
 
 @attack(
-    "PYTHONPATH, PYTHONHOME, PYTHONSTARTUP, PYTHONUSERBASE, PYTHONPYCACHEPREFIX, PYTHONINSPECT, "
-    "PYTHONWARNINGS, PYTHONBREAKPOINT",
-    "dropped: the program gets an environment of its own",
+    "PYTHONPATH, PYTHONHOME, PYTHONSTARTUP, PYTHONUSERBASE, PYTHONPYCACHEPREFIX, "
+    "PYTHONINSPECT, PYTHONWARNINGS, PYTHONBREAKPOINT",
+    "dropped: the program gets its own environment",
 )
 def python_variables(host: Host) -> None:
     """Python is started deaf, and is not even told."""
@@ -253,7 +254,7 @@ def python_variables(host: Host) -> None:
 
 @attack(
     "LD_PRELOAD, LD_LIBRARY_PATH, LD_AUDIT, LD_DEBUG, GLIBC_TUNABLES",
-    "ignored by the loader for a set-id program, and dropped before Python",
+    "the loader ignores them for a set-id program, and they are dropped before Python starts",
 )
 def loader_variables(host: Host) -> None:
     """A library whose constructor leaves a mark with its uid never runs as anybody else."""
@@ -279,8 +280,8 @@ def loader_variables(host: Host) -> None:
 
 
 @attack(
-    "PICOQMAIL_HOME, PICOQMAIL_CONTROL, PICOQMAIL_SPOOL, QMAILQUEUE: a home of his own",
-    "dropped: the home is fixed in the program",
+    "PICOQMAIL_HOME, PICOQMAIL_CONTROL, PICOQMAIL_SPOOL, QMAILQUEUE: name another home",
+    "dropped: the home is compiled into the program",
 )
 def home_variables(host: Host) -> None:
     """The mail lands in the shared spool, under its host's name."""
@@ -293,7 +294,7 @@ def home_variables(host: Host) -> None:
 
 
 @attack(
-    "PICOQMAIL_CALLER, SUDO_UID, USER, LOGNAME: to be somebody else",
+    "PICOQMAIL_CALLER, SUDO_UID, USER, LOGNAME: claim to be another user",
     "the real uid is recorded, in `origin` and in `Received:`",
 )
 def lie_about_himself(host: Host) -> None:
@@ -304,9 +305,8 @@ def lie_about_himself(host: Host) -> None:
 
 
 @attack(
-    "PICOQMAIL_SEND=off, PATH and TMPDIR of his own, IFS, BASH_ENV, ENV, LANG and LC_ALL that are "
-    "odd",
-    "dropped: the sender is started, with a PATH of ours",
+    "PICOQMAIL_SEND=off, odd PATH, TMPDIR, IFS, BASH_ENV, ENV, LANG and LC_ALL",
+    "dropped: the sender is started, with a fixed PATH",
 )
 def other_variables(host: Host) -> None:
     """The sender looks for the relay, finds nobody, and opens the breaker."""
@@ -365,8 +365,8 @@ def _socket() -> int:
 
 
 @attack(
-    "Descriptor 0 or 1 closed, a directory, write-only, or a pipe that does not wait",
-    "exit 54, nothing accepted; no file of ours gets the number",
+    "Descriptor 0 or 1 closed, a directory, write-only, or a non-blocking pipe",
+    "exit 54, nothing accepted; no file of the program gets the number",
 )
 def unreadable(host: Host) -> None:
     """Every such thing at every such place is told as unreadable."""
@@ -387,8 +387,8 @@ def unreadable(host: Host) -> None:
 
 
 @attack(
-    "Descriptor 2 closed, a directory, a dead socket; 6 a file, a directory, a socket",
-    "accepted as usual; nothing of ours is written there",
+    "Descriptor 2 closed, a directory, a dead socket; descriptor 6 a file, a directory, a socket",
+    "accepted as usual; the program writes nothing there",
 )
 def odd_standard_error(host: Host) -> None:
     """The message is what was submitted, wherever complaints would have gone."""
@@ -408,7 +408,7 @@ def odd_standard_error(host: Host) -> None:
 
 @attack(
     "Descriptors 3 to 200 open when the program starts",
-    "closed before Python starts, but for a pipe at 6",
+    "closed before Python starts, except a pipe at 6",
 )
 def more_descriptors(host: Host) -> None:
     """The running program has nothing open that its caller gave, save 0, 1, 2 and that pipe."""
@@ -421,7 +421,7 @@ def more_descriptors(host: Host) -> None:
 
 
 @attack(
-    "Full pipes nobody reads at 2 and at 6",
+    "Full pipes that nobody reads at descriptors 2 and 6",
     "an accepted mail waits for neither",
 )
 def full_pipes(host: Host) -> None:
@@ -445,7 +445,10 @@ def full_pipes(host: Host) -> None:
 # --- What a process inherits ---------------------------------------------------------------------
 
 
-@attack("umask 0777 or 0", "files are 0600 all the same")
+@attack(
+    "umask 0777 or 0",
+    "files have mode 0600 all the same",
+)
 def odd_umask(host: Host) -> None:
     """The modes are ours."""
     for mask in (0o777, 0):
@@ -471,9 +474,9 @@ LIMITS: dict[str, tuple[int, int]] = {
 
 
 @attack(
-    "Tiny limits, soft and hard: RLIMIT_FSIZE, NOFILE, AS, DATA, NPROC, STACK, CPU, MEMLOCK",
-    "lifted where root may; else accepted whole, or refused with nothing left, and then the sender "
-    "for all is not started from there",
+    "Tiny soft and hard limits: RLIMIT_FSIZE, NOFILE, AS, DATA, NPROC, STACK, CPU, MEMLOCK",
+    "raised where root may; otherwise the mail is accepted whole, or refused with "
+    "nothing left, and this caller starts no sender",
 )
 def tiny_limits(host: Host) -> None:
     """Yes and one whole message, or no and nothing; never half of it."""
@@ -490,7 +493,7 @@ def tiny_limits(host: Host) -> None:
 
 
 @attack(
-    "All signals ignored, all blocked, an alarm and timers ticking, SIGCHLD ignored",
+    "All signals ignored or all blocked, an alarm and timers running, SIGCHLD ignored",
     "reset before Python starts",
 )
 def odd_signals(host: Host) -> None:
@@ -521,8 +524,8 @@ def odd_signals(host: Host) -> None:
 
 
 @attack(
-    "Stop or kill the running program, by kill(2) or from his terminal (SIGTSTP)",
-    "EPERM, and a terminal cannot stop it: the sender's lock is never held by a stopped process",
+    "Stop or kill the running program, by kill(2) or from the user's terminal (SIGTSTP)",
+    "EPERM, and a terminal cannot stop it: no stopped process ever holds the sender's lock",
 )
 def kill_it(host: Host) -> None:
     """Each signal is refused to the user who started the program."""
@@ -537,7 +540,7 @@ def kill_it(host: Host) -> None:
 
 @attack(
     "ptrace(2) of the running program; /proc/PID/environ, mem, maps, fd, cwd, root, stack, auxv",
-    "EPERM and EACCES: it has changed its user for good",
+    "EPERM and EACCES: the program has changed its user for good",
 )
 def look_into_it(host: Host) -> None:
     """What the process has and is stays its own."""
@@ -568,7 +571,10 @@ def look_into_it(host: Host) -> None:
             assert 0 == int(status[name], 16)
 
 
-@attack("Make it dump core", "RLIMIT_CORE is 0: no file ever holds mail")
+@attack(
+    "Make the program dump core",
+    "RLIMIT_CORE is 0: no core file ever holds mail",
+)
 def dump_core(host: Host) -> None:
     """The limit is set, soft and hard, whatever the caller's was."""
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
@@ -581,8 +587,8 @@ def dump_core(host: Host) -> None:
 
 
 @attack(
-    "Supplementary groups of his own on the process, a nice value of 19",
-    "the groups are those of the spool's owner, the nice value is 0 if root may set it",
+    "Extra supplementary groups on the process, a nice value of 19",
+    "the groups are those of the spool's owner; the nice value is 0 if root may set it",
 )
 def odd_groups(host: Host) -> None:
     """The sender, which works for everybody, is no less for whose mail started it."""
@@ -594,9 +600,9 @@ def odd_groups(host: Host) -> None:
 
 
 @attack(
-    "No argument at all (argc 0), 100 KB of arguments, argv[0] of `-`, `../../x` or control "
-    "characters",
-    "not looked at",
+    "No argument at all (argc 0), 100 KB of arguments, argv[0] of `-`, `../../x` or "
+    "control characters",
+    "ignored",
 )
 def argument_games(host: Host) -> None:
     """The arguments change nothing."""
@@ -634,7 +640,7 @@ def run_named(host: Host, words: list[str]) -> subprocess.CompletedProcess[bytes
 
 
 @attack(
-    "Start it where set-id does not count: no_new_privs, a user namespace of his own",
+    "Start it where set-id has no effect: no_new_privs, a user namespace of the user",
     "it runs without rights and says so (61), or ends (81); nothing is accepted",
 )
 def without_rights(host: Host) -> None:
@@ -654,7 +660,10 @@ def without_rights(host: Host) -> None:
 # --- More than his share -------------------------------------------------------------------------
 
 
-@attack("A message over `databytes`", "exit 31, nothing left")
+@attack(
+    "Submit a message larger than `databytes`",
+    "exit 31, nothing left",
+)
 def too_large(host: Host) -> None:
     """Refused for good."""
     host.setting("databytes", "1000")
@@ -662,8 +671,8 @@ def too_large(host: Host) -> None:
 
 
 @attack(
-    "An envelope without an end, or of millions of recipients",
-    "exit 31 at 4 MiB: no sidecar chokes those who read it",
+    "Submit an envelope without an end, or with millions of recipients",
+    "exit 31 at 4 MiB: no sidecar becomes too large for its readers",
 )
 def endless_envelope(host: Host) -> None:
     """Refused for good, long before the memory is gone."""
@@ -674,8 +683,8 @@ def endless_envelope(host: Host) -> None:
 
 
 @attack(
-    "More messages in an hour than `userlimit`",
-    "exit 71 for him; everybody else goes on submitting",
+    "Submit more messages in an hour than `userlimit`",
+    "exit 71 for this user; other users can still submit",
 )
 def too_many(host: Host) -> None:
     """The limit is each user's own."""
@@ -692,7 +701,7 @@ def too_many(host: Host) -> None:
 
 
 @attack(
-    "Fill the disk: less than `minfree` left, also while a message is being written",
+    "Fill the disk: leave less than `minfree`, also while a message is being written",
     "exit 53, nothing left",
 )
 def fill_the_disk(host: Host) -> None:
@@ -704,7 +713,10 @@ def fill_the_disk(host: Host) -> None:
         accepted(host, host.alice)
 
 
-@attack("Submit to a full disk", "exit 53, nothing left, what was accepted before stays whole")
+@attack(
+    "Submit to a full disk",
+    "exit 53, nothing left; messages accepted before stay whole",
+)
 def full_disk(host: Host) -> None:
     """There is no yes without room for it."""
     with small_spool(host, megabytes=1):
@@ -749,7 +761,7 @@ class small_spool:  # noqa: N801 - a verb, used in a with statement
 
 @attack(
     "Read the relay's password: `control/relaypass`, `picoqmail config`, /proc/PID/cmdline",
-    "the file is the spool's owner's alone (0600); nothing that he can run shows it",
+    "only the spool's owner can read the file (0600); no program that the user can run shows it",
 )
 def read_the_password(host: Host) -> None:
     """Init hands the file to the spool's owner, however it was left."""
@@ -785,6 +797,6 @@ def read_the_password(host: Host) -> None:
 
 def table() -> str:
     """The rows for docs/security.md, in MyST's Markdown."""
-    lines = ["| What a user tries | What comes of it |", "|---|---|"]
+    lines = ["| What a user tries | Outcome |", "|---|---|"]
     lines += [f"| {one.what} | {one.outcome} |" for one in ATTACKS]
     return "\n".join(lines)
