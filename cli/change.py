@@ -15,7 +15,7 @@ from picoqmail.admin import change, selection
 from picoqmail.cli.output import print_json, printable
 from picoqmail.cli.progress import progress
 from picoqmail.cli.spool import (
-    UsageError,
+    CommandLineError,
     add_messages,
     complain,
     filter_of,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from picoqmail.admin.change import Admin, Outcome
+    from picoqmail.admin.change import Admin, VerbResult
     from picoqmail.home.paths import Home
 
 # What a filter of each verb looks at, if it names no state itself.
@@ -71,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Do one verb to the messages that are meant."""
     verb = arguments.verb
     if verb == "purge" and arguments.older_than is None:
-        raise UsageError("command line", "does not say what is old", "give --older-than, as in 30d")
+        raise CommandLineError(
+            "command line", "does not say what is old", "give --older-than, as in 30d"
+        )
     home = open_home()
     tool = change.Admin.of(home, read_limits(home).queuelifetime)
     states = () if filter_of(arguments).kinds else _STATES[verb]
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _status(outcomes, missing)
 
 
-def _action(tool: Admin, arguments: argparse.Namespace) -> Callable[[str], Outcome]:
+def _action(tool: Admin, arguments: argparse.Namespace) -> Callable[[str], VerbResult]:
     if arguments.verb == "requeue":
         return lambda one: tool.requeue(one, all_recipients=arguments.all_recipients)
     actions = {
@@ -103,8 +105,8 @@ def _action(tool: Admin, arguments: argparse.Namespace) -> Callable[[str], Outco
 
 
 def _do_all(
-    tool: Admin, ids: list[str], action: Callable[[str], Outcome], verb: str
-) -> list[Outcome]:
+    tool: Admin, ids: list[str], action: Callable[[str], VerbResult], verb: str
+) -> list[VerbResult]:
     outcomes = []
     try:
         for message_id in progress(ids, verb):
@@ -114,12 +116,12 @@ def _do_all(
     return outcomes
 
 
-def _intended(tool: Admin, message_id: str, verb: str) -> Outcome:
+def _intended(tool: Admin, message_id: str, verb: str) -> VerbResult:
     states = tool.spool.where(message_id)
-    return change.Outcome(message_id, "dry-run", f"would {verb}", states[0] if states else "")
+    return change.VerbResult(message_id, "dry-run", f"would {verb}", states[0] if states else "")
 
 
-def _send(home: Home, tool: Admin, outcomes: list[Outcome]) -> list[Outcome]:
+def _send(home: Home, tool: Admin, outcomes: list[VerbResult]) -> list[VerbResult]:
     """Try what is due now, past an open breaker, and tell what came of it."""
     from picoqmail.delivery.run import Run
 
@@ -131,26 +133,30 @@ def _send(home: Home, tool: Admin, outcomes: list[Outcome]) -> list[Outcome]:
     return [_after(tool, one, busy) if one.id in due else one for one in outcomes]
 
 
-def _after(tool: Admin, before: Outcome, busy: set[str]) -> Outcome:
+def _after(tool: Admin, before: VerbResult, busy: set[str]) -> VerbResult:
     """What became of a message that was tried."""
     states = tool.spool.where(before.id)
     if not states:
-        return change.Outcome(before.id, change.DONE, "is delivered")
+        return change.VerbResult(before.id, change.DONE, "is delivered")
     if before.id in busy:
-        return change.Outcome(before.id, change.BUSY, "is being sent by another process", states[0])
+        return change.VerbResult(
+            before.id, change.BUSY, "is being sent by another process", states[0]
+        )
     entry = selection.entry_of(tool.spool, before.id)
     message = entry.message
     if message is None:
-        return change.Outcome(before.id, change.REFUSED, f"is damaged: {entry.damage}", entry.state)
+        return change.VerbResult(
+            before.id, change.REFUSED, f"is damaged: {entry.damage}", entry.state
+        )
     said = str(message.history[-1].get("reply", "")) if message.history else ""
     if entry.state == UNDELIVERED:
-        return change.Outcome(before.id, change.REFUSED, f"failed for good: {said}", entry.state)
+        return change.VerbResult(before.id, change.REFUSED, f"failed for good: {said}", entry.state)
     if message.history and message.attempts:
-        return change.Outcome(before.id, "deferred", f"deferred: {said}", entry.state)
-    return change.Outcome(before.id, "deferred", "its relay cannot be reached", entry.state)
+        return change.VerbResult(before.id, "deferred", f"deferred: {said}", entry.state)
+    return change.VerbResult(before.id, "deferred", "its relay cannot be reached", entry.state)
 
 
-def _tell(arguments: argparse.Namespace, outcomes: list[Outcome], missing: list[str]) -> None:
+def _tell(arguments: argparse.Namespace, outcomes: list[VerbResult], missing: list[str]) -> None:
     for text in missing:
         complain(printable(text))
     if arguments.json:
@@ -171,7 +177,7 @@ def _tell(arguments: argparse.Namespace, outcomes: list[Outcome], missing: list[
         print("no message meets that")
 
 
-def _status(outcomes: list[Outcome], missing: list[str]) -> int:
+def _status(outcomes: list[VerbResult], missing: list[str]) -> int:
     results = {one.result for one in outcomes}
     if missing:
         return EX_NOINPUT

@@ -16,7 +16,7 @@ from picoqmail.cli.spool import age, open_home
 from picoqmail.cli.writer import Writer
 from picoqmail.errors import ConfigurationError, PicoqmailError
 from picoqmail.home import settings
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     import argparse
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         home = open_home()
         if arguments.repair:
-            repaired = check.repair(home, Spool(home.spool))
+            repaired = check.repair(home, Store(home.spool))
         now, probes = _look(home, arguments, findings)
     except ConfigurationError as exc:
         findings.append(Finding("home", UNKNOWN, str(exc)))
@@ -114,7 +114,7 @@ def _look(
 ) -> tuple[Status | None, list[Probe]]:
     """Look at everything in turn; what is found goes to `findings` at once."""
     limits = _thresholds(arguments)
-    spool = Spool(home.spool)
+    spool = Store(home.spool)
     chosen = settings.examine(home).settings
     findings += [*check.check_settings(home), *check.check_modes(home)]
     findings += check.check_filesystem(home)

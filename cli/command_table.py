@@ -27,7 +27,7 @@ class Option:
 
 
 @frozen
-class Command:
+class CommandHelp:
     """One command: what it does, its options, and what else its --help says."""
 
     name: str
@@ -36,7 +36,7 @@ class Command:
     more: str
 
 
-def commands() -> Iterator[Command]:
+def commands() -> Iterator[CommandHelp]:
     """All commands in the order of --help."""
     for name, (module_name, summary) in COMMANDS.items():
         module = importlib.import_module(f"picoqmail.cli.{module_name}")
@@ -44,7 +44,7 @@ def commands() -> Iterator[Command]:
         parser.add_argument("--json", action="store_true", help="print one JSON document")
         module.add_arguments(parser)
         options = tuple(_option(action) for action in parser._actions)  # noqa: SLF001 - argparse has no other way
-        yield Command(name, summary, options, parser.epilog or "")
+        yield CommandHelp(name, summary, options, parser.epilog or "")
 
 
 def _option(action: argparse.Action) -> Option:

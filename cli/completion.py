@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from picoqmail.cli.command_table import Command
+    from picoqmail.cli.command_table import CommandHelp
 
 _LIST_IDS = "picoqmail list --ids --limit 1000 2>/dev/null"
 _WITH_IDS = ("show", "explain", "retry", "hold", "release", "requeue", "delete")
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bash(found: list[Command]) -> Iterator[str]:
+def _bash(found: list[CommandHelp]) -> Iterator[str]:
     names = " ".join(command.name for command in found)
     yield "_picoqmail() {"
     yield "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words="
@@ -64,7 +64,7 @@ def _bash(found: list[Command]) -> Iterator[str]:
     yield "complete -o default -F _picoqmail picoqmail"
 
 
-def _fish(found: list[Command]) -> Iterator[str]:
+def _fish(found: list[CommandHelp]) -> Iterator[str]:
     yield "complete -c picoqmail -f"
     for command in found:
         quoted = command.summary.replace("'", r"\'")

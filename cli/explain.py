@@ -15,7 +15,7 @@ from picoqmail.cli.output import print_json, printable
 from picoqmail.cli.spool import complain, open_home
 from picoqmail.errors import EX_NOINPUT, DamagedMessageError, NoSuchMessageError
 from picoqmail.relay import breaker
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tell the story of each message."""
-    spool = Spool(open_home().spool)
+    spool = Store(open_home().spool)
     documents = []
     missing = 0
     for name in arguments.id:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EX_NOINPUT if missing else 0
 
 
-def _damage(spool: Spool, entry: Entry) -> str:
+def _damage(spool: Store, entry: Entry) -> str:
     if entry.message is None:
         return entry.damage
     try:

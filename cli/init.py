@@ -198,7 +198,7 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
     return steps
 
 
-def _document(home: Home, outcome: make.Outcome, next_steps: list[str]) -> dict[str, object]:
+def _document(home: Home, outcome: make.HomeResult, next_steps: list[str]) -> dict[str, object]:
     return {
         "home": home.root,
         "control": home.control,
@@ -213,7 +213,7 @@ def _document(home: Home, outcome: make.Outcome, next_steps: list[str]) -> dict[
     }
 
 
-def _print(home: Home, outcome: make.Outcome, next_steps: list[str]) -> None:
+def _print(home: Home, outcome: make.HomeResult, next_steps: list[str]) -> None:
     for step in outcome.steps:
         if step.outcome in {"made", "repaired"}:
             detail = f"  ({printable(step.detail)})" if step.detail else ""

@@ -11,7 +11,7 @@ from picoqmail.admin import selection
 from picoqmail.cli import words
 from picoqmail.cli.output import bold, printable
 from picoqmail.cli.spool import add_filters, filter_of, open_home
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     import argparse
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the list. Returns 0, also if it is empty."""
-    spool = Spool(open_home().spool)
+    spool = Store(open_home().spool)
     wanted = filter_of(arguments)
     now = time.time()
     if arguments.ids and not arguments.json and arguments.sort == "age":
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sorted(
-    spool: Spool, wanted: selection.Filter, arguments: argparse.Namespace
+    spool: Store, wanted: selection.Filter, arguments: argparse.Namespace
 ) -> Iterator[Entry]:
     if arguments.sort == "age":
         return selection.select(spool, wanted, newest_first=arguments.reverse)

@@ -17,7 +17,7 @@ from picoqmail.cli.output import bold, print_json, printable
 from picoqmail.cli.spool import open_home
 from picoqmail.errors import DamagedMessageError
 from picoqmail.layout import SIDECAR
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     import argparse
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a message. Raises NoSuchMessageError (66), SpoolError."""
-    spool = Spool(open_home().spool)
+    spool = Store(open_home().spool)
     message_id = spool.find(arguments.id)
     if arguments.raw:
         for block in spool.body(message_id):
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sidecar_text(spool: Spool, entry: Entry) -> str:
+def _sidecar_text(spool: Store, entry: Entry) -> str:
     try:
         with open(f"{spool.path}/{entry.state}/{entry.id}{SIDECAR}", "rb") as file:
             return file.read().decode(errors="replace")
@@ -77,7 +77,7 @@ def _sidecar_text(spool: Spool, entry: Entry) -> str:
         return entry.message.to_sidecar().decode() if entry.message else ""
 
 
-def _body(spool: Spool, entry: Entry, *, whole: bool) -> tuple[bytes, bytes, str]:
+def _body(spool: Store, entry: Entry, *, whole: bool) -> tuple[bytes, bytes, str]:
     """Header, the beginning of the body unless the whole is wanted, and what is wrong with it."""
     damage = entry.damage
     data = b""
@@ -96,7 +96,7 @@ def _body(spool: Spool, entry: Entry, *, whole: bool) -> tuple[bytes, bytes, str
 
 
 def _document(
-    spool: Spool, entry: Entry, sidecar: str, content: tuple[bytes, bytes, str]
+    spool: Store, entry: Entry, sidecar: str, content: tuple[bytes, bytes, str]
 ) -> dict[str, Any]:
     header, body, damage = content
     document = words.document(entry, time.time())
@@ -114,7 +114,7 @@ def _document(
     return document
 
 
-def _print(spool: Spool, entry: Entry, content: tuple[bytes, bytes, str]) -> None:
+def _print(spool: Store, entry: Entry, content: tuple[bytes, bytes, str]) -> None:
     header, body, damage = content
     print(f"{bold('id')}        {entry.id}")
     print(f"{bold('state')}     {entry.state}")

@@ -19,7 +19,7 @@ from picoqmail.home.values import whole_number
 if TYPE_CHECKING:
     import argparse
 
-    from picoqmail.admin.sink import Mail, Maildir, Rules
+    from picoqmail.admin.sink import KeptMail, Maildir, Rules
 
 EX_USAGE = 64
 HIGHEST_PORT = 65535
@@ -144,7 +144,7 @@ class _Teller:
             maildir=path,
         )
 
-    def mail(self, mail: Mail) -> None:
+    def mail(self, mail: KeptMail) -> None:
         from picoqmail.admin.sink import as_document
 
         to = " ".join(f"<{address}>" for address in mail.recipients)

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Spool
+    from picoqmail.spool.store import Store
 
 EX_USAGE = 64
 MANY = 10
 """More messages than this are not changed by a filter before somebody said yes."""
 
 
-class UsageError(ConfigurationError):
+class CommandLineError(ConfigurationError):
     """The command line asks for nothing that can be done."""
 
     sysexit = EX_USAGE
@@ -108,20 +108,22 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
 
 
 def meant(
-    spool: Spool, arguments: argparse.Namespace, always: selection.Filter
+    spool: Store, arguments: argparse.Namespace, always: selection.Filter
 ) -> tuple[list[str], list[str]]:
     """The IDs that a command line means, and a complaint for each name that is no message.
 
     `always` are conditions of the command itself, for filters only: who names an ID means it.
-    Raises UsageError where neither IDs nor filters were given, SpoolError.
+    Raises CommandLineError where neither IDs nor filters were given, SpoolError.
     """
     wanted = filter_of(arguments)
     if arguments.id:
         if not wanted.is_empty or arguments.all:
-            raise UsageError("command line", "names IDs and filters", "give the one or the other")
+            raise CommandLineError(
+                "command line", "names IDs and filters", "give the one or the other"
+            )
         return _named(spool, arguments.id)
     if wanted.is_empty and not arguments.all:
-        raise UsageError("command line", "names no message", "give IDs, filters, or --all")
+        raise CommandLineError("command line", "names no message", "give IDs, filters, or --all")
     found = selection.select_ids(spool, wanted)
     if always.kinds:
         states = selection.names(spool.path, always.kinds)
@@ -129,7 +131,7 @@ def meant(
     return found, []
 
 
-def _named(spool: Spool, names: Iterable[str]) -> tuple[list[str], list[str]]:
+def _named(spool: Store, names: Iterable[str]) -> tuple[list[str], list[str]]:
     found, missing = [], []
     for name in names:
         try:
@@ -142,14 +144,14 @@ def _named(spool: Spool, names: Iterable[str]) -> tuple[list[str], list[str]]:
 def may_go_on(arguments: argparse.Namespace, verb: str, count: int) -> bool:
     """Ask before many messages that a filter chose are changed.
 
-    Without a person to ask, what removes mail wants --yes (UsageError); the rest is done.
+    Without a person to ask, what removes mail wants --yes (CommandLineError); the rest is done.
     """
     if arguments.yes or arguments.dry_run or arguments.id or count <= MANY:
         return True
     if is_terminal() and not arguments.json:
         return input(f"{verb} {count} messages? [y/N] ").strip().lower() in ("y", "yes")
     if verb == "delete":
-        raise UsageError(
+        raise CommandLineError(
             "command line",
             f"would delete {count} messages, and there is nobody to ask",
             "add --yes if that is meant, or look first: --dry-run",

@@ -16,7 +16,7 @@ from picoqmail.errors import NoSuchMessageError
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 from picoqmail.spool.sidecar import NOT_BEFORE
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ GONE = "gone"
 
 
 @frozen
-class Outcome:
+class VerbResult:
     """What became of one verb on one message.
 
     `result` is `done`; `unchanged`: it was so already; `refused`: that cannot be done to it;
@@ -55,7 +55,7 @@ class Admin:
     `queue_lifetime_seconds` is what a requeued message gets once more.
     """
 
-    spool: Spool
+    spool: Store
     queue_lifetime_seconds: int
     _damages: dict[str, str] = field(factory=dict)
 
@@ -67,55 +67,55 @@ class Admin:
         def note(damage: Damage) -> None:
             damages[damage.id] = damage.reason
 
-        return cls(Spool(home.spool, on_damage=note), queue_lifetime_seconds, damages)
+        return cls(Store(home.spool, on_damage=note), queue_lifetime_seconds, damages)
 
-    def retry(self, message_id: str) -> Outcome:
+    def retry(self, message_id: str) -> VerbResult:
         """Make a message due now."""
         return self._with(message_id, self._retry)
 
-    def _retry(self, claim: Claim) -> Outcome:
+    def _retry(self, claim: Claim) -> VerbResult:
         message = claim.message
         if message.held:
-            return Outcome(message.id, REFUSED, "is held; release it first", claim.state)
+            return VerbResult(message.id, REFUSED, "is held; release it first", claim.state)
         if claim.state == UNDELIVERED:
-            return Outcome(message.id, REFUSED, "has failed for good; requeue it", claim.state)
+            return VerbResult(message.id, REFUSED, "has failed for good; requeue it", claim.state)
         now = int(self.spool.clock())
         if claim.state == NEW or message.next_attempt <= now:
-            return Outcome(message.id, UNCHANGED, "is due already", claim.state)
+            return VerbResult(message.id, UNCHANGED, "is due already", claim.state)
         due = evolve(message, next_attempt=now, revision=message.revision + 1)
         self.spool.record(claim, due, CUR)
-        return Outcome(message.id, DONE, "is due now", CUR)
+        return VerbResult(message.id, DONE, "is due now", CUR)
 
-    def hold(self, message_id: str) -> Outcome:
+    def hold(self, message_id: str) -> VerbResult:
         """Keep a message from being sent until it is released."""
         return self._with(message_id, self._hold)
 
-    def _hold(self, claim: Claim) -> Outcome:
+    def _hold(self, claim: Claim) -> VerbResult:
         message = claim.message
         if claim.state == UNDELIVERED:
             detail = "has failed for good: nothing sends it"
-            return Outcome(message.id, REFUSED, detail, claim.state)
+            return VerbResult(message.id, REFUSED, detail, claim.state)
         if message.held:
-            return Outcome(message.id, UNCHANGED, "is held already", claim.state)
+            return VerbResult(message.id, UNCHANGED, "is held already", claim.state)
         self.spool.change(claim, "held", "held by an administrator", held=True)
-        return Outcome(message.id, DONE, "is held", CUR)
+        return VerbResult(message.id, DONE, "is held", CUR)
 
-    def release(self, message_id: str) -> Outcome:
+    def release(self, message_id: str) -> VerbResult:
         """Let a held message go; it is due now."""
         return self._with(message_id, self._release)
 
-    def _release(self, claim: Claim) -> Outcome:
+    def _release(self, claim: Claim) -> VerbResult:
         message = claim.message
         if not message.held:
-            return Outcome(message.id, UNCHANGED, "is not held", claim.state)
+            return VerbResult(message.id, UNCHANGED, "is not held", claim.state)
         now = int(self.spool.clock())
         if claim.state == UNDELIVERED:
-            return Outcome(message.id, REFUSED, "has failed for good; requeue it", claim.state)
+            return VerbResult(message.id, REFUSED, "has failed for good; requeue it", claim.state)
         note = "released by an administrator"
         self.spool.change(claim, "released", note, held=False, next_attempt=now)
-        return Outcome(message.id, DONE, "is released and due now", CUR)
+        return VerbResult(message.id, DONE, "is released and due now", CUR)
 
-    def requeue(self, message_id: str, *, all_recipients: bool = False) -> Outcome:
+    def requeue(self, message_id: str, *, all_recipients: bool = False) -> VerbResult:
         """Give a message of undelivered/ a new life.
 
         It is due now, its attempts are counted anew, and it has the whole queue lifetime again.
@@ -126,10 +126,10 @@ class Admin:
             message_id, lambda claim: self._requeue(claim, all_recipients=all_recipients)
         )
 
-    def _requeue(self, claim: Claim, *, all_recipients: bool) -> Outcome:
+    def _requeue(self, claim: Claim, *, all_recipients: bool) -> VerbResult:
         message = claim.message
         if claim.state != UNDELIVERED:
-            return Outcome(message.id, REFUSED, "has not failed; retry it", claim.state)
+            return VerbResult(message.id, REFUSED, "has not failed; retry it", claim.state)
         again = (FAILED, DELIVERED) if all_recipients else (FAILED,)
         recipients = tuple(
             untold(evolve(one, state=PENDING)) if one.state in again else one
@@ -138,7 +138,7 @@ class Admin:
         count = sum(one.state == PENDING for one in recipients)
         if not count:
             detail = "has no recipient that failed; --all-recipients sends it to all once more"
-            return Outcome(message.id, REFUSED, detail, claim.state)
+            return VerbResult(message.id, REFUSED, detail, claim.state)
         now = int(self.spool.clock())
         noun = "recipient" if count == 1 else "recipients"
         self.spool.change(
@@ -152,22 +152,22 @@ class Admin:
             expires=now + self.queue_lifetime_seconds,
             unknown={**message.unknown, NOT_BEFORE: now},
         )
-        return Outcome(message.id, DONE, f"is due now for {count} {noun}", CUR)
+        return VerbResult(message.id, DONE, f"is due now for {count} {noun}", CUR)
 
-    def delete(self, message_id: str) -> Outcome:
+    def delete(self, message_id: str) -> VerbResult:
         """Remove a message, whatever its state, also a damaged one. Nobody is told of it."""
         try:
             if self.spool.destroy(message_id):
-                return Outcome(message_id, DONE, "is deleted")
+                return VerbResult(message_id, DONE, "is deleted")
         except NoSuchMessageError:
-            return Outcome(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is not in the spool any more")
         return self._busy(message_id)
 
     def finish(self) -> None:
         """Make removals durable: the end of a series of verbs."""
         self.spool.flush()
 
-    def _with(self, message_id: str, verb: Callable[[Claim], Outcome]) -> Outcome:
+    def _with(self, message_id: str, verb: Callable[[Claim], VerbResult]) -> VerbResult:
         claim = self.spool.claim(message_id, STATES)
         if claim is None:
             return self._unclaimed(message_id)
@@ -176,19 +176,19 @@ class Admin:
         finally:
             claim.release()
 
-    def _unclaimed(self, message_id: str) -> Outcome:
+    def _unclaimed(self, message_id: str) -> VerbResult:
         states = self.spool.where(message_id)
         reason = self._damages.pop(message_id, "")
         if reason:
             detail = f"is damaged: {reason}; look at it with show, or delete it"
-            return Outcome(message_id, REFUSED, detail, states[0] if states else "")
+            return VerbResult(message_id, REFUSED, detail, states[0] if states else "")
         if not states:
-            return Outcome(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is not in the spool any more")
         return self._busy(message_id)
 
-    def _busy(self, message_id: str) -> Outcome:
+    def _busy(self, message_id: str) -> VerbResult:
         states = self.spool.where(message_id)
         if not states:
-            return Outcome(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is not in the spool any more")
         detail = "is being sent, or another process has it; try again in a moment"
-        return Outcome(message_id, BUSY, detail, states[0])
+        return VerbResult(message_id, BUSY, detail, states[0])

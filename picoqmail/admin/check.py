@@ -34,7 +34,7 @@ from picoqmail.layout import (
     USERS,
 )
 from picoqmail.spool import scan
-from picoqmail.spool.store import HELD_UNTIL, Spool
+from picoqmail.spool.store import HELD_UNTIL, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +208,7 @@ def _wrong(
 # --- The spool -----------------------------------------------------------------------------------
 
 
-def check_spool(spool: Spool, *, deep: bool) -> Iterator[Finding]:
+def check_spool(spool: Store, *, deep: bool) -> Iterator[Finding]:
     """Damaged messages, parts without their other half, leftovers that nobody swept.
 
     `deep` also compares every body with what was accepted, which reads the whole spool.
@@ -237,7 +237,7 @@ def check_spool(spool: Spool, *, deep: bool) -> Iterator[Finding]:
 _PUT_ASIDE = selection.Filter(kinds=(selection.DAMAGED,))
 
 
-def _damaged(spool: Spool, *, deep: bool) -> Iterator[tuple[str, str]]:
+def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
     for message_id, state in selection.names(spool.path, (NEW, CUR)).items():
         try:
             _, message = spool.read(message_id, state)
@@ -258,7 +258,7 @@ def _damaged(spool: Spool, *, deep: bool) -> Iterator[tuple[str, str]]:
                 yield message_id, str(exc)
 
 
-def _body_size(spool: Spool, message_id: str) -> int | None:
+def _body_size(spool: Store, message_id: str) -> int | None:
     for state in (NEW, CUR, UNDELIVERED, "tmp"):
         try:
             return os.lstat(f"{spool.path}/{state}/{message_id}{BODY}").st_size
@@ -267,7 +267,7 @@ def _body_size(spool: Spool, message_id: str) -> int | None:
     return None
 
 
-def leftovers(spool: Spool) -> list[str]:
+def leftovers(spool: Store) -> list[str]:
     """Paths that a sweep would look at. Raises SpoolError."""
     now = spool.clock()
     sights = {NEW: spool.look(NEW), CUR: spool.look(CUR)}
@@ -392,14 +392,14 @@ def _relay_up(one: Probe, limits: Thresholds) -> Finding:
 # --- Repair --------------------------------------------------------------------------------------
 
 
-def repair(home: Home, spool: Spool) -> list[str]:
+def repair(home: Home, spool: Store) -> list[str]:
     """Mend what can be mended without losing anything; returns what was done.
 
     Modes, missing directories, leftovers, messages in two states after a crash, times that tell
     cron when a message is due; what is damaged is put aside. What cannot be mended is told, too.
     """
     done = [*_repair_modes(home), *_make_directories(home)]
-    spool = Spool(
+    spool = Store(
         spool.path,
         spool.clock,
         on_damage=lambda one: done.append(f"{one.id}: {one.reason}"),
@@ -420,7 +420,7 @@ def repair(home: Home, spool: Spool) -> list[str]:
     return done
 
 
-def _repair_message(spool: Spool, message_id: str) -> list[str]:
+def _repair_message(spool: Store, message_id: str) -> list[str]:
     before = spool.where(message_id)
     if before == [UNDELIVERED]:
         return []
@@ -452,7 +452,7 @@ def _make_directories(home: Home) -> Iterator[str]:
             yield f"{path}: is missing, and cannot be made: {exc.strerror}"
 
 
-def _is_off(spool: Spool, message_id: str) -> bool:
+def _is_off(spool: Store, message_id: str) -> bool:
     """Whether the time of a sidecar in cur/ is not when its message is due."""
     try:
         _, message = spool.read(message_id, CUR)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Spool
+    from picoqmail.spool.store import Store
 
 HELD = "held"
 DAMAGED = "damaged"
@@ -136,7 +136,7 @@ def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
     return {stem: found[stem] for stem in sorted(filter(is_id, found))}
 
 
-def entry_of(spool: Spool, message_id: str, hint: str = "") -> Entry:
+def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
     """One message; `hint` is where to look first. Raises NoSuchMessageError, SpoolError."""
     try:
         state, message = spool.read(message_id, hint)
@@ -148,7 +148,7 @@ def entry_of(spool: Spool, message_id: str, hint: str = "") -> Entry:
     return Entry(message_id, state, message)
 
 
-def candidates(spool: Spool, wanted: Filter) -> dict[str, str]:
+def candidates(spool: Store, wanted: Filter) -> dict[str, str]:
     """The states by ID of messages that can meet the conditions, oldest first.
 
     Raises SpoolError.
@@ -159,7 +159,7 @@ def candidates(spool: Spool, wanted: Filter) -> dict[str, str]:
 
 
 def select(
-    spool: Spool, wanted: Filter, *, found: dict[str, str] | None = None, newest_first: bool = False
+    spool: Store, wanted: Filter, *, found: dict[str, str] | None = None, newest_first: bool = False
 ) -> Iterator[Entry]:
     """The messages that meet the conditions, oldest first, each read when it is asked for.
 
@@ -176,7 +176,7 @@ def select(
             yield entry
 
 
-def select_ids(spool: Spool, wanted: Filter) -> list[str]:
+def select_ids(spool: Store, wanted: Filter) -> list[str]:
     """IDs of the messages that meet the conditions; no file is opened where names are enough."""
     found = candidates(spool, wanted)
     if not wanted.needs_reading:

@@ -70,7 +70,7 @@ class Rules:
 
 
 @frozen
-class Mail:
+class KeptMail:
     """One mail that was taken, as `envelopes/NAME.json` has it too."""
 
     name: str
@@ -122,13 +122,13 @@ class Maildir:
         for name in ("", "tmp", "new", "cur", "envelopes"):
             durable.make_directory(os.path.join(self.path, name))
 
-    def keep(self, content: bytes, **facts: Any) -> Mail:  # noqa: ANN401 - fields of Mail
+    def keep(self, content: bytes, **facts: Any) -> KeptMail:  # noqa: ANN401 - fields of KeptMail
         """Write a mail and its envelope; on disk when it returns. Raises OSError."""
         name = layout.make_id(HOST_NAME, os.getpid(), time.time_ns(), os.urandom(8))
         kept = content.replace(b"\r\n", b"\n") if self._unix_lines else content
         scratch = os.path.join(self.path, "tmp", name)
         path = os.path.join(self.path, "new", name)
-        mail = Mail(name=name, path=path, size=len(content), received=time.time(), **facts)
+        mail = KeptMail(name=name, path=path, size=len(content), received=time.time(), **facts)
         durable.create_whole(scratch, kept)
         envelope = json.dumps(as_document(mail), indent=2).encode()
         durable.create_whole(f"{self.path}/envelopes/{name}.json", envelope + b"\n")
@@ -138,7 +138,7 @@ class Maildir:
         return mail
 
 
-def as_document(mail: Mail) -> dict[str, object]:
+def as_document(mail: KeptMail) -> dict[str, object]:
     """Return a mail's facts for JSON."""
     return {
         "name": mail.name,
@@ -161,7 +161,7 @@ class Sink:
         rules: Rules,
         *,
         size_limit: int = SIZE_LIMIT_OCTETS,
-        on_mail: Callable[[Mail], None] | None = None,
+        on_mail: Callable[[KeptMail], None] | None = None,
         on_refusal: Callable[[str, str], None] | None = None,
     ) -> None:
         """`on_mail` is told each mail when it is kept, `on_refusal` each refusal: phase, reply."""

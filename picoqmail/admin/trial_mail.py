@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Outcome:
+class TrialResult:
     """What became of the mail: a sentence for people."""
 
     is_delivered: bool
     text: str
 
 
-def send(home: Home, settings: Settings, address: str) -> Outcome:
+def send(home: Home, settings: Settings, address: str) -> TrialResult:
     """Send a mail from postmaster to `address`, past an open breaker. Raises SpoolError."""
     try:
         check_recipients([address])
     except EnvelopeError as exc:
-        return Outcome(is_delivered=False, text=str(exc))
+        return TrialResult(is_delivered=False, text=str(exc))
     sender = f"postmaster@{settings.me}"
     incoming = Incoming(
         home.spool, read_limits(home), program="picoqmail-check", uid=os.getuid(), pid=os.getpid()
@@ -52,6 +52,8 @@ def send(home: Home, settings: Settings, address: str) -> Outcome:
     try:
         state, message = run.spool.read(message_id)
     except NoSuchMessageError:
-        return Outcome(is_delivered=True, text=f"the relay took a mail for {address}: {message_id}")
+        return TrialResult(
+            is_delivered=True, text=f"the relay took a mail for {address}: {message_id}"
+        )
     said = message.recipients[0].reply or "its relay cannot be reached"
-    return Outcome(is_delivered=False, text=f"{message_id} lies in {state}/: {said}")
+    return TrialResult(is_delivered=False, text=f"{message_id} lies in {state}/: {said}")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from picoqmail.relay.engine import LaneSummary
     from picoqmail.smtp.transaction import RelayFault, Verdict
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Claim, Spool
+    from picoqmail.spool.store import Claim, Store
 
 _VERP_END = "-@[]"
 # A fault in the middle of a part is the relay's; the second for the same part in one run may be
@@ -135,7 +135,7 @@ class Delivery:
 
     def __init__(  # noqa: PLR0913, PLR0917 - all that a run has to do with
         self,
-        spool: Spool,
+        spool: Store,
         settings: Settings,
         log: Log,
         converse: Callable[[Sequence[Outbox]], Sequence[LaneSummary]],

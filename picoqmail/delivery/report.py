@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from picoqmail.log.logger import Log
     from picoqmail.spool.incoming import Incoming
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Claim, Spool
+    from picoqmail.spool.store import Claim, Store
 
 DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""
@@ -60,7 +60,7 @@ class Reporter:
     """Makes the reports of one run; `made` has the IDs of those that are in the spool now."""
 
     def __init__(
-        self, spool: Spool, settings: Settings, log: Log, clock: Callable[[], float] = time.time
+        self, spool: Store, settings: Settings, log: Log, clock: Callable[[], float] = time.time
     ) -> None:
         """`clock` gives Unix seconds."""
         self.spool = spool

@@ -17,7 +17,7 @@ from picoqmail.log import counters
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
 from picoqmail.spool import retention
-from picoqmail.spool.store import Damage, Spool
+from picoqmail.spool.store import Damage, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Run:
             program=program,
             privacy=self.settings.logprivacy,
         )
-        self.spool = Spool(home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
+        self.spool = Store(home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
         self._session = Session(self.settings, self.log, home.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             signal.signal(number, lambda *_: self._stop())

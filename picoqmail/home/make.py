@@ -72,7 +72,7 @@ class Step:
 
 
 @frozen
-class Outcome:
+class HomeResult:
     """What a run did to a home; `refused` are the steps that left something foreign alone."""
 
     root: str
@@ -90,7 +90,7 @@ def make_home(
     me: str | None,
     relays: Sequence[str] = (),
     programs: Mapping[str, str],
-) -> Outcome:
+) -> HomeResult:
     """Make what is missing of a home, and return what was done to each part of it.
 
     `me` is this host's name, None if `control/me` is known to say it; `relays` are the lines of
@@ -117,7 +117,7 @@ def make_home(
             work.link(f"{home.bin}/{name}", programs[program])
     finally:
         work.write_manifest()
-    return Outcome(home.root, tuple(work.steps))
+    return HomeResult(home.root, tuple(work.steps))
 
 
 def find_programs(environment_directories: Iterable[str] | None = None) -> dict[str, str]:

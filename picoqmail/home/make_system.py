@@ -26,7 +26,7 @@ from attrs import frozen
 from picoqmail import durable
 from picoqmail.home import make
 from picoqmail.home.control import MINIVARS
-from picoqmail.home.make import LINKS, InitError, Outcome, Step, Work
+from picoqmail.home.make import LINKS, HomeResult, InitError, Step, Work
 from picoqmail.home.paths import groups_of
 from picoqmail.layout import DIRECTORIES
 
@@ -73,7 +73,7 @@ def make_system_home(
     me: str | None,
     relays: Sequence[str] = (),
     programs: Mapping[str, str],
-) -> Outcome:
+) -> HomeResult:
     """Make or mend a home for all users of this host; arguments and errors as init.make_home.
 
     The user `picoqmail` is made if it is missing. May be run again, and must be after an update
@@ -111,7 +111,7 @@ def make_system_home(
     finally:
         work.write_manifest()
     try_setid(target)
-    return Outcome(home.root, tuple(work.steps))
+    return HomeResult(home.root, tuple(work.steps))
 
 
 def require_root() -> None:

@@ -30,7 +30,7 @@ from picoqmail.message import envelope
 from picoqmail.message.content import Content, is_email_object, open_content
 from picoqmail.message.header_envelope import HeaderEnvelope, raw_address
 from picoqmail.spool.incoming import Incoming, publish
-from picoqmail.spool.keys import Record, name_of
+from picoqmail.spool.keys import KeyRecord, name_of
 from picoqmail.spool.sidecar import NOT_BEFORE
 from picoqmail.submission.handover import may_spool
 
@@ -241,7 +241,7 @@ class Acceptance:
     def _check_key(self, draft: Draft) -> None:
         """Raise KeyReusedError at once if the key already stands for something else."""
         if draft.order.key is not None:
-            record = Record(self.home.spool, draft.order.key)
+            record = KeyRecord(self.home.spool, draft.order.key)
             try:
                 found = record.find(time.time())
                 if found is not None:
@@ -332,7 +332,7 @@ class Acceptance:
 
     def _lock_keys(
         self, drafts: dict[int, Draft], held: ExitStack, outcomes: dict[int, Outcome]
-    ) -> dict[int, Record]:
+    ) -> dict[int, KeyRecord]:
         """Take the keys in hand, all callers in the same order, so that no two wait for each other.
 
         What a key already stands for becomes the outcome of its draft.
@@ -344,7 +344,7 @@ class Acceptance:
         for key, index in sorted(keyed):
             draft = drafts[index]
             try:
-                record = Record(self.home.spool, key)
+                record = KeyRecord(self.home.spool, key)
                 held.callback(record.close)
                 found = record.find(time.time())
                 if found is None:
@@ -366,7 +366,7 @@ class Acceptance:
     def _promise(
         self,
         ready: dict[int, Draft],
-        records: dict[int, Record],
+        records: dict[int, KeyRecord],
         outcomes: dict[int, Outcome],
         together: FileSystemSync | None,
     ) -> None:
@@ -428,7 +428,7 @@ def _unpark(draft: Draft) -> PicoqmailError | None:
     return None
 
 
-def _forget(records: Iterable[Record]) -> None:
+def _forget(records: Iterable[KeyRecord]) -> None:
     """Take promises back that will not be kept."""
     for record in records:
         try:
@@ -439,7 +439,7 @@ def _forget(records: Iterable[Record]) -> None:
             continue
 
 
-def _note_arrival(record: Record) -> None:
+def _note_arrival(record: KeyRecord) -> None:
     try:
         record.arrived()
     except OSError:

@@ -14,12 +14,12 @@ from picoqmail.errors import NoSuchMessageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from picoqmail.admin.change import Admin, Outcome
+    from picoqmail.admin.change import Admin, VerbResult
     from picoqmail.admin.selection import Entry
     from picoqmail.admin.status import Status
     from picoqmail.delivery.deliver import Summary
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Spool as Directories
+    from picoqmail.spool.store import Store
 
     Listener = Callable[[str, dict[str, object]], None]
 
@@ -100,23 +100,23 @@ class Verbs:
 
         return gather(self.home.spool)
 
-    def retry(self, message_id: str) -> Outcome:
+    def retry(self, message_id: str) -> VerbResult:
         """Make a deferred message due now. Raises NoSuchMessageError, as do the following."""
         return self._told(message_id, lambda admin: admin.retry)
 
-    def hold(self, message_id: str) -> Outcome:
+    def hold(self, message_id: str) -> VerbResult:
         """Keep a message from being sent until it is released."""
         return self._told(message_id, lambda admin: admin.hold)
 
-    def release(self, message_id: str) -> Outcome:
+    def release(self, message_id: str) -> VerbResult:
         """Let a held message go."""
         return self._told(message_id, lambda admin: admin.release)
 
-    def requeue(self, message_id: str) -> Outcome:
+    def requeue(self, message_id: str) -> VerbResult:
         """Give a message that failed for good a new life, for the recipients that failed."""
         return self._told(message_id, lambda admin: admin.requeue)
 
-    def delete(self, message_id: str) -> Outcome:
+    def delete(self, message_id: str) -> VerbResult:
         """Remove a message, whatever its state; nobody is told of it."""
         return self._told(message_id, lambda admin: admin.delete)
 
@@ -154,12 +154,14 @@ class Verbs:
             events.raise_what_came()
         return run.summary
 
-    def _directories(self) -> Directories:
-        from picoqmail.spool.store import Spool as Directories
+    def _directories(self) -> Store:
+        from picoqmail.spool.store import Store
 
-        return Directories(self.home.spool)
+        return Store(self.home.spool)
 
-    def _told(self, message_id: str, verb: Callable[[Admin], Callable[[str], Outcome]]) -> Outcome:
+    def _told(
+        self, message_id: str, verb: Callable[[Admin], Callable[[str], VerbResult]]
+    ) -> VerbResult:
         from picoqmail.admin.change import GONE, Admin
         from picoqmail.home.limits import read_limits
 

@@ -6,9 +6,9 @@ repeats when the record expires; the execute bit says that its message was seen 
 spool. Without it the message was on its way there when the record was written:
 
     1. body and sidecar of the message are on disk in tmp/, and so are their names
-    2. the record is written, without the bit, and is on disk               (`Record.intend`)
+    2. the record is written, without the bit, and is on disk               (`KeyRecord.intend`)
     3. the message becomes visible: its rename into new/ or cur/            (accept.publish)
-    4. the bit is set                                                       (`Record.arrived`)
+    4. the bit is set                                                       (`KeyRecord.arrived`)
 
 A bit that a crash, or a copy of the spool without its modes, took away costs a look and nothing
 else. A crash between 2 and 4 leaves no bit and no lock. Then the message was accepted unless it
@@ -60,7 +60,7 @@ def name_of(key: object) -> str:
     return sha256(octets).hexdigest()
 
 
-class Record:
+class KeyRecord:
     """The record of one key, locked: nobody else reads or writes it until `close`."""
 
     __slots__ = ("_descriptor", "_path", "_spool", "key")

@@ -15,7 +15,7 @@ from picoqmail.layout import PRIVATE_FILE_MODE, PURGED, SIDECAR, UNDELIVERED, ac
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Spool
+    from picoqmail.spool.store import Store
 
 SETTING = "keepundelivered"
 PAUSE_SECONDS = 3600
@@ -32,7 +32,7 @@ def is_due(home: Home, now: float) -> bool:
     return not last <= now < last + PAUSE_SECONDS
 
 
-def purge(spool: Spool, seconds: float) -> int:
+def purge(spool: Store, seconds: float) -> int:
     """Delete messages that have lain in undelivered/ for so long; returns how many went.
 
     What another process has is left for the next time. Raises SpoolError.
@@ -57,7 +57,7 @@ def purge(spool: Spool, seconds: float) -> int:
     return gone
 
 
-def _older(spool: Spool, oldest: float) -> list[str]:
+def _older(spool: Store, oldest: float) -> list[str]:
     """IDs of what came into undelivered/ before that time.
 
     A message that failed after a week in the queue has not lain there for a week: what counts is

@@ -161,7 +161,7 @@ def _nothing(_what: object) -> None:
     """Tell nobody."""
 
 
-class Spool:
+class Store:
     """One spool directory.
 
     `clock` gives Unix seconds; `on_damage` hears of what is put aside, `on_copy` of the path of a

@@ -26,7 +26,7 @@ from picoqmail.smtp.reply import Reply
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
 from picoqmail.spool import scan
 from picoqmail.spool.incoming import Incoming
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,9 +138,9 @@ class Steps:
         """The relay's books, outside the home."""
         return Ledger(f"{self.root}.ledger")
 
-    def spool(self) -> Spool:
+    def spool(self) -> Store:
         """The spool, on this clock."""
-        return Spool(f"{self.root}/spool", clock=lambda: self.now)
+        return Store(f"{self.root}/spool", clock=lambda: self.now)
 
     def enqueue(self, recipients: Sequence[str], delay: int) -> str:
         """Accept a message; returns its ID."""

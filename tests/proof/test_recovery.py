@@ -12,7 +12,7 @@ from zlib import crc32
 
 import pytest
 
-from picoqmail.spool.store import Spool
+from picoqmail.spool.store import Store
 from proof import invariant
 from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
@@ -208,7 +208,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
     body = path[:-4] + "eml"
     seen: list[str] = []
 
-    class Racing(Spool):
+    class Racing(Store):
         """A spool whose message is completed between the look and the lock."""
 
         def where(self, message_id: str) -> list[str]:
@@ -222,7 +222,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
     assert os.path.exists(body)
     # The control: without a sidecar it goes.
     os.unlink(path)
-    assert ([body], []) == Spool(world.spool).sweep([body])
+    assert ([body], []) == Store(world.spool).sweep([body])
 
 
 def test_a_held_leftover_stays(world: World) -> None:
@@ -230,8 +230,8 @@ def test_a_held_leftover_stays(world: World) -> None:
     path = f"{world.spool}/tmp/1.being.written.eml"
     with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert ([], []) == Spool(world.spool).sweep([path])
-    assert ([path], []) == Spool(world.spool).sweep([path])
+        assert ([], []) == Store(world.spool).sweep([path])
+    assert ([path], []) == Store(world.spool).sweep([path])
 
 
 def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
@@ -239,7 +239,7 @@ def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
     stem = os.path.basename(world.sidecars("new")[1])[:-5]
     with open(f"{world.spool}/new/{stem}.progress", "w", encoding="utf-8") as file:
         file.write('[0, [[0, "deliv')
-    spool = Spool(world.spool)
+    spool = Store(world.spool)
     claim = spool.claim(stem)
     assert claim is not None
     spool.note_progress(claim, {1: ("delivered", "250 ok")})

@@ -262,9 +262,9 @@ def test_cron_sweeps_keys(home: Home) -> None:
 def test_a_key_in_hand_is_waited_for_and_not_swept(home: Home) -> None:
     """Who has a key in hand is waited for, with a limit; the sweep leaves it alone."""
     durable.make_directory(f"{home.spool}/idempotency")
-    held = idempotency.Record(home.spool, "key")
+    held = idempotency.KeyRecord(home.spool, "key")
     with pytest.raises(picoqmail.SpoolError, match="in hand for too long") as caught:
-        idempotency.Record(home.spool, "key", patience=0.01)
+        idempotency.KeyRecord(home.spool, "key", patience=0.01)
     assert not caught.value.permanent
     assert 0 == idempotency.sweep(home.spool, time.time() + 10**6)
     got: list[Any] = []
@@ -285,7 +285,7 @@ from picoqmail.library import groups
 from picoqmail.spool import incoming, keys
 point, count = sys.argv[1], int(sys.argv[2])
 module, name = point.split(".")
-target = {"durable": durable, "incoming": incoming, "keys": keys.Record}[module]
+target = {"durable": durable, "incoming": incoming, "keys": keys.KeyRecord}[module]
 real = getattr(target, name)
 calls = 0
 def dying(*arguments, **named):
@@ -360,10 +360,10 @@ def _let_time_pass(home: Home) -> None:
     sender = Sender(HomePaths(home.root), "test")
     sender._sweep_keys(time.time())
     from picoqmail.spool import scan
-    from picoqmail.spool.store import Spool
+    from picoqmail.spool.store import Store
 
     sights = {state: sender.look(state) for state in ("new", "cur")}
-    Spool(home.spool).sweep(scan.leftovers(home.spool, time.time(), sights))
+    Store(home.spool).sweep(scan.leftovers(home.spool, time.time(), sights))
 
 
 def test_a_failed_acceptance_takes_its_promise_back(

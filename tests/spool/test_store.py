@@ -26,7 +26,7 @@ from picoqmail.layout import (
     UNDELIVERED,
 )
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event
-from picoqmail.spool.store import Claim, Damage, Spool
+from picoqmail.spool.store import Claim, Damage, Store
 from picoqmail.value import evolve
 from trial import age
 
@@ -46,12 +46,12 @@ def damages() -> list[Damage]:
 
 
 @pytest.fixture
-def spool(trial: Trial, damages: list[Damage]) -> Spool:
+def spool(trial: Trial, damages: list[Damage]) -> Store:
     """The spool of the trial."""
-    return Spool(trial.spool, on_damage=damages.append)
+    return Store(trial.spool, on_damage=damages.append)
 
 
-def claimed(spool: Spool, message_id: str) -> Claim:
+def claimed(spool: Store, message_id: str) -> Claim:
     """A claim that must be given."""
     claim = spool.claim(message_id)
     assert claim is not None
@@ -61,7 +61,7 @@ def claimed(spool: Spool, message_id: str) -> Claim:
 # --- Claims -----------------------------------------------------------------------------------
 
 
-def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: Spool) -> None:
+def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: Store) -> None:
     """The message, its state, its octets, its lines, and whether they are 8-bit."""
     plain = claimed(spool, trial.accepted(message=b"a\nb\n"))
     assert (NEW, 3, False, False) == (
@@ -81,7 +81,7 @@ def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: Spool) -> None
     large.release()
 
 
-def test_only_one_has_a_message(trial: Trial, spool: Spool) -> None:
+def test_only_one_has_a_message(trial: Trial, spool: Store) -> None:
     """Until it is released; also against another process's lock, by whatever name it was opened."""
     message_id = trial.accepted()
     first = claimed(spool, message_id)
@@ -93,13 +93,13 @@ def test_only_one_has_a_message(trial: Trial, spool: Spool) -> None:
     claimed(spool, message_id).release()
 
 
-def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Spool) -> None:
+def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Store) -> None:
     """Threads that all go through the same list: each message is somebody's, once."""
     ids = [trial.accepted() for _ in range(100)]
     removed: list[str] = []
 
     def take() -> None:
-        own = Spool(trial.spool)
+        own = Store(trial.spool)
         for message_id in ids:
             claim = own.claim(message_id)
             if claim is not None:
@@ -119,7 +119,7 @@ def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Spool) -> 
 
 
 def test_a_lock_on_an_unlinked_body_is_no_claim(
-    trial: Trial, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, spool: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opened, then the message was delivered by another, then locked: it is not sent again.
 
@@ -127,17 +127,17 @@ def test_a_lock_on_an_unlinked_body_is_no_claim(
     """
     message_id = trial.accepted()
     path = trial.path(NEW, message_id, BODY)
-    opened = Spool._open_body
+    opened = Store._open_body
 
-    def then_it_goes(self: Spool, stem: str) -> int:
+    def then_it_goes(self: Store, stem: str) -> int:
         descriptor = opened(self, stem)
         os.unlink(path)
         return descriptor
 
-    monkeypatch.setattr(Spool, "_open_body", then_it_goes)
+    monkeypatch.setattr(Store, "_open_body", then_it_goes)
     assert None is spool.claim(message_id)
 
-    def then_it_is_another(self: Spool, stem: str) -> int:
+    def then_it_is_another(self: Store, stem: str) -> int:
         descriptor = opened(self, stem)
         os.rename(path, path + ".old")
         with open(path, "wb") as file:
@@ -146,21 +146,21 @@ def test_a_lock_on_an_unlinked_body_is_no_claim(
 
     with open(path, "wb") as file:
         file.write(b"x")
-    monkeypatch.setattr(Spool, "_open_body", then_it_is_another)
+    monkeypatch.setattr(Store, "_open_body", then_it_is_another)
     assert None is spool.claim(message_id)
 
 
 def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
-    trial: Trial, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, spool: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moved to cur/ with one recipient served while we opened: what counts is what it says now."""
     message_id = trial.accepted(recipients=["a@b", "c@d"])
-    opened = Spool._open_body
+    opened = Store._open_body
 
-    def then_it_moves(self: Spool, stem: str) -> int:
+    def then_it_moves(self: Store, stem: str) -> int:
         descriptor = opened(self, stem)
-        monkeypatch.setattr(Spool, "_open_body", opened)
-        other = Spool(trial.spool)
+        monkeypatch.setattr(Store, "_open_body", opened)
+        other = Store(trial.spool)
         claim = claimed(other, message_id)
         one, two = claim.message.recipients
         served = (evolve(one, state=DELIVERED), two)
@@ -169,13 +169,13 @@ def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
         claim.release()
         return descriptor
 
-    monkeypatch.setattr(Spool, "_open_body", then_it_moves)
+    monkeypatch.setattr(Store, "_open_body", then_it_moves)
     claim = claimed(spool, message_id)
     assert (CUR, (1,)) == (claim.state, claim.message.pending)
     claim.release()
 
 
-def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: Spool) -> None:
+def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: Store) -> None:
     """No such message; one that has failed; a body without a sidecar."""
     assert None is spool.claim("1.M1P1Q1R1.none")
     message_id = trial.accepted()
@@ -189,7 +189,7 @@ def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: Spool) -> N
     assert None is spool.claim(message_id, (UNDELIVERED,))
 
 
-def test_no_descriptor_is_left(trial: Trial, spool: Spool) -> None:
+def test_no_descriptor_is_left(trial: Trial, spool: Store) -> None:
     """Whatever became of the claim."""
     message_id = trial.accepted()
     damaged = trial.accepted()
@@ -206,7 +206,7 @@ def test_no_descriptor_is_left(trial: Trial, spool: Spool) -> None:
 # --- Names ------------------------------------------------------------------------------------
 
 
-def test_a_message_is_found_by_id_or_path(trial: Trial, spool: Spool) -> None:
+def test_a_message_is_found_by_id_or_path(trial: Trial, spool: Store) -> None:
     """As people type or complete it; never outside of the spool."""
     message_id = trial.accepted()
     for name in (message_id, message_id + BODY, trial.path(NEW, message_id), f"./{message_id}"):
@@ -219,7 +219,7 @@ def test_a_message_is_found_by_id_or_path(trial: Trial, spool: Spool) -> None:
 # --- Recording ---------------------------------------------------------------------------------
 
 
-def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: Spool) -> None:
+def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: Store) -> None:
     """In another state the whole message moves; a held one is dated far off."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -242,7 +242,7 @@ def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: Sp
     assert [] == trial.files()
 
 
-def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Spool) -> None:
+def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Store) -> None:
     """A message that is tried for a week does not fill the disk with transcripts."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -256,7 +256,7 @@ def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Spool) 
     assert result.splitlines()[-1].startswith("19 ")
 
 
-def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Spool) -> None:
+def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Store) -> None:
     """One bit on the body: set before the end of data, found after a crash, gone once recorded."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -272,7 +272,7 @@ def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Spool) -> None:
     claim.release()
 
 
-def test_progress_counts_for_its_revision_only(trial: Trial, spool: Spool) -> None:
+def test_progress_counts_for_its_revision_only(trial: Trial, spool: Store) -> None:
     """Of several transactions: what was noted is not sent again; a cut line was never relied on."""
     message_id = trial.accepted(recipients=[f"r{number}@d" for number in range(5)])
     claim = claimed(spool, message_id)
@@ -419,7 +419,7 @@ def test_what_we_never_made_stops_nobody(trial: Trial, strict_relay: HostileRela
 
 
 def test_a_half_restored_message_is_not_put_aside_too_early(
-    trial: Trial, spool: Spool, damages: list[Damage]
+    trial: Trial, spool: Store, damages: list[Damage]
 ) -> None:
     """Its body lies in another directory, as after a crash: it is found there."""
     message_id = trial.accepted()
@@ -466,7 +466,7 @@ def test_nothing_is_ever_promoted(trial: Trial, strict_relay: HostileRelay) -> N
     assert ([], []) == (trial.files(), strict_relay.messages)
 
 
-def test_the_sweep_looks_again_under_the_lock(trial: Trial, spool: Spool) -> None:
+def test_the_sweep_looks_again_under_the_lock(trial: Trial, spool: Store) -> None:
     """What has become a message since the look stays, with its result."""
     message_id = trial.deferred()
     body = trial.path(CUR, message_id, BODY)

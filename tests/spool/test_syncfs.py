@@ -154,7 +154,7 @@ def test_without_ctypes_each_message_is_synced_alone(home: Home) -> None:
 import sys
 sys.modules["_ctypes"] = None
 import picoqmail
-from picoqmail.file_system_sync import open_for_sync
+from picoqmail.spool.syncfs import open_for_sync
 assert open_for_sync("/") is None
 mail = picoqmail.Mail(b"", "a@example.org", "b@example.net")
 print([type(one).__name__ for one in picoqmail.enqueue_many([mail] * 9)])
