@@ -18,9 +18,14 @@
 The figures are the exit codes of the qmail-queue interface (qmail-queue(8)); 11 to 40 are
 permanent there, all else is temporary. `sysexit` is the code of the other programs (sysexits.h).
 Each error is also the builtin that fits it, so that callers need not know this tree.
+
+`type(error)(*error.args)` makes the same error again. That is how pickle, copy, multiprocessing
+and Celery carry an error from one process to another, with type, attributes and text.
 """
 
 from __future__ import annotations
+
+import posix
 
 # Exit codes of the qmail-queue interface.
 QUEUE_ADDRESS_TOO_LONG = 11
@@ -80,11 +85,15 @@ class AddressError(EnvelopeError):
 
     def __init__(self, reason: str, address: str = "", index: int | None = None) -> None:
         """`reason` is a whole sentence; `address` is shown as it came, escaped."""
-        who = "the sender" if index is None else f"recipient {index + 1}"
-        super().__init__(f"{who} {address!a} cannot be sent: {reason}")
+        super().__init__(reason, address, index)
         self.reason = reason
         self.address = address
         self.index = index
+
+    def __str__(self) -> str:
+        """Which address, and why."""
+        who = "the sender" if self.index is None else f"recipient {self.index + 1}"
+        return f"{who} {self.address!a} cannot be sent: {self.reason}"
 
 
 class AddressTooLongError(EnvelopeError):
@@ -129,10 +138,14 @@ class ConfigurationError(PicoqmailError, ValueError):
 
     def __init__(self, where: str, problem: str, remedy: str = "") -> None:
         """`problem` says what is wrong, `remedy` what is allowed or what to do."""
-        super().__init__(f"{where}: {problem}" + (f"; {remedy}" if remedy else ""))
+        super().__init__(where, problem, remedy)
         self.where = where
         self.problem = problem
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Where, what, and what to do."""
+        return f"{self.where}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 class DamagedMessageError(PicoqmailError, ValueError):
@@ -168,10 +181,27 @@ class SpoolError(PicoqmailError, OSError):
     qmail_status = QUEUE_WRITE
     sysexit = EX_IOERR
 
-    def __init__(self, action: str, path: str, cause: OSError, status: int = QUEUE_WRITE) -> None:
-        """`action` is what was tried ("write"), `status` the queue's code for that step."""
-        super().__init__(cause.errno, f"cannot {action}: {cause.strerror or cause}", path)
-        self.qmail_status = classify_errno(cause.errno, status)
+    def __init__(
+        self,
+        action: str,
+        path: str,
+        cause: OSError | int | None,
+        status: int = QUEUE_WRITE,
+        reason: str = "",
+    ) -> None:
+        """`action` is what was tried ("write"), `status` the queue's code for that step.
+
+        `cause` is the system's error or its errno; `reason` is its text, if not the usual one.
+        """
+        number = cause.errno if isinstance(cause, OSError) else cause
+        if isinstance(cause, OSError):
+            reason = reason or cause.strerror or str(cause)
+        elif number is not None and not reason:
+            reason = posix.strerror(number)
+        super().__init__(number, f"cannot {action}: {reason}", path)
+        # OSError would keep the errno and the text alone.
+        self.args = (action, path, number, status, reason)
+        self.qmail_status = classify_errno(number, status)
 
     def __str__(self) -> str:
         """What and where: `cannot write: No space left on device: /path`."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import importlib
+import json
+import multiprocessing
+import pickle
+import pkgutil
+from typing import Any
 
 import pytest
 
+import picoqmail
 from picoqmail import errors
 from picoqmail.errors import PicoqmailError, SpoolError, classify_errno
+from picoqmail.home.make import InitError
+from picoqmail.message.completion import UnparsableError
+from picoqmail.submission.queue_program import judge
 
 TREE = [
     (errors.EnvelopeError, ValueError, 91, 65),
@@ -92,3 +103,95 @@ def test_texts_say_what_and_where() -> None:
         errors.ConfigurationError("/c/me:3", "is odd", "do this")
     )
     assert "X: no such message" == str(errors.NoSuchMessageError("X: no such message"))
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+MADE = [
+    errors.EnvelopeError("there is no recipient: the list is empty"),
+    errors.AddressError("it holds a control character", "a\nb@\udcff", 2),
+    errors.AddressError("it is empty"),
+    errors.AddressTooLongError("the address is long"),
+    errors.TruncatedEnvelopeError("the envelope ended"),
+    errors.MessageTooLargeError("too large"),
+    errors.MessageError("no message"),
+    errors.MessageTypeError("int is no message"),
+    errors.KeyReusedError("the key"),
+    errors.InputError(errno.EIO, "the message cannot be read: I/O error"),
+    errors.InputError(None, "the stream has nothing"),
+    errors.InputError(errno.EIO, "read error", "descriptor 0"),
+    errors.ConfigurationError("/c/me:3", "is odd", "do this"),
+    errors.ConfigurationError("/c/me", "is odd"),
+    errors.DamagedMessageError("cut"),
+    errors.NoSuchMessageError("X: no such message"),
+    SpoolError("write", "/s/x", FULL),
+    SpoolError("lock", "/s/x", OSError(errno.EACCES, "odd text"), errors.QUEUE_SPOOL),
+    SpoolError("accept mail", "/s", OSError("without a number"), errors.QUEUE_SPOOL),
+    SpoolError("write", "/s/x", errno.EIO),
+    InitError("/h", "belongs to another user", "run this as that user"),
+    UnparsableError.of_line(b"To: (\xff", "the environment"),
+    judge(53),
+    judge(82, b"Zsay no more"),
+]
+
+
+def facts(error: BaseException) -> tuple[Any, ...]:
+    """What somebody who catches an error can see of it."""
+    names = ("errno", "strerror", "filename", "permanent", "sysexit", "qmail_status")
+    seen = {name: getattr(error, name, None) for name in names}
+    return (type(error), str(error), repr(error), error.args, vars(error), seen)
+
+
+@pytest.mark.parametrize("error", MADE, ids=lambda one: type(one).__name__)
+def test_errors_survive_pickle_and_copy(error: PicoqmailError) -> None:
+    """Type, attributes, text and notes are the same in another process, or in a copy."""
+    error = copy.copy(error)
+    error.add_note("of the fourth message")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert facts(error) == facts(pickle.loads(pickle.dumps(error, protocol)))  # noqa: S301
+    assert facts(error) == facts(copy.copy(error))
+    assert facts(error) == facts(copy.deepcopy(error))
+
+
+@pytest.mark.parametrize("error", MADE, ids=lambda one: type(one).__name__)
+def test_errors_survive_json(error: PicoqmailError) -> None:
+    """Celery keeps module, name and arguments of an error as JSON, and calls the class again."""
+    arguments = json.loads(json.dumps(error.args))
+    again = type(error)(*arguments)
+    if getattr(error, "filename", None) != "descriptor 0":  # OSError's own arguments lack it.
+        assert facts(error) == facts(again)
+
+
+def test_all_errors_are_among_them() -> None:
+    """Each error of the package that has arguments of its own is tried above."""
+    modules = [one.name for one in pkgutil.walk_packages(picoqmail.__path__, "picoqmail.")]
+    for name in modules:
+        if not name.startswith("picoqmail.django"):
+            importlib.import_module(name)
+
+    def below(base: type[PicoqmailError]) -> set[type[PicoqmailError]]:
+        children = base.__subclasses__()
+        return {*children}.union(*(below(one) for one in children))
+
+    own = {
+        one
+        for one in below(PicoqmailError)
+        if one.__module__.startswith("picoqmail.") and "__init__" in vars(one)
+    }
+    assert set() == own - {type(one) for one in MADE}
+
+
+def fail(number: int) -> None:
+    """Raise one of the errors."""
+    raise MADE[number]
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_errors_come_out_of_a_process_pool(way: Any) -> None:
+    """multiprocessing hands each error to the caller; none breaks the pool."""
+    with multiprocessing.get_context(way).Pool(1) as pool:
+        for number, error in enumerate(MADE):
+            with pytest.raises(type(error)) as caught:
+                pool.apply_async(fail, (number,)).get(30)
+            assert str(error) == str(caught.value)
+            assert facts(error)[3:] == facts(caught.value)[3:]

@@ -56,10 +56,16 @@ class InitError(PicoqmailError, OSError):
     sysexit = EX_CANTCREAT
 
     def __init__(self, path: str, problem: str, remedy: str = "") -> None:
-        super().__init__(f"{path}: {problem}" + (f"; {remedy}" if remedy else ""))
+        super().__init__()
+        # Not OSError's arguments, which are an errno and a text.
+        self.args = (path, problem, remedy)
         self.path = path
         self.problem = problem
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Where, what, and what to do."""
+        return f"{self.path}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 @frozen

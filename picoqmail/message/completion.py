@@ -22,19 +22,18 @@ class UnparsableError(EnvelopeError):
 
     qmail_status = QUEUE_REFUSED
 
-    def __init__(self, line: bytes, hint: str = "") -> None:
+    @classmethod
+    def of_line(cls, line: bytes, hint: str = "") -> UnparsableError:
         """`line` is shown as it came; `hint` says where it came from, if that is not obvious."""
         text = "unable to parse this line:\n" + line.decode("utf-8", "surrogateescape")
-        if hint:
-            text = f"{text}\nthis comes from {hint}"
-        super().__init__(text)
+        return cls(f"{text}\nthis comes from {hint}" if hint else text)
 
 
 def reversed_tokens(text: bytes, hint: str = "") -> list[Token]:
     """Return the tokens of `text`, last first. Raises UnparsableError, which names `hint`."""
     found = parse(text)
     if found is None:
-        raise UnparsableError(text, hint)
+        raise UnparsableError.of_line(text, hint)
     found.reverse()
     return found
 
@@ -88,11 +87,10 @@ class Completion:
         quoted = quote_address(address)
         found = parse(quoted)
         if found is None:
-            error = UnparsableError(quoted)
             if what:
                 shown = address.decode("utf-8", "surrogateescape")
-                error.args = (f"{what}: {shown}",)
-            raise error
+                raise UnparsableError(f"{what}: {shown}")
+            raise UnparsableError.of_line(quoted)
         found.reverse()
         self.complete(found)
         return raw_address(found)

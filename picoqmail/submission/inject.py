@@ -421,7 +421,7 @@ class Injection:
         if listed is not None:
             return unparse(listed)
         if sort not in _MAY_FAIL:
-            raise UnparsableError(field)
+            raise UnparsableError.of_line(field)
         self._warnings.append((sort == _RESENT, field))
         return field
 
@@ -434,7 +434,7 @@ class Injection:
         found = parse(line)
         listed = None if found is None else address_list(found, rewrite)
         if listed is None:
-            raise UnparsableError(line, "the environment (QMAILUSER, QMAILHOST and their kin)")
+            raise UnparsableError.of_line(line, "the environment (QMAILUSER, QMAILHOST and their kin)")
         return unparse(listed)
 
     @property

@@ -48,8 +48,12 @@ class QueueProgramError(PicoqmailError):
     """A queue program said no, or could not be run; `qmail_status` is what it said."""
 
     def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
+        super().__init__(text, status)
         self.qmail_status = status
+
+    def __str__(self) -> str:
+        """What it said, or what its exit code means."""
+        return str(self.args[0])
 
 
 def judge(status: int, explanation: bytes = b"") -> QueueProgramError:
@@ -63,10 +67,9 @@ def judge(status: int, explanation: bytes = b"") -> QueueProgramError:
     if status == _EXPLAINED and explanation[:1] in (b"D", b"Z") and len(explanation) > 1:
         text = explanation[1:].decode("utf-8", "replace").replace("\n", " ").strip()
         return QueueProgramError(text, QUEUE_REFUSED if explanation[:1] == b"D" else _EXPLAINED)
-    error = QueueProgramError("", status)
-    usual = "qq permanent problem (#5.3.0)" if error.permanent else "qq temporary problem (#4.3.0)"
-    error.args = (_TEXTS.get(status, usual),)
-    return error
+    permanent = QueueProgramError("", status).permanent
+    usual = "qq permanent problem (#5.3.0)" if permanent else "qq temporary problem (#4.3.0)"
+    return QueueProgramError(_TEXTS.get(status, usual), status)
 
 
 class QueueProgram:
