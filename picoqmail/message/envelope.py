@@ -136,4 +136,7 @@ def _decode_address(raw: bytes, index: int | None) -> str:
     for character in _UNSENDABLE_IN_DOMAIN:
         if character in domain:
             raise AddressError("its domain holds a space, < or >", address, index)
+    # RFC 1035 section 2.3.1; `a@.` would otherwise be two of them. A literal has no labels.
+    if (".." in domain or domain[0] == "." or domain[-1] == ".") and domain[0] != "[":
+        raise AddressError("its domain has an empty label: a dot too many", address, index)
     return address

@@ -161,6 +161,13 @@ def test_a_flag_that_is_not_known_is_exit_100(mailer: Mailer) -> None:
     assert "sendmail: illegal option -- Z\n" == said
 
 
+@pytest.mark.parametrize("address", ["b@x..net", "a@.b"])
+def test_an_empty_label_in_a_domain_is_refused(mailer: Mailer, address: str) -> None:
+    """No relay could be told such an address: 100, as recipient and as sender."""
+    assert "empty label" in mailer.refuses("sendmail", address, message=MAIL)
+    assert "empty label" in mailer.refuses("sendmail", f"-f{address}", "x@x.test", message=MAIL)
+
+
 def test_the_name_of_cron_s_mail_and_its_eight_bits_arrive(mailer: Mailer) -> None:
     """The line that breaks mailers: -i -FCronDaemon -B8BITMIME -oem user."""
     line = words("-i -FCronDaemon -B8BITMIME -oem root")
