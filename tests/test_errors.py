@@ -188,7 +188,7 @@ def fail(number: int) -> None:
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_errors_come_out_of_a_process_pool(way: Any) -> None:
-    """multiprocessing hands each error to the caller; none breaks the pool."""
+    """A pool hands each error to the caller; none breaks the pool."""
     with multiprocessing.get_context(way).Pool(1) as pool:
         for number, error in enumerate(MADE):
             with pytest.raises(type(error)) as caught:

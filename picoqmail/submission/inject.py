@@ -434,7 +434,9 @@ class Injection:
         found = parse(line)
         listed = None if found is None else address_list(found, rewrite)
         if listed is None:
-            raise UnparsableError.of_line(line, "the environment (QMAILUSER, QMAILHOST and their kin)")
+            raise UnparsableError.of_line(
+                line, "the environment (QMAILUSER, QMAILHOST and their kin)"
+            )
         return unparse(listed)
 
     @property

@@ -94,7 +94,8 @@ def test_memory_is_bounded_before_the_nul_comes() -> None:
 
 
 @pytest.mark.parametrize(
-    "sender", ["", "#@[]", "a@b", "list-@example.org-@[]", '"a b"@c', "Ü@ü.de", "a@[1..2]", "a..b@c"]
+    "sender",
+    ["", "#@[]", "a@b", "list-@example.org-@[]", '"a b"@c', "Ü@ü.de", "a@[1..2]", "a..b@c"],
 )
 def test_senders_of_qmail_are_taken(sender: str) -> None:
     """The null sender, the double bounce, VERP, and anything that can be quoted on the wire."""
