@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from picoqmail import durable
+
 _MODE = 0o644
 
 
@@ -46,11 +48,13 @@ class Writer:
                 data = pipe.read()
             if not data:
                 return 0
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(scratch, flags, _MODE), "wb") as file:
-                os.fchmod(file.fileno(), _MODE)
-                file.write(data)
-            os.replace(scratch, self._path)
+            descriptor = durable.create_written(scratch, data)
+            try:
+                os.fchmod(descriptor, _MODE)
+                durable.rename(scratch, self._path)
+            finally:
+                os.close(descriptor)
+                durable.unlink_if_there(scratch)
         except OSError as exc:
             os.write(self._complain, f"cannot write {self._path}: {exc.strerror}".encode())
             return 1

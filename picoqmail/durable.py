@@ -1,4 +1,4 @@
-"""Durable writes: the only module that calls fsync, link, rename, unlink and mkdir.
+"""Durable writes: the only module that makes, syncs, moves and removes names on the disk.
 
 Every function does one thing to the disk and raises OSError if it could not; who calls says what
 that means. After a failed fsync the same descriptor is never tried again: the kernel may have
@@ -56,6 +56,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 sync = posix.fsync
 rename = posix.rename
 link = posix.link
+symlink = posix.symlink
 unlink = posix.unlink
 
 
@@ -184,5 +185,18 @@ def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
         return False
     if posix.lstat(path).st_mode & mode & 0o700 != mode & 0o700:
         _restore_directory(path, mode)
-    sync_directory(path.rpartition("/")[0] or "/")
+    parent, slash, _ = path.rpartition("/")
+    sync_directory(parent or slash or ".")
     return True
+
+
+def make_directories(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
+    """Make a directory, and before it those above it that are missing, as `make_directory` does."""
+    try:
+        make_directory(path, mode)
+    except FileNotFoundError:
+        parent = path.rpartition("/")[0]
+        if not parent:
+            raise
+        make_directories(parent, mode)
+        make_directory(path, mode)

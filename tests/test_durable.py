@@ -145,3 +145,24 @@ def test_an_odd_umask_withholds_nothing_from_the_owner(tmp_path: Path, umask: in
     subprocess.run([sys.executable, "-c", script, str(umask)], check=True, cwd=tmp_path)
     found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.rglob("*")}
     assert {"directory": 0o700, "created": 0o600, "whole": 0o600, "lock": 0o600} == found
+
+
+def test_directories_above_are_made_too(tmp_path: Path) -> None:
+    """All that are missing, with that mode; those that are there keep theirs."""
+    (tmp_path / "there").mkdir(mode=0o750)
+    for _ in range(2):
+        durable.make_directories(str(tmp_path / "there" / "a" / "b"), 0o700)
+    modes = [stat.S_IMODE(os.stat(tmp_path / "there" / one).st_mode) for one in (".", "a", "a/b")]
+    assert [0o750, 0o700, 0o700] == modes
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(NotADirectoryError):
+        durable.make_directories(str(tmp_path / "file" / "a" / "b"))
+
+
+def test_directories_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made below the working directory, and synced there."""
+    monkeypatch.chdir(tmp_path)
+    durable.make_directories("a/b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert durable.make_directory("c")
+    assert (tmp_path / "c").is_dir()

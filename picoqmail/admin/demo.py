@@ -8,6 +8,7 @@ module starts them, looks at the spool, and compares.  A step that did not happe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
-from picoqmail import layout
+from picoqmail import durable, layout
 from picoqmail.delivery import policy
 from picoqmail.errors import EX_SOFTWARE, EX_UNAVAILABLE, PicoqmailError
 from picoqmail.home.paths import Home
@@ -93,7 +94,8 @@ def play(narrator: Narrator, directory: str | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="picoqmail-demo-") as temporary:
             _Story(narrator, temporary).tell()
     else:
-        os.mkdir(directory, layout.PRIVATE_DIRECTORY_MODE)
+        if not durable.make_directory(directory):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory)
         _Story(narrator, os.path.abspath(directory)).tell()
 
 

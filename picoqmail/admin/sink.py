@@ -118,7 +118,7 @@ class Maildir:
         """Make the directories. Raises OSError."""
         self.path = os.path.abspath(path)
         self._unix_lines = unix_lines
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        durable.make_directories(os.path.dirname(self.path), 0o777)
         for name in ("", "tmp", "new", "cur", "envelopes"):
             durable.make_directory(os.path.join(self.path, name))
 

@@ -241,7 +241,7 @@ class Work:
     def link(self, path: str, target: str) -> None:
         """Make a link to one of our programs; one of ours that points elsewhere is replaced."""
         try:
-            os.symlink(target, path)
+            durable.symlink(target, path)
         except FileExistsError:
             self._existing_link(path, target)
             return
@@ -254,7 +254,7 @@ class Work:
             self._note(path, "kept", target)
         elif there is not None and self._relative(path) in self.made_before:
             scratch = f"{path}.{os.getpid()}.new"
-            os.symlink(target, scratch)
+            durable.symlink(target, scratch)
             durable.rename(scratch, path)
             durable.sync_directory(os.path.dirname(path))
             self._note(path, "repaired", f"{target}; was {there}")
@@ -308,13 +308,12 @@ def _read_manifest(home: Home) -> frozenset[str]:
 def _make_parents(path: str) -> None:
     """Make the directories above a path, durably; they are not part of the home."""
     parent = os.path.dirname(path)
-    if not parent or os.path.isdir(parent):
-        return
-    _make_parents(parent)
     try:
-        durable.make_directory(parent)
+        if parent:
+            durable.make_directories(parent)
     except OSError as error:
-        raise InitError(parent, f"cannot be made: {error.strerror}") from error
+        where = error.filename or parent
+        raise InitError(where, f"cannot be made: {error.strerror}") from error
 
 
 def _open_directory(path: str, *, follow: bool) -> int:

@@ -27,6 +27,7 @@ MARK = "# Made by picoqmail init; picoqmail init --uninstall removes it."
 CRON = "cron"
 SYSTEMD = "systemd"
 _MODE = 0o644
+_DIRECTORY_MODE = 0o755
 
 
 @frozen
@@ -211,7 +212,7 @@ def install(found: Iterable[Unit], destination: str = "") -> list[str]:
             raise InitError(path, "is not ours, and is left alone", remedy)
         scratch = f"{path}.{os.getpid()}.new"
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            durable.make_directories(os.path.dirname(path), _DIRECTORY_MODE)
             durable.replace(scratch, path, unit.text.encode())
             os.chmod(path, _MODE)
             durable.sync_directory(os.path.dirname(path))

@@ -303,6 +303,17 @@ def test_a_figure_file_that_cannot_be_written_is_told(well: Trial, picoqmail: Co
     assert "/nonexistent/file" in ran.stdout
 
 
+def test_a_figure_file_that_cannot_be_put_in_place_leaves_nothing(
+    well: Trial, picoqmail: Command, tmp_path: Any
+) -> None:
+    """Where a directory lies in its place nothing stays beside it, which cron would pile up."""
+    (tmp_path / "figures" / "in the way").mkdir(parents=True)
+    ran = picoqmail(well, "check", "--prometheus", str(tmp_path / "figures"))
+    assert UNKNOWN == ran.returncode
+    assert f"cannot write {tmp_path}/figures" in ran.stdout
+    assert ["figures"] == os.listdir(tmp_path)
+
+
 def test_worst_of_several() -> None:
     """Critical goes before unknown, that before a warning."""
     one = check.Finding("x", OK, "")
