@@ -15,7 +15,7 @@ from picoqmail.delivery.sender import Sender
 from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
 from picoqmail.home import control
 from picoqmail.home.paths import become_owner, locate
-from picoqmail.spool import cron_lock
+from picoqmail.spool import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
             return 0
         sender = Sender(home, "picoqmail-cron")
         sender.retry()
-        cron_lock.release(lock)
+        locks.release_cron_lock(lock)
     except PicoqmailError as exc:
         return complain("picoqmail-cron", exc)
     except OSError as exc:
@@ -56,6 +56,6 @@ def _take_turn(home: Home) -> int:
         return load(home).runlifetime
 
     try:
-        return cron_lock.acquire(home.spool, time.time(), lifetime_seconds)
+        return locks.take_cron_lock(home.spool, time.time(), lifetime_seconds)
     except OSError as exc:
         raise SpoolError("lock the cron run in", home.spool, exc, QUEUE_SPOOL) from exc

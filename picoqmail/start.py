@@ -85,7 +85,7 @@ _DELIVERY = (
     "relay",
     "value",
     "relay.breaker",
-    "log.counters",
+    "spool.counters",
     "delivery.processes",
     "log.privacy",
     "smtp",
@@ -132,7 +132,7 @@ MODULES = {
     "inject": (*_ACCEPTANCE, *_INJECTION),
     "sendmail": (*_ACCEPTANCE, *_INJECTION, "submission.sendmail", "cli.sendmail"),
     "send": (*_RETRYING, "cli.send"),
-    "cron": (*_RETRYING, "cli.send", "spool.cron_lock", "cli.cron"),
+    "cron": (*_RETRYING, "cli.send", "cli.cron"),
     DELIVERY: _DELIVERY,
 }
 _PACKAGES = (

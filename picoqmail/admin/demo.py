@@ -9,7 +9,6 @@ module starts them, looks at the spool, and compares.  A step that did not happe
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import json
 import os
@@ -28,6 +27,7 @@ from picoqmail.delivery import policy
 from picoqmail.errors import EX_SOFTWARE, EX_UNAVAILABLE, PicoqmailError
 from picoqmail.home.paths import Home
 from picoqmail.home.values import spelled_duration
+from picoqmail.spool.locks import wait_for_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -458,15 +458,7 @@ def _listing(spool: str) -> list[str]:
 
 def _wait_for_lock(path: str) -> None:
     """Wait until nobody holds a lock file. Raises DemoError after `WAIT_SECONDS`."""
-    with open(path, "rb") as file:
-
-        def too_late(_number: int, _frame: object) -> None:
-            raise DemoError(f"{path} was still held after {WAIT_SECONDS} s")
-
-        previous = signal.signal(signal.SIGALRM, too_late)
-        signal.alarm(WAIT_SECONDS)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, previous)
+    try:
+        os.close(wait_for_lock(path, WAIT_SECONDS))
+    except TimeoutError as exc:
+        raise DemoError(f"{path} was still held after {WAIT_SECONDS} s") from exc

@@ -8,7 +8,6 @@ spool; what cannot be probed, such as a server that loses power, is said by the 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
+from picoqmail.spool.locks import lock_at_once, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,13 +121,12 @@ def _exclusive(_descriptor: int, made: list[str]) -> str:
 
 
 def _locks(descriptor: int, made: list[str]) -> str:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock_at_once(descriptor)
     # By another open of the file, as another process would have it.
     other = os.open(made[0], os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return ""
+        if not try_lock(other):
+            return ""
     finally:
         os.close(other)
     return "a lock (flock) keeps nobody out: mail would be sent twice"

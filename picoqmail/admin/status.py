@@ -17,7 +17,6 @@ from picoqmail.admin.selection import created_by
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.layout import (
     BODY,
-    CRON_LOCK,
     CUR,
     NEW,
     SENDER_LOCK,
@@ -25,9 +24,8 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
-from picoqmail.log import counters
 from picoqmail.relay import breaker
-from picoqmail.spool import cron_lock, lock_holders
+from picoqmail.spool import counters, locks
 from picoqmail.spool.store import HELD_UNTIL
 
 if TYPE_CHECKING:
@@ -197,7 +195,7 @@ def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
 
 def _holder(path: str) -> int | None:
     try:
-        return lock_holders.holder(path)
+        return locks.holder(path)
     except OSError:
         # No /proc here (a container may hide it): then who works now is not known.
         return None
@@ -205,12 +203,12 @@ def _holder(path: str) -> int | None:
 
 def _cron(spool: str) -> tuple[int | None, int | None]:
     """The pid of the run of cron that is alive, and since when it runs."""
-    for slot in range(cron_lock.SLOTS):
-        path = f"{spool}/{CRON_LOCK}" + (f".{slot}" if slot else "")
+    for slot in range(locks.CRON_SLOTS):
+        path = locks.cron_lock(spool, slot)
         try:
-            pid = lock_holders.holder(path)
+            pid = locks.holder(path)
             if pid is not None:
-                return pid, cron_lock.stamp(path)
+                return pid, locks.cron_stamp(path)
             if not os.path.lexists(path):
                 break
         except OSError:

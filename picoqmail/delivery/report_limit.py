@@ -22,7 +22,7 @@ from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import REPORTS
 from picoqmail.spool import scan
-from picoqmail.spool.locker import lock
+from picoqmail.spool.locks import is_at, try_lock, wait_for_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 SENT = "sent"
 KEPT = "kept"
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# For another process that writes to the same file: many times what it needs.
+_PATIENCE_SECONDS = 30.0
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @frozen
@@ -91,13 +93,13 @@ class Governor:
         The file bears the ID from now on. Raises SpoolError.
         """
         try:
-            descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
+            descriptor = os.open(path, _OPEN)
         except FileNotFoundError:
             return None
         except OSError as exc:
             raise SpoolError("open", path, exc) from exc
         try:
-            if not lock(descriptor) or not _is_at(path, descriptor):
+            if not try_lock(descriptor) or not is_at(path, descriptor):
                 return None
             lines = list(_read(descriptor))
             kept = tuple(line for line in lines if line["what"] == KEPT)
@@ -132,13 +134,14 @@ class _Ledger:
         self._now = now
         self._descriptor = -1
         self._path = ""
-        self._is_new = False
 
     def __enter__(self) -> Self:
         try:
             durable.make_directory(self._directory)
             while self._descriptor < 0:
                 self._open()
+            # Lines are added behind those that are there.
+            os.lseek(self._descriptor, 0, os.SEEK_END)
         except OSError as exc:
             raise SpoolError("write", self._directory, exc) from exc
         return self
@@ -149,14 +152,7 @@ class _Ledger:
         current = [name for name in sorted(mine) if not scan.is_report_over(name, self._now)]
         name = current[-1] if current else f"{self._hash}-{int(self._now)}"
         self._path = f"{self._directory}/{name}"
-        descriptor = os.open(self._path, _FLAGS, 0o600)
-        try:
-            lock(descriptor, wait=True)
-            if _is_at(self._path, descriptor):
-                self._descriptor, descriptor = descriptor, -1
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+        self._descriptor = wait_for_lock(self._path, _PATIENCE_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
@@ -190,13 +186,3 @@ def _read(descriptor: int) -> Iterator[dict[str, Any]]:
             continue  # the end of a line that a crash or a full disk cut
         if isinstance(found, dict) and found.get("what") in (SENT, KEPT) and "address" in found:
             yield found
-
-
-def _is_at(path: str, descriptor: int) -> bool:
-    """Say whether the file that we have locked is still the one of this name."""
-    try:
-        there = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

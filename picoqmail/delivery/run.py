@@ -13,10 +13,9 @@ from picoqmail.delivery.report import Reporter
 from picoqmail.errors import ConfigurationError, NoSuchMessageError, SpoolError
 from picoqmail.home import settings as settings_module
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
-from picoqmail.log import counters
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
-from picoqmail.spool import retention
+from picoqmail.spool import counters, retention
 from picoqmail.spool.store import Damage, Store
 
 TYPE_CHECKING = False

@@ -7,7 +7,6 @@ again if there is anything that nobody else will send.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import posix
 import time
@@ -16,7 +15,7 @@ from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.home.paths import exists
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
 from picoqmail.spool import retention, scan
-from picoqmail.spool.locks import take_lock
+from picoqmail.spool.locks import take_lock, try_lock, unlock
 from picoqmail.spool.relay_down import relay_is_down
 
 TYPE_CHECKING = False
@@ -88,9 +87,8 @@ class Sender:
                 tried.update(one for one in due if one not in busy)
             if lock < 0:
                 return bool(due)
-            # Said aloud: a child that the program which accepted the mail forked while it handed
-            # the lock over would hold it on.
-            fcntl.flock(lock, fcntl.LOCK_UN)
+            # The program that accepted the mail may have forked while it handed the lock over.
+            unlock(lock)
             posix.close(lock)
             lock = -1
             if due:
@@ -124,12 +122,11 @@ class Sender:
             # Gone, or not to be read: nothing that another look would send.
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return try_lock(descriptor)
         except OSError:
             return False
         finally:
             posix.close(descriptor)
-        return True
 
     def _sweep_keys(self, now: float) -> None:
         """Forget idempotency keys that have expired; one stat where nobody uses any."""

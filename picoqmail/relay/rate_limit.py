@@ -7,12 +7,11 @@ messages that were sent, and no mail.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 
 from picoqmail.errors import SpoolError
+from picoqmail.spool.locks import LockedFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ RATE = "rate"
 
 SLICES = 60
 """A period is counted in so many slices: what is forgotten is forgotten a slice at a time."""
-
-_LARGEST_FILE = 16384
 
 
 class Pacer:
@@ -46,7 +43,6 @@ class Pacer:
         self._path = path
         self._limit = limit
         self._clock = clock
-        self._file = -1
 
     def __call__(self) -> float:
         """Return 0.0 and count one message, or the seconds to wait before asking again.
@@ -54,51 +50,34 @@ class Pacer:
         Raises SpoolError if the file cannot be opened, read or written.
         """
         try:
-            if self._file < 0:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._file = os.open(self._path, flags, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            try:
-                return self._count_one()
-            finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+            with LockedFile(self._path) as file:
+                return self._count_one(file)
         except OSError as error:
             raise SpoolError("count messages", self._path, error) from error
 
-    def close(self) -> None:
-        """Close the file, if it was opened."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _count_one(self) -> float:
+    def _count_one(self, file: LockedFile) -> float:
         width = self._limit.seconds / SLICES
         now = self._clock()
         this = int(now // width)
         # Slices of the future are from a clock that was set back: they would wait for ever.
         counts = {
             number: count
-            for number, count in self._read().items()
+            for number, count in self._parse(file.read()).items()
             if this - SLICES <= number <= this
         }
         if sum(counts.values()) >= self._limit.messages:
             return max((min(counts) + SLICES + 1) * width - now, 0.001)
         counts[this] = counts.get(this, 0) + 1
-        self._write(counts)
+        kept = {"seconds": self._limit.seconds, "slices": sorted(counts.items())}
+        file.rewrite(json.dumps(kept).encode() + b"\n")
         return 0.0
 
-    def _read(self) -> dict[int, int]:
+    def _parse(self, data: bytes) -> dict[int, int]:
         try:
-            kept = json.loads(os.pread(self._file, _LARGEST_FILE, 0))
+            kept = json.loads(data)
             if kept["seconds"] != self._limit.seconds:
                 return {}  # the setting was changed: these are slices of another width
             return {int(number): int(count) for number, count in kept["slices"]}
         except (ValueError, KeyError, TypeError):
             # Empty, or not ours, or half written when the power went: to count anew is all right.
             return {}
-
-    def _write(self, counts: dict[int, int]) -> None:
-        kept = {"seconds": self._limit.seconds, "slices": sorted(counts.items())}
-        data = json.dumps(kept).encode() + b"\n"
-        os.pwrite(self._file, data, 0)
-        os.ftruncate(self._file, len(data))

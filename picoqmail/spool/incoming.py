@@ -6,7 +6,6 @@ whoever is told no finds nothing of his message in the spool.
 
 from __future__ import annotations
 
-import fcntl
 import posix
 import time
 from zlib import crc32
@@ -26,6 +25,7 @@ from picoqmail.home.paths import exists
 from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
 from picoqmail.message.dates import header_date
 from picoqmail.spool import sidecar
+from picoqmail.spool.locks import lock_at_once, unlock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Incoming:
         else:
             raise SpoolError("make the message file", body, taken, QUEUE_BODY)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_at_once(self._descriptor)
         except OSError as exc:
             self.abort()
             raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
@@ -281,9 +281,7 @@ class Incoming:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             try:
-                # Said aloud: a process that another thread forked meanwhile has the descriptor
-                # too, and would hold the lock for as long as it lives.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                unlock(descriptor)
             finally:
                 posix.close(descriptor)
 
@@ -304,7 +302,7 @@ class Incoming:
         path = self._path(TMP, BODY)
         try:
             self._descriptor = posix.open(path, _READ)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_at_once(self._descriptor)
             # The sweep may have had it in hand at this very moment.
             posix.stat(path)
         except OSError as exc:

@@ -18,16 +18,13 @@ the sweep, which looks at the records first (`sweep`).
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import time
 
 from picoqmail import durable
 from picoqmail.errors import KeyReusedError, MessageError, SpoolError
 from picoqmail.importing import importing
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
-from picoqmail.spool import sidecar
+from picoqmail.spool import locks, sidecar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +38,6 @@ SWEEP_INTERVAL_SECONDS = 3600
 
 _SWEPT = ".swept"
 _ARRIVED = 0o100
-_FIRST_PAUSE_SECONDS = 0.0005
-_LONGEST_PAUSE_SECONDS = 0.02
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RECORD_LIMIT_OCTETS = 65536
 
@@ -74,42 +69,20 @@ class KeyRecord:
         self._spool = spool
         self._path = f"{spool}/{IDEMPOTENCY}/{name_of(key)}"
         try:
-            self._descriptor = self._open_locked(time.monotonic() + patience)
+            self._descriptor = self._open_locked(patience)
         except OSError as exc:
             raise SpoolError("lock the idempotency key in", self._path, exc) from exc
 
-    def _open_locked(self, deadline: float) -> int:
-        pause = _FIRST_PAUSE_SECONDS
+    def _open_locked(self, patience: float) -> int:
         while True:
-            descriptor = self._open()
             try:
-                if _try_lock(descriptor) and _is_at(descriptor, self._path):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    errno.ETIMEDOUT, "another process has had it in hand for too long"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-    def _open(self) -> int:
-        flags = _OPEN | os.O_CREAT
-        try:
-            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
-        except FileNotFoundError:
-            durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
-            descriptor = os.open(self._path, flags, PRIVATE_FILE_MODE)
-        try:
-            # Callers are applications, whose umask is theirs.
-            durable.restore_rights(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+                # Callers are applications, whose umask is theirs.
+                descriptor = locks.wait_for_lock(self._path, patience, any_umask=True)
+            except FileNotFoundError:
+                durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
+                continue
+            if descriptor >= 0:
+                return descriptor
 
     def find(self, now: float) -> dict[str, Any] | None:
         """What the key stands for, None if nothing or no more. Raises SpoolError."""
@@ -167,12 +140,11 @@ class KeyRecord:
         descriptor, self._descriptor = self._descriptor, -1
         try:
             try:
-                # Said aloud, for a child that was forked meanwhile has the lock too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                locks.unlock(descriptor)
             finally:
                 os.close(descriptor)
         except OSError:
-            # At worst such a child keeps the lock for as long as it lives, and callers wait.
+            # At worst a child that was forked meanwhile keeps the lock, and callers wait for it.
             return
 
     def _has_arrived(self) -> bool:
@@ -199,24 +171,6 @@ def _parse(data: bytes) -> dict[str, Any] | None:
         and isinstance(found.get("expires"), (int, float))
     )
     return found if proper else None
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    """Say whether a locked file still has its name: a lock on what was swept is one on nothing."""
-    ours = os.fstat(descriptor)
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _was_published(spool: str, message_id: str) -> bool:
@@ -273,7 +227,7 @@ def _sweep_one(spool: str, path: str, now: float) -> bool:
         # Gone; or left by root, and nobody's to read: `picoqmail check` tells of its owner.
         return False
     try:
-        if not _try_lock(descriptor) or not _is_at(descriptor, path):
+        if not locks.try_lock(descriptor) or not locks.is_at(path, descriptor):
             return False
         status = os.fstat(descriptor)
         found = _parse(os.pread(descriptor, _RECORD_LIMIT_OCTETS, 0))

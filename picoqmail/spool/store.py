@@ -11,7 +11,6 @@ its sidecar. It is freed when its holder dies, whatever kills it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -40,6 +39,7 @@ from picoqmail.layout import (
     is_id,
 )
 from picoqmail.spool import scan
+from picoqmail.spool.locks import is_at, try_lock
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message
 from picoqmail.value import Value, evolve
 
@@ -138,19 +138,6 @@ class Claim:
     def release(self) -> None:
         """Let the message go; the claim is of no more use."""
         os.close(self._descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file for us alone; False if another process has it. Raises OSError.
-
-    By flock(2) itself, as everywhere on the way of a mail: importing portalocker would double a
-    sender's start.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class _BusyError(Exception):
@@ -307,19 +294,16 @@ class Store:
 
     def _lock_fairly(self, descriptor: int, message_id: str) -> bool:
         """Lock a body; False if another process has it or it is not the message's any more."""
-        if not _lock(descriptor):
+        if not try_lock(descriptor):
             return False
         # Whoever had it may have finished the message meanwhile: a lock on a file that has no
         # name any more is a lock on nothing.
-        ours = os.fstat(descriptor)
-        if ours.st_nlink == 0:
+        if os.fstat(descriptor).st_nlink == 0:
             return False
         for directory in _BODY_ORDER:
-            try:
-                there = os.lstat(self._join(directory, message_id + BODY))
-            except FileNotFoundError:
-                continue
-            return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+            found = is_at(self._join(directory, message_id + BODY), descriptor)
+            if found is not None:
+                return found
         return False
 
     def _settle(self, message_id: str, descriptor: int) -> str | None:
@@ -403,7 +387,7 @@ class Store:
                 if os.path.samestat(before, found):
                     in_the_way.append(path)
                     continue
-                if not _lock(other):
+                if not try_lock(other):
                     raise _BusyError
                 try:
                     _check_size(message, found.st_size)
@@ -455,13 +439,10 @@ class Store:
             except OSError as exc:
                 raise SpoolError("open", path, exc) from exc
             try:
-                if not _lock(descriptor):
+                if not try_lock(descriptor):
                     continue
-                ours = os.fstat(descriptor)
-                there = os.lstat(path)
                 # The body may have come into sight since (a move, a restore from backup).
-                gone = self._body_is_nowhere(message_id)
-                if gone and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                if self._body_is_nowhere(message_id) and is_at(path, descriptor):
                     self._quarantine(message_id, state, "its body is missing")
             except FileNotFoundError:
                 continue
@@ -699,7 +680,7 @@ class Store:
         try:
             if has_body and not self._lock_fairly(descriptor, message_id):
                 return False
-            if not has_body and not _lock(descriptor):
+            if not has_body and not try_lock(descriptor):
                 return False
             for state in (*STATES, TMP):
                 if durable.unlink_if_there(self._join(state, message_id + SIDECAR)):
@@ -754,7 +735,7 @@ class Store:
         try:
             # Asked again under the lock: its last holder may have made it a message, or moved
             # the message here, since we looked.
-            if not _lock(descriptor) or self._is_owned(path):
+            if not try_lock(descriptor) or self._is_owned(path):
                 return False
             return durable.unlink_if_there(path)
         finally:

@@ -8,9 +8,6 @@ twice.
 
 from __future__ import annotations
 
-import fcntl
-import posix
-
 from picoqmail import durable
 from picoqmail.errors import (
     QUEUE_SPOOL,
@@ -20,7 +17,8 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.control import Control, whole_number
-from picoqmail.layout import PRIVATE_FILE_MODE, USERS
+from picoqmail.layout import USERS
+from picoqmail.spool.locks import LockedFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ HOUR_SECONDS = 3600
 # one with millions of recipients, from one user, would cost every run of the sender gigabytes.
 MOST_ENVELOPE_OCTETS = 4 << 20
 _MOST = 2**31 - 1
-_RECORD_OCTETS = 64
 
 
 class OverQuotaError(PicoqmailError):
@@ -47,13 +44,10 @@ def charge(home: Home, uid: int, now: float) -> None:
         return
     hour = int(now) // HOUR_SECONDS
     path = f"{home.spool}/{USERS}/{uid}"
-    flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
     try:
         durable.make_directory(f"{home.spool}/{USERS}")
-        descriptor = posix.open(path, flags, PRIVATE_FILE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            counted, _, count_in_it = posix.read(descriptor, _RECORD_OCTETS).partition(b" ")
+        with LockedFile(path) as file:
+            counted, _, count_in_it = file.read().partition(b" ")
             # What is no number was cut by a crash: the hour begins anew.
             same_hour = counted.isdigit() and int(counted) == hour
             count = int(count_in_it) if same_hour and count_in_it.strip().isdigit() else 0
@@ -62,10 +56,7 @@ def charge(home: Home, uid: int, now: float) -> None:
                     f"user {uid} has submitted {count} messages in this hour, and the setting "
                     f"userlimit allows {limit}; try again later"
                 )
-            posix.ftruncate(descriptor, 0)
-            posix.pwrite(descriptor, b"%d %d\n" % (hour, count + 1), 0)
-        finally:
-            posix.close(descriptor)
+            file.rewrite(b"%d %d\n" % (hour, count + 1))
     except OSError as exc:
         raise SpoolError("count in", path, exc, QUEUE_SPOOL) from exc
 

@@ -87,7 +87,9 @@ def test_a_refused_recipient_is_told_to_the_sender(
     assert ("lunch", "At one?") == (inner["Subject"], inner.get_content().strip())
 
 
-@pytest.mark.parametrize("missing", ["attrs", "portalocker", "picoqmail.delivery.report_text"])
+@pytest.mark.parametrize(
+    "missing", ["attrs", "picoqmail.delivery.report_limit", "picoqmail.delivery.report_text"]
+)
 def test_what_cannot_be_loaded_loses_no_outcome(
     reports: Trial, refusing: RecordingRelay, missing: str
 ) -> None:

@@ -58,7 +58,6 @@ def test_no_window_has_more(messages: int, seconds: int, gaps: list[float]) -> N
             if pacer() == 0.0:
                 given_at.append(clock.now)
     finally:
-        pacer.close()
         os.unlink(path)
     assert given_at
     for first, last in itertools.pairwise(given_at[::messages]):
@@ -84,6 +83,20 @@ def test_over_processes(tmp_path: Path) -> None:
         children.append(child)
     counts = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sum(counts) == 50
+
+
+def test_over_processes_that_share_one(tmp_path: Path) -> None:
+    """Made and asked before the others were forked: they keep each other out all the same."""
+    pacer = Pacer(f"{tmp_path}/rate", RateLimit(51, 3600))
+    assert 0.0 == pacer()
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            os._exit(sum(pacer() == 0.0 for _ in range(40)))
+        children.append(child)
+    counts = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert 50 == sum(counts)
 
 
 def test_clock_set_back(tmp_path: Path) -> None:

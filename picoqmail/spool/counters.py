@@ -6,11 +6,9 @@ and one that makes no sense begins again at zero, which monitoring takes for a r
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 
-from picoqmail.layout import PRIVATE_FILE_MODE
+from picoqmail.spool.locks import LockedFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ COUNTERS = "counters"
 LAST_DELIVERY = "last_delivery"
 NAMES = ("delivered", "deferred", "failed", "damaged", "bounced")
 _LONGEST_OCTETS = 4096
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read(spool: str) -> dict[str, int]:
@@ -40,20 +37,13 @@ def add(spool: str, counts: Mapping[str, int], now: int) -> None:
     """
     if not any(counts.values()):
         return
-    descriptor = os.open(f"{spool}/{COUNTERS}", _FLAGS, PRIVATE_FILE_MODE)
-    try:
-        # Held for microseconds by whoever has it: waiting is right.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        totals = _parse(os.pread(descriptor, _LONGEST_OCTETS, 0))
+    with LockedFile(f"{spool}/{COUNTERS}") as file:
+        totals = _parse(file.read())
         for name, count in counts.items():
             totals[name] += count
         if counts.get("delivered"):
             totals[LAST_DELIVERY] = now
-        text = json.dumps(totals).encode() + b"\n"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text, 0)
-    finally:
-        os.close(descriptor)
+        file.rewrite(json.dumps(totals).encode() + b"\n")
 
 
 def _parse(data: bytes) -> dict[str, int]:

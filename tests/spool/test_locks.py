@@ -1,0 +1,270 @@
+"""Locks: who has one keeps others out, a dead process never does, and no wait lasts for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from picoqmail.spool import locks
+from picoqmail.spool.locks import LockedFile, take_lock
+from rig.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NOW = 1_700_000_000.0
+LIFETIME = 1800
+
+
+def acquire(spool: Path, now: float = NOW) -> int:
+    """Try to begin a run."""
+    return locks.take_cron_lock(str(spool), now, lambda: LIFETIME)
+
+
+def test_a_live_run_keeps_others_out(tmp_path: Path) -> None:
+    """Until it ends, or has lasted half an hour."""
+    lock = acquire(tmp_path)
+    assert lock >= 0
+    assert -1 == acquire(tmp_path)
+    assert -1 == acquire(tmp_path, NOW + LIFETIME)
+    locks.release_cron_lock(lock)
+    again = acquire(tmp_path)
+    assert again >= 0
+    locks.release_cron_lock(again)
+
+
+def test_the_setting_is_read_only_if_a_run_is_in_the_way(tmp_path: Path) -> None:
+    """An idle run does not pay for all settings."""
+
+    def never() -> int:
+        pytest.fail("asked for")
+
+    lock = locks.take_cron_lock(str(tmp_path), NOW, never)
+    locks.release_cron_lock(lock)
+
+
+def test_a_run_that_hangs_no_longer_does(tmp_path: Path) -> None:
+    """The next takes the next slot, and keeps out those after it in turn."""
+    hanging = acquire(tmp_path)
+    second = acquire(tmp_path, NOW + LIFETIME + 2)
+    assert second >= 0
+    assert -1 == acquire(tmp_path, NOW + LIFETIME + 60)
+    third = acquire(tmp_path, NOW + 2 * LIFETIME + 60)
+    assert third >= 0
+    assert ["cron.lock", "cron.lock.1", "cron.lock.2"] == sorted(os.listdir(tmp_path))
+    # As soon as the first slot is free it is used again.
+    locks.release_cron_lock(hanging)
+    again = acquire(tmp_path, NOW + 2 * LIFETIME + 61)
+    assert again >= 0
+    assert int(NOW + 2 * LIFETIME + 61) == locks.cron_stamp(f"{tmp_path}/cron.lock")
+    for lock in (second, third, again):
+        locks.release_cron_lock(lock)
+
+
+def test_a_stamp_from_the_future_is_a_jumped_clock(tmp_path: Path) -> None:
+    """It does not keep everybody out until that time has come."""
+    lock = acquire(tmp_path, NOW + 10**8)
+    other = acquire(tmp_path)
+    assert other >= 0
+    locks.release_cron_lock(other)
+    locks.release_cron_lock(lock)
+
+
+def test_slots_are_bounded(tmp_path: Path) -> None:
+    """If every run hangs, there comes an end to new ones."""
+    held = []
+    for slot in range(locks.CRON_SLOTS):
+        held.append(take_lock(f"{tmp_path}/cron.lock" + (f".{slot}" if slot else "")))
+        os.write(held[-1], b"%d\n" % NOW)
+    before = sorted(os.listdir(tmp_path))
+    assert -1 == acquire(tmp_path, NOW + 2 * LIFETIME)
+    assert before == sorted(os.listdir(tmp_path))
+    for lock in held:
+        locks.release_cron_lock(lock)
+
+
+def test_a_dead_run_never_keeps_anybody_out(tmp_path: Path) -> None:
+    """Killed without a chance to tidy up: the kernel frees the lock, whatever the stamp says."""
+    script = (
+        "import sys\n"
+        "from picoqmail.spool import locks\n"
+        f"assert locks.take_cron_lock(sys.argv[1], {NOW}, lambda: {LIFETIME}) >= 0\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert b"locked\n" == process.stdout.readline()
+        assert -1 == acquire(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    assert int(NOW) == locks.cron_stamp(f"{tmp_path}/cron.lock")
+    lock = acquire(tmp_path)
+    assert lock >= 0
+    locks.release_cron_lock(lock)
+    assert None is locks.cron_stamp(f"{tmp_path}/cron.lock")
+
+
+@contextmanager
+def locked_elsewhere(path: str, then: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process lock a file; it goes on with `then` when it gets a line."""
+    script = (
+        "import os, sys\n"
+        "from picoqmail.spool import locks\n"
+        "path = sys.argv[1]\n"
+        "lock = locks.take_lock(path)\n"
+        "print(lock, flush=True)\n"
+        f"sys.stdin.readline()\n{then}\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path], stdin=pipe, stdout=pipe, stderr=pipe
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) >= 0
+        yield process
+        process.stdin.close()
+        assert 0 == process.wait(20)
+
+
+def test_a_wait_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    """Another process has the lock and does not let it go."""
+    path = f"{tmp_path}/lock"
+    with locked_elsewhere(path):
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match="too long"):
+            locks.wait_for_lock(path, 0.2)
+        assert 0.2 <= time.monotonic() - begun < 5
+
+
+def test_a_wait_ends_with_the_lock(tmp_path: Path) -> None:
+    """Its holder dies while we wait: then the lock is ours, and others find it taken."""
+    path = f"{tmp_path}/lock"
+    with locked_elsewhere(path) as process:
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(locks.wait_for_lock, path, 60)
+            assert process.stdin is not None
+            process.stdin.close()
+            lock = waiting.result()
+        assert locks.is_at(path, lock)
+        assert -1 == take_lock(path)
+        os.close(lock)
+
+
+def is_open(path: str) -> bool:
+    """Say whether this process has a file open, by the name that it had."""
+    names = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return path in names
+
+
+@pytest.mark.parametrize("then", ["os.unlink(path)", "os.rename(path, path + '.x')"])
+def test_a_lock_on_a_file_that_lost_its_name_is_none(tmp_path: Path, then: str) -> None:
+    """Its holder unlinked or renamed it: whoever waited for it looks again what is there."""
+    path = f"{tmp_path}/lock"
+    with locked_elsewhere(path, then) as process, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(locks.wait_for_lock, path, 60)
+        # Open for longer than the first try takes: now it waits for this very file.
+        for _ in range(2):
+            wait_until(lambda: is_open(path), "the other file is open")
+        assert process.stdin is not None
+        process.stdin.close()
+        assert -1 == waiting.result()
+    lock = locks.wait_for_lock(path, 0)
+    assert lock >= 0
+    os.close(lock)
+
+
+def test_a_name_is_of_this_file_of_another_or_of_none(tmp_path: Path) -> None:
+    """By device and inode: a file that was put in its place is another."""
+    path = f"{tmp_path}/lock"
+    lock = take_lock(path)
+    assert True is locks.is_at(path, lock)
+    os.unlink(path)
+    assert None is locks.is_at(path, lock)
+    other = take_lock(path)
+    assert False is locks.is_at(path, lock)
+    os.close(lock)
+    os.close(other)
+
+
+def test_nothing_is_imported_for_a_lock_that_is_free(tmp_path: Path) -> None:
+    """Portalocker is there for waiting; also where no temporary file can be made."""
+    script = (
+        "import os, sys\n"
+        "from picoqmail.spool import locks\n"
+        "os.close(locks.wait_for_lock(sys.argv[1], 1))\n"
+        "assert 'portalocker' not in sys.modules\n"
+        "held = locks.take_lock(sys.argv[1])\n"
+        "import tempfile\n"
+        "tempfile._get_default_tempdir = None\n"
+        "try:\n"
+        "    locks.wait_for_lock(sys.argv[1], 0.01)\n"
+        "except TimeoutError:\n"
+        "    assert 'portalocker' in sys.modules\n"
+        "    assert tempfile.tempdir is None\n"
+        "    print('in time')\n"
+    )
+    command = [sys.executable, "-c", script, f"{tmp_path}/lock"]
+    ran = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (b"in time\n", b"") == (ran.stdout, ran.stderr)
+
+
+def test_a_small_file_is_rewritten_by_one_at_a_time(tmp_path: Path) -> None:
+    """Four processes count to a thousand together: none is lost."""
+    path = f"{tmp_path}/count"
+    script = (
+        "import sys\n"
+        "from picoqmail.spool.locks import LockedFile\n"
+        "for _ in range(250):\n"
+        "    with LockedFile(sys.argv[1]) as file:\n"
+        "        file.rewrite(b'%d\\n' % (int(file.read() or b'0') + 1))\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", script, path]) for _ in range(4)]
+    assert [0, 0, 0, 0] == [process.wait(60) for process in running]
+    with open(path, "rb") as file:
+        assert b"1000\n" == file.read()
+    assert 0o600 == os.stat(path).st_mode & 0o777
+
+
+def test_a_small_file_becomes_shorter(tmp_path: Path) -> None:
+    """What stood there before is gone to its end."""
+    path = f"{tmp_path}/count"
+    with LockedFile(path) as file:
+        assert b"" == file.read()
+        file.rewrite(b"a long text\n")
+    with LockedFile(path) as file:
+        file.rewrite(b"short\n")
+        assert b"short\n" == file.read()
+        assert -1 == take_lock(path)
+    lock = take_lock(path)
+    assert lock >= 0
+    os.close(lock)
+
+
+def test_the_holder_of_a_lock_is_known_without_touching_it(tmp_path: Path) -> None:
+    """By /proc/locks; nobody, if the file is free or not there."""
+    path = f"{tmp_path}/lock"
+    assert None is locks.holder(path)
+    with locked_elsewhere(path) as process:
+        assert process.pid == locks.holder(path)
+    assert None is locks.holder(path)
+    with pytest.raises(FileNotFoundError):
+        locks.holder(path, f"{tmp_path}/no-such-file")
