@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+BACKEND = "picoqmail.django.EmailBackend"
+HAS_MAILERS = django.VERSION >= (6, 1)
+
+
+def mailer(backend: str = BACKEND, **options: Any) -> dict[str, Any]:
+    """The settings that name the backend, as this version of Django wants them."""
+    if HAS_MAILERS:
+        return {"MAILERS": {"default": {"BACKEND": backend, "OPTIONS": options}}}
+    assert not options
+    return {"EMAIL_BACKEND": backend}
+
+
 def set_up(database: str = "", **more: Any) -> None:
     """Configure Django, once, and make the tables."""
     if settings.configured:
@@ -26,13 +38,14 @@ def set_up(database: str = "", **more: Any) -> None:
         SECRET_KEY="of the tests",
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF="django_pages",
-        EMAIL_BACKEND="picoqmail.django.EmailBackend",
         DATABASES={
             "default": {
                 "ENGINE": "django.db.backends.sqlite3",
                 "NAME": database or os.path.join(tempfile.mkdtemp(), "database"),
             }
         },
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        TIME_ZONE="UTC",
         INSTALLED_APPS=[
             "django.contrib.admin",
             "django.contrib.auth",
@@ -64,6 +77,7 @@ def set_up(database: str = "", **more: Any) -> None:
         ],
         STATIC_URL="/static/",
         USE_TZ=True,
+        **mailer(),
         **more,
     )
     django.setup()

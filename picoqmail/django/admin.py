@@ -1,14 +1,17 @@
-"""A page of the admin site: what lies in the spool, why, and retry, hold and release.
+"""A page of the admin site: what lies in the spool, why, and what can be done about it.
 
-Everything else about mail is for who runs the host, on the command line. All text of a message
-is shown by Django's templates, which escape it.
+To look takes the permission to view; retry, hold, release and requeue that to change; delete that
+to delete. All text of a message is shown by Django's templates, which escape it.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from email import policy
+from email.parser import BytesHeaderParser
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
@@ -19,7 +22,7 @@ from django.urls import reverse
 
 from picoqmail.admin.selection import KINDS
 from picoqmail.django.models import SpooledMessage
-from picoqmail.django.options import open_spool
+from picoqmail.django.options import mailers, spool_of_mailer
 from picoqmail.errors import NoSuchMessageError, PicoqmailError
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 100
 HEADER_LIMIT_OCTETS = 16384
-VERBS = ("retry", "hold", "release")
+SUBJECT_LIMIT = 200
+VERBS = ("retry", "hold", "release", "requeue")
+DELETE = "delete"
 _LEVELS = {"done": messages.SUCCESS, "unchanged": messages.INFO}
 
 
@@ -41,18 +46,13 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         del request
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        """Deleting mail is for who runs the host."""
-        del request, obj
-        return False
-
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> SpooledMessage | None:
         """The message if the spool has it; no table is asked."""
-        del request, from_field
+        del from_field
         try:
-            open_spool().get(object_id)
+            _spool(request).get(object_id)
         except PicoqmailError:
             return None
         return SpooledMessage(id=object_id)
@@ -64,16 +64,17 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         if not self.has_view_or_change_permission(request):
             raise PermissionDenied
         if request.method == "POST":
-            return self._act(request, request.POST.getlist("id"), request.get_full_path())
+            return self._act(request, request.POST.getlist("id"))
         state = request.GET.get("state", "")
         states = (state,) if state in KINDS else ()
         wanted = {"recipient": request.GET.get("q", "").strip()}
         context: dict[str, Any] = {"rows": [], "problem": ""}
         try:
-            spool = open_spool()
+            spool = _spool(request)
             found = spool.list(*states, **wanted, newest_first=True)  # type: ignore[arg-type]
-            rows = [_row(one) for one in islice(found, PAGE_SIZE + 1)]
-            context |= {"rows": rows[:PAGE_SIZE], "more": len(rows) > PAGE_SIZE}
+            entries = list(islice(found, PAGE_SIZE + 1))
+            context["rows"] = [_row(spool, one) for one in entries[:PAGE_SIZE]]
+            context["more"] = len(entries) > PAGE_SIZE
             context["status"] = _status(spool)
         except PicoqmailError as exc:
             context["problem"] = str(exc)
@@ -102,8 +103,8 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
             raise PermissionDenied
         message_id = unquote(object_id)
         if request.method == "POST":
-            return self._act(request, [message_id], request.get_full_path())
-        spool = open_spool()
+            return self._act(request, [message_id])
+        spool = _spool(request)
         try:
             entry = spool.get(message_id)
             story = spool.explain(message_id)
@@ -115,13 +116,22 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
             request,
             "picoqmail/message.html",
             title=message_id,
-            row=_row(entry),
+            row=_row(spool, entry),
             entry=entry,
             story=story,
             result=result,
             header=header,
             **(extra_context or {}),
         )
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Delete one message, after a question."""
+        del extra_context
+        if not self.has_delete_permission(request):
+            raise PermissionDenied
+        return self._delete(request, [unquote(object_id)])
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -132,29 +142,61 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
             reverse("admin:picoqmail_spooledmessage_change", args=(object_id,))
         )
 
-    def _act(self, request: HttpRequest, ids: list[str], back: str) -> HttpResponse:
-        """Do a verb to messages, tell what came of it, and show the page again."""
-        if not self.has_change_permission(request):
-            raise PermissionDenied
+    def _act(self, request: HttpRequest, ids: list[str]) -> HttpResponse:
+        """Do a verb to messages, report what came of it, and show the page again."""
         verb = request.POST.get("verb", "")
-        if verb not in VERBS:
+        if verb not in (*VERBS, DELETE):
             raise Http404(f"there is no verb {verb!a}")
+        if verb not in self._verbs(request):
+            raise PermissionDenied
         if not ids:
             self.message_user(request, "No message was chosen.", messages.WARNING)
-        spool = open_spool()
+        elif verb == DELETE:
+            return self._delete(request, ids)
+        return HttpResponseRedirect(self._do(request, verb, ids) or request.get_full_path())
+
+    def _delete(self, request: HttpRequest, ids: list[str]) -> HttpResponse:
+        """Ask first; then delete, and show the list."""
+        listing = reverse("admin:picoqmail_spooledmessage_changelist") + _query(request)
+        if request.POST.get("confirmed"):
+            self._do(request, DELETE, ids)
+            return HttpResponseRedirect(listing)
+        spool = _spool(request)
+        rows = []
+        for message_id in ids:
+            try:
+                rows.append(_row(spool, spool.get(message_id)))
+            except PicoqmailError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+        if not rows:
+            return HttpResponseRedirect(listing)
+        return self._page(
+            request, "picoqmail/delete.html", title="Delete mail", rows=rows, listing=listing
+        )
+
+    def _do(self, request: HttpRequest, verb: str, ids: list[str]) -> str:
+        """Do it, a line for each; where to go if the page's own message is gone."""
+        spool = _spool(request)
+        gone = ""
         for message_id in ids:
             try:
                 outcome = getattr(spool, verb)(message_id)
             except PicoqmailError as exc:
                 self.message_user(request, str(exc), messages.ERROR)
                 if isinstance(exc, NoSuchMessageError):
-                    back = reverse("admin:picoqmail_spooledmessage_changelist")
+                    gone = reverse("admin:picoqmail_spooledmessage_changelist") + _query(request)
             else:
                 level = _LEVELS.get(outcome.result, messages.WARNING)
                 self.message_user(request, f"{message_id} {outcome.detail}.", level)
                 if outcome.result == "done":
                     self.log_change(request, SpooledMessage(id=message_id), verb)
-        return HttpResponseRedirect(back)
+        return gone
+
+    def _verbs(self, request: HttpRequest) -> tuple[str, ...]:
+        """What this user may do."""
+        change = VERBS if self.has_change_permission(request) else ()
+        delete = (DELETE,) if self.has_delete_permission(request) else ()
+        return (*change, *delete)
 
     def _page(self, request: HttpRequest, template: str, **context: object) -> TemplateResponse:
         return TemplateResponse(
@@ -163,13 +205,30 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
             {
                 **self.admin_site.each_context(request),
                 "opts": self.opts,
-                "verbs": VERBS if self.has_change_permission(request) else (),
+                "verbs": self._verbs(request),
+                "mailers": sorted(mailers()),
+                "mailer": request.GET.get("mailer", ""),
+                "query": _query(request),
                 **context,
             },
         )
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _spool(request: HttpRequest) -> Spool:
+    """The spool that the page is about; one of several is chosen by `?mailer=ALIAS`."""
+    alias = request.GET.get("mailer", "")
+    if alias and alias not in mailers():
+        raise Http404(f"there is no mailer {alias!a}")
+    return spool_of_mailer(alias)
+
+
+def _query(request: HttpRequest) -> str:
+    """What a link to another page of the same spool ends with."""
+    alias = request.GET.get("mailer", "")
+    return "?" + urlencode({"mailer": alias}) if alias else ""
+
+
+def _row(spool: Spool, entry: Entry) -> dict[str, Any]:
     """What one line of the list shows."""
     message = entry.message
     row: dict[str, Any] = {
@@ -177,6 +236,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "state": entry.state,
         "created": _moment(entry.created),
         "damage": entry.damage,
+        "subject": "" if message is None else _subject(spool, entry.id),
     }
     if message is not None:
         last = next((one.reply for one in message.recipients if one.reply), "")
@@ -210,15 +270,34 @@ def _status(spool: Spool) -> dict[str, Any]:
     }
 
 
+def _subject(spool: Spool, message_id: str) -> str:
+    """The subject, decoded, on one line."""
+    try:
+        octets = _header_octets(spool, message_id)
+    except PicoqmailError:
+        # The page of the message says why.
+        return ""
+    parsed = BytesHeaderParser(policy=policy.default).parsebytes(octets)
+    try:
+        subject = str(parsed["Subject"] or "")
+    except Exception:  # noqa: BLE001 - whatever a stranger's header makes the parser raise
+        subject = "(cannot be read)"
+    return " ".join(subject.split())[:SUBJECT_LIMIT]
+
+
 def _header(spool: Spool, message_id: str) -> str:
     """The message's header, as far as a page may show."""
-    octets = b""
     try:
-        for block in spool.body(message_id):
-            octets += block
-            if len(octets) > HEADER_LIMIT_OCTETS or b"\n\n" in octets or b"\r\n\r\n" in octets:
-                break
+        octets = _header_octets(spool, message_id)
     except PicoqmailError as exc:
         return str(exc)
-    octets = octets.replace(b"\r\n", b"\n").partition(b"\n\n")[0][:HEADER_LIMIT_OCTETS]
     return octets.decode("utf-8", "backslashreplace")
+
+
+def _header_octets(spool: Spool, message_id: str) -> bytes:
+    octets = b""
+    for block in spool.body(message_id):
+        octets += block
+        if len(octets) > HEADER_LIMIT_OCTETS or b"\n\n" in octets or b"\r\n\r\n" in octets:
+            break
+    return octets.replace(b"\r\n", b"\n").partition(b"\n\n")[0][:HEADER_LIMIT_OCTETS]

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from functools import partial
+import logging
 from typing import TYPE_CHECKING, Any
 
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import transaction
 
-from picoqmail.django.options import commit_database, open_spool
+from picoqmail.django.options import OPTIONS, commit_database, open_spool
 from picoqmail.errors import AddressError, PicoqmailError
 from picoqmail.library.mail import Mail
 from picoqmail.library.plain_address import plain_address, qualified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from django.core.mail import EmailMessage
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
     from picoqmail.home.paths import Home
     from picoqmail.library.api import HomeLike, Pending, Spool
+
+# What `get_connection` and `send_mail` hand to every backend, and only SMTP needs.
+_OF_SMTP = frozenset(
+    (
+        "host",
+        "port",
+        "username",
+        "password",
+        "use_tls",
+        "use_ssl",
+        "timeout",
+        "ssl_keyfile",
+        "ssl_certfile",
+    )
+)
+_logger = logging.getLogger("picoqmail.django")
 
 
 class EmailBackend(BaseEmailBackend):
     """Puts mail into the spool; returns when it is durable, and never waits for a relay.
 
-    `home`, `send` and `on_commit` go before the settings (options.py). Host, port, user and the
+    `home`, `send` and `on_commit` go before the settings (options.py). They are the OPTIONS of an
+    entry of MAILERS (Django 6.1), and arguments of `get_connection`. Host, port, user and the
     like, which `get_connection` and `send_mail` hand to every backend, are taken and not used.
+    Any other name is an error: ImproperlyConfigured in MAILERS, TypeError elsewhere.
 
     Errors are those of `picoqmail.enqueue`, unless `fail_silently`. All messages are tried before
     the first error is raised.
@@ -39,9 +60,19 @@ class EmailBackend(BaseEmailBackend):
         home: HomeLike | None = None,
         send: bool | None = None,
         on_commit: bool | str | None = None,
-        **_ignored: object,
+        alias: str | None = None,
+        **more: Any,
     ) -> None:
-        super().__init__(fail_silently=fail_silently)
+        if alias is None:
+            _refuse_unknown(more.keys() - _OF_SMTP)
+            super().__init__()
+        elif hasattr(mail, "mailers"):
+            # Django knows which of them it added itself, and raises for the others.
+            super().__init__(alias=alias, **more)
+        else:
+            raise ImproperlyConfigured(f"alias={alias!r}: MAILERS needs Django 6.1")
+        self.alias = alias
+        self.fail_silently = fail_silently
         self._home = home
         self._send = send
         self._on_commit = on_commit
@@ -75,20 +106,60 @@ class EmailBackend(BaseEmailBackend):
         if not mails:
             return 0
         database = commit_database(self._on_commit)
-        if database is not None and transaction.get_connection(database).in_atomic_block:
-            return _prepare(spool, mails, errors, database)
+        if database is not None:
+            connection = transaction.get_connection(database)
+            if connection.in_atomic_block or not connection.get_autocommit():
+                return _prepare(spool, mails, errors, connection)
         outcomes = spool.enqueue_many(mails)
         failed = [one for one in outcomes if isinstance(one, Exception)]
         errors += failed
         return len(outcomes) - len(failed)
 
 
-def _prepare(spool: Spool, mails: Sequence[Mail], errors: list[Exception], database: str) -> int:
+def _refuse_unknown(names: Iterable[str]) -> None:
+    unknown = ", ".join(sorted(names))
+    if unknown:
+        raise TypeError(
+            f"picoqmail's EmailBackend has no option {unknown}; there are {', '.join(OPTIONS)}"
+        )
+
+
+# --- Transactions -----------------------------------------------------------------------------
+
+
+class _Waiting:
+    """Messages on disk that wait for a commit."""
+
+    def __init__(self, spool: Spool, pendings: list[Pending]) -> None:
+        self._spool = spool
+        self._pendings = pendings
+
+    def commit(self) -> None:
+        """Send them on their way; what fails is logged, for the transaction is committed.
+
+        Raises nothing: mail and callbacks of the application that wait behind these go on.
+        """
+        pendings, self._pendings = self._pendings, []
+        outcomes: Sequence[object]
+        try:
+            outcomes = self._spool.commit_many(pendings)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the others behind go on
+            outcomes = [exc] * len(pendings)
+        for pending, outcome in zip(pendings, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _logger.error(
+                    "mail %s was lost at the commit: %s", pending.id, outcome, exc_info=outcome
+                )
+
+
+def _prepare(
+    spool: Spool, mails: Sequence[Mail], errors: list[Exception], connection: BaseDatabaseWrapper
+) -> int:
     """Put messages on disk, to be committed with the transaction; rolled back, they go."""
     pendings: list[Pending] = []
-    for mail in mails:
+    for one in mails:
         try:
-            pending = spool.prepare(mail.message, mail.sender, mail.recipients)
+            pending = spool.prepare(one.message, one.sender, one.recipients)
             # A transaction may send more mails than a process may have files open.
             pending.park()
         except PicoqmailError as exc:
@@ -98,14 +169,67 @@ def _prepare(spool: Spool, mails: Sequence[Mail], errors: list[Exception], datab
     if pendings:
         # Django forgets the function if the transaction is rolled back; with it go the only
         # references to the messages, which take themselves back then.
-        transaction.on_commit(partial(_commit, spool, pendings), using=database)
+        _on_commit(connection, _Waiting(spool, pendings).commit)
     return len(pendings)
 
 
-def _commit(spool: Spool, pendings: list[Pending]) -> None:
-    failed = [one for one in spool.commit_many(pendings) if isinstance(one, Exception)]
-    if failed:
-        raise failed[0]
+def _on_commit(connection: BaseDatabaseWrapper, call: Callable[[], None]) -> None:
+    """As `transaction.on_commit`, also where the application commits by hand (autocommit off)."""
+    by_hand = not connection.in_atomic_block or not connection.commit_on_exit
+    if not by_hand:
+        connection.on_commit(call)
+        return
+    _watch_manual_commits(connection)
+    # Django keeps functions within a block only, and raises outside of one.
+    in_block, connection.in_atomic_block = connection.in_atomic_block, True
+    try:
+        connection.on_commit(call)
+    finally:
+        connection.in_atomic_block = in_block
+
+
+def _watch_manual_commits(connection: BaseDatabaseWrapper) -> None:
+    """Have mail go with each `transaction.commit()` of a connection without autocommit.
+
+    Django runs what waits for a commit only when autocommit is switched on again, which may be
+    never. It has no hook for a commit, so the connection's own methods get one, once.
+    """
+    if getattr(connection, "_picoqmail_watched", False):
+        return
+    commit, set_autocommit = connection.commit, connection.set_autocommit
+
+    def commit_mail_too() -> None:
+        commit()
+        _commit_waiting(connection)
+
+    def set_autocommit_and_commit_mail(
+        autocommit: bool,  # noqa: FBT001 - Django's own signature
+        *arguments: Any,  # noqa: ANN401 - the same
+        **more: Any,  # noqa: ANN401 - the same
+    ) -> None:
+        set_autocommit(autocommit, *arguments, **more)
+        if autocommit and not connection.in_atomic_block:
+            # Switching it on ends the open transaction, with a commit where the database can.
+            _commit_waiting(connection)
+
+    connection.commit = commit_mail_too  # type: ignore[method-assign] # a hook that Django lacks
+    connection.set_autocommit = set_autocommit_and_commit_mail  # type: ignore[method-assign]
+    connection._picoqmail_watched = True  # type: ignore[attr-defined] # noqa: SLF001 - our mark
+
+
+def _commit_waiting(connection: BaseDatabaseWrapper) -> None:
+    """Commit our mail of a connection, and leave what the application has waiting to Django."""
+    waiting: list[Any] = []
+    others: list[Any] = []
+    for entry in connection.run_on_commit:
+        is_ours = isinstance(getattr(entry[1], "__self__", None), _Waiting)
+        (waiting if is_ours else others).append(entry)
+    connection.run_on_commit = others
+    for entry in waiting:
+        entry[1]()
+
+
+# --- Messages ---------------------------------------------------------------------------------
 
 
 def _mail(message: EmailMessage, home: Home) -> Mail:

@@ -3,9 +3,12 @@
 picoqmail.E001  the home or its spool is not there
 picoqmail.E002  a setting of the home is wrong
 picoqmail.E003  this user may not write to the spool, and there is no queue program
+picoqmail.E004  an entry of MAILERS has an option that does not exist
+picoqmail.E005  there is no database of the name that mail is to wait for
 picoqmail.W001  the home names no relay
 picoqmail.W002  a setting of the home looks strange
 picoqmail.W003  PICOQMAIL_ON_COMMIT needs a spool that this user may write to
+picoqmail.W004  a setting begins with PICOQMAIL_ and is none of ours
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.core import mail
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's own name
+from django.core.exceptions import ImproperlyConfigured
 
-from picoqmail.django.options import commit_database, open_spool
+from picoqmail.django import options
 from picoqmail.submission.handover import may_spool
 
 if TYPE_CHECKING:
@@ -24,19 +29,51 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
 
-BACKEND = "picoqmail.django.EmailBackend"
+_SETTINGS = frozenset(("PICOQMAIL_HOME", "PICOQMAIL_SEND", options.ON_COMMIT))
 
 
 def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa: ANN401 - as Django
-    """Look at the home that mail goes to, if the backend is ours."""
+    """Look at the homes that mail goes to, if a backend is ours."""
     del app_configs
-    backend = getattr(settings, "EMAIL_BACKEND", "")
-    if backend not in (BACKEND, "picoqmail.django.backend.EmailBackend"):
-        return []
-    return list(_look(open_spool().home))
+    found: list[CheckMessage] = []
+    seen = set()
+    mailers = options.mailers()
+    for alias, given in mailers.items():
+        try:
+            if hasattr(mail, "mailers") and hasattr(settings, "MAILERS"):
+                mail.mailers[alias]
+        except (ImproperlyConfigured, TypeError) as exc:
+            hint = f"The options are {', '.join(options.OPTIONS)}."
+            found.append(Error(str(exc), hint=hint, id="picoqmail.E004"))
+            continue
+        database = options.commit_database(given.get("on_commit"))
+        home = options.open_spool(given.get("home")).home
+        found += _database(database)
+        if home.root not in seen:
+            seen.add(home.root)
+            found += _look(home, commits=database is not None)
+    if mailers:
+        found += _misspelt()
+    return found
 
 
-def _look(home: Home) -> Iterator[CheckMessage]:
+def _misspelt() -> Iterator[CheckMessage]:
+    for name in sorted(set(dir(settings)) - _SETTINGS):
+        if name.startswith("PICOQMAIL_"):
+            hint = f"The settings are {', '.join(sorted(_SETTINGS))}."
+            yield Warning(f"{name} is no setting of picoqmail.", hint=hint, id="picoqmail.W004")
+
+
+def _database(alias: str | None) -> Iterator[CheckMessage]:
+    if alias is not None and alias not in settings.DATABASES:
+        yield Error(
+            f"Mail is to wait for the commit of the database {alias!r}, which is not there.",
+            hint=f"Name one of DATABASES in {options.ON_COMMIT} or on_commit, or say True.",
+            id="picoqmail.E005",
+        )
+
+
+def _look(home: Home, *, commits: bool) -> Iterator[CheckMessage]:
     for path in (home.root, home.spool):
         if not os.path.isdir(path):
             yield Error(
@@ -54,7 +91,7 @@ def _look(home: Home) -> Iterator[CheckMessage]:
             hint="Let the spool's owner run `picoqmail init` again.",
             id="picoqmail.E003",
         )
-    elif commit_database() is not None:
+    elif commits:
         yield Warning(
             f"PICOQMAIL_ON_COMMIT cannot work, for this user may not write to {home.spool}.",
             hint="Give the application a home of its own, or unset PICOQMAIL_ON_COMMIT.",

@@ -15,10 +15,10 @@ class SpooledMessage(models.Model):
     )
 
     class Meta:
-        """No table; who may look (view), and who may retry, hold and release (change)."""
+        """No table; the permissions to look (view), to retry, hold and the like (change), to delete."""
 
         managed = False
-        default_permissions = ("view", "change")
+        default_permissions = ("view", "change", "delete")
         verbose_name = "spooled message"
         verbose_name_plural = "spooled messages"
         app_label = "picoqmail"

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from email.message import EmailMessage as PythonMessage
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -25,6 +25,7 @@ django_project.set_up()
 
 from django.core import mail  # noqa: E402
 from django.core.checks import run_checks  # noqa: E402
+from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 from django.core.mail import EmailMessage, EmailMultiAlternatives, send_mass_mail  # noqa: E402
 from django.core.management import CommandError, call_command  # noqa: E402
 from django.db import transaction  # noqa: E402
@@ -45,7 +46,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     with override_settings(
         PICOQMAIL_HOME=made.root,
         PICOQMAIL_SEND=False,
-        EMAIL_BACKEND="picoqmail.django.EmailBackend",
+        **django_project.mailer(),
     ):
         yield made
 
@@ -141,17 +142,76 @@ def test_errors_are_told_unless_silence_is_wanted(home: Home) -> None:
     assert 4 == len(home.ids())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 def test_what_other_backends_take_is_taken(home: Home) -> None:
-    """Host, user and password are handed to every backend."""
+    """Host, user and password are handed to every backend; Django 6.1 warns of it."""
     assert 1 == mail.send_mail(
         "s", "b", "a@example.org", ["b@example.net"], auth_user="u", auth_password="p"
     )
+    assert 1 == mail.send_mail("s", "b", "a@example.org", ["b@example.net"], fail_silently=True)
     with mail.get_connection(host="h", port=1, use_tls=True) as connection:
         assert 1 == connection.send_messages([message()])
-    assert 2 == len(home.ids())
+    assert 3 == len(home.ids())
+
+
+def test_what_no_backend_takes_is_refused(home: Home) -> None:
+    """A misspelt option must not send mail into another home."""
     elsewhere = make_home(_beside(home))
     assert 1 == EmailBackend(home=elsewhere.root).send_messages([message()])
-    assert (2, 1) == (len(home.ids()), len(elsewhere.ids()))
+    assert (0, 1) == (len(home.ids()), len(elsewhere.ids()))
+    with pytest.raises(TypeError, match="no option hoem; there are home, send, on_commit"):
+        EmailBackend(hoem=elsewhere.root)
+    if not django_project.HAS_MAILERS:
+        with pytest.raises(ImproperlyConfigured, match=r"Django 6\.1"):
+            EmailBackend(alias="x")
+
+
+@pytest.mark.skipif(not django_project.HAS_MAILERS, reason="needs Django 6.1, which has MAILERS")
+def test_mailers(home: Home) -> None:
+    """Each entry has its own options; one that is misspelt is told, as Django tells it."""
+    elsewhere = make_home(_beside(home))
+    elsewhere.set("relayip", "relay.example")
+    ours = {"BACKEND": django_project.BACKEND}
+    entries: dict[str, Any] = {
+        "default": ours,
+        "other": {**ours, "OPTIONS": {"home": elsewhere.root, "fail_silently": True}},
+        "wrong": {**ours, "OPTIONS": {"hoem": elsewhere.root}},
+        "nowhere": {**ours, "OPTIONS": {"on_commit": "nowhere"}},
+        "smtp": {**ours, "OPTIONS": {"host": "relay.example"}},
+        "not ours": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"},
+        "no backend": {},
+    }
+    with override_settings(MAILERS=entries):
+        handler: Any = mail.mailers  # type: ignore[attr-defined,unused-ignore] # since 6.1
+        assert ["default", "other"] == [handler[one].alias for one in ("default", "other")]
+        assert (False, True) == (handler.default.fail_silently, handler["other"].fail_silently)
+        send = cast("Any", mail.send_mail)
+        assert 1 == send("s", "b", "a@example.org", ["b@example.net"])
+        assert 1 == send("s", "b", "a@example.org", ["b@example.net"], using="other")
+        assert 0 == send("s", "b", "a@example.org", ["b@c d"], using="other")
+        assert (1, 1) == (len(home.ids()), len(elsewhere.ids()))
+        with pytest.raises(ImproperlyConfigured, match=r"MAILERS\['wrong'\].*'hoem'"):
+            send("s", "b", "a@example.org", ["b@example.net"], using="wrong")
+        with pytest.raises(ImproperlyConfigured, match="'host'"):
+            send("s", "b", "a@example.org", ["b@example.net"], using="smtp")
+        assert (1, 1) == (len(home.ids()), len(elsewhere.ids()))
+        assert ["picoqmail.E004", "picoqmail.E004", "picoqmail.E005", "picoqmail.W001"] == sorted(
+            map(str, found())
+        )
+        assert f"spool {home.spool}" in command("picoqmail_status")
+        assert f"spool {elsewhere.spool}" in command("picoqmail_status", "--mailer", "other")
+        with pytest.raises(CommandError, match="no mailer of picoqmail; there are: default, other"):
+            command("picoqmail_retry", "--mailer", "smtpd")
+        browser = Client()
+        browser.force_login(django_project.make_user("root", is_superuser=True))
+        (stem,) = elsewhere.ids()
+        assert stem not in browser.get(PAGE).content.decode()
+        listing = browser.get(PAGE, {"mailer": "other"}).content.decode()
+        assert f"{PAGE}{stem}/change/?mailer=other" in listing
+        held = browser.post(f"{PAGE}{stem}/change/?mailer=other", {"verb": "hold"}, follow=True)
+        assert "is held" in held.content.decode()
+        assert elsewhere.sidecar(stem, "cur")["held"]
+        assert 404 == browser.get(PAGE, {"mailer": "not ours"}).status_code
 
 
 def _beside(home: Home) -> Any:
@@ -211,6 +271,64 @@ def test_more_mail_in_a_transaction_than_files_may_be_open(home: Home) -> None:
     assert 200 == len(home.ids())
 
 
+def test_one_failing_commit_stops_no_other(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """The mail behind goes out, the application's callbacks run, and the log names what was lost."""
+    ran = []
+    with override_settings(PICOQMAIL_ON_COMMIT=True), transaction.atomic():
+        message(to=["first@example.net"]).send()
+        (body,) = [one for one in home.files() if one.endswith(".eml")]
+        assert 2 == EmailBackend().send_messages([message(), message()])
+        transaction.on_commit(lambda: ran.append("the application's"))
+        os.unlink(f"{home.spool}/{body}")
+    assert ["the application's"] == ran
+    assert 2 == len(home.ids())
+    (record,) = [one for one in caplog.records if one.name == "picoqmail.django"]
+    assert "ERROR" == record.levelname
+    assert os.path.basename(body).removesuffix(".eml") in record.getMessage()
+    with override_settings(PICOQMAIL_ON_COMMIT=True), transaction.atomic():
+        message().send()
+        transaction.on_commit(lambda: ran.append("again"))
+        os.rename(home.spool, f"{home.root}/away")
+    os.rename(f"{home.root}/away", home.spool)
+    assert ["the application's", "again"] == ran
+
+
+def test_mail_goes_with_a_commit_by_hand(home: Home) -> None:
+    """Without autocommit mail waits for `commit()`, and goes with `rollback()` and savepoints."""
+    ran = []
+    with override_settings(PICOQMAIL_ON_COMMIT=True):
+        transaction.set_autocommit(False)
+        try:
+            message(to=["first@example.net"]).send()
+            assert [] == home.ids()
+            transaction.commit()
+            assert 1 == len(home.ids())
+            message(to=["gone@example.net"]).send()
+            transaction.rollback()
+            gc.collect()
+            transaction.commit()
+            assert 1 == len(home.ids())
+            with transaction.atomic():
+                message(to=["second@example.net"]).send()
+                transaction.on_commit(lambda: ran.append("the application's"))
+                with pytest.raises(RuntimeError):
+                    _send_and_fail("gone@example.net")
+            assert 1 == len(home.ids())
+            transaction.commit()
+            assert 2 == len(home.ids())
+            assert [] == ran, "Django's own wait until autocommit is on"
+            message(to=["third@example.net"]).send()
+        finally:
+            transaction.set_autocommit(True)
+        assert ["the application's"] == ran
+        gc.collect()
+        found = [home.addresses(one) for one in home.ids()]
+        assert [["first@example.net"], ["second@example.net"], ["third@example.net"]] == found
+        message().send()
+        assert 4 == len(home.ids())
+    assert 8 == len(home.files())
+
+
 # --- Checks and commands ----------------------------------------------------------------------
 
 
@@ -229,8 +347,12 @@ def test_checks(home: Home) -> None:
     home.set("databytes", "0")
     with override_settings(PICOQMAIL_HOME=f"{home.root}/none"):
         assert ["picoqmail.E001"] == found()
-        with override_settings(EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend"):
+        with override_settings(
+            **django_project.mailer("django.core.mail.backends.locmem.EmailBackend")
+        ):
             assert [] == found()
+    with override_settings(PICOQMAIL_ON_COMMIT="nowhere", PICOQMAIL_HOEM="/x"):
+        assert ["picoqmail.E005", "picoqmail.W004"] == found()
     if not os.geteuid():
         os.chown(f"{home.spool}/new", 12345, -1)
         assert ["picoqmail.E003"] == found()
@@ -332,7 +454,7 @@ def test_verbs_of_the_page(home: Home, rig: Any, client: Client) -> None:
     assert ["release", "hold"] == [
         one.change_message for one in LogEntry.objects.filter(object_id=stem)[:2]
     ]
-    assert 404 == client.post(page, {"verb": "delete"}).status_code
+    assert 404 == client.post(page, {"verb": "explode"}).status_code
     assert (
         "No message was chosen" in client.post(PAGE, {"verb": "hold"}, follow=True).content.decode()
     )
@@ -340,8 +462,50 @@ def test_verbs_of_the_page(home: Home, rig: Any, client: Client) -> None:
     assert "no such message" in client.post(page, {"verb": "hold"}, follow=True).content.decode()
 
 
+def test_the_page_shows_subjects(home: Home, client: Client) -> None:
+    """Decoded, escaped, on one line; a header that cannot be read stops nothing."""
+    message().send()
+    for subject in (b"<b>bold</b>\n and =?utf-8?q?x=0ABcc:_i=40e?=", b"=?utf-8?b?\xff?=", b""):
+        octets = b"Subject: " + subject + b"\n\n"
+        picoqmail.enqueue(octets, "a@example.org", ["b@example.net"], home=home.root, send=False)
+    listing = client.get(PAGE).content.decode()
+    assert "Gr\u00fc\u00dfe" in listing
+    assert "&lt;b&gt;bold&lt;/b&gt; and x Bcc: i@e" in listing
+    stem = home.ids()[0]
+    assert "Gr\u00fc\u00dfe</h2>" in client.get(f"{PAGE}{stem}/change/").content.decode()
+
+
+def test_requeue_and_delete(home: Home, rig: Any, client: Client) -> None:
+    """What failed gets a new life; what is deleted is gone, after a question."""
+    server = rig(HostileRelay({"RCPT": faults.reply("550 5.1.1 no")}))
+    home.set("relayip", server.address)
+    home.set("bounces", "off")
+    message().send()
+    assert 1 == picoqmail.Spool(home.root).deliver().failed
+    (stem,) = home.ids("undelivered")
+    page = f"{PAGE}{stem}/change/"
+    client.post(page, {"verb": "requeue"})
+    assert [] == home.ids("undelivered")
+    message().send()
+    stems = [*home.ids("new"), *home.ids("cur")]
+    assert 2 == len(stems)
+    question = client.post(PAGE, {"verb": "delete", "id": stems}).content.decode()
+    assert "Delete 2 messages?" in question
+    assert "Gr\u00fc\u00dfe" in question
+    assert 2 == len([*home.ids("new"), *home.ids("cur")]), "asked, not done"
+    answer = {"verb": "delete", "id": stems, "confirmed": "yes"}
+    client.post(PAGE, answer)
+    assert [] == home.files()
+    message().send()
+    (stem,) = home.ids()
+    assert b"Delete 1 message?" in client.get(f"{PAGE}{stem}/delete/").content
+    gone = client.post(f"{PAGE}{stem}/delete/", {"verb": "delete", "confirmed": "yes"}, follow=True)
+    assert (PAGE, []) == (gone.redirect_chain[-1][0], home.files())
+    assert "no such message" in client.get(f"{PAGE}{stem}/delete/", follow=True).content.decode()
+
+
 def test_who_may_what(home: Home, rig: Any) -> None:
-    """Looking needs the permission to view, the verbs that to change; nobody adds or deletes."""
+    """To look takes the permission to view, verbs that to change or to delete; nobody adds."""
     stem = deferred(home, rig)
     browser = Client()
     assert 302 == browser.get(PAGE).status_code
@@ -358,3 +522,24 @@ def test_who_may_what(home: Home, rig: Any) -> None:
     assert not home.sidecar(stem, "cur")["held"]
     assert 403 == browser.get(f"{PAGE}add/").status_code
     assert 403 == browser.get(f"{PAGE}{stem}/delete/").status_code
+    answer = {"verb": "delete", "id": [stem], "confirmed": "yes"}
+    assert 403 == browser.post(PAGE, answer).status_code
+    assert 403 == browser.post(f"{PAGE}{stem}/delete/", answer).status_code
+    may = {
+        "changer": ("view_spooledmessage", "change_spooledmessage"),
+        "deleter": ("view_spooledmessage", "delete_spooledmessage"),
+    }
+    for name, permissions in may.items():
+        browser.force_login(
+            django_project.make_user(name, is_superuser=False, permissions=permissions)
+        )
+        listing = browser.get(PAGE).content.decode()
+        assert (name == "changer") == ('value="requeue"' in listing)
+        assert (name == "deleter") == ('value="delete"' in listing)
+        if name == "changer":
+            assert 403 == browser.post(PAGE, answer).status_code
+            assert [stem] == home.ids("cur")
+        else:
+            assert 403 == browser.post(PAGE, {"verb": "hold", "id": [stem]}).status_code
+            assert 302 == browser.post(PAGE, answer).status_code
+            assert [] == home.files()

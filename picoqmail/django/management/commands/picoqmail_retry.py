@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from picoqmail.django.options import open_spool
+from picoqmail.django.options import spool_of_mailer
 from picoqmail.errors import PicoqmailError
 
 if TYPE_CHECKING:
@@ -27,12 +27,17 @@ class Command(BaseCommand):
         parser.add_argument(
             "--deliver", action="store_true", help="deliver now, in this process, and wait for it"
         )
+        parser.add_argument(
+            "--mailer", default="", help="alias of MAILERS whose home is meant, if not default"
+        )
 
     def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - as Django
         """Retry, and tell what came of it."""
         del args
         try:
-            self._retry(open_spool(), options["id"], deliver=options["deliver"])
+            self._retry(
+                spool_of_mailer(options["mailer"]), options["id"], deliver=options["deliver"]
+            )
         except PicoqmailError as exc:
             raise CommandError(str(exc)) from exc
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from picoqmail.django.options import open_spool
+from picoqmail.django.options import spool_of_mailer
 from picoqmail.errors import PicoqmailError
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare --json."""
         parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+        parser.add_argument(
+            "--mailer", default="", help="alias of MAILERS whose home is meant, if not default"
+        )
 
     def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - as Django
         """Print."""
         del args
-        spool = open_spool()
         try:
+            spool = spool_of_mailer(options["mailer"])
             found = spool.status()
         except PicoqmailError as exc:
             raise CommandError(str(exc)) from exc
