@@ -21,8 +21,8 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from picoqmail.admin.selection import KINDS
+from picoqmail.django.mailers import mailers, spool_of_mailer
 from picoqmail.django.models import SpooledMessage
-from picoqmail.django.options import mailers, spool_of_mailer
 from picoqmail.errors import NoSuchMessageError, PicoqmailError
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ class EmailBackend(BaseEmailBackend):
         send: bool | None = None,
         on_commit: bool | str | None = None,
         alias: str | None = None,
-        **more: Any,
+        **more: Any,  # noqa: ANN401 - what Django hands to every backend
     ) -> None:
         if alias is None:
             _refuse_unknown(more.keys() - _OF_SMTP)

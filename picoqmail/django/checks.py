@@ -22,6 +22,7 @@ from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Djan
 from django.core.exceptions import ImproperlyConfigured
 
 from picoqmail.django import options
+from picoqmail.django.mailers import mailers
 from picoqmail.submission.handover import may_spool
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa
     del app_configs
     found: list[CheckMessage] = []
     seen = set()
-    mailers = options.mailers()
-    for alias, given in mailers.items():
+    ours = mailers()
+    for alias, given in ours.items():
         try:
             if hasattr(mail, "mailers") and hasattr(settings, "MAILERS"):
                 mail.mailers[alias]
@@ -52,7 +53,7 @@ def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa
         if home.root not in seen:
             seen.add(home.root)
             found += _look(home, commits=database is not None)
-    if mailers:
+    if ours:
         found += _misspelt()
     return found
 

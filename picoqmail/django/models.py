@@ -15,7 +15,7 @@ class SpooledMessage(models.Model):
     )
 
     class Meta:
-        """No table; the permissions to look (view), to retry, hold and the like (change), to delete."""
+        """No table; who may look (view), retry, hold and the like (change), and delete."""
 
         managed = False
         default_permissions = ("view", "change", "delete")

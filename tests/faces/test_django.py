@@ -272,7 +272,7 @@ def test_more_mail_in_a_transaction_than_files_may_be_open(home: Home) -> None:
 
 
 def test_one_failing_commit_stops_no_other(home: Home, caplog: pytest.LogCaptureFixture) -> None:
-    """The mail behind goes out, the application's callbacks run, and the log names what was lost."""
+    """Mail behind goes out, the application's callbacks run, the log names what was lost."""
     ran = []
     with override_settings(PICOQMAIL_ON_COMMIT=True), transaction.atomic():
         message(to=["first@example.net"]).send()

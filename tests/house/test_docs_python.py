@@ -97,8 +97,10 @@ def test_the_settings_of_django_are_those_that_exist() -> None:
     pytest.importorskip("django", reason="needs Django (extra django)")
     from django.utils.module_loading import import_string
 
-    names = run("python-frameworks.md", wanted="EMAIL_BACKEND")
-    assert import_string(names["EMAIL_BACKEND"])
+    names = run("python-frameworks.md", wanted="settings.py")
+    mailer = names["MAILERS"]["default"]
+    assert import_string(names["EMAIL_BACKEND"]) is import_string(mailer["BACKEND"])
+    assert import_string(mailer["BACKEND"])(**mailer["OPTIONS"])
     options = os.path.join(CHECKOUT, "picoqmail", "django", "options.py")
     with open(options, encoding="utf-8") as file:
         known = file.read()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from picoqmail.django.options import spool_of_mailer
+from picoqmail.django.mailers import spool_of_mailer
 from picoqmail.errors import PicoqmailError
 
 if TYPE_CHECKING:

@@ -1,0 +1,64 @@
+"""The mailers of a Django project whose backend is ours, and the spools that they lead to."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.core import mail
+from django.utils.module_loading import import_string
+
+from picoqmail.django.backend import EmailBackend
+from picoqmail.django.options import open_spool
+from picoqmail.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from picoqmail.library.api import Spool
+
+
+def mailers() -> dict[str, dict[str, Any]]:
+    """The OPTIONS of each entry of MAILERS whose backend is ours, by alias.
+
+    Where there is no MAILERS, or Django does not know it, and EMAIL_BACKEND is ours: an entry
+    `default` without any.
+    """
+    configured = getattr(settings, "MAILERS", None)
+    if configured is None or not hasattr(mail, "mailers"):
+        return {"default": {}} if _is_ours(_old_backend()) else {}
+    return {
+        alias: entry.get("OPTIONS", {})
+        for alias, entry in configured.items()
+        if _is_ours(entry.get("BACKEND", ""))
+    }
+
+
+def _old_backend() -> str:
+    with warnings.catch_warnings():
+        # Django 6.1 warns of the setting when it is set; once is enough.
+        warnings.simplefilter("ignore")
+        return str(getattr(settings, "EMAIL_BACKEND", ""))
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        backend = import_string(path)
+    except ImportError:
+        # Django says so when it wants to send.
+        return False
+    return isinstance(backend, type) and issubclass(backend, EmailBackend)
+
+
+def spool_of_mailer(alias: str = "") -> Spool:
+    """The spool of a mailer of ours; without a name that of `default`, else of the first.
+
+    Without any mailer of ours, the spool that the settings name. Raises ConfigurationError for
+    a name that is none.
+    """
+    known = mailers()
+    if alias and alias not in known:
+        raise ConfigurationError(
+            "MAILERS", f"{alias!r} is no mailer of picoqmail", f"there are: {', '.join(known)}"
+        )
+    alias = alias or ("default" if "default" in known else min(known, default=""))
+    return open_spool(known.get(alias, {}).get("home"))
