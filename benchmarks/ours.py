@@ -66,8 +66,6 @@ def install(scratch: str) -> Ours:
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
     python = f"{directory}/bin/python3"
     subprocess.run([python, "-m", "pip", "-q", "install", wheel], check=True)
-    # What init, cron or the first run of the sender do, once the files have settled.
-    installation.make_bundles(python)
     return Ours(directory)
 
 

@@ -125,7 +125,7 @@ def _send(home: Home, tool: Admin, outcomes: list[VerbResult]) -> list[VerbResul
     """Try what is due now, past an open breaker, and tell what came of it."""
     from picoqmail.delivery.run import Run
 
-    control.host_name(control.Control(home.control))
+    control.own_host_name(control.Control(home.control))
     due = [one.id for one in outcomes if one.result in (change.DONE, change.UNCHANGED)]
     if not due:
         return outcomes

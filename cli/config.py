@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from picoqmail.cli.output import bold, print_json, printable
-from picoqmail.errors import EX_CONFIG
+from picoqmail.errors import EX_CONFIG, EX_USAGE
 from picoqmail.home import page, settings
 from picoqmail.home.paths import locate
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from picoqmail.home.settings import Entry, Examination
 
-EX_USAGE = 64
 WIDTH = 88
 
 

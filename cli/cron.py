@@ -10,18 +10,16 @@ import posix
 import sys
 import time
 
-from picoqmail.cli.send import complain, complain_of_system
+from picoqmail.cli.sending import complain, complain_of_system
 from picoqmail.delivery.sender import Sender
-from picoqmail.errors import QUEUE_SPOOL, PicoqmailError, SpoolError
-from picoqmail.home import control
+from picoqmail.errors import EX_USAGE, QUEUE_SPOOL, PicoqmailError, SpoolError
+from picoqmail.home.control import Control, own_host_name
 from picoqmail.home.paths import become_owner, locate
 from picoqmail.spool import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
-
-EX_USAGE = 64
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> int:
         posix.umask(0o077)
         home = locate()
         become_owner(home)
-        control.host_name(control.Control(home.control))
+        own_host_name(Control(home.control))
         lock = _take_turn(home)
         if lock < 0:
             return 0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from typing import TYPE_CHECKING
 
-from picoqmail import bundle
 from picoqmail.cli import units
 from picoqmail.cli.output import is_terminal, print_json, printable
-from picoqmail.errors import ConfigurationError
+from picoqmail.errors import EX_USAGE, ConfigurationError
 from picoqmail.home import make, make_system, values
 from picoqmail.home.control import Control
 from picoqmail.home.paths import QMAIL_HOME, Home, locate, personal_root
@@ -19,8 +17,6 @@ from picoqmail.home.paths import QMAIL_HOME, Home, locate, personal_root
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-
-EX_USAGE = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         outcome = make.make_home(home, me=me, relays=relays, programs=make.find_programs())
-    bundle.refresh(os.path.dirname(bundle.__file__), time.time())
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))

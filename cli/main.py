@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 
 from picoqmail._version import VERSION
 from picoqmail.cli.output import print_json
-from picoqmail.errors import EX_OSERR, PicoqmailError
+from picoqmail.errors import EX_OSERR, EX_USAGE, PicoqmailError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-EX_USAGE = 64
 EX_INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 
 # name: (module, what it does, in one line)

@@ -32,7 +32,7 @@ from picoqmail.home.paths import (
 from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
 from picoqmail.spool.incoming import Incoming
-from picoqmail.submission import start_sender
+from picoqmail.submission.start_sender import start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     except Exception as exc:  # noqa: BLE001 - a bug is told with its own code, never as a yes
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
     if accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
-        start_sender.start_sender(home, time.time(), leaving=True)
+        start_sender(home, time.time(), leaving=True)
     return 0
 
 

@@ -10,26 +10,24 @@ from __future__ import annotations
 import posix
 import sys
 
+from picoqmail.cli.sending import complain, complain_of_system
 from picoqmail.delivery.sender import Sender
 from picoqmail.errors import (
-    EX_CONFIG,
     EX_IOERR,
     EX_NOINPUT,
-    EX_OSERR,
     EX_TEMPFAIL,
     EX_UNAVAILABLE,
-    ConfigurationError,
+    EX_USAGE,
     PicoqmailError,
 )
-from picoqmail.home import control
+from picoqmail.home.control import Control, own_host_name
 from picoqmail.home.paths import become_owner, locate
-from picoqmail.submission import start_sender
+from picoqmail.submission.start_sender import LOCK_DESCRIPTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.delivery.deliver import Summary
 
-EX_USAGE = 64
 _LOCK_OPTION = "--lock="
 _USAGE = "usage: picoqmail-send [ID or PATH ...]"
 
@@ -46,7 +44,7 @@ def main(argv: list[str]) -> int:
             return 0 if asked else EX_USAGE
         home = locate()
         become_owner(home)
-        control.host_name(control.Control(home.control))
+        own_host_name(Control(home.control))
         sender = Sender(home, "picoqmail-send")
         if names:
             return _send_named(sender, names)
@@ -58,24 +56,11 @@ def main(argv: list[str]) -> int:
         return complain_of_system("picoqmail-send", exc)
 
 
-def complain(program: str, exc: PicoqmailError) -> int:
-    """Say what is wrong on standard error; returns the exit code for it."""
-    print(f"{program}: {exc}", file=sys.stderr)
-    return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
-
-
-def complain_of_system(program: str, exc: OSError) -> int:
-    """Say what the system would not do, where nobody foresaw it; the mail stays as it is."""
-    where = f": {exc.filename}" if exc.filename else ""
-    print(f"{program}: the system failed us: {exc.strerror or exc}{where}", file=sys.stderr)
-    return EX_OSERR
-
-
 def _take_inherited(argv: list[str]) -> int:
     """Keep the lock that launch.py handed over, if it did, and close everything else above 2."""
     lock = -1
-    if argv and argv[0] == f"{_LOCK_OPTION}{start_sender.LOCK_DESCRIPTOR}":
-        lock = start_sender.LOCK_DESCRIPTOR
+    if argv and argv[0] == f"{_LOCK_OPTION}{LOCK_DESCRIPTOR}":
+        lock = LOCK_DESCRIPTOR
         posix.set_inheritable(lock, False)  # noqa: FBT003 - it takes no keywords
         posix.chdir("/")
     if lock >= 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix
 import sys
 
-from picoqmail.cli.inject import ACCEPTED, PERMANENT, TEMPORARY, octets, run, say
+from picoqmail.cli.submitting import ACCEPTED, PERMANENT, TEMPORARY, octets, run, say
 from picoqmail.submission.flags import UsageError
 from picoqmail.submission.inject import read_stdin
 from picoqmail.submission.sendmail import (

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from picoqmail.cli.output import printable
-from picoqmail.errors import EX_UNAVAILABLE
+from picoqmail.errors import EX_UNAVAILABLE, EX_USAGE
 from picoqmail.home.values import whole_number
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from picoqmail.admin.sink import KeptMail, Maildir, Rules
 
-EX_USAGE = 64
 HIGHEST_PORT = 65535
 
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from picoqmail.admin import selection
 from picoqmail.cli.output import is_terminal
-from picoqmail.errors import QUEUE_SPOOL, ConfigurationError, NoSuchMessageError, SpoolError
+from picoqmail.errors import (
+    EX_USAGE,
+    QUEUE_SPOOL,
+    ConfigurationError,
+    NoSuchMessageError,
+    SpoolError,
+)
 from picoqmail.home.paths import become_owner, locate
 from picoqmail.home.values import duration
 
@@ -23,7 +29,6 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
     from picoqmail.spool.store import Store
 
-EX_USAGE = 64
 MANY = 10
 """More messages than this are not changed by a filter before somebody said yes."""
 

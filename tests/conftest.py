@@ -102,7 +102,6 @@ def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installat
     environment = installation.make_environment(directory)
     installation.install(wheel, environment.python)
     installation.share_dependencies(environment.python)
-    installation.make_bundles(environment.python)
     return environment
 
 

@@ -14,7 +14,16 @@ import venv
 from attrs import frozen
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "picoqmail", "cli", "bin")
+SOURCES = (
+    "setup.py",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "picoqmail",
+    "cli",
+    "bin",
+)
 PROGRAMS = ("queue", "sendmail", "inject", "send", "cron")
 PIP_SECONDS = 120
 
@@ -82,16 +91,6 @@ def make_environment(directory: str) -> Installation:
 def install(wheel: str, python: str, *options: str, **environ: str) -> None:
     """Install the wheel, and nothing that it depends on, for this interpreter."""
     pip("install", "--quiet", "--no-deps", "--no-index", *options, wheel, python=python, **environ)
-
-
-def make_bundles(python: str) -> None:
-    """Make the bundles of a fresh installation, as init, cron and the sender do a little later."""
-    code = (
-        "import os, time; from picoqmail import bundle;"
-        "made = bundle.refresh(os.path.dirname(bundle.__file__), time.time() + 60);"
-        f"assert set(made) == set({(*PROGRAMS, 'delivery')!r}), made"
-    )
-    subprocess.run([python, "-I", "-c", code], check=True, timeout=PIP_SECONDS)
 
 
 def share_dependencies(python: str) -> None:

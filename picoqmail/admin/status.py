@@ -144,7 +144,7 @@ def gather(spool: str, now: float | None = None) -> Status:
         sender=_holder(f"{spool}/{SENDER_LOCK}"),
         cron=cron,
         cron_since=cron_since,
-        totals=counters.read(spool),
+        totals=counters.read_counters(spool),
         free_octets=space.f_bavail * space.f_frsize,
         free_inodes=space.f_favail,
     )

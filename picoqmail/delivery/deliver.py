@@ -13,6 +13,7 @@ from collections import deque
 
 from picoqmail.delivery import policy
 from picoqmail.delivery.report import Reporter
+from picoqmail.delivery.report_state import VERP_END
 from picoqmail.delivery.routing import Routing, name_of
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED, accepted_at
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from picoqmail.spool.message import Message
     from picoqmail.spool.store import Claim, Store
 
-_VERP_END = "-@[]"
 # A fault in the middle of a part is the relay's; the second for the same part in one run may be
 # the message's doing, so it steps aside.
 _FAULTS_A_RUN = 2
@@ -454,7 +454,7 @@ class Delivery:
         """Group the pending recipients by route and sender; a VERP sender is one a recipient."""
         sender = message.sender
         pending = message.pending
-        verp = sender.endswith(_VERP_END) and sender != "#@[]"
+        verp = sender.endswith(VERP_END) and sender != "#@[]"
         if self._routing.is_single and not verp:
             return [(self._routing.default, sender, pending)] if pending else []
         groups: dict[tuple[Relays, str], list[int]] = {}
@@ -674,9 +674,9 @@ def expand_verp(sender: str, recipient: str) -> str:
 
     `pre-@host-@[]` becomes `pre-user=domain@host`; any other sender stays.
     """
-    if not sender.endswith(_VERP_END) or sender == "#@[]":
+    if not sender.endswith(VERP_END) or sender == "#@[]":
         return sender
-    local, at, host = sender.removesuffix(_VERP_END).rpartition("@")
+    local, at, host = sender.removesuffix(VERP_END).rpartition("@")
     if not at:
         return sender
     user, _, domain = recipient.rpartition("@")

@@ -7,6 +7,7 @@ the three no crash makes a report twice, and none is forgotten: bounce.py has th
 
 from __future__ import annotations
 
+from picoqmail.smtp.address import DOUBLE_BOUNCE
 from picoqmail.spool.message import FAILED
 from picoqmail.value import Value, evolve
 
@@ -28,8 +29,7 @@ KIND_DELAYED = "delayed"
 
 HEADER_LIMIT_OCTETS = 65536
 
-DOUBLE_BOUNCE = "#@[]"
-_VERP_END = "-@[]"
+VERP_END = "-@[]"
 
 
 class Addressee(Value):
@@ -44,8 +44,8 @@ class Addressee(Value):
 
 def plain_sender(sender: str) -> str:
     """The address that bounces go to: of a VERP sender, the one without the recipient."""
-    if sender.endswith(_VERP_END) and sender != DOUBLE_BOUNCE:
-        return sender.removesuffix(_VERP_END)
+    if sender.endswith(VERP_END) and sender != DOUBLE_BOUNCE:
+        return sender.removesuffix(VERP_END)
     return sender
 
 

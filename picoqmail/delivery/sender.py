@@ -42,9 +42,6 @@ class Sender:
         if self._run is None:
             # All that an import makes stays: to look for garbage among it takes 6 ms of 100.
             gc.disable()
-            from picoqmail import start
-
-            start.enter_delivery()
             from picoqmail.delivery.run import Run
 
             gc.freeze()
@@ -148,7 +145,7 @@ class Sender:
 
     def _purge(self, now: float) -> SpoolError | None:
         try:
-            if retention.is_due(self.home, now):
+            if retention.is_purge_due(self.home, now):
                 self.run.purge()
         except SpoolError as exc:
             # Told at the end: it is no reason to leave mail alone.

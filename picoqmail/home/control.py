@@ -14,7 +14,7 @@ from picoqmail.errors import ConfigurationError
 MINIVARS = "minivars"
 READ_AT_ONCE = 4096
 _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
-_BLANKS = " \t\r\n\f\v"
+_BLANK_CHARACTERS = " \t\r\n\f\v"
 
 
 class ControlValue:
@@ -100,7 +100,7 @@ def plain_lines(text: str) -> list[tuple[str, int]]:
     """The lines of a control file that say something, with their numbers from 1."""
     found = []
     for number, line in enumerate(text.split("\n"), 1):
-        line = line.rstrip(_BLANKS + "\0")  # noqa: PLW2901 - the stripped line is the line
+        line = line.rstrip(_BLANK_CHARACTERS + "\0")  # noqa: PLW2901 - the stripped line is the line
         if line and line[0] != "#":
             found.append((line, number))
     return found
@@ -118,7 +118,7 @@ def parse_minivars(path: str, text: str) -> dict[str, ControlValue]:
     while position < len(text):
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
-        stripped = text[position:end].strip(_BLANKS)
+        stripped = text[position:end].strip(_BLANK_CHARACTERS)
         if not stripped or stripped[0] == "#":
             position, line = end + 1, line + 1
             continue
@@ -135,9 +135,9 @@ def parse_minivars(path: str, text: str) -> dict[str, ControlValue]:
             )
         value, position = _shell_word(path, text, equals + 1, line)
         lines = [
-            (part.rstrip(_BLANKS), line + offset)
+            (part.rstrip(_BLANK_CHARACTERS), line + offset)
             for offset, part in enumerate(value.split("\n"))
-            if part.strip(_BLANKS)
+            if part.strip(_BLANK_CHARACTERS)
         ]
         found[name] = ControlValue(path, lines)
         line = text.count("\n", 0, position) + 1
@@ -148,7 +148,7 @@ def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, in
     """One word as a shell would read it, without expansion; and where the next line begins."""
     where = f"{path}:{line}"
     word: list[str] = []
-    while position < len(text) and text[position] not in _BLANKS:
+    while position < len(text) and text[position] not in _BLANK_CHARACTERS:
         if text[position] == "'":
             piece, position = _single_quoted(where, text, position)
         elif text[position] == '"':
@@ -161,7 +161,7 @@ def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, in
         word.append(piece)
     end = text.find("\n", position)
     end = len(text) if end < 0 else end
-    rest = text[position:end].strip(_BLANKS)
+    rest = text[position:end].strip(_BLANK_CHARACTERS)
     if rest and rest[0] != "#":
         # Not quoted: it may be the second half of a password.
         raise ConfigurationError(where, "has more words after the value", "put the value in quotes")
@@ -202,7 +202,7 @@ def _double_quoted(where: str, text: str, position: int) -> tuple[str, int]:
     raise ConfigurationError(where, 'the quote " is never closed')
 
 
-def whole_number(value: ControlValue | None, default: int, name: str, most: int) -> int:
+def number_of(value: ControlValue | None, default: int, name: str, most: int) -> int:
     """The value as a whole number from 0 to `most`. Raises ConfigurationError."""
     if value is None:
         return default
@@ -216,7 +216,7 @@ def whole_number(value: ControlValue | None, default: int, name: str, most: int)
     return int(text)
 
 
-def host_name(control: Control) -> str:
+def own_host_name(control: Control) -> str:
     """The mandatory setting `me`: this host's name. Raises ConfigurationError.
 
     Checked here because it becomes part of file names and of header lines.

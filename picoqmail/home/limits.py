@@ -5,7 +5,7 @@ settings.py has the same settings for everybody else, with their documentation.
 
 from __future__ import annotations
 
-from picoqmail.home.control import Control, host_name, whole_number
+from picoqmail.home.control import Control, number_of, own_host_name
 from picoqmail.layout import DEFAULT_QUEUE_LIFETIME_SECONDS
 
 TYPE_CHECKING = False
@@ -41,10 +41,10 @@ def read_limits(home: Home) -> Limits:
     """Read the limits from the control files of a home. Raises ConfigurationError."""
     control = Control(home.control)
     return Limits(
-        host_name(control),
-        databytes=whole_number(control.read("databytes"), 0, "databytes", MOST_OCTETS),
-        minfree=whole_number(control.read("minfree"), 0, "minfree", MOST_OCTETS),
-        queuelifetime=whole_number(
+        own_host_name(control),
+        databytes=number_of(control.read("databytes"), 0, "databytes", MOST_OCTETS),
+        minfree=number_of(control.read("minfree"), 0, "minfree", MOST_OCTETS),
+        queuelifetime=number_of(
             control.read("queuelifetime"),
             DEFAULT_QUEUE_LIFETIME_SECONDS,
             "queuelifetime",

@@ -59,7 +59,7 @@ class RelayPassword:
         self._answer: str | PasswordUnavailableError | None = None
         command = setting.removeprefix("oauth2")
         if command.startswith("!"):
-            self._command = _words(command[1:])
+            self._command = _command_words(command[1:])
         elif setting:
             self._answer = setting
         else:
@@ -116,7 +116,7 @@ class RelayPassword:
         )
 
 
-def _words(command: str) -> tuple[str, ...]:
+def _command_words(command: str) -> tuple[str, ...]:
     import shlex
 
     try:

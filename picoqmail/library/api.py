@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from picoqmail.errors import ConfigurationError, MessageError
 from picoqmail.home import paths as homes
-from picoqmail.home.control import Control, whole_number
+from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
 from picoqmail.layout import TMP
 from picoqmail.library.groups import Acceptance, Draft
@@ -255,7 +255,7 @@ class Spool(Verbs):
             return self._idempotencylifetime
         name = "idempotencylifetime"
         value = Control(self.home.control).read(name)
-        return whole_number(value, DEFAULT_LIFETIME_SECONDS, name, MOST_SECONDS)
+        return number_of(value, DEFAULT_LIFETIME_SECONDS, name, MOST_SECONDS)
 
     def _starts_sender(self) -> bool:
         if self.send is not None:

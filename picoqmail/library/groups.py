@@ -201,7 +201,7 @@ class Acceptance:
             order.content.close()
         fingerprint = ""
         if digest is not None:
-            digest.update(envelope.encode(order.sender, order.recipients))
+            digest.update(envelope.encode_envelope(order.sender, order.recipients))
             fingerprint = digest.hexdigest()
         return Draft(order, incoming, fingerprint, now_ns // 1_000_000_000)
 

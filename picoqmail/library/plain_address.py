@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from picoqmail.errors import EnvelopeError
-from picoqmail.home.control import Control, host_name
+from picoqmail.home.control import Control, own_host_name
 from picoqmail.message.header_envelope import addresses
 
 if TYPE_CHECKING:
@@ -38,4 +38,4 @@ def qualified(address: str, home: Home) -> str:
         return address
     control = Control(home.control)
     value = control.read("defaulthost")
-    return f"{address}@{value.text if value and value.text else host_name(control)}"
+    return f"{address}@{value.text if value and value.text else own_host_name(control)}"

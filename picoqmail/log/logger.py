@@ -28,7 +28,7 @@ import threading
 import time
 
 from picoqmail import durable, layout
-from picoqmail.log import privacy as log_privacy
+from picoqmail.log.privacy import mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Log:
         if _RANK[level] < self._level:
             return
         if self._privacy != "off":
-            facts = log_privacy.mask(facts, self._privacy)
+            facts = mask(facts, self._privacy)
         with self._lock:
             if self._logger is None:
                 self._logger = self._make()

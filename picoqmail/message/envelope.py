@@ -75,7 +75,7 @@ class EnvelopeParser:
             raise TruncatedEnvelopeError("the envelope ended before its final NUL")
 
 
-def encode(sender: str, recipients: Iterable[str]) -> bytes:
+def encode_envelope(sender: str, recipients: Iterable[str]) -> bytes:
     """The envelope in the form that `EnvelopeParser` reads. Addresses must have been checked."""
     pieces = ["F", sender, "\0"]
     for recipient in recipients:

@@ -40,7 +40,7 @@ _SINGLES: dict[int, Token] = {sign[0]: (kind, b"") for kind, sign in _SIGNS.item
 _COMMA_TOKEN: Token = (COMMA, b"")
 
 _BACKSLASH = 0x5C
-_BLANKS = b" \t\r\n"
+_WHITE_SPACE = b" \t\r\n"
 _MARK = b"\x01"
 
 
@@ -136,7 +136,7 @@ def parse(data: bytes) -> list[Token] | None:
         if single is not None:
             tokens.append(single)
             position += 1
-        elif byte in _BLANKS:
+        elif byte in _WHITE_SPACE:
             position += 1
         elif byte in b")]":
             return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from picoqmail.relay.lookup import Address, Endpoint
     from picoqmail.smtp.transaction import Transaction, Verdict
 
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_READABLE, _WRITABLE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _CONNECTING, _HANDSHAKE, _OPEN, _CLOSED = range(4)
 
 
@@ -112,7 +112,7 @@ class Link:
             self._end(RelayFault("connect", f"cannot connect to {self._where}: {_why(error)}"))
             return
         self.engine.watch(self.deadline)
-        self._select(_WRITE)
+        self._select(_WRITABLE)
 
     def on_ready(self, mask: int) -> None:
         """Go on: the socket can be read or written."""
@@ -123,7 +123,7 @@ class Link:
             if self._transport is None:
                 self._connected(self._socket)
                 return
-            if mask & _READ:
+            if mask & _READABLE:
                 self._receive(self._transport)
             if self._state == _HANDSHAKE:
                 self._shake_hands(self._transport)
@@ -244,7 +244,7 @@ class Link:
                 self.lane.link_leaves()
                 if self._state == _CLOSED:
                     return
-        self._select(_READ | _WRITE if transport.is_blocked else _READ)
+        self._select(_READABLE | _WRITABLE if transport.is_blocked else _READABLE)
 
     def _set_deadline(self) -> None:
         conversation, now = self.conversation, self.engine.now
@@ -281,7 +281,7 @@ class Link:
         if not done:
             if transport.at_eof:
                 raise ConnectionResetError("the relay hung up in the TLS handshake")
-            self._select(_READ | _WRITE if transport.is_blocked else _READ)
+            self._select(_READABLE | _WRITABLE if transport.is_blocked else _READABLE)
             return
         self._state = _OPEN
         facts = transport.describe_tls()

@@ -9,7 +9,7 @@ from __future__ import annotations
 FIRST_SECONDS = 0.5
 """The pause after the first "too fast"; each further one doubles it, each success halves it."""
 
-LONGEST_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 10.0
 """A relay that wants longer pauses gets nothing more in this run: each try charges a message."""
 
 
@@ -37,7 +37,7 @@ class Throttle:
         """Take note that the relay asked us to be slower."""
         self._delay = max(FIRST_SECONDS, 2 * self._delay)
         self._until = now + self._delay
-        if self._is_probe or self._delay > LONGEST_SECONDS:
+        if self._is_probe or self._delay > LONGEST_PAUSE_SECONDS:
             self.told = text
 
     def served(self) -> None:

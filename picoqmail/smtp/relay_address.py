@@ -22,7 +22,7 @@ ALLOWED = (
 )
 """What a relay may look like, for the text of an error."""
 
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_HOST_PATTERN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _HIGHEST_PORT = 65535
 
 
@@ -92,7 +92,7 @@ def _host_and_port(text: str, rest: str) -> tuple[str, int]:
         if not bracket or (tail and not tail.startswith(":")):
             raise _error(text, "the bracket is not closed before the port")
         if ":" not in host:
-            if not _HOST.fullmatch(host):
+            if not _HOST_PATTERN.fullmatch(host):
                 raise _error(text, "this is no host")
             return host, _port(text, tail[1:]) if tail else 0
         _check_ipv6(text, host)
@@ -101,7 +101,7 @@ def _host_and_port(text: str, rest: str) -> tuple[str, int]:
         _check_ipv6(text, rest)
         return rest, 0
     host, colon, port = rest.partition(":")
-    if not _HOST.fullmatch(host):
+    if not _HOST_PATTERN.fullmatch(host):
         raise _error(text, "this is no host")
     return host, _port(text, port) if colon else 0
 

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-LINE_LIMIT = 2000
+REPLY_LINE_LIMIT = 2000
 """Octets in one reply line, CRLF included. RFC 5321 4.5.3.1.5 says 512; real relays write more."""
 
 LINES_LIMIT = 100
@@ -124,10 +124,10 @@ class ReplyParser:
         599, different codes in one reply, or one that is longer than the limits of this module.
         """
         while True:
-            end = self._buffer.find(b"\n", 0, LINE_LIMIT)
+            end = self._buffer.find(b"\n", 0, REPLY_LINE_LIMIT)
             if end < 0:
-                if len(self._buffer) >= LINE_LIMIT:
-                    raise ReplyError(f"a reply line is longer than {LINE_LIMIT} octets")
+                if len(self._buffer) >= REPLY_LINE_LIMIT:
+                    raise ReplyError(f"a reply line is longer than {REPLY_LINE_LIMIT} octets")
                 return None
             line = self._buffer[: end - 1]
             if self._buffer[end - 1 : end] != b"\r" or b"\r" in line or b"\0" in line:

@@ -20,7 +20,7 @@ NAMES = ("delivered", "deferred", "failed", "damaged", "bounced")
 _LONGEST_OCTETS = 4096
 
 
-def read(spool: str) -> dict[str, int]:
+def read_counters(spool: str) -> dict[str, int]:
     """All counters, and `last_delivery` in Unix seconds, 0 if there was none."""
     try:
         with open(f"{spool}/{COUNTERS}", "rb") as file:

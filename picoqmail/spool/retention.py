@@ -21,7 +21,7 @@ SETTING = "keepundelivered"
 PAUSE_SECONDS = 3600
 
 
-def is_due(home: Home, now: float) -> bool:
+def is_purge_due(home: Home, now: float) -> bool:
     """Say whether old failures are to be looked for now. Raises ConfigurationError."""
     if Control(home.control).read(SETTING) is None:
         return False

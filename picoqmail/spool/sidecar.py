@@ -53,13 +53,13 @@ def new_record(  # noqa: PLR0913 - one argument a key of the format
 
 def encode(record: dict[str, Any]) -> bytes:
     """One JSON object in UTF-8, a key a line so that it can be read with `cat`, LF at the end."""
-    items = [f"{_text(key)}: {_value(value)}" for key, value in record.items()]
+    items = [f"{_json_text(key)}: {_json_value(value)}" for key, value in record.items()]
     return ("{\n" + ",\n".join(items) + "\n}\n").encode()
 
 
-def _value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
+def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
     if isinstance(value, str):
-        return _text(value)
+        return _json_text(value)
     if value is None:
         return "null"
     if value is True:
@@ -69,24 +69,26 @@ def _value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds o
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ", ".join([f"{_text(k)}: {_value(v)}" for k, v in value.items()]) + "}"
+        return (
+            "{" + ", ".join([f"{_json_text(k)}: {_json_value(v)}" for k, v in value.items()]) + "}"
+        )
     if isinstance(value, (list, tuple)):
         separator = ",\n  " if value and isinstance(value[0], dict) else ", "
-        return "[" + separator.join([_value(one) for one in value]) + "]"
+        return "[" + separator.join([_json_value(one) for one in value]) + "]"
     raise TypeError(f"{type(value).__name__} has no form in a sidecar")
 
 
-def _text(text: str) -> str:
+def _json_text(text: str) -> str:
     if '"' in text or "\\" in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     # isprintable is a fast yes; control characters, and lone surrogates, which UTF-8 cannot
     # carry, are escaped one by one.
     if not text.isprintable():
-        text = "".join([c if c.isprintable() else _escape(ord(c)) for c in text])
+        text = "".join([c if c.isprintable() else _escape_code(ord(c)) for c in text])
     return f'"{text}"'
 
 
-def _escape(code: int) -> str:
+def _escape_code(code: int) -> str:
     if code > 0xFFFF:
         code -= 0x10000
         return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

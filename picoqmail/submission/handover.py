@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # Of st_mode; the module stat would be one more to import.
 _TYPE_BITS = 0o170000
-_DIRECTORY = 0o040000
+_DIRECTORY_TYPE = 0o040000
 
 
 class SpoolDirectly:
@@ -183,7 +183,7 @@ def _queue_program(program: bytes, home: Home, sender: bytes, recipients: list[b
 def is_directory(path: str) -> bool:
     """Tell whether there is a directory of this name."""
     try:
-        return posix.stat(path).st_mode & _TYPE_BITS == _DIRECTORY
+        return posix.stat(path).st_mode & _TYPE_BITS == _DIRECTORY_TYPE
     except OSError:
         return False
 

@@ -16,7 +16,7 @@ from picoqmail.errors import (
     PicoqmailError,
     SpoolError,
 )
-from picoqmail.home.control import Control, whole_number
+from picoqmail.home.control import Control, number_of
 from picoqmail.layout import USERS
 from picoqmail.spool.locks import LockedFile
 
@@ -39,7 +39,7 @@ class OverQuotaError(PicoqmailError):
 
 def charge(home: Home, uid: int, now: float) -> None:
     """Count one message of a user. Raises OverQuotaError, ConfigurationError, SpoolError."""
-    limit = whole_number(Control(home.control).read("userlimit"), 0, "userlimit", _MOST)
+    limit = number_of(Control(home.control).read("userlimit"), 0, "userlimit", _MOST)
     if not limit:
         return
     hour = int(now) // HOUR_SECONDS

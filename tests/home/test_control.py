@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.errors import ConfigurationError
-from picoqmail.home.control import Control, ControlValue, host_name, parse_minivars, whole_number
+from picoqmail.home.control import Control, ControlValue, number_of, own_host_name, parse_minivars
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_told(control: Control) -> None:
 def test_what_is_no_whole_number_is_told(text: str) -> None:
     """Signs, blanks, other digits and absurd lengths are configuration errors."""
     with pytest.raises(ConfigurationError):
-        whole_number(ControlValue("databytes", [(text, 1)]), 0, "databytes", 100)
+        number_of(ControlValue("databytes", [(text, 1)]), 0, "databytes", 100)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_a_host_name_must_fit_into_a_header_and_a_file_name(control: Control, na
     """`me` is part of every ID and Received line: what would break them is refused."""
     write(control, "me", name + "\n")
     with pytest.raises(ConfigurationError, match=r"me"):
-        host_name(control)
+        own_host_name(control)
 
 
 def test_without_me_the_remedy_is_told(control: Control) -> None:
     """The first thing that a new home lacks."""
     with pytest.raises(ConfigurationError, match="picoqmail init --me NAME"):
-        host_name(control)
+        own_host_name(control)
     write(control, "minivars", "ME=me.test")
-    assert "me.test" == host_name(Control(control.directory))
+    assert "me.test" == own_host_name(Control(control.directory))

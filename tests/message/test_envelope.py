@@ -34,7 +34,7 @@ def parsed(data: bytes, piece: int) -> tuple[bytes | None, list[bytes]]:
 @given(sender=ADDRESS, recipients=st.lists(ADDRESS, max_size=5), piece=st.integers(1, 50))
 def test_what_is_encoded_is_parsed(sender: str, recipients: list[str], piece: int) -> None:
     """Both directions agree, whatever pieces the octets come in."""
-    data = envelope.encode(sender, recipients)
+    data = envelope.encode_envelope(sender, recipients)
     expected = (sender.encode(), [one.encode() for one in recipients])
     assert expected == parsed(data, piece)
 
@@ -79,7 +79,7 @@ def test_a_malformed_envelope_is_told(data: bytes, error: type[Exception], piece
 def test_1002_octets_are_allowed() -> None:
     """The limit is qmail's, and it is counted in octets."""
     longest = "a" * 500 + "@" + "b" * 501
-    assert (longest.encode(), []) == parsed(envelope.encode(longest, []), 100)
+    assert (longest.encode(), []) == parsed(envelope.encode_envelope(longest, []), 100)
     assert [longest] == check_recipients([longest])
     with pytest.raises(AddressTooLongError):
         check_recipients([longest + "c"])

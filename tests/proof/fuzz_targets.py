@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
 from picoqmail.home import control
 from picoqmail.message import tokens
-from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender, encode
+from picoqmail.message.envelope import (
+    EnvelopeParser,
+    decode_recipients,
+    decode_sender,
+    encode_envelope,
+)
 from picoqmail.smtp.address import UnsendableAddressError, wire_path
 from picoqmail.smtp.reply import LINES_LIMIT, Reply, ReplyError, ReplyParser
 from picoqmail.spool.message import Message
@@ -58,7 +63,7 @@ def envelope(data: bytes) -> None:
         sender, recipients = whole
         assert isinstance(sender, str)
         assert isinstance(recipients, tuple)
-        assert data.startswith(encode(sender, recipients))
+        assert data.startswith(encode_envelope(sender, recipients))
         for address in recipients:
             line = wire_path(address)
             assert "\r" not in line

@@ -128,7 +128,7 @@ class _Crowd:
         message, addresses = b"", b""
         if promise is not None:
             message = promise.body
-            addresses = envelope.encode(promise.sender, promise.recipients)
+            addresses = envelope.encode_envelope(promise.sender, promise.recipients)
         first, second = os.memfd_create("message"), os.memfd_create("envelope")
         for descriptor, data in ((first, message), (second, addresses)):
             os.write(descriptor, data)

@@ -105,7 +105,7 @@ class Scenario:
             return b"", None
         (promise,) = promises
         if self.program == "queue":
-            return promise.body, envelope.encode(promise.sender, promise.recipients)
+            return promise.body, envelope.encode_envelope(promise.sender, promise.recipients)
         return promise.body, None
 
     def judge(

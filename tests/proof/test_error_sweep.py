@@ -104,7 +104,7 @@ def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -
     message, enveloped = os.memfd_create("message"), os.memfd_create("envelope")
     for descriptor, data in (
         (message, promise.body),
-        (enveloped, envelope.encode(promise.sender, promise.recipients)),
+        (enveloped, envelope.encode_envelope(promise.sender, promise.recipients)),
     ):
         os.write(descriptor, data)
         os.lseek(descriptor, 0, os.SEEK_SET)

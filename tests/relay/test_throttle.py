@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from picoqmail.relay.throttle import FIRST_SECONDS, LONGEST_SECONDS, Throttle
+from picoqmail.relay.throttle import FIRST_SECONDS, LONGEST_PAUSE_SECONDS, Throttle
 
 
 def test_nothing_waits_before_the_relay_asks() -> None:
@@ -24,7 +24,7 @@ def test_pauses_double_until_it_is_hopeless() -> None:
         now += pauses[-1]
         assert 0.0 == throttle.wait(now)
     assert [FIRST_SECONDS * 2**n for n in range(len(pauses))] == pauses
-    assert pauses[-2] <= LONGEST_SECONDS < pauses[-1]
+    assert pauses[-2] <= LONGEST_PAUSE_SECONDS < pauses[-1]
     assert throttle.told == f"450 4.7.1 slower {now - pauses[-1]}"
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.smtp.reply import (
-    LINE_LIMIT,
     LINES_LIMIT,
     REPLY_LIMIT,
+    REPLY_LINE_LIMIT,
     Reply,
     ReplyError,
     ReplyParser,
@@ -101,7 +101,7 @@ def test_what_is_no_reply(octets: bytes) -> None:
 def test_endless_line() -> None:
     """A line without an end is given up at the limit, not at the end of memory."""
     parser = ReplyParser()
-    parser.feed(b"250 " + b"x" * (LINE_LIMIT - 5))
+    parser.feed(b"250 " + b"x" * (REPLY_LINE_LIMIT - 5))
     assert parser.next() is None
     parser.feed(b"x")
     with pytest.raises(ReplyError):
@@ -117,7 +117,7 @@ def test_endless_reply() -> None:
 
 def test_long_reply() -> None:
     """A reply of few but long lines is bounded too."""
-    line = b"250-" + b"x" * (LINE_LIMIT - 6) + b"\r\n"
+    line = b"250-" + b"x" * (REPLY_LINE_LIMIT - 6) + b"\r\n"
     with pytest.raises(ReplyError):
         replies_of(line * (REPLY_LIMIT // len(line) + 2))
 

@@ -1,1 +1,0 @@
-"""The compiled file of this name holds the modules of picoqmail-sendmail (bundle.py)."""

@@ -1,0 +1,183 @@
+"""The build: each program merged into one file. What is installed, and all else: setup.cfg.
+
+Python's import asks the file system a dozen times for each module, which would be a third of the
+time of a program that runs once a mail. So the build merges the modules that a program imports
+into one file, as SQLite does with its amalgamation: `picoqmail/merged/picoqmail_PROGRAM.py`. The
+modules are the source of truth; an editable install has no such files, and uses the modules.
+
+The modules in a merged file share one namespace: the build refuses a name with two meanings. At
+its end the file registers itself under the name of each module. So whatever imports
+`picoqmail.errors` later gets the same classes; none exists twice in a process.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import symtable
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+# Each program is these modules and what they import at once, not inside functions. `start` comes
+# last: a file that was cut lacks its function, and the program then starts from the modules.
+PROGRAMS = {
+    "queue": ("picoqmail.cli.queue", "picoqmail.start"),
+    "inject": ("picoqmail.cli.inject", "picoqmail.start"),
+    "sendmail": ("picoqmail.cli.sendmail", "picoqmail.start"),
+    "send": ("picoqmail.cli.send", "picoqmail.delivery.run", "picoqmail.start"),
+    "cron": ("picoqmail.cli.cron", "picoqmail.start"),
+}
+
+
+class MergeError(Exception):
+    """A module cannot be merged, or two of them cannot share one namespace."""
+
+
+def merge(root: str, modules: tuple[str, ...]) -> str:
+    """Return one file with these modules of the package in `root`. Raises MergeError."""
+    merger = _Merger(root)
+    for module in modules:
+        merger.add(module)
+    return merger.text()
+
+
+class _Merger:
+    """Puts modules one behind the other, each behind those that it imports."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._texts: dict[str, str] = {}
+        # What each name of the common namespace means, and the module that brought it.
+        self._meanings = {"sys": ("import sys", "every merged file")}
+
+    def text(self) -> str:
+        names = "".join([f"    {module!r},\n" for module in self._texts])
+        parts = "\n".join([f"# {module}\n{text}" for module, text in self._texts.items()])
+        return (
+            "# Made by setup.py from the modules named at the end. Changes belong there.\n"
+            f"import sys\n\n{parts}\n"
+            f"sys.modules.update(dict.fromkeys((\n{names}), sys.modules[__name__]))\n"
+        )
+
+    def add(self, module: str) -> None:
+        """Merge a module, unless that was done."""
+        if module in self._texts:
+            return
+        path = self._path(module)
+        if not os.path.exists(path):
+            raise MergeError(f"{module} is no module; only modules can be merged, not packages")
+        with open(path, encoding="utf-8") as file:
+            tree = _Leaner().visit(ast.parse(file.read(), path))
+        for statement in tree.body:
+            if isinstance(statement, ast.ImportFrom) and statement.module.startswith("picoqmail"):
+                for alias in statement.names:
+                    self.add(self._source(statement, alias))
+        lines, own = [], []
+        for statement in tree.body:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                lines += [self._import(statement, alias, module) for alias in statement.names]
+            else:
+                own.append(ast.unparse(statement))
+                lines.append(own[-1])
+        for symbol in symtable.symtable("\n".join(own), path, "exec").get_symbols():
+            if symbol.is_assigned():
+                self._define(symbol.get_name(), f"defined by {module}", module)
+        self._texts[module] = "".join([f"{line}\n" for line in lines if line])
+
+    def _source(self, statement: ast.ImportFrom, alias: ast.alias) -> str:
+        """Return the module that an import of ours needs: the name may be one, or be in one."""
+        inner = f"{statement.module}.{alias.name}"
+        return inner if os.path.exists(self._path(inner)) else str(statement.module)
+
+    def _import(self, statement: ast.Import | ast.ImportFrom, alias: ast.alias, module: str) -> str:
+        """Return what is left of a module's import of one name: nothing, if it is here already."""
+        bound = alias.asname or alias.name
+        if isinstance(statement, ast.Import):
+            line = ast.unparse(ast.Import([alias]))
+        elif not str(statement.module).startswith("picoqmail"):
+            line = ast.unparse(ast.ImportFrom(statement.module, [alias], 0))
+        elif self._source(statement, alias) != statement.module:
+            line = f"{bound} = sys.modules[__name__]"
+        elif bound == alias.name:
+            return ""
+        else:
+            line = f"{bound} = {alias.name}"
+        return line if self._define(bound, line, module) else ""
+
+    def _define(self, name: str, meaning: str, module: str) -> bool:
+        """Note what a name means; False if that is known. Raises MergeError if it differs."""
+        if hasattr(builtins, name):
+            raise MergeError(f"{module}: {name} is Python's own; another name is needed")
+        known, first = self._meanings.setdefault(name, (meaning, module))
+        if known != meaning:
+            raise MergeError(
+                f"{module}: {name} is {meaning!r} here and {known!r} in {first}, and both become"
+                " part of one file; another name is needed"
+            )
+        return first == module
+
+    def _path(self, module: str) -> str:
+        return f"{os.path.join(self._root, *module.split('.'))}.py"
+
+
+class _Leaner(ast.NodeTransformer):
+    """Leaves out what a program does not look at: docstrings, annotations, types' imports."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if node.module == "__future__" else node
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        is_typing = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return node.orelse if is_typing else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        first = node.targets[0]
+        is_idle = isinstance(first, ast.Name) and first.id in ("TYPE_CHECKING", "__all__")
+        return None if is_idle else self.generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if not node.value:
+            return None
+        return self.generic_visit(ast.Assign([node.target], node.value, lineno=node.lineno))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self._filled(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._filled(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def _filled(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
+
+
+class BuildModules(build_py):
+    """Copies the modules, and puts the merged files beside them."""
+
+    def run(self) -> None:
+        """Build; but an editable install uses the modules as they are."""
+        super().run()
+        if self.editable_mode:
+            return
+        directory = os.path.join(self.build_lib, "picoqmail", "merged")
+        os.makedirs(directory, exist_ok=True)
+        for program, modules in PROGRAMS.items():
+            path = os.path.join(directory, f"picoqmail_{program}.py")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(merge(self.build_lib, modules))
+
+
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildModules})

@@ -1,0 +1,442 @@
+"""Merged files: one a program, as the build makes it of the modules, and no class twice."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import installation
+from installation import CHECKOUT, PROGRAMS, Installation
+from picoqmail.layout import BODY, NEW
+from rig.programs import find
+from rig.recording import RecordingRelay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from trial import Trial
+
+SECONDS = 60
+ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
+MESSAGE = b"Subject: x\n\nbody\n"
+# Where no home is: the queue's 61 and its like show that it was the program that answered.
+WITHOUT_HOME = {"queue": 61, "inject": 111, "sendmail": 111, "send": 78, "cron": 78}
+USUAL = {
+    "inject": ["-fa@example.org", "b@example.net"],
+    "sendmail": ["-i", "-fa@example.org", "b@example.net"],
+}
+# Begins as a launcher does; `main` is the program's. argv: -c, site-packages, arguments.
+BEGIN = """
+import sys
+packages = sys.argv.pop(1)
+sys.path.append(packages + "/picoqmail/merged")
+import picoqmail_{program}
+sys.path[-1] = packages
+main = sys.modules["picoqmail.cli.{program}"].main
+"""
+# Prints the classes that were made once more, from a module that the merged file has.
+TWICE = """
+import gc, json
+gc.unfreeze()
+file = sys.modules["picoqmail_{program}"]
+merged = [name for name in sys.modules if sys.modules[name] is file and name[9] == "."]
+classes = [one for one in gc.get_objects() if isinstance(one, type)]
+assert len(merged) > 10 and "{late}" not in merged
+assert sum(one.__module__ == file.__name__ for one in classes) > 10
+assert any(one.__module__ == "{late}" for one in classes)
+print(json.dumps(sorted(one.__qualname__ for one in classes if one.__module__ in merged)))
+"""
+
+
+@pytest.fixture(scope="module")
+def build() -> Any:
+    """The module of the build, setup.py."""
+    spec = importlib.util.spec_from_file_location("build_of_picoqmail", f"{CHECKOUT}/setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def own(installed: Installation, tmp_path: Path) -> Installation:
+    """An installation that a test may change."""
+    directory = tmp_path / "environment"
+    shutil.copytree(os.path.dirname(installed.bin), directory, symlinks=True)
+    return Installation(str(directory / "bin"), str(directory / "bin" / "python3"))
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Callable[..., str]:
+    """Write modules of a small package; returns the directory that holds it."""
+
+    def write(**texts: str) -> str:
+        package = tmp_path / "root" / "picoqmail"
+        (package / "room").mkdir(parents=True)
+        for name, text in texts.items():
+            (package / "room" / f"{name}.py").write_text(text)
+        return str(package.parent)
+
+    return write
+
+
+def site_packages(installed: Installation) -> str:
+    """The directory of the installed package."""
+    (found,) = glob.glob(f"{installed.bin}/../lib/python3*/site-packages")
+    return os.path.normpath(found)
+
+
+def merged_file(installed: Installation, program: str) -> str:
+    """The merged file of a program."""
+    return f"{site_packages(installed)}/picoqmail/merged/picoqmail_{program}.py"
+
+
+def compiled_file(installed: Installation, program: str) -> str:
+    """What the installer compiled of it."""
+    directory = os.path.dirname(merged_file(installed, program))
+    (found,) = glob.glob(f"{directory}/__pycache__/picoqmail_{program}.*.pyc")
+    return found
+
+
+def without_home(
+    installed: Installation, program: str, tmp_path: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a program where there is no home."""
+    return subprocess.run(
+        [installed.program(program), *USUAL.get(program, [])],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(tmp_path / "none")},
+        check=False,
+        timeout=SECONDS,
+    )
+
+
+def python(
+    installed: Installation, code: str, *arguments: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code as the launchers do, with site-packages as its first argument."""
+    ran = subprocess.run(
+        [installed.python, "-I", "-S", "-c", code, site_packages(installed), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environ,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert "" == ran.stderr
+    return ran
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_installed_file_is_what_the_build_makes_of_the_modules(
+    installed: Installation, build: Any, program: str
+) -> None:
+    """Nothing else is in it: merging the installed modules once more gives the same text."""
+    with open(merged_file(installed, program), encoding="utf-8") as file:
+        assert build.merge(site_packages(installed), build.PROGRAMS[program]) == file.read()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_of_all_our_files_one_is_opened(
+    installed: Installation, trial: Trial, tmp_path: Path, program: str
+) -> None:
+    """On its usual way a program needs its compiled file, and not even the package."""
+    trace = tmp_path / "trace"
+    strace = [find("strace", "strace"), "-f", "-e", "trace=open,openat", "-o", str(trace)]
+    reading, writing = os.pipe()
+    os.write(writing, b"Fa@example.org\0Tb@example.net\0\0")
+    os.close(writing)
+    with os.fdopen(reading, "rb") as envelope:
+        ran = subprocess.run(
+            [*strace, installed.program(program), *USUAL.get(program, [])],
+            input=b"Subject: x\n\nbody\n",
+            stdout=envelope if program == "queue" else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=trial.variables(),
+            check=False,
+            timeout=SECONDS,
+        )
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    opened = re.findall(r'"([^"]*/picoqmail/[^"]*\.pyc?)"', trace.read_text())
+    assert [compiled_file(installed, program)] == [os.path.normpath(path) for path in opened]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_class_exists_twice_whatever_is_imported_later(
+    installed: Installation, program: str
+) -> None:
+    """Each module of the package is imported into the process of a program: none brings a copy."""
+    everything = (
+        "import pkgutil, picoqmail\n"
+        "sys.path += sys.path[-1:]; import site; site.addsitedir(packages)\n"
+        "for one in pkgutil.walk_packages(picoqmail.__path__, 'picoqmail.'):\n"
+        "    if not one.name.startswith(('picoqmail.django', 'picoqmail.pytest_plugin')):\n"
+        "        __import__(one.name)\n"
+    )
+    ran = python(
+        installed,
+        BEGIN.format(program=program)
+        + everything
+        + TWICE.format(program=program, late="picoqmail.library.api"),
+    )
+    assert [] == json.loads(ran.stdout)
+
+
+def test_no_class_exists_twice_where_the_sender_imports_late(
+    rig: Callable[[RecordingRelay], RecordingRelay], trial: Trial
+) -> None:
+    """A run with TLS, a login and a report, whose modules are imported in its middle."""
+    answers = {"RCPT <bad@example.net>": ["550 5.1.1 no such user"]}
+    relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}, answers=answers))
+    trial.setting("relayip", f"alice@{relay.address}")
+    trial.setting("relaypass", "hunter2")
+    os.chmod(f"{trial.root}/control/relaypass", 0o600)
+    trial.setting("tls", "require")
+    trial.setting("tlsca", relay.certificate.trusted)
+    trial.setting("bounces", "on")
+    trial.accepted("joe@example.org", ["b@example.net", "bad@example.net"])
+    late = ("delivery.report_text", "delivery.report_limit", "relay.tls", "smtp.sasl")
+    ran = python(
+        trial.installed,
+        BEGIN.format(program="send")
+        + f"late = {late!r}\n"
+        + "assert not any(f'picoqmail.{one}' in sys.modules for one in late)\n"
+        + "sys.meta_path.append(picoqmail_send._Elsewhere)\n"
+        + "status = main([])\n"
+        + "assert all(f'picoqmail.{one}' in sys.modules for one in late), sys.modules\n"
+        + TWICE.format(program="send", late="picoqmail.relay.tls")
+        + "print(status)",
+        **trial.variables(),
+    )
+    twice, status = ran.stdout.splitlines()
+    assert ([], 69) == (json.loads(twice), int(status))
+    mail, report = relay.messages
+    assert (("b@example.net",), ("joe@example.org",)) == (mail.recipients, report.recipients)
+
+
+def test_a_traceback_names_the_file_and_the_line(installed: Installation) -> None:
+    """An error in a merged file can be found: the line is there to be read."""
+    code = (
+        BEGIN.format(program="queue")
+        + "import traceback\n"
+        + "try: sys.modules['picoqmail.spool.incoming'].Incoming.commit(None, None, None)\n"
+        + "except AttributeError as exc: traceback.print_exc(file=sys.stdout)\n"
+    )
+    lines = python(installed, code).stdout.splitlines()
+    assert any("picoqmail/merged/picoqmail_queue.py" in line for line in lines)
+    assert any("in commit" in line for line in lines)
+
+
+def test_programs_write_nothing_into_the_installation(own: Installation, tmp_path: Path) -> None:
+    """What the installer left is what is there after a run of each program and some commands."""
+    environ = {"PATH": os.environ["PATH"], "PICOQMAIL_HOME": f"{tmp_path}/home"}
+    before = snapshot(own)
+    init = ["picoqmail", "init", "--me", "me.test", "--relay", "127.0.0.1:1"]
+    commands = [init, ["picoqmail", "check"], ["picoqmail", "list"], ["picoqmail-sendmail", "-bp"]]
+    for name, *arguments in [*commands, *([f"picoqmail-{one}"] for one in PROGRAMS)]:
+        subprocess.run(
+            [f"{own.bin}/{name}", *arguments],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=SECONDS,
+        )
+    assert (tmp_path / "home" / "control" / "me").exists()
+    assert before == snapshot(own)
+
+
+def snapshot(installed: Installation) -> dict[str, tuple[int, int, int]]:
+    """Each file and directory of an installation, with what a change would change."""
+    found = {}
+    for directory, _, names in os.walk(os.path.dirname(installed.bin)):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            status = os.lstat(path)
+            found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def test_an_upgrade_in_place_is_run_at_once(own: Installation, wheel: str, tmp_path: Path) -> None:
+    """What pip puts over the old version counts from that moment."""
+    newer = str(tmp_path / os.path.basename(wheel))
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(newer, "w") as new:
+        for entry in old.infolist():
+            is_queue = entry.filename.endswith("/picoqmail_queue.py")
+            text = b"def run_program(name):\n    raise SystemExit(78)\n"
+            new.writestr(entry, text if is_queue else old.read(entry))
+    installation.install(newer, own.python, "--force-reinstall")
+    assert 78 == without_home(own, "queue", tmp_path).returncode
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.999])
+def test_a_merged_file_that_was_cut_is_passed_over(
+    own: Installation, tmp_path: Path, program: str, kept: float
+) -> None:
+    """As by a disk that was full: its program starts from the modules, and works."""
+    path = merged_file(own, program)
+    os.truncate(path, int(os.path.getsize(path) * kept))
+    assert_answers(without_home(own, program, tmp_path), program)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("kept", [0, 10, 16, 0.5, 0.999])
+def test_a_compiled_file_that_was_cut_is_passed_over(
+    own: Installation, tmp_path: Path, program: str, kept: float
+) -> None:
+    """The same for what the installer compiled, whose header says that it is up to date."""
+    path = compiled_file(own, program)
+    os.truncate(path, int(os.path.getsize(path) * kept) if isinstance(kept, float) else kept)
+    assert_answers(without_home(own, program, tmp_path), program)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_where_nothing_can_be_loaded_it_says_so(
+    own: Installation, tmp_path: Path, program: str
+) -> None:
+    """The merged file is gone, and the module is damaged: one line, and a temporary failure."""
+    os.unlink(merged_file(own, program))
+    with open(f"{site_packages(own)}/picoqmail/cli/{program}.py", "w", encoding="utf-8") as file:
+        file.write("(")
+    ran = without_home(own, program, tmp_path)
+    code = {"inject": 111, "sendmail": 111}.get(program, 71)
+    assert (code, 1) == (ran.returncode, ran.stderr.count("\n"))
+    assert ran.stderr.startswith(f"picoqmail-{program}: cannot be loaded: SyntaxError(")
+    assert "install picoqmail again" in ran.stderr
+
+
+def assert_answers(ran: subprocess.CompletedProcess[str], program: str) -> None:
+    """The program itself said that there is no home."""
+    assert WITHOUT_HOME[program] == ran.returncode, ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_is_no_wrong_yes(own: Installation, trial: Trial, seed: int) -> None:
+    """Whatever the damaged program does, exit code 0 means that the message is in the spool."""
+    random = Random(seed)  # noqa: S311 - not for secrets
+    path = compiled_file(own, "queue")
+    with open(path, "rb") as file:
+        whole = file.read()
+    yes = 0
+    for _ in range(25):
+        place, bit = random.randrange(len(whole)), 1 << random.randrange(8)
+        with open(path, "wb") as file:
+            file.write(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        before = set(trial.ids(NEW))
+        if queue([own.program("queue")], trial)[0] != 0:
+            continue
+        yes += 1
+        (message_id,) = set(trial.ids(NEW)) - before
+        assert ["b@example.net"] == [
+            one["address"] for one in trial.sidecar(message_id)["recipients"]
+        ]
+        with open(trial.path(NEW, message_id, BODY), "rb") as file:
+            assert file.read().endswith(MESSAGE)
+    assert 0 < yes
+
+
+def queue(command: list[str], trial: Trial) -> tuple[int, bytes]:
+    """Hand a message to the queue program: its exit code, -1 if it had to be killed, and words."""
+    reading, writing = os.pipe()
+    os.write(writing, ENVELOPE)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as envelope:
+        try:
+            ran = subprocess.run(
+                command,
+                input=MESSAGE,
+                stdout=envelope,
+                stderr=subprocess.PIPE,
+                env=trial.variables(),
+                check=False,
+                timeout=10,
+            )
+        except subprocess.TimeoutExpired:
+            return -1, b""
+    return ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize("limit", [3, 4, 5, 6, 7, 8, 11])
+def test_few_descriptors_are_no_wrong_yes(
+    installed: Installation, trial: Trial, limit: int
+) -> None:
+    """With `ulimit -n` that low a message is accepted whole, or refused with a code and a line."""
+    limited = ["sh", "-c", 'ulimit -n "$0"; exec "$@"', str(limit), installed.program("queue")]
+    status, said = queue(limited, trial)
+    assert (0 == status) == (1 == len(trial.ids(NEW)))
+    assert (0 == status) == (b"" == said)
+    assert limit < 11 or 0 == status, said
+
+
+ONE = "def first():\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (
+            {"one": ONE, "two": f"from picoqmail.room.one import first as it\n{ONE}"},
+            "picoqmail.room.two: first is .* in picoqmail.room.one",
+        ),
+        (
+            {"one": "import time\n", "two": "from picoqmail.room import one\ntime = 1\n"},
+            "picoqmail.room.two: time is .*'import time' in picoqmail.room.one",
+        ),
+        (
+            {"one": ONE, "two": "from picoqmail.room import one\nfrom a import first\n"},
+            "picoqmail.room.two: first is 'from a import first'",
+        ),
+        ({"two": "def open():\n    pass\n"}, "picoqmail.room.two: open is Python's own"),
+        ({"two": "from picoqmail import room\n"}, "picoqmail is no module"),
+    ],
+)
+def test_the_build_refuses_what_one_file_cannot_say(
+    build: Any, modules: Callable[..., str], texts: dict[str, str], words: str
+) -> None:
+    """A name with two meanings, or one that hides a builtin: the error names it and where."""
+    with pytest.raises(build.MergeError, match=words):
+        build.merge(modules(**texts), ("picoqmail.room.two",))
+
+
+def test_a_merged_module_is_as_the_modules_are(build: Any, modules: Callable[..., str]) -> None:
+    """Each module behind those that it imports, each under its own name, imports only once."""
+    root = modules(
+        one='"""Text."""\nimport time\nLIMIT: int = 3\n'
+        'def f() -> int:\n    "Text."\n    return LIMIT\n',
+        two="from __future__ import annotations\nimport time\n"
+        "from picoqmail.room import one\nfrom picoqmail.room.one import f as g\n"
+        "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    from typing import Any\n"
+        "def late() -> Any:\n    from picoqmail.room.one import LIMIT\n    return LIMIT\n"
+        "ANSWER = one.f() + g()\n",
+    )
+    text = build.merge(root, ("picoqmail.room.two",))
+    assert 1 == text.count("import time")
+    assert "Any" not in text
+    assert "Text" not in text
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); import merged\n"
+        "from picoqmail.room.two import late, ANSWER\n"
+        "from picoqmail.room.one import f\n"
+        "assert (late(), ANSWER, f) == (3, 6, merged.f)\n"
+        "assert 'picoqmail' not in sys.modules\n"
+    )
+    with open(os.path.join(root, "merged.py"), "w", encoding="utf-8") as file:
+        file.write(text)
+    subprocess.run([sys.executable, "-I", "-c", code, root], check=True, timeout=SECONDS)
