@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-_OPEN = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_OPEN_OR_CREATE = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _BEGINNING = 0  # SEEK_SET of lseek(2)
 _LARGEST_OCTETS = 65536
 
@@ -112,7 +112,7 @@ def wait_for_lock(path: str, seconds: float, *, any_umask: bool = False) -> int:
 
 
 def _open(path: str, *, any_umask: bool = False) -> int:
-    descriptor = posix.open(path, _OPEN, PRIVATE_FILE_MODE)
+    descriptor = posix.open(path, _OPEN_OR_CREATE, PRIVATE_FILE_MODE)
     if any_umask:
         try:
             durable.restore_rights(descriptor)

@@ -63,9 +63,7 @@ def sender_command() -> list[str]:
     if posix.access(program, posix.X_OK):
         return [program]
     # An interpreter embedded elsewhere, or scripts installed apart from it.
-    import picoqmail
-
-    where = absolute(picoqmail.__path__[0]).rpartition("/")[0]
+    where = absolute(__file__).rsplit("/", 3)[0]  # two directories up: the package's
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from picoqmail.cli.send import main"
     script = f"{start}; sys.exit(main(sys.argv[1:]))"
     return [sys.executable or "python3", "-I", "-c", script, where]
