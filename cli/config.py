@@ -15,7 +15,7 @@ from picoqmail.home.paths import locate
 if TYPE_CHECKING:
     import argparse
 
-    from picoqmail.home.settings import Entry, Examination
+    from picoqmail.home.settings import Examination, SettingEntry
 
 WIDTH = 88
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EX_CONFIG if found.errors else 0
 
 
-def _document(found: Examination, entries: list[Entry]) -> dict[str, object]:
+def _document(found: Examination, entries: list[SettingEntry]) -> dict[str, object]:
     return {
         "settings": {
             entry.name: {
@@ -79,7 +79,7 @@ def _document(found: Examination, entries: list[Entry]) -> dict[str, object]:
     }
 
 
-def _print(entry: Entry) -> None:
+def _print(entry: SettingEntry) -> None:
     source = entry.where or (f"as {entry.spec.follows}" if entry.spec.follows else "default")
     if entry.error is not None:
         value = "(wrong)" if entry.where else "(missing)"

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EX_UNAVAILABLE
     try:
         rules = sink.Rules(
-            tuple(sink.answer(text, arguments.times) for text in arguments.answer),
+            tuple(sink.refusal(text, arguments.times) for text in arguments.answer),
             dict(_recipient_answer(text) for text in arguments.recipient_answer),
         )
         tell = _Teller(as_json=arguments.json)

@@ -113,15 +113,15 @@ class _Story:
         self.maildir = self.directory + "/Maildir"
 
     def tell(self) -> None:
-        with _Relay(self.directory, self.maildir, 0) as relay:
+        with _SinkProgram(self.directory, self.maildir, 0) as relay:
             port = relay.port
             self._make_home(port)
             self._in_and_out(relay)
-        with _Relay(self.directory, self.maildir, port, "--answer", "451 4.3.0 later, please",
+        with _SinkProgram(self.directory, self.maildir, port, "--answer", "451 4.3.0 later, please",
                     "--times", "1") as relay:  # fmt: skip
             name = self._relay_says_later(relay)
             self._cron_tries_again(relay, name)
-        with _Relay(self.directory, self.maildir, port, "--recipient-answer",
+        with _SinkProgram(self.directory, self.maildir, port, "--recipient-answer",
                     "bob@example.org=550 5.1.1 no such user") as relay:  # fmt: skip
             failed = self._one_of_three(relay)
             self._by_itself(relay, failed)
@@ -146,7 +146,7 @@ class _Story:
         self._expect_messages()
         tell.proved("the home is there, and its spool is empty")
 
-    def _in_and_out(self, relay: _Relay) -> None:
+    def _in_and_out(self, relay: _SinkProgram) -> None:
         tell = self.narrator
         tell.step("A mail goes in on standard input")
         tell.say(
@@ -171,7 +171,7 @@ class _Story:
         self._expect_messages()
         tell.proved("the relay has it, octet for octet, and it has left the spool")
 
-    def _relay_says_later(self, relay: _Relay) -> str:
+    def _relay_says_later(self, relay: _SinkProgram) -> str:
         tell = self.narrator
         tell.step("The relay says: later")
         tell.say("The relay is told to answer 451 once. Nothing is lost by that.")
@@ -193,7 +193,7 @@ class _Story:
         tell.proved("exit code 75, one attempt counted, the mail is safe")
         return name
 
-    def _cron_tries_again(self, relay: _Relay, name: str) -> None:
+    def _cron_tries_again(self, relay: _SinkProgram, name: str) -> None:
         tell = self.narrator
         tell.step("Cron tries again")
         with open(self._path(layout.CUR, name, layout.SIDECAR), "rb") as file:
@@ -207,7 +207,7 @@ class _Story:
         self._expect_equal("the recipients at the relay", ["eve@example.org"], mail["recipients"])
         tell.proved("delivered at the second attempt, and cron had nothing to mail anybody")
 
-    def _one_of_three(self, relay: _Relay) -> str:
+    def _one_of_three(self, relay: _SinkProgram) -> str:
         tell = self.narrator
         tell.step("The relay says: never, to one of three")
         tell.say("The relay does not know bob any more. The other two get their mail.")
@@ -230,7 +230,7 @@ class _Story:
         tell.proved("exit code 69: two delivered, one failed, and the mail is kept with the reason")
         return name
 
-    def _by_itself(self, relay: _Relay, failed: str) -> None:
+    def _by_itself(self, relay: _SinkProgram, failed: str) -> None:
         tell = self.narrator
         tell.step("And so it goes without anybody's help")
         tell.say(
@@ -360,7 +360,7 @@ class _Story:
         self.narrator.lines(title, lines[-_SHOWN_TRANSCRIPT_LINES:])
 
 
-class _Relay:
+class _SinkProgram:
     """A `picoqmail sink` of ours, as a process; a context manager, which ends it."""
 
     def __init__(self, directory: str, maildir: str, port: int, *words: str) -> None:

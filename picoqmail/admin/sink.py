@@ -42,10 +42,10 @@ _HIGHEST_REFUSAL = 599
 
 
 @frozen
-class Answer:
-    """A refusal instead of the usual answer to a phase.
+class Refusal:
+    """A refusal instead of the usual reply to a phase.
 
-    `phase` is one of `PHASES`: `data` is the answer to the command DATA, `content` that to the
+    `phase` is one of `PHASES`: `data` is the reply to the command DATA, `content` that to the
     final dot.  `times` is how many transactions get it (of `ehlo`: sessions), None for all.
     """
 
@@ -58,14 +58,14 @@ class Answer:
 class Rules:
     """What the sink refuses: by phase, and single recipients (by address in lower case) always."""
 
-    answers: tuple[Answer, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
     recipients: Mapping[str, str] = field(factory=dict)
 
     def reply(self, phase: str, count: int) -> str | None:
         """Return the refusal for a phase of the transaction with this number, from 0; or None."""
-        for answer in self.answers:
-            if answer.phase == phase and (answer.times is None or count < answer.times):
-                return answer.reply
+        for refusal in self.refusals:
+            if refusal.phase == phase and (refusal.times is None or count < refusal.times):
+                return refusal.reply
         return None
 
 
@@ -97,7 +97,7 @@ def reply_line(text: str) -> str:
     return f"{code} {rest or code[0] + '.0.0 as the sink was told'}"
 
 
-def answer(text: str, times: int | None = None) -> Answer:
+def refusal(text: str, times: int | None = None) -> Refusal:
     """Return the rule of `[PHASE=]CODE [TEXT]`; the phase is `content` if none is named.
 
     Raises ValueError.
@@ -108,7 +108,7 @@ def answer(text: str, times: int | None = None) -> Answer:
     phase = phase.lower()
     if phase not in PHASES:
         raise ValueError(f"{phase!r} is no phase: {', '.join(PHASES)} are")
-    return Answer(phase, reply_line(reply), times)
+    return Refusal(phase, reply_line(reply), times)
 
 
 class Maildir:

@@ -55,7 +55,7 @@ class Run:
         self._demand_password()
         self.log = events or open_log(
             self.settings.log,
-            home,
+            home.spool,
             program=program,
             privacy=self.settings.logprivacy,
         )

@@ -108,7 +108,7 @@ def make_home(
     (they are seen to before any file), ConfigurationError if `minivars` cannot be understood,
     OSError if the disk fails; what was made until then stays and is found by the next run.
     """
-    work = Work.begin(home)
+    work = InitRun.begin(home)
     try:
         work.directory(home.root, parents=True)
         for path in (home.control, home.spool, home.bin):
@@ -173,7 +173,7 @@ def crontab_line(home: Home) -> str:
 
 
 @define
-class Work:
+class InitRun:
     """One run: the home, what earlier runs made, and what was done so far."""
 
     home: Home
@@ -181,7 +181,7 @@ class Work:
     steps: list[Step] = field(factory=list)
 
     @classmethod
-    def begin(cls, home: Home) -> Work:
+    def begin(cls, home: Home) -> InitRun:
         """Read what earlier runs made of this home. Raises InitError."""
         return cls(home, _read_manifest(home))
 

@@ -26,7 +26,7 @@ from attrs import frozen
 from picoqmail import durable
 from picoqmail.home import make
 from picoqmail.home.control import MINIVARS
-from picoqmail.home.make import LINKS, HomeResult, InitError, Step, Work
+from picoqmail.home.make import LINKS, HomeResult, InitError, InitRun, Step
 from picoqmail.home.paths import groups_of
 from picoqmail.layout import DIRECTORIES
 
@@ -91,7 +91,7 @@ def make_system_home(
     check_place(os.path.dirname(home.root))
     owner = ensure_owner()
     prepare_directories(home, owner)
-    work = Work.begin(home)
+    work = InitRun.begin(home)
     try:
         if me is not None:
             work.control_file("me", [me])

@@ -12,7 +12,7 @@ from picoqmail.home.settings import SPECS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from picoqmail.home.settings import Entry, Spec
+    from picoqmail.home.settings import SettingEntry, Spec
 
 SECRET = "<secret>"  # noqa: S105 - it is what stands where a secret is not shown
 
@@ -43,7 +43,7 @@ def document() -> str:
     return _HEAD + "\n".join("\n".join(_section(name, spec)) for name, spec in SPECS.items())
 
 
-def shown_lines(entry: Entry) -> list[str]:
+def shown_lines(entry: SettingEntry) -> list[str]:
     """Return the value of an entry, one line each; none if it is not set."""
     if entry.spec.secret:
         return [SECRET] if entry.where else []
@@ -54,7 +54,7 @@ def shown_lines(entry: Entry) -> list[str]:
     return [str(entry.value)]
 
 
-def shown_value(entry: Entry) -> object:
+def shown_value(entry: SettingEntry) -> object:
     """Return the value of an entry for JSON: number, boolean, text, list of texts, or null."""
     if entry.error is not None:
         return None

@@ -18,7 +18,7 @@ from picoqmail.errors import ConfigurationError
 from picoqmail.home import values as setting_values
 from picoqmail.home.control import MINIVARS, Control
 from picoqmail.home.secret import RelayPassword
-from picoqmail.home.values import SECONDS_PER_UNIT, LogChoice, RateLimit, Route
+from picoqmail.home.values import SECONDS_PER_UNIT, RateLimit, Route
 from picoqmail.log import privacy
 from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from picoqmail.home.control import ControlValue
     from picoqmail.home.paths import Home
+    from picoqmail.log.choice import LogChoice
     from picoqmail.smtp.relay_address import Relay
 
 _DURATION = "seconds, or a number with one of the units " + " ".join(SECONDS_PER_UNIT)
@@ -415,7 +416,7 @@ SPECS = {name: spec for name, spec in vars(Settings).items() if isinstance(spec,
 """Every setting by name, in the order of `Settings`."""
 
 
-class Entry(Value):
+class SettingEntry(Value):
     """One setting as it was found: its value, the text it was made from, and where that stands.
 
     `value` is None if `error` is set. `where` is `file:line`, and empty for a default. `text` has
@@ -452,7 +453,7 @@ class Examination(Value):
 
     def __init__(
         self,
-        entries: tuple[Entry, ...],
+        entries: tuple[SettingEntry, ...],
         errors: tuple[ConfigurationError, ...],
         warnings: tuple[str, ...],
         settings: Settings | None,
@@ -501,26 +502,26 @@ def examine(home: Home) -> Examination:
     return Examination(tuple(entries), tuple(errors), warnings, None if errors else settings)
 
 
-def _entry(control: Control, name: str, spec: Spec) -> Entry:
+def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
     """Read one setting; whatever is wrong with it becomes the entry's error."""
     try:
         raw = control.read(name)
     except ConfigurationError as error:
-        return Entry(name, spec, None, error=error)
+        return SettingEntry(name, spec, None, error=error)
     if raw is None and spec.mandatory:
         missing = ConfigurationError(
             f"{control.directory}/{name}",
             "is not there, and the setting has no default",
             f"write {spec.allowed} into it, or run: picoqmail init",
         )
-        return Entry(name, spec, None, error=missing)
+        return SettingEntry(name, spec, None, error=missing)
     if raw is None:
-        return Entry(name, spec, None, text=(spec.default,) if spec.default else ())
+        return SettingEntry(name, spec, None, text=(spec.default,) if spec.default else ())
     text = () if spec.secret else tuple(line for line, _ in raw.lines)
     try:
-        return Entry(name, spec, _value(name, spec, raw), text=text, where=raw.where())
+        return SettingEntry(name, spec, _value(name, spec, raw), text=text, where=raw.where())
     except ConfigurationError as error:
-        return Entry(name, spec, None, text=text, where=raw.where(), error=error)
+        return SettingEntry(name, spec, None, text=text, where=raw.where(), error=error)
 
 
 def _value(name: str, spec: Spec, raw: ControlValue) -> object:
@@ -593,7 +594,7 @@ def _contradictions(settings: Settings, home: Home) -> Iterator[ConfigurationErr
             )
 
 
-def _unused_lines(control: Control, entries: Iterable[Entry]) -> Iterator[str]:
+def _unused_lines(control: Control, entries: Iterable[SettingEntry]) -> Iterator[str]:
     """Yield a warning for each setting of one value that has more lines."""
     for entry in entries:
         raw = control.read(entry.name) if entry.where and not entry.spec.many else None

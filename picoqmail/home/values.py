@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from picoqmail.home.control import check_host
+from picoqmail.log.choice import LEVELS, LogChoice
 from picoqmail.log.privacy import CHOICES as LOG_PRIVACY
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.value import Value
@@ -24,8 +25,6 @@ SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 # Ten years: longer than any sane lifetime, short enough that now + delay stays a plausible date.
 LONGEST_SECONDS = 10 * 365 * 86400
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_SINKS = ("auto", "stderr", "syslog", "journal", "json", "file", "off")
 TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 
 _SHA256_HEX_DIGITS = 64
@@ -54,20 +53,6 @@ class RateLimit(Value):
     def __init__(self, messages: int, seconds: int) -> None:
         self.messages: Final = messages
         self.seconds: Final = seconds
-
-
-class LogChoice(Value):
-    """Where events go: the sink, its path if it is a file, and the least level that is written.
-
-    `sink` is one of `LOG_SINKS`, `path` is empty unless the sink is `file` or a `json` file.
-    """
-
-    __slots__ = ("sink", "path", "level")
-
-    def __init__(self, sink: str, path: str, level: str) -> None:
-        self.sink: Final = sink
-        self.path: Final = path
-        self.level: Final = level
 
 
 def whole_number(text: str, least: int, most: int) -> int:
@@ -200,7 +185,7 @@ def rate_limit(text: str) -> RateLimit | None:
 
 
 def log_choice(text: str) -> LogChoice:
-    """Return the sink and level of `SINK [LEVEL]`; SINK is a word of `LOG_SINKS` or a path.
+    """Return the sink and level of `SINK [LEVEL]`; SINK is a word of `log.choice.SINKS` or a path.
 
     Raises ValueError for a path that is not absolute: programs run in every directory.
     """
@@ -208,7 +193,7 @@ def log_choice(text: str) -> LogChoice:
     if not words:
         raise ValueError("nothing is given")
     level = "info"
-    if len(words) > 1 and words[-1] in LOG_LEVELS:
+    if len(words) > 1 and words[-1] in LEVELS:
         level = words.pop()
         text = text[: text.rindex(level)].rstrip()
     sink = words[0]

@@ -196,7 +196,7 @@ class Identity:
         return field
 
 
-class Settings:
+class InjectSettings:
     """The control files that injection looks at, with the variables that override them."""
 
     __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
@@ -315,7 +315,7 @@ class Injection:
     def __init__(
         self,
         request: Request,
-        settings: Settings,
+        settings: InjectSettings,
         environ: Mapping[bytes, bytes],
         *,
         now: float,
@@ -551,7 +551,7 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     if own_queue:
         environ = _with_names_in_one_line(environ)
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
-    settings = Settings(home, environ)
+    settings = InjectSettings(home, environ)
     injection = Injection(request, settings, environ, now=now, pid=pid)
     message = MessageReader(read, crlf_blank=own_queue)
     for field in message.fields():

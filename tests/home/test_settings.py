@@ -17,7 +17,8 @@ from picoqmail.home import secret as relay_password
 from picoqmail.home import settings, values
 from picoqmail.home.paths import Home
 from picoqmail.home.secret import PasswordUnavailableError, RelayPassword
-from picoqmail.home.values import LogChoice, RateLimit, Route
+from picoqmail.home.values import RateLimit, Route
+from picoqmail.log.choice import LogChoice
 from picoqmail.smtp.relay_address import Relay
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from picoqmail.home import units
 from picoqmail.home.make import InitError
 from picoqmail.home.paths import Home
 from picoqmail.home.settings import Settings
-from picoqmail.home.values import LogChoice
+from picoqmail.log.choice import LogChoice
 from rig.programs import find
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ which message plays which part.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -293,8 +292,7 @@ def test_quotas_and_the_pace_go_on_counting(old: Trial) -> None:
     ((number, begun),) = json.loads(read(f"{old.spool}/rate"))["slices"]
     limit = RateLimit(10000, 86400)
     pacer = Pacer(f"{old.spool}/rate", limit, lambda: number * limit.seconds / SLICES)
-    with contextlib.closing(pacer):
-        assert 0.0 == pacer()
+    assert 0.0 == pacer()
     assert [[number, begun + 1]] == json.loads(read(f"{old.spool}/rate"))["slices"]
 
 

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.home.paths import Home
-from picoqmail.home.values import LogChoice, log_choice
-from picoqmail.log import logger
+from picoqmail.home.values import log_choice
+from picoqmail.log import logger, places, text
+from picoqmail.log.choice import LogChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def syslog(tmp_path: Path) -> Iterator[socket.socket]:
 def told(choice: str, home: Home, *levels: str) -> str:
     """Return what an event of each level writes to standard error."""
     stream = io.StringIO()
-    opened = logger.open_log(log_choice(choice), home, stderr=stream)
+    opened = logger.open_log(log_choice(choice), home.spool, stderr=stream)
     for level in levels:
         opened.event(f"at_{level}", level=level, relay="mx:25")
     return stream.getvalue()
@@ -92,7 +93,7 @@ def test_json_line(home: Home) -> None:
 
 def test_json_file(open_log: Callable[..., logger.Log], home: Home, tmp_path: Path) -> None:
     """A json log may have a file of its own, private."""
-    opened = open_log(LogChoice("json", str(tmp_path / "x.json"), "info"), home)
+    opened = open_log(LogChoice("json", str(tmp_path / "x.json"), "info"), home.spool)
     opened.event("one", name="fact")
     opened.event("two")
     lines = (tmp_path / "x.json").read_text().splitlines()
@@ -105,7 +106,7 @@ def test_no_second_line(reply: str, event_text: str) -> None:
     """Whatever a relay says, it is one line, and drives no terminal."""
     for choice in ("stderr", "json"):
         stream = io.StringIO()
-        opened = logger.open_log(log_choice(choice), Home("/nowhere"), stderr=stream)
+        opened = logger.open_log(log_choice(choice), "/nowhere/spool", stderr=stream)
         opened.event("refused", reply=reply, text=event_text)
         assert stream.getvalue().count("\n") == 1
         assert stream.getvalue()[:-1].isprintable()
@@ -118,7 +119,7 @@ def test_default_on_a_terminal(
     """Where a person looks on, events are shown there."""
     master, slave = pty.openpty()
     with open(slave, "w", encoding="utf-8") as stream, open(master, "rb") as reader:
-        opened = open_log(log_choice("auto"), home, stderr=stream, syslog_socket="/nowhere")
+        opened = open_log(log_choice("auto"), home.spool, stderr=stream, syslog_socket="/nowhere")
         opened.event("relay_down", level="error")
         assert b"relay_down" in os.read(reader.fileno(), 4096)
     assert not (tmp_path / "spool/log").exists()
@@ -151,7 +152,7 @@ def test_default_without_syslog(
 ) -> None:
     """With neither, events go to a private file in the spool, and nothing is printed."""
     stream = io.StringIO()
-    opened = open_log(log_choice("auto"), home, stderr=stream, syslog_socket="/nowhere")
+    opened = open_log(log_choice("auto"), home.spool, stderr=stream, syslog_socket="/nowhere")
     opened.event("relay_down", level="error")
     assert "relay_down" in (tmp_path / "spool/log").read_text()
     assert (tmp_path / "spool/log").stat().st_mode & 0o777 == 0o600
@@ -163,10 +164,10 @@ def test_spool_log_stays_small(
 ) -> None:
     """The spool's log begins anew at a megabyte; one older one is kept."""
     path = tmp_path / "spool/log"
-    path.write_bytes(b"x" * logger.SPOOL_LOG_OCTETS)
-    open_log(log_choice("auto"), home, stderr=io.StringIO(), syslog_socket="/no").event("new")
+    path.write_bytes(b"x" * places.SPOOL_LOG_OCTETS)
+    open_log(log_choice("auto"), home.spool, stderr=io.StringIO(), syslog_socket="/no").event("new")
     assert path.stat().st_size < 1000
-    assert (tmp_path / "spool/log.1").stat().st_size == logger.SPOOL_LOG_OCTETS
+    assert (tmp_path / "spool/log.1").stat().st_size == places.SPOOL_LOG_OCTETS
 
 
 def test_syslog_that_starts_again(
@@ -174,7 +175,7 @@ def test_syslog_that_starts_again(
 ) -> None:
     """After syslog was started again the next event finds it."""
     path = str(tmp_path / "devlog")
-    opened = open_log(log_choice("syslog"), home, syslog_socket=path)
+    opened = open_log(log_choice("syslog"), home.spool, syslog_socket=path)
     for count in range(2):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
             listener.bind(path)
@@ -188,7 +189,7 @@ def test_syslog_that_reads_nothing(
     open_log: Callable[..., logger.Log], home: Home, syslog: socket.socket, tmp_path: Path
 ) -> None:
     """A syslog that is stuck costs its events, and no time; when it reads again, it is told."""
-    opened = open_log(log_choice("syslog"), home, syslog_socket=str(tmp_path / "devlog"))
+    opened = open_log(log_choice("syslog"), home.spool, syslog_socket=str(tmp_path / "devlog"))
     for _ in range(5000):
         opened.event("many", text="x" * 500)
         if opened.lost:
@@ -212,7 +213,7 @@ def test_syslog_on_a_stream(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
-        open_log(log_choice("syslog"), home, syslog_socket=path).event("hello")
+        open_log(log_choice("syslog"), home.spool, syslog_socket=path).event("hello")
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(10)
@@ -223,10 +224,10 @@ def test_long_line_is_cut_whole(
     open_log: Callable[..., logger.Log], home: Home, syslog: socket.socket, tmp_path: Path
 ) -> None:
     """A line that syslog would cut is cut by us, between two characters."""
-    opened = open_log(log_choice("syslog"), home, syslog_socket=str(tmp_path / "devlog"))
+    opened = open_log(log_choice("syslog"), home.spool, syslog_socket=str(tmp_path / "devlog"))
     opened.event("long", text="ä" * 10000)
     data = syslog.recv(65536)
-    assert logger.LONGEST_DATAGRAM - 1 <= len(data) <= logger.LONGEST_DATAGRAM
+    assert places.LONGEST_DATAGRAM - 1 <= len(data) <= places.LONGEST_DATAGRAM
     assert data.decode().endswith("ä")
 
 
@@ -235,7 +236,7 @@ def test_log_that_cannot_be_written(
     open_log: Callable[..., logger.Log], home: Home, path: str
 ) -> None:
     """A log on a full disk, or nowhere, loses its events, and raises nothing."""
-    opened = open_log(LogChoice("file", path, "info"), home)
+    opened = open_log(LogChoice("file", path, "info"), home.spool)
     opened.event("one")
     opened.event("two")
     assert opened.lost >= 1
@@ -245,7 +246,7 @@ def test_closed_standard_error(open_log: Callable[..., logger.Log], home: Home) 
     """A closed or missing standard error stops nothing."""
     stream = io.StringIO()
     stream.close()
-    opened = open_log(log_choice("stderr"), home, stderr=stream)
+    opened = open_log(log_choice("stderr"), home.spool, stderr=stream)
     opened.event("one")
     assert opened.lost == 1
 
@@ -255,7 +256,7 @@ def test_pipe_that_nobody_reads(
 ) -> None:
     """A named pipe without a reader does not stop the run."""
     os.mkfifo(tmp_path / "fifo")
-    opened = open_log(LogChoice("file", str(tmp_path / "fifo"), "info"), home)
+    opened = open_log(LogChoice("file", str(tmp_path / "fifo"), "info"), home.spool)
     opened.event("one")
     assert opened.lost == 1
 
@@ -272,13 +273,12 @@ def test_structlog_comes_late() -> None:
     """Importing the log, events that are off, and plain lines do without it: it takes 80 ms."""
     code = (
         "import sys\nfrom picoqmail.log import logger as log\n"
-        "from picoqmail.home.paths import Home\n"
         "from picoqmail.home.values import log_choice\n"
-        "plain = log.open_log(log_choice('stderr'), Home('/nowhere'))\n"
+        "plain = log.open_log(log_choice('stderr'), '/nowhere/spool')\n"
         "plain.event('off', level='debug')\n"
         "plain.event('on')\n"
         "print('structlog' in sys.modules)\n"
-        "log.open_log(log_choice('json'), Home('/nowhere')).event('on')\n"
+        "log.open_log(log_choice('json'), '/nowhere/spool').event('on')\n"
         "print('structlog' in sys.modules)\n"
     )
     done = subprocess.run(
@@ -291,8 +291,8 @@ def test_plain_lines_have_the_time_as_structlog_writes_it() -> None:
     """ISO 8601, UTC, microseconds: whichever of the two rendered a line."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     before = str(stamp(None, "info", {})["timestamp"])
-    ours = logger._timestamp(time.time_ns())
+    ours = text._timestamp(time.time_ns())
     after = str(stamp(None, "info", {})["timestamp"])
     assert before <= ours <= after
     assert len(before) == len(ours)
-    assert "1970-01-01T00:00:01.000002Z" == logger._timestamp(1_000_002_999)
+    assert "1970-01-01T00:00:01.000002Z" == text._timestamp(1_000_002_999)

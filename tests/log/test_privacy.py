@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import installation
-from picoqmail.home.paths import Home
-from picoqmail.home.values import LogChoice
 from picoqmail.log import events
+from picoqmail.log.choice import LogChoice
 from picoqmail.log.logger import open_log
 from picoqmail.log.privacy import mask
 from rig.recording import RecordingRelay
@@ -86,7 +85,7 @@ def test_the_journal(tmp_path: Path) -> None:
         journal.bind(path)
         journal.settimeout(5)
         choice = LogChoice("journal", "", "info")
-        log = open_log(choice, Home(str(tmp_path)), program="p", journal_socket=path)
+        log = open_log(choice, str(tmp_path), program="p", journal_socket=path)
         log.event("relay_down", level="warning", relay="r", reason="a\nPRIORITY=0")
         lines = journal.recv(65536).decode().splitlines()
     assert 'MESSAGE=relay_down relay=r reason="a\\nPRIORITY=0"' == lines[0]

@@ -159,7 +159,7 @@ class Steps:
     def attempt(self, plan: Plan, *, forced: bool) -> list[str]:
         """One run over new/ and what is due in cur/, as cron makes it; returns who was busy."""
         settings = load(self.home)
-        log = open_log(settings.log, self.home, program="proof")
+        log = open_log(settings.log, self.home.spool, program="proof")
         spool = self.spool()
         now = self.now
         sights = {state: scan.look(spool.path, state, now) for state in ("new", "cur")}

@@ -17,7 +17,7 @@ from mailing import Mailer, make_mailer
 from picoqmail.home.paths import Home
 from picoqmail.message.completion import UnparsableError
 from picoqmail.message.header import MessageReader, field_name
-from picoqmail.submission.inject import Injection, Request, Settings
+from picoqmail.submission.inject import Injection, InjectSettings, Request
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -406,7 +406,7 @@ def test_any_input_is_accepted_or_refused(
         pieces = iter([message])
         reader = MessageReader(lambda: next(pieces, b""))
         try:
-            settings = Settings(Home(root), environ)
+            settings = InjectSettings(Home(root), environ)
             injection = Injection(request, settings, environ, now=1e9, pid=1)
             for field in reader.fields():
                 injection.take(field)

@@ -1,0 +1,187 @@
+"""Where lines of the log end up: standard error, a file, the spool's own file, syslog, the journal.
+
+What may live here: opening and writing. Nothing is opened before the first line, and no place ever
+waits: a datagram that syslog has no room for is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+
+from picoqmail import durable
+from picoqmail.layout import PRIVATE_FILE_MODE
+from picoqmail.log.text import encodable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TextIO
+
+    class Place(Protocol):
+        """Where lines end up; both verbs may raise OSError or ValueError."""
+
+        def write(self, line: str, level: str) -> None:
+            """Write one line, which has no line end."""
+
+        def close(self) -> None:
+            """Let go of what `write` opened; it opens it again."""
+
+
+# syslog's severities (RFC 5424 6.2.1) by the names of our levels.
+_SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_FACILITY_MAIL = 2
+
+SPOOL_LOG_OCTETS = 1 << 20
+# rsyslog and syslog-ng cut at 8 KiB by default; a line cut by us still ends whole.
+LONGEST_DATAGRAM = 8000
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class StandardError:
+    """Standard error, or what stands in for it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, line: str, _level: str) -> None:
+        """Write one line."""
+        if self._stream is None:
+            raise ValueError("there is no standard error")
+        self._stream.write(encodable(line) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave it open: it is not ours."""
+
+
+class NamedFile:
+    """A file that the administrator named; it may be a link, a pipe or a device."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def write(self, line: str, _level: str) -> None:
+        """Write one line."""
+        if self._descriptor < 0:
+            self._descriptor = self._open()
+        # One write a line: lines of several processes stay apart.
+        durable.write_all(self._descriptor, encodable(line).encode() + b"\n")
+
+    def close(self) -> None:
+        """Let go of it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        # Without O_NONBLOCK a pipe that nobody reads would stop the run here.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(self._path, flags, PRIVATE_FILE_MODE)
+
+
+class SpoolLog(NamedFile):
+    """The spool's own log, which begins anew when it has grown to a megabyte."""
+
+    def _open(self) -> int:
+        descriptor = durable.open_append(self._path)
+        if os.fstat(descriptor).st_size < SPOOL_LOG_OCTETS:
+            return descriptor
+        os.close(descriptor)
+        durable.rename(self._path, self._path + ".1")
+        return durable.open_append(self._path)
+
+
+class Syslog:
+    """The host's syslog, spoken to as syslog(3) does, facility mail, but without ever waiting."""
+
+    def __init__(self, path: str, program: str) -> None:
+        self._path = path
+        self._program = program
+        self._socket: socket.socket | None = None
+
+    def write(self, line: str, level: str) -> None:
+        """Write one line."""
+        now = time.localtime()
+        head = (
+            f"<{_FACILITY_MAIL << 3 | _SEVERITIES[level]}>"
+            f"{_MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {now.tm_hour:02}:{now.tm_min:02}:"
+            f"{now.tm_sec:02} {self._program}[{os.getpid()}]: "
+        )
+        data = (head + encodable(line)).encode()
+        if len(data) > LONGEST_DATAGRAM:
+            data = data[:LONGEST_DATAGRAM].decode(errors="ignore").encode()
+        try:
+            self._send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # syslog was started again since our last line: its socket is a new one.
+            self.close()
+            self._send(data)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, data: bytes) -> None:
+        if self._socket is None:
+            self._socket = _connected(self._path, socket.SOCK_DGRAM)
+        if self._socket.type == socket.SOCK_STREAM:
+            data += b"\0"  # what parts records on a stream, see syslog(3) of the GNU C library
+        if self._socket.send(data) < len(data):
+            self.close()  # the rest of this record would be taken for the next one
+            raise BlockingIOError(errno.EAGAIN, "syslog took a part of the line")
+
+
+class Journal:
+    """systemd's journal, in its native protocol: a datagram of `NAME=value` lines.
+
+    See "Native Journal Protocol" of systemd. A line of ours has no line end in it.
+    """
+
+    def __init__(self, path: str, program: str) -> None:
+        self._path = path
+        self._program = program
+        self._socket: socket.socket | None = None
+
+    def write(self, line: str, level: str) -> None:
+        """Write one line."""
+        fields = (
+            f"MESSAGE={encodable(line)}",
+            f"PRIORITY={_SEVERITIES[level]}",
+            f"SYSLOG_FACILITY={_FACILITY_MAIL}",
+            f"SYSLOG_IDENTIFIER={self._program}",
+            f"SYSLOG_PID={os.getpid()}",
+        )
+        if self._socket is None:
+            self._socket = _connected(self._path, socket.SOCK_DGRAM)
+        try:
+            self._socket.send("".join(f"{field}\n" for field in fields).encode())
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _connected(path: str, kind: socket.SocketKind) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, kind)
+    try:
+        link.settimeout(0)
+        link.connect(path)
+    except OSError as error:
+        link.close()
+        if kind == socket.SOCK_DGRAM and error.errno == errno.EPROTOTYPE:
+            return _connected(path, socket.SOCK_STREAM)
+        raise
+    return link

@@ -1,0 +1,84 @@
+"""One event as one line for people and for grep. Pure.
+
+The sender writes such lines, and ends: structlog makes the others (structured.py), for importing it
+takes longer than sending a mail.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# A value that holds one of these would be read wrongly without quotes.
+_QUOTED = frozenset(' "=\\')
+# What none of that can be in: most values, told apart in one call.
+_is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
+
+
+class PlainLines:
+    """Makes a line of each event, and hands it on with its level."""
+
+    def __init__(
+        self, put: Callable[[str, str], None], bound: Mapping[str, object], *, stamped: bool
+    ) -> None:
+        """`bound` are facts of every event; `stamped` puts time and level in front of a line."""
+        self._put = put
+        self._bound = words(bound)
+        self._stamped = stamped
+
+    def write(self, level: str, event: str, facts: Mapping[str, object]) -> None:
+        """Write one event. Raises what the place raises."""
+        text = f"{event}{self._bound}{words(facts)}"
+        if self._stamped:
+            text = f"{_timestamp(time.time_ns())} {level:7} {text}"
+        self._put(text, level)
+
+
+def _timestamp(nanoseconds: int) -> str:
+    """Return a moment (Unix time) as structlog does: ISO 8601, UTC, with microseconds."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1000:06}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Return the part that the lines of one second share: a busy run writes thousands."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def words(facts: Mapping[str, object]) -> str:
+    """Return ` name=value` for each fact; a value is quoted if it would be read wrongly."""
+    words = []
+    for name, value in facts.items():
+        if value is not None:
+            text = value if type(value) is str else str(value)
+            words.append(f" {name}={text if _is_plain(text) else _quoted(text)}")
+    return "".join(words)
+
+
+def _quoted(text: str) -> str:
+    """Return a fact's text on one line; nothing that came from outside can forge a second one."""
+    if text.isprintable():
+        if text and _QUOTED.isdisjoint(text):
+            return text  # plain, but beyond ASCII
+        if '"' not in text and "\\" not in text:
+            return f'"{text}"'
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def encodable(line: str) -> str:
+    """Return a line without lone surrogates, which bytes of unknown encoding leave in a str."""
+    return line.encode(errors="backslashreplace").decode()
