@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import sys
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING
 from picoqmail.cli import units
 from picoqmail.cli.output import is_terminal, print_json, printable
 from picoqmail.errors import EX_USAGE, ConfigurationError
-from picoqmail.home import make, make_system, values
+from picoqmail.home import make, make_system, secret, values
 from picoqmail.home.control import Control
-from picoqmail.home.paths import QMAIL_HOME, Home, locate, personal_root
+from picoqmail.home.paths import PACKAGED_HOME, QMAIL_HOME, Home, locate, personal_root
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare --me and --relay."""
+    """Declare what the first settings are, and which kind of home to make."""
     parser.epilog = (
         "The home is that of PICOQMAIL_HOME; without it, /var/qmail if that has a control/me, "
         "else ~/.local/state/picoqmail. What is there already is not overwritten."
@@ -53,6 +54,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="host, host:port or URL of a relay, for control/relayip; again for the next one",
     )
+    parser.add_argument("--user", metavar="NAME", help="the user to log in as at the relays")
+    parser.add_argument(
+        "--password-stdin",
+        action="store_true",
+        help="read the relay's password, one line, from standard input, for control/relaypass",
+    )
+    parser.add_argument(
+        "--admin",
+        metavar="ADDRESS",
+        help="where mail for root and other users of this host goes, for control/adminaddr",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="let what is given here replace other values that are set",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,6 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.system:
         make_system.require_root()
         if not _is_named():
+            if home.root == PACKAGED_HOME:
+                raise make.InitError(
+                    "--system",
+                    "is not needed: the Debian package is the mailer of this host",
+                    "leave --system out to set it up, or say with PICOQMAIL_HOME where another "
+                    "home is to be",
+                )
             home = Home(QMAIL_HOME)
     elif os.geteuid() == 0 and home.root == personal_root(os.environ) and not _is_named():
         print(
@@ -73,15 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EX_USAGE
-    asking = is_terminal() and not arguments.json
-    me = _host_name(home, arguments.me, asking=asking)
-    relays = _relays(home, arguments.relay, asking=asking)
-    if arguments.system:
-        outcome = make_system.make_system_home(
-            home, me=me, relays=relays, programs=make.find_programs()
-        )
+    first = _first_settings(home, arguments, asking=is_terminal() and not arguments.json)
+    if home.root == PACKAGED_HOME:
+        outcome = make_system.settle_packaged_home(home, settings=first, replace=arguments.replace)
     else:
-        outcome = make.make_home(home, me=me, relays=relays, programs=make.find_programs())
+        make_it = make_system.make_system_home if arguments.system else make.make_home
+        outcome = make_it(
+            home, settings=first, replace=arguments.replace, programs=make.find_programs()
+        )
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))
@@ -94,6 +117,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _is_named() -> bool:
     return bool(os.environ.get("PICOQMAIL_HOME"))
+
+
+def _first_settings(
+    home: Home, arguments: argparse.Namespace, *, asking: bool
+) -> dict[str, list[str]]:
+    """Return the lines of the control files to write, by name: what was told or asked for.
+
+    Raises ConfigurationError for what cannot be used.
+    """
+    settings = {}
+    me = _host_name(home, arguments.me, asking=asking)
+    if me is not None:
+        settings["me"] = [me]
+    relays = _relays(home, arguments, asking=asking)
+    if relays:
+        settings["relayip"] = relays
+    password = _password(home, arguments, relays, asking=asking)
+    if password is not None:
+        settings["relaypass"] = password
+    admin = _administrator(home, arguments.admin, asking=asking)
+    if admin:
+        settings["adminaddr"] = [admin]
+    return settings
 
 
 def _host_name(home: Home, told: str | None, *, asking: bool) -> str | None:
@@ -114,16 +160,64 @@ def _host_name(home: Home, told: str | None, *, asking: bool) -> str | None:
     return guess
 
 
-def _relays(home: Home, told: list[str], *, asking: bool) -> list[str]:
+def _relays(home: Home, arguments: argparse.Namespace, *, asking: bool) -> list[str]:
     """Return the lines for control/relayip, none to leave it as it is."""
-    if told:
-        for relay in told:
-            _checked(values.relay, relay, "--relay", "host, host:port, [v6]:port or a URL")
-        return told
-    if not asking or Control(home.control).read("relayip") is not None:
-        return []
-    answer = _ask("Relay (host, host:port or URL; empty: later)", "", _relay_or_nothing)
-    return [answer] if answer else []
+    user = arguments.user
+    relays: list[str] = arguments.relay
+    if not relays and asking and Control(home.control).read("relayip") is None:
+        answer = _ask("Relay (host, host:port or URL; empty: later)", "", _relay_or_nothing)
+        relays = [answer] if answer else []
+        if relays and user is None and not values.relay(answer).user:
+            user = _ask("User to log in as there (empty: no login)", "", str)
+    if user and not relays:
+        problem = "belongs into the line of a relay, and no relay is given"
+        raise ConfigurationError("--user", problem, "say --relay RELAY, too")
+    if user:
+        relays = [_with_user(user, relay) for relay in relays]
+    for relay in relays:
+        _checked(values.relay, relay, "--relay", "host, host:port, [v6]:port or a URL")
+    return relays
+
+
+def _with_user(user: str, relay: str) -> str:
+    """Return the line of a relay with a user in it; one that is there already stays."""
+    scheme, mark, rest = relay.rpartition("://")
+    return relay if "@" in rest else f"{scheme}{mark}{user}@{rest}"
+
+
+def _password(
+    home: Home, arguments: argparse.Namespace, relays: list[str], *, asking: bool
+) -> list[str] | None:
+    """Return the lines for control/relaypass, None to leave it as it is."""
+    path = f"{home.control}/relaypass"
+    if arguments.password_stdin:
+        password = sys.stdin.readline().removesuffix("\n")
+        where = "standard input"
+    elif asking and any(values.relay(one).user for one in relays) and not os.path.lexists(path):
+        password = getpass.getpass("Its password (not shown; empty: later): ")
+        where = "the password"
+        if not password:
+            return None
+    else:
+        return None
+    try:
+        return secret.secret_lines(path, password)
+    except ValueError as exc:
+        raise ConfigurationError(where, str(exc)) from None
+
+
+def _administrator(home: Home, told: str | None, *, asking: bool) -> str | None:
+    """Return the address for control/adminaddr, nothing to leave it as it is."""
+    if told is not None:
+        return _checked(values.mail_address, told, "--admin", "an address user@host")
+    if not asking or Control(home.control).read("adminaddr") is not None:
+        return None
+    question = "Address that gets the mail for root and other users of this host (empty: none)"
+    return _ask(question, "", _address_or_nothing)
+
+
+def _address_or_nothing(text: str) -> object:
+    return values.mail_address(text) if text else None
 
 
 def _relay_or_nothing(text: str) -> object:
@@ -210,10 +304,10 @@ def _document(home: Home, outcome: make.HomeResult, next_steps: list[str]) -> di
 
 def _print(home: Home, outcome: make.HomeResult, next_steps: list[str]) -> None:
     for step in outcome.steps:
-        if step.outcome in {"made", "repaired"}:
+        if step.outcome in {"made", "replaced", "repaired"}:
             detail = f"  ({printable(step.detail)})" if step.detail else ""
             print(f"{step.outcome:9} {printable(step.path)}{detail}")
-    made = sum(step.outcome == "made" for step in outcome.steps)
+    made = sum(step.outcome in {"made", "replaced"} for step in outcome.steps)
     print(f"The home {printable(home.root)} is ready: {made} made, {len(outcome.steps)} in all.")
     print("\nNext:")
     for advice in next_steps:

@@ -26,17 +26,16 @@ from attrs import define, field, frozen
 
 from picoqmail import durable, layout
 from picoqmail.errors import PicoqmailError
-from picoqmail.home.control import Control
+from picoqmail.home.control import Control, read_text
+from picoqmail.home.paths import Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from picoqmail.home.paths import Home
-
 MANIFEST = ".made-by-picoqmail"
 
-# The names of 2003 and of qmail, and which of our programs stands behind each. mailq is sendmail
-# under another name, as everywhere.
+# The names of 2003 and of qmail, and which of our programs stands behind each. mailq and newaliases
+# are sendmail under other names, as everywhere.
 LINKS = {
     "minismtpq": "picoqmail-queue",
     "minismtpsend": "picoqmail-send",
@@ -45,6 +44,7 @@ LINKS = {
     "qmail-inject": "picoqmail-inject",
     "sendmail": "picoqmail-sendmail",
     "mailq": "picoqmail-sendmail",
+    "newaliases": "picoqmail-sendmail",
 }
 
 EX_CANTCREAT = 73
@@ -70,7 +70,7 @@ class InitError(PicoqmailError, OSError):
 
 @frozen
 class Step:
-    """What became of one path: `made`, `repaired`, `kept` or `refused`, and why."""
+    """What became of one path: `made`, `replaced`, `repaired`, `kept` or `refused`, and why."""
 
     path: str
     outcome: str
@@ -93,15 +93,15 @@ class HomeResult:
 def make_home(
     home: Home,
     *,
-    me: str | None,
-    relays: Sequence[str] = (),
+    settings: Mapping[str, Sequence[str]],
+    replace: bool = False,
     programs: Mapping[str, str],
 ) -> HomeResult:
     """Make what is missing of a home, and return what was done to each part of it.
 
-    `me` is this host's name, None if `control/me` is known to say it; `relays` are the lines of
-    `control/relayip`, none to leave that file alone.  Both must have been checked.  `programs` has
-    the absolute path of each program that `LINKS` names; see `find_programs`.
+    `settings` has the lines of the control files to write, by name; they must have been checked.
+    `replace` has them written also where another value is set.  `programs` has the absolute path
+    of each program that `LINKS` names; see `find_programs`.
 
     A foreign file in the place of a link, or a control file with another value, is refused and
     left alone, and the rest is done.  Raises InitError if one of the directories cannot be ours
@@ -115,10 +115,8 @@ def make_home(
             work.directory(path, parents=path != home.bin)
         for name in layout.DIRECTORIES:
             work.directory(f"{home.spool}/{name}")
-        if me is not None:
-            work.control_file("me", [me])
-        if relays:
-            work.control_file("relayip", list(relays))
+        for name, lines in settings.items():
+            work.control_file(name, lines, replace=replace)
         for name, program in LINKS.items():
             work.link(f"{home.bin}/{name}", programs[program])
     finally:
@@ -164,9 +162,10 @@ def crontab_line(home: Home) -> str:
     A percent sign would end the command there, so it gets its backslash.
     """
     words = [f"PICOQMAIL_HOME={shlex.quote(home.root)}"]
-    if home.control != home.root + "/control":
+    usual = Home(home.root)
+    if home.control != usual.control:
         words.append(f"PICOQMAIL_CONTROL={shlex.quote(home.control)}")
-    if home.spool != home.root + "/spool":
+    if home.spool != usual.spool:
         words.append(f"PICOQMAIL_SPOOL={shlex.quote(home.spool)}")
     words.append(shlex.quote(f"{home.bin}/minisendcron"))
     return "* * * * * " + " ".join(words).replace("%", r"\%")
@@ -217,26 +216,33 @@ class InitRun:
         finally:
             os.close(descriptor)
 
-    def control_file(self, name: str, lines: list[str]) -> None:
-        """Write a control file, unless the setting is there already, in its file or minivars."""
+    def control_file(self, name: str, lines: Sequence[str], *, replace: bool = False) -> None:
+        """Write a control file, unless the setting is there already, in its file or minivars.
+
+        With `replace` a file with another value is replaced; minivars is never edited.
+        """
         path = f"{self.home.control}/{name}"
         value = Control(self.home.control).read(name)
+        data = "".join(f"{line}\n" for line in lines).encode()
         if value is None:
-            if create_durably(path, "".join(f"{line}\n" for line in lines).encode()):
+            if create_durably(path, data):
                 self._note(path, "made")
             else:
                 self._note(path, "refused", "a link or directory lies there; move it away")
             return
         there = [text for text, _ in value.lines]
-        if there == lines:
+        # Part of a secret may stand in a comment (see secret_lines).
+        if read_text(path) == data.decode() if name == "relaypass" else there == list(lines):
             self._note(path, "kept")
+        elif replace and value.path == path:
+            durable.replace(f"{path}.{os.getpid()}.new", path, data)
+            durable.sync_directory(self.home.control)
+            self._note(path, "replaced")
         else:
-            self._note(
-                path,
-                "refused",
-                f"{value.where()} says {' '.join(there)!r} and not {' '.join(lines)!r}; "
-                "edit it if it is wrong",
-            )
+            differs = f"{value.where()} says another value"
+            if name != "relaypass":
+                differs = f"{value.where()} says {' '.join(there)!r} and not {' '.join(lines)!r}"
+            self._note(path, "refused", f"{differs}; edit it if it is wrong, or use --replace")
 
     def link(self, path: str, target: str) -> None:
         """Make a link to one of our programs; one of ours that points elsewhere is replaced."""

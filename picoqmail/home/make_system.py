@@ -5,6 +5,9 @@ owner of the spool can list, read, alter or delete anything in it; anybody may s
 `bin/qmail-queue`, a small set-id program (qmail_queue_setid.c) that is compiled here by the host's
 compiler. Nothing else runs with raised privilege.
 
+The Debian package brings the programs and the set-id program. What is left to be done here is the
+user, the spool and the settings (`settle_packaged_home`).
+
 Root works here on nothing that another user could move, replace or lead elsewhere meanwhile: every
 directory from the root of the file system to the home must be in root's hands.
 """
@@ -70,8 +73,8 @@ class Owner:
 def make_system_home(
     home: Home,
     *,
-    me: str | None,
-    relays: Sequence[str] = (),
+    settings: Mapping[str, Sequence[str]],
+    replace: bool = False,
     programs: Mapping[str, str],
 ) -> HomeResult:
     """Make or mend a home for all users of this host; arguments and errors as init.make_home.
@@ -93,15 +96,7 @@ def make_system_home(
     prepare_directories(home, owner)
     work = InitRun.begin(home)
     try:
-        if me is not None:
-            work.control_file("me", [me])
-        if relays:
-            work.control_file("relayip", list(relays))
-        for step in work.steps:
-            if step.outcome == "made":
-                # Whoever submits reads the settings; the password is in a file of its own.
-                os.chmod(step.path, 0o644)
-        work.steps += settle_control(home, owner, work.made_before)
+        _write_settings(work, owner, settings, replace=replace)
         target = f"{home.bin}/qmail-queue"
         _refuse_foreign(target, work.made_before)
         _install(compile_setid(home, owner), target)
@@ -112,6 +107,36 @@ def make_system_home(
         work.write_manifest()
     try_setid(target)
     return HomeResult(home.root, tuple(work.steps))
+
+
+def settle_packaged_home(
+    home: Home, *, settings: Mapping[str, Sequence[str]], replace: bool = False
+) -> HomeResult:
+    """Complete the home of the Debian package, which has brought the programs.
+
+    The user, the directories with their owners and modes, and the settings; arguments and errors
+    as make_home.
+    """
+    require_root()
+    owner = ensure_owner()
+    prepare_directories(home, owner)
+    # What the package made it also removes, so no manifest is kept.
+    work = Work(home, frozenset())
+    _write_settings(work, owner, settings, replace=replace)
+    try_setid(f"{home.bin}/qmail-queue")
+    return HomeResult(home.root, tuple(work.steps))
+
+
+def _write_settings(
+    work: Work, owner: Owner, settings: Mapping[str, Sequence[str]], *, replace: bool
+) -> None:
+    for name, lines in settings.items():
+        work.control_file(name, lines, replace=replace)
+    for step in work.steps:
+        if step.outcome in {"made", "replaced"} and not step.path.endswith("/relaypass"):
+            # Whoever submits reads the settings; the password is in a file of its own.
+            os.chmod(step.path, 0o644)
+    work.steps += settle_control(work.home, owner, work.made_before)
 
 
 def require_root() -> None:
@@ -332,6 +357,7 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
     defines = {name: f'"{path}"' for name, path in paths.items()}
     defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
     defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
+    defines["AGAIN"] = '"run picoqmail init --system again"'
     with tempfile.TemporaryDirectory() as scratch:
         built = f"{scratch}/qmail-queue"
         command = [compiler, *_HARDENING, *(f"-D{name}={value}" for name, value in defines.items())]

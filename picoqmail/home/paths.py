@@ -1,6 +1,7 @@
 """Where everything is: the home and its directories. Plain stdlib; no file is opened here.
 
 A home holds `control/`, `spool/` and `bin/`. Which one is used is decided here and nowhere else.
+The home of the Debian package is spread over the places that Debian has for such things.
 
 This module and the other hot ones call `posix`, the builtin that `os` is made of on every Unix:
 importing `os` would cost the programs that are started once a mail a sixth of their time.
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 QMAIL_HOME = "/var/qmail"
+PACKAGED_HOME = "/usr/lib/picoqmail"
+_PACKAGED_CONTROL = "/etc/picoqmail"
+_PACKAGED_SPOOL = "/var/spool/picoqmail"
 
 
 class Home:
@@ -24,10 +28,14 @@ class Home:
     __slots__ = ("bin", "control", "root", "spool")
 
     def __init__(self, root: str, control: str = "", spool: str = "") -> None:
-        """`control` and `spool` default to the directories of that name in `root`."""
+        """`control` and `spool` default to the directories of that name in `root`.
+
+        Those of `PACKAGED_HOME` are `/etc/picoqmail` and `/var/spool/picoqmail`.
+        """
+        packaged = root == PACKAGED_HOME
         self.root = root
-        self.control = control or root + "/control"
-        self.spool = spool or root + "/spool"
+        self.control = control or (_PACKAGED_CONTROL if packaged else root + "/control")
+        self.spool = spool or (_PACKAGED_SPOOL if packaged else root + "/spool")
         self.bin = root + "/bin"
 
     def __repr__(self) -> str:
@@ -43,25 +51,30 @@ def is_privileged() -> bool:
 def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None = None) -> Home:
     """Find the home of this process.
 
-    `PICOQMAIL_HOME`; unset, `/var/qmail` if it has a `control/me`; else
+    `PICOQMAIL_HOME`; unset, that of this host (see `host_root`); else
     `$XDG_STATE_HOME/picoqmail` (`~/.local/state/picoqmail`). `PICOQMAIL_CONTROL` and
     `PICOQMAIL_SPOOL` override two of its directories. With raised privilege the caller's
-    environment is not looked at: the home is `/var/qmail`.
+    environment is not looked at: the home is that of this host, `/var/qmail` if it has none.
     """
     if is_privileged() if privileged is None else privileged:
-        return Home(QMAIL_HOME)
+        return Home(host_root() or QMAIL_HOME)
     if environ is None:
         environ = environment()
     root = environ.get("PICOQMAIL_HOME", "")
-    if root:
-        root = absolute(root)
-    elif exists(QMAIL_HOME + "/control/me"):
-        root = QMAIL_HOME
-    else:
-        root = personal_root(environ)
+    root = absolute(root) if root else host_root() or personal_root(environ)
     control = environ.get("PICOQMAIL_CONTROL", "")
     spool = environ.get("PICOQMAIL_SPOOL", "")
     return Home(root, control and absolute(control), spool and absolute(spool))
+
+
+def host_root() -> str:
+    """The home that everybody on this host uses, "" if there is none.
+
+    `/var/qmail` if it has a `control/me`; else that of the Debian package if it is installed.
+    """
+    if exists(QMAIL_HOME + "/control/me"):
+        return QMAIL_HOME
+    return PACKAGED_HOME if exists(PACKAGED_HOME + "/bin/qmail-queue") else ""
 
 
 def personal_root(environ: Mapping[str, str]) -> str:

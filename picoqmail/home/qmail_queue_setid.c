@@ -8,14 +8,19 @@
  * to the network; and everybody who sends mail, root too, would run it. docs/security.md has more.
  * So the rights go first: nothing stands before drop() but what only root may lift.
  *
- * Compiled by `picoqmail init --system`, which fixes these at compile time:
- *   OWNER_UID, OWNER_GID, OWNER_GROUPS      numbers (unsigned) of the spool's owner
+ * Compiled by `picoqmail init --system`, or when the Debian package is built. Fixed at compile time:
  *   HOME_PATH, PYTHON_PATH, PACKAGES_PATH   absolute, in the hands of root all the way up
+ *   AGAIN                                   what root has to do where the installation is broken
+ * and whom it becomes, which identify() alone knows, either
+ *   OWNER_UID, OWNER_GID, OWNER_GROUPS      numbers (unsigned) of the spool's owner, or
+ *   OWNER_NAME                              the owner's name, found in /etc/passwd at each start:
+ *                                           a package is built before the host has that user
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <pwd.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -69,16 +74,71 @@ static int lift_limits(void)
     return suffice;
 }
 
+/* Whom to become. */
+struct identity {
+    uid_t uid;
+    gid_t gid;
+    gid_t groups[64];
+    size_t count;
+};
+
+/* Find the identity; 0 if there is none, or it would keep rights of root's. With OWNER_NAME this is
+ * done with rights, so the two files are read as they are: no NSS module is loaded. */
+static int identify(struct identity *found)
+{
+    size_t each;
+#ifdef OWNER_NAME
+    FILE *file;
+    struct passwd *user = NULL;
+    struct group *group;
+    char **member;
+    if ((file = fopen("/etc/passwd", "re")) != NULL) {
+        while ((user = fgetpwent(file)) != NULL && strcmp(user->pw_name, OWNER_NAME) != 0)
+            ;
+        fclose(file);
+    }
+    if (user == NULL)
+        return 0;
+    found->uid = user->pw_uid;
+    found->gid = user->pw_gid;
+    found->groups[0] = found->gid;
+    found->count = 1;
+    if ((file = fopen("/etc/group", "re")) != NULL) {
+        while ((group = fgetgrent(file)) != NULL)
+            for (member = group->gr_mem; *member != NULL; member++)
+                if (strcmp(*member, OWNER_NAME) == 0 && group->gr_gid != found->gid
+                    && found->count < sizeof found->groups / sizeof *found->groups)
+                    found->groups[found->count++] = group->gr_gid;
+        fclose(file);
+    }
+#else
+    static const struct identity fixed = {
+        OWNER_UID, OWNER_GID, { OWNER_GROUPS }, sizeof (gid_t[]) { OWNER_GROUPS } / sizeof (gid_t)
+    };
+    *found = fixed;
+#endif
+    for (each = 0; each < found->count; each++)
+        if (found->groups[each] == 0)
+            return 0;
+    return found->uid != 0 && found->gid != 0;
+}
+
 /* Become the spool's owner for good: the caller may not signal or trace what follows. */
 static void drop(void)
 {
-    static const gid_t groups[] = { OWNER_GROUPS };
-    if (setgroups(sizeof groups / sizeof *groups, groups) < 0
-        || setresgid(OWNER_GID, OWNER_GID, OWNER_GID) < 0
-        || setresuid(OWNER_UID, OWNER_UID, OWNER_UID) < 0)
+    struct identity owner;
+    if (!identify(&owner)) {
+        if (setuid(getuid()) < 0)
+            _exit(BUG);
+        stop(HOME_TROUBLE, "the owner of the spool is no user of this host, or has rights of root's; "
+             AGAIN);
+    }
+    if (setgroups(owner.count, owner.groups) < 0
+        || setresgid(owner.gid, owner.gid, owner.gid) < 0
+        || setresuid(owner.uid, owner.uid, owner.uid) < 0)
         _exit(BUG);
-    if (getuid() != OWNER_UID || geteuid() != OWNER_UID || getgid() != OWNER_GID
-        || getegid() != OWNER_GID || setuid(0) == 0 || setgid(0) == 0)
+    if (getuid() != owner.uid || geteuid() != owner.uid || getgid() != owner.gid
+        || getegid() != owner.gid || setuid(0) == 0 || setgid(0) == 0)
         _exit(BUG);
 }
 
@@ -168,6 +228,6 @@ int main(void)
     if (chdir(HOME_PATH) < 0)
         stop(HOME_TROUBLE, "cannot enter the home " HOME_PATH);
     execve(python, arguments, environment);
-    stop(BUG, "cannot run " PYTHON_PATH "; run picoqmail init --system again");
+    stop(BUG, "cannot run " PYTHON_PATH "; " AGAIN);
     return BUG;
 }

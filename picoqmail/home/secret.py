@@ -116,6 +116,22 @@ class RelayPassword:
         )
 
 
+def secret_lines(path: str, secret: str) -> list[str]:
+    """Return the lines of the control file at `path` that make `secret` the relay's password.
+
+    A text that the file cannot hold as it is (it begins as a comment or a command does, or ends
+    with a blank) stands in a comment, and a command prints it from there. Raises ValueError for
+    an empty secret, and for one with control characters.
+    """
+    if not secret or not secret.isprintable():
+        raise ValueError("a password is one line of printable characters")
+    if secret[0] not in "#!" and not secret.startswith("oauth2!") and secret == secret.rstrip():
+        return [secret]
+    import shlex
+
+    return [f"!sed -n s/^#=//p {shlex.quote(path)}", f"#={secret}"]
+
+
 def _command_words(command: str) -> tuple[str, ...]:
     import shlex
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail import layout
-from picoqmail.home import make
+from picoqmail.errors import EX_CONFIG
+from picoqmail.home import make, settings
 from picoqmail.home.paths import Home
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ LINKS = {
     "qmail-inject",
     "sendmail",
     "mailq",
+    "newaliases",
 }
 
 
@@ -225,8 +227,11 @@ def test_home_of_a_user(tmp_path: Path) -> None:
     assert (made, done.returncode) == ((False, 64) if os.geteuid() == 0 else (True, 0))
 
 
-def answers(home: Path, typed: bytes) -> tuple[int, str]:
-    """Run init on a terminal of its own, type, and return its exit code and what it showed."""
+def answers(home: Path, typed: bytes, **later: bytes) -> tuple[int, str]:
+    """Run init on a terminal of its own, type, and return its exit code and what it showed.
+
+    `later` is typed once the word that it is named by has been shown.
+    """
     master, slave = pty.openpty()
     with open(master, "r+b", buffering=0) as person:
         with open(slave, "r+b", buffering=0) as terminal:
@@ -236,6 +241,7 @@ def answers(home: Path, typed: bytes) -> tuple[int, str]:
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,
+                start_new_session=True,
             )
         person.write(typed)
         shown = b""
@@ -243,17 +249,38 @@ def answers(home: Path, typed: bytes) -> tuple[int, str]:
         with contextlib.suppress(OSError):
             while block := person.read(4096):
                 shown += block
+                for word in [word for word in later if word.encode() in shown]:
+                    person.write(later.pop(word))
         return process.wait(60), shown.decode()
 
 
 def test_asks_on_a_terminal(tmp_path: Path) -> None:
     """On a terminal it asks for what it was not told, again if the answer cannot be."""
-    code, shown = answers(tmp_path / "h", b"two words\nmail.example.org\nftp://x\nmx.example.org\n")
+    code, shown = answers(
+        tmp_path / "h",
+        b"two words\nmail.example.org\nftp://x\nmx.example.org\n\nnot an address\n\n",
+    )
     assert code == 0
     assert "This host's name" in shown
-    assert shown.count("once more, please") == 2
+    assert shown.count("once more, please") == 3
     assert (tmp_path / "h/control/me").read_text() == "mail.example.org\n"
     assert (tmp_path / "h/control/relayip").read_text() == "mx.example.org\n"
+    assert ["me", "relayip"] == sorted(os.listdir(tmp_path / "h/control"))
+
+
+def test_asks_for_a_login_and_shows_no_password(tmp_path: Path) -> None:
+    """User, password and administrator are asked for where a relay is given; nothing echoes."""
+    code, shown = answers(
+        tmp_path / "h",
+        b"mail.example.org\nmx.example.org\njoe\n",
+        password=b"s3cret\n",
+        Address=b"a@example.org\n",
+    )
+    assert code == 0
+    assert "s3cret" not in shown
+    assert (tmp_path / "h/control/relayip").read_text() == "joe@mx.example.org\n"
+    assert (tmp_path / "h/control/relaypass").read_text() == "s3cret\n"
+    assert (tmp_path / "h/control/adminaddr").read_text() == "a@example.org\n"
 
 
 def test_end_of_input_makes_nothing(tmp_path: Path) -> None:
@@ -309,7 +336,7 @@ def test_replaces_its_own_links(tmp_path: Path) -> None:
             program.write_text("#!/bin/sh\n")
             program.chmod(0o755)
         programs = make.find_programs([str(tmp_path / version)])
-        outcome = make.make_home(home, me="a.example", programs=programs)
+        outcome = make.make_home(home, settings={"me": ["a.example"]}, programs=programs)
         assert outcome.refused == ()
     assert os.readlink(f"{home.bin}/sendmail") == f"{tmp_path}/2/picoqmail-sendmail"
 
@@ -318,3 +345,70 @@ def test_missing_program(tmp_path: Path) -> None:
     """An incomplete installation is told, with the places that were searched."""
     with pytest.raises(make.InitError, match=str(tmp_path)):
         make.find_programs([str(tmp_path)])
+
+
+def run_init_with(home: Path, password: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `picoqmail init --password-stdin`."""
+    return subprocess.run(
+        [sys.executable, "-m", "picoqmail.cli.main", "init", "--password-stdin", *words],
+        env={**os.environ, "PICOQMAIL_HOME": str(home)},
+        input=password,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "password", ["plain", "two words", "#hash", "!bang", "end ", "oauth2!x", "ü"]
+)
+def test_takes_login_and_administrator(tmp_path: Path, password: str) -> None:
+    """User, password and administrator's address are settings like any other; none is shown."""
+    words = [*ME, "--relay", "smtps://mx", "--relay", "mx2:26", "--user", "joe@example.org"]
+    done = run_init_with(tmp_path, password + "\n", *words, "--admin", "admin@example.org")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f" {password}\n" not in done.stdout
+    chosen = settings.examine(Home(str(tmp_path))).settings
+    assert chosen is not None
+    assert ["joe@example.org"] * 2 == [relay.user for relay in chosen.relayip]
+    assert "admin@example.org" == (tmp_path / "control/adminaddr").read_text().strip()
+    assert chosen.relaypass is not None
+    assert password == chosen.relaypass.reveal()
+    assert mode_of(tmp_path / "control/relaypass") == 0o600
+
+
+def test_replaces_when_asked_to(tmp_path: Path) -> None:
+    """Another value is refused, without showing a secret, and written with --replace."""
+    words = [*ME, "--relay", "joe@mx"]
+    assert run_init_with(tmp_path, "#s3cret\n", *words).returncode == 0
+    refused = run_init_with(tmp_path, "#two\n", *words, "--relay", "mx2")
+    assert refused.returncode == make.EX_CANTCREAT
+    assert "relayip" in refused.stderr
+    assert "relaypass" in refused.stderr
+    assert "s3cret" not in refused.stderr
+    assert "#two" not in refused.stderr
+    done = run_init_with(tmp_path, "#two\n", *ME, "--relay", "mx2", "--replace")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mx2\n" == (tmp_path / "control/relayip").read_text()
+    assert "#=#two" in (tmp_path / "control/relaypass").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "password", "named"),
+    [
+        (["--user", "joe"], "x\n", "--relay"),
+        (["--relay", "mx", "--user", "a:b"], "x\n", "--relay"),
+        (["--admin", "a b@example.org"], "x\n", "--admin"),
+        (["--relay", "joe@mx"], "\n", "standard input"),
+        (["--relay", "joe@mx"], "tab\there\n", "standard input"),
+    ],
+)
+def test_refuses_what_cannot_be_used(
+    tmp_path: Path, words: list[str], password: str, named: str
+) -> None:
+    """A wrong value is refused before anything is made, and names where it came from."""
+    done = run_init_with(tmp_path / "h", password, *ME, *words)
+    assert done.returncode == EX_CONFIG
+    assert named in done.stderr
+    assert not (tmp_path / "h").exists()

@@ -97,3 +97,30 @@ def test_privilege_ignores_the_caller(no_qmail: str) -> None:
 def test_we_are_not_privileged_here() -> None:
     """The real and effective ids of an ordinary process are the same."""
     assert not home.is_privileged()
+
+
+def test_the_package_of_debian_has_its_places() -> None:
+    """Settings are in /etc, mail in /var/spool, programs below /usr; variables still override."""
+    root = home.PACKAGED_HOME
+    expected = (root, "/etc/picoqmail", "/var/spool/picoqmail", f"{root}/bin")
+    assert expected == paths(Home(root)) == paths(locate({"PICOQMAIL_HOME": root}))
+    found = locate({"PICOQMAIL_HOME": root, "PICOQMAIL_SPOOL": "/s"})
+    assert ("/etc/picoqmail", "/s") == (found.control, found.spool)
+
+
+def test_an_installed_package_goes_before_ones_own_home(
+    no_qmail: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Everybody on such a host uses its mailer; a home in /var/qmail goes before both."""
+    package = str(tmp_path / "packaged")
+    monkeypatch.setattr(home, "PACKAGED_HOME", package)
+    environ = {"XDG_STATE_HOME": "/x"}
+    assert "/x/picoqmail" == locate(environ).root
+    os.makedirs(f"{package}/bin")
+    with open(f"{package}/bin/qmail-queue", "w", encoding="utf-8"):
+        pass
+    assert package == locate(environ).root == locate(environ, privileged=True).root
+    os.makedirs(f"{no_qmail}/control")
+    with open(f"{no_qmail}/control/me", "w", encoding="utf-8") as file:
+        file.write("me.test\n")
+    assert no_qmail == locate(environ).root
