@@ -249,8 +249,8 @@ def answers(home: Path, typed: bytes, **later: bytes) -> tuple[int, str]:
         with contextlib.suppress(OSError):
             while block := person.read(4096):
                 shown += block
-                for word in [word for word in later if word.encode() in shown]:
-                    person.write(later.pop(word))
+                due = [word for word in later if word.encode() in shown]
+                person.writelines(later.pop(word) for word in due)
         return process.wait(60), shown.decode()
 
 
