@@ -121,14 +121,14 @@ def settle_packaged_home(
     owner = ensure_owner()
     prepare_directories(home, owner)
     # What the package made it also removes, so no manifest is kept.
-    work = Work(home, frozenset())
+    work = InitRun(home, frozenset())
     _write_settings(work, owner, settings, replace=replace)
     try_setid(f"{home.bin}/qmail-queue")
     return HomeResult(home.root, tuple(work.steps))
 
 
 def _write_settings(
-    work: Work, owner: Owner, settings: Mapping[str, Sequence[str]], *, replace: bool
+    work: InitRun, owner: Owner, settings: Mapping[str, Sequence[str]], *, replace: bool
 ) -> None:
     for name, lines in settings.items():
         work.control_file(name, lines, replace=replace)
