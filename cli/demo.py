@@ -40,12 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TERMINATED))
     try:
         demo.play(narrator, arguments.keep)
-    except PicoqmailError as error:
+    except PicoqmailError as exc:
         if not isinstance(narrator, _Recorder):
             raise
-        print(f"picoqmail demo: {error}", file=sys.stderr)
-        print_json({"ok": False, "error": str(error), "steps": narrator.steps})
-        return error.sysexit
+        print(f"picoqmail demo: {exc}", file=sys.stderr)
+        print_json({"ok": False, "error": str(exc), "steps": narrator.steps})
+        return exc.sysexit
     narrator.end()
     return 0
 

@@ -284,8 +284,8 @@ class _Story:
                 env=_environment(self.home, send=send),
                 timeout=WAIT_SECONDS,
             )
-        except subprocess.TimeoutExpired as error:
-            raise DemoError(f"{words[0]} was still running after {WAIT_SECONDS} s") from error
+        except subprocess.TimeoutExpired as exc:
+            raise DemoError(f"{words[0]} was still running after {WAIT_SECONDS} s") from exc
         shown = [word.replace(self.directory + "/", "") for word in words]
         if quiet:
             shown = ["picoqmail", *shown[3:]]

@@ -100,10 +100,10 @@ def _tried(spool: str) -> Iterator[str]:
         for probe in (_exclusive, _locks, _permissions, _links, _renames, _syncs):
             try:
                 complaint = probe(descriptor, made)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            except OSError as exc:
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                complaint = f"{_NAMES[probe]} does not work: {error.strerror}"
+                complaint = f"{_NAMES[probe]} does not work: {exc.strerror}"
             if complaint:
                 yield complaint
     finally:
@@ -165,9 +165,9 @@ def _syncs(descriptor: int, made: list[str]) -> str:
     durable.sync(descriptor)
     try:
         durable.sync_directory(os.path.dirname(made[0]))
-    except OSError as error:
+    except OSError as exc:
         return (
-            f"a directory cannot be made durable (fsync): {error.strerror}; accepted mail would be "
+            f"a directory cannot be made durable (fsync): {exc.strerror}; accepted mail would be "
             "lost with the power"
         )
     return ""

@@ -296,8 +296,8 @@ class Sink:
                 mail_options=tuple(envelope.mail_options),
                 helo=session.host_name or "",
             )
-        except OSError as error:
-            refusal = f"451 4.3.0 the sink cannot write: {error.strerror}"
+        except OSError as exc:
+            refusal = f"451 4.3.0 the sink cannot write: {exc.strerror}"
             self._tell("content", refusal)
             return refusal
         self.mails += 1

@@ -190,8 +190,8 @@ class InitRun:
             _make_parents(path)
         try:
             made = durable.make_directory(path)
-        except OSError as error:
-            raise InitError(path, f"cannot be made: {error.strerror}") from error
+        except OSError as exc:
+            raise InitError(path, f"cannot be made: {exc.strerror}") from exc
         if made:
             self._note(path, "made")
             return
@@ -302,8 +302,8 @@ def _read_manifest(home: Home) -> frozenset[str]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return frozenset()
-    except OSError as error:
-        raise InitError(path, f"cannot be read: {error.strerror}") from error
+    except OSError as exc:
+        raise InitError(path, f"cannot be read: {exc.strerror}") from exc
     with open(descriptor, "rb") as manifest:
         if os.fstat(descriptor).st_uid != os.geteuid():
             raise InitError(path, "belongs to another user", "run this as that user")
@@ -317,9 +317,9 @@ def _make_parents(path: str) -> None:
     try:
         if parent:
             durable.make_directories(parent)
-    except OSError as error:
-        where = error.filename or parent
-        raise InitError(where, f"cannot be made: {error.strerror}") from error
+    except OSError as exc:
+        where = exc.filename or parent
+        raise InitError(where, f"cannot be made: {exc.strerror}") from exc
 
 
 def _open_directory(path: str, *, follow: bool) -> int:
@@ -330,16 +330,16 @@ def _open_directory(path: str, *, follow: bool) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         return os.open(path, flags)
-    except NotADirectoryError as error:
+    except NotADirectoryError as exc:
         what = "a symbolic link" if os.path.islink(path) else "not a directory"
         raise InitError(
             path,
             f"is {what}, and a directory must be there",
             "move it away, or name the place itself with PICOQMAIL_HOME, PICOQMAIL_CONTROL or "
             "PICOQMAIL_SPOOL",
-        ) from error
-    except OSError as error:
-        raise InitError(path, f"cannot be opened: {error.strerror}") from error
+        ) from exc
+    except OSError as exc:
+        raise InitError(path, f"cannot be opened: {exc.strerror}") from exc
 
 
 def create_durably(path: str, data: bytes) -> bool:

@@ -278,9 +278,9 @@ def _directory(path: str, uid: int, gid: int, mode: int) -> int:
     # By descriptor, so that nothing put in its place meanwhile is given away.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
+    except OSError as exc:
         what = "is a link or no directory" if os.path.lexists(path) else "cannot be opened"
-        raise InitError(path, f"{what}: {error.strerror}", "move it away") from error
+        raise InitError(path, f"{what}: {exc.strerror}", "move it away") from exc
     try:
         status = os.fstat(descriptor)
         if status.st_uid not in (0, uid):
@@ -410,8 +410,8 @@ def _open_before(target: str) -> int:
     """The program that is about to be replaced, -1 if there is none or only a link."""
     try:
         return os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ELOOP):
             return -1
         raise
 
@@ -440,8 +440,8 @@ def try_setid(target: str) -> None:
             cwd="/",
             env={},
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InitError(target, f"cannot be run by other users: {error}") from error
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise InitError(target, f"cannot be run by other users: {exc}") from exc
     finally:
         os.close(envelope)
     if done.returncode:

@@ -103,8 +103,8 @@ class RelayPassword:
             return self._error("printed bytes that are not UTF-8")
         except TimeoutError:
             return self._error(f"was still running after {COMMAND_SECONDS:.0f} seconds")
-        except OSError as error:
-            return self._error(str(error.strerror or error))
+        except OSError as exc:
+            return self._error(str(exc.strerror or exc))
         if not secret:
             return self._error("printed nothing on its first line")
         return secret

@@ -1,12 +1,12 @@
 """Every setting, once: its name, meaning, unit, default, reader and what is allowed.
 
-What may live here: the frozen class `Settings`, whose declarations are also the documentation
-(`picoqmail config` and docs/settings.md print them), and the loading of it from a home.  How a
-control file and `minivars` are read is the business of `control`, what a text means that of
-`setting_values`; this module joins the two and says where a wrong value stands.
+What may live here: the class `Settings`, whose declarations are also the documentation
+(`picoqmail config` and docs/settings.md print them), and the loading of it from a home.  `control`
+reads control files and `minivars`, and `values` reads the meaning of a text; this module joins the
+two and says where a wrong value stands.
 
-`load` is for who wants to send mail: all settings or one clear error.  `examine` is for who wants
-to know: everything that is wrong, and where each value came from.
+`load` is for programs that send mail: all settings or one clear error.  `examine` is for people who
+check them: everything that is wrong, and where each value came from.
 """
 
 from __future__ import annotations
@@ -485,9 +485,9 @@ def examine(home: Home) -> Examination:
     control = Control(home.control)
     try:
         control.minivars()
-    except ConfigurationError as error:
+    except ConfigurationError as exc:
         # Without it no setting is known for sure, so its error is the only one worth telling.
-        return Examination((), (error,), (), None)
+        return Examination((), (exc,), (), None)
     entries = [_entry(control, name, spec) for name, spec in SPECS.items()]
     errors = [entry.error for entry in entries if entry.error is not None]
     settings = None
@@ -506,8 +506,8 @@ def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
     """Read one setting; whatever is wrong with it becomes the entry's error."""
     try:
         raw = control.read(name)
-    except ConfigurationError as error:
-        return SettingEntry(name, spec, None, error=error)
+    except ConfigurationError as exc:
+        return SettingEntry(name, spec, None, error=exc)
     if raw is None and spec.mandatory:
         missing = ConfigurationError(
             f"{control.directory}/{name}",
@@ -520,8 +520,8 @@ def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
     text = () if spec.secret else tuple(line for line, _ in raw.lines)
     try:
         return SettingEntry(name, spec, _value(name, spec, raw), text=text, where=raw.where())
-    except ConfigurationError as error:
-        return SettingEntry(name, spec, None, text=text, where=raw.where(), error=error)
+    except ConfigurationError as exc:
+        return SettingEntry(name, spec, None, text=text, where=raw.where(), error=exc)
 
 
 def _value(name: str, spec: Spec, raw: ControlValue) -> object:
@@ -538,16 +538,16 @@ def _value(name: str, spec: Spec, raw: ControlValue) -> object:
     for index, (line, _) in enumerate(lines if spec.many else lines[:1]):
         try:
             values.append(_read_line(spec, line, raw.where(index)))
-        except ValueError as error:
-            problem = f"{name}: {error}" if line else f"{name} is empty"
+        except ValueError as exc:
+            problem = f"{name}: {exc}" if line else f"{name} is empty"
             # The error of a relay has said already what is allowed.
-            remedy = "" if isinstance(error, RelayAddressError) else f"allowed: {spec.allowed}"
+            remedy = "" if isinstance(exc, RelayAddressError) else f"allowed: {spec.allowed}"
             # From None for secrets: the parser's own error might quote what it was given.
             raise ConfigurationError(
                 raw.where(index),
                 problem,
                 remedy,
-            ) from (None if spec.secret else error)
+            ) from (None if spec.secret else exc)
     return tuple(values) if spec.many else values[0]
 
 
@@ -559,8 +559,8 @@ def _refuse_if_others_can_read(path: str) -> None:
     """Raise ConfigurationError if a file with a secret is open to others, or belongs to others."""
     try:
         status = os.stat(path)
-    except OSError as error:
-        raise ConfigurationError(path, f"cannot be looked at: {error.strerror}") from error
+    except OSError as exc:
+        raise ConfigurationError(path, f"cannot be looked at: {exc.strerror}") from exc
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         raise ConfigurationError(
@@ -609,8 +609,8 @@ def _unknown_names(control: Control) -> Iterator[str]:
             yield f"{value.where()}: {name} is not a setting of picoqmail, and not used"
     try:
         files = sorted(os.listdir(control.directory))
-    except OSError as error:
-        yield f"{control.directory}: cannot be listed: {error.strerror}"
+    except OSError as exc:
+        yield f"{control.directory}: cannot be listed: {exc.strerror}"
         return
     for name in files:
         if name not in SPECS and name != MINIVARS:

@@ -179,9 +179,9 @@ def _connected(path: str, kind: socket.SocketKind) -> socket.socket:
     try:
         link.settimeout(0)
         link.connect(path)
-    except OSError as error:
+    except OSError as exc:
         link.close()
-        if kind == socket.SOCK_DGRAM and error.errno == errno.EPROTOTYPE:
+        if kind == socket.SOCK_DGRAM and exc.errno == errno.EPROTOTYPE:
             return _connected(path, socket.SOCK_STREAM)
         raise
     return link
