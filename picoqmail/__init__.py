@@ -3,8 +3,8 @@
     import picoqmail
     receipt = picoqmail.enqueue(message, sender="a@example.org", recipients=["b@example.net"])
 
-Nothing may live here but names: each is fetched from its module when it is first used (PEP 562),
-so that `import picoqmail` costs nothing, here and in the programs that run once a mail.
+Only names may live here. Each is fetched from its module when it is first used (PEP 562), so that
+`import picoqmail` costs almost nothing, also in the programs that run once a mail.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ __all__ = [
 _API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
 
 
-# Held while a module is imported in the middle of a call, and by who forks: a child that another
-# thread forked in the middle of an import would wait for its end for ever, because the thread that
-# would finish it is not in the child. Of builtins, which cost nothing.
+# Held during late imports and across fork(). Otherwise a child forked while another thread imports
+# would wait for that import for ever: the thread that would finish it is not in the child. The lock
+# is made of builtins, because they cost nothing to import.
 _import_lock = _thread.RLock()
 posix.register_at_fork(
     before=_import_lock.acquire,
@@ -73,10 +73,10 @@ posix.register_at_fork(
 )
 
 if not TYPE_CHECKING:
-    # Type checkers have the names above, and are to say so if one is misspelt.
+    # Type checkers use the names above, so that they report a misspelt one.
 
     def __getattr__(name: str) -> object:
-        """Fetch a public name from the module that has it, once."""
+        """Fetch a public name from its module, once."""
         if name not in __all__:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
         with _import_lock:

@@ -1,7 +1,8 @@
 """The library for asyncio: the same calls, which never block the loop.
 
-Each runs in a thread, for a disk has no other way of not being waited for. Whoever cancels the
-waiting does not know what became of the message; with an idempotency key he can ask again.
+Each call runs in a thread, because a file system has no asynchronous interface. A caller that
+cancels a call cannot know whether the message was accepted. With an idempotency key it can safely
+call again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ async def enqueue(  # noqa: PLR0913 - as api.enqueue
 ) -> Receipt:
     """Put one message into the spool; see `picoqmail.Spool.enqueue` for arguments and errors.
 
-    A stream is read in the thread, so it must be one that blocks, not one of asyncio's.
+    The thread reads the stream, so it must be a blocking one, not one of asyncio's.
     """
     return await asyncio.to_thread(
         partial(
@@ -60,6 +61,6 @@ async def enqueue_many(
 ) -> list[Outcome]:
     """Put many messages into the spool; see `picoqmail.Spool.enqueue_many`.
 
-    The iterable is gone through in the thread.
+    The thread consumes the iterable.
     """
     return await asyncio.to_thread(partial(api.enqueue_many, mails, home=home, send=send))

@@ -1,8 +1,8 @@
 """Durable writes: the only module that makes, syncs, moves and removes names on the disk.
 
-Every function does one thing to the disk and raises OSError if it could not; who calls says what
-that means. After a failed fsync the same descriptor is never tried again: the kernel may have
-dropped the dirty pages and would answer yes (fsync(2), NOTES).
+Every function does one thing to the disk, and raises OSError if it could not. The caller decides
+what that means. After a failed fsync the same descriptor is never tried again: the kernel may have
+dropped the dirty pages, and would then report success (fsync(2), NOTES).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 
 
 def create(path: str, *, any_umask: bool = False) -> int:
-    """Make a file that did not exist, private, open for writing; a symlink is never followed.
+    """Make a new private file and open it for writing; a symlink is never followed.
 
     Our programs set the umask. `any_umask` says that this process is an application's, whose umask
-    may withhold the file from its owner, too.
+    may deny even the owner access to the file.
     """
     descriptor = posix.open(path, _CREATE, PRIVATE_FILE_MODE)
     if any_umask:
@@ -34,7 +34,7 @@ def create(path: str, *, any_umask: bool = False) -> int:
 
 
 def restore_rights(descriptor: int) -> None:
-    """Give the owner of a private file what an odd umask (umask(2)) withheld from him."""
+    """Give the owner of a private file the rights that an odd umask (umask(2)) denied."""
     mode = posix.fstat(descriptor).st_mode
     if mode & PRIVATE_FILE_MODE != PRIVATE_FILE_MODE:
         posix.fchmod(descriptor, mode & 0o7777 | PRIVATE_FILE_MODE)
@@ -46,7 +46,7 @@ def open_append(path: str) -> int:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, however often the kernel takes less than it was given."""
+    """Write all the data, however often the kernel takes only a part."""
     written = posix.write(descriptor, data)
     while written < len(data):
         data = data[written:]
@@ -61,10 +61,11 @@ unlink = posix.unlink
 
 
 def _restore_directory(path: str, mode: int) -> None:
-    """Give a directory that we made its mode, which an odd umask withheld.
+    """Give a directory that we made the mode that an odd umask denied.
 
-    By descriptor, and only if it is ours: root may be making it in a directory of somebody else's,
-    who has put a link in its place meanwhile. It cannot be opened for more than its place yet.
+    This is done by descriptor, and only if the directory is ours. Root may have made it in another
+    user's directory, and that user may have put a link in its place meanwhile. O_PATH is all that
+    its mode allows yet.
     """
     descriptor = posix.open(path, posix.O_PATH | _DIRECTORY | posix.O_NOFOLLOW)
     try:
@@ -85,9 +86,9 @@ def sync_directory(path: str) -> None:
 
 
 def is_there(path: str) -> bool:
-    """Say whether a name exists. Raises OSError where that cannot be known.
+    """Say whether a name exists. Raises OSError if that cannot be known.
 
-    os.path.lexists takes every error for a no, and whoever believes it unlinks what is left.
+    os.path.lexists reports "no" for every error, and a caller that believes it unlinks the rest.
     """
     try:
         posix.lstat(path)
@@ -108,7 +109,7 @@ def unlink_if_there(path: str) -> bool:
 def create_written(
     path: str, data: bytes, modified: float | None = None, *, any_umask: bool = False
 ) -> int:
-    """Make a file with this content, open and not on disk yet; nothing is left if that fails.
+    """Make a file with this content, open and not yet on disk; a failure leaves nothing behind.
 
     `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`.
     """
@@ -127,23 +128,23 @@ def create_written(
 
 
 def begin_writing(descriptor: int) -> None:
-    """Have the kernel write a file to the disk now, without waiting for it.
+    """Ask the kernel to start writing a file to the disk, without waiting for it.
 
-    Who then syncs another file first waits for both at once: on a file system with a journal a
-    quarter of the time of an acceptance. It is what the hint does for data that was not written
-    yet (mm/fadvise.c of Linux); where it does nothing nothing is lost.
+    If the caller then syncs another file first, the disk writes both at once. On a file system with
+    a journal this saves a quarter of the time of an acceptance. Linux does this for data that is
+    not written yet (mm/fadvise.c). Where the hint does nothing, nothing is lost.
     """
     try:
         posix.posix_fadvise(descriptor, 0, 0, posix.POSIX_FADV_DONTNEED)
     except OSError:
-        # A file system that takes no hints. What must succeed is the sync.
+        # This file system takes no hints. Only the sync must succeed.
         return
 
 
 def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
-    """Make a file with this content, its data on disk; nothing is left of it if that fails.
+    """Make a file with this content and sync it; a failure leaves nothing behind.
 
-    The entry in the directory is not durable yet.
+    The entry in the directory is not yet durable.
     """
     descriptor = create_written(path, data, modified)
     try:
@@ -157,9 +158,9 @@ def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
 
 
 def replace(scratch: str, path: str, data: bytes, modified: float | None = None) -> None:
-    """Replace a file whole, by way of `scratch`, a name that only the caller uses.
+    """Replace a file as a whole, through `scratch`, a name that only the caller uses.
 
-    A scratch file that a crash left there goes first. The rename is not durable before the
+    A scratch file that a crash left is removed first. The rename is durable only after the
     directory was synced.
     """
     try:
@@ -175,9 +176,9 @@ def replace(scratch: str, path: str, data: bytes, modified: float | None = None)
 
 
 def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
-    """Make a directory and its entry in the parent durable; False if it was there already.
+    """Make a directory, and its entry in the parent durable; False if it existed already.
 
-    Its owner has the rights that `mode` says, whatever the umask.
+    Its owner gets the rights of `mode`, whatever the umask.
     """
     try:
         posix.mkdir(path, mode)
@@ -191,7 +192,7 @@ def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
 
 
 def make_directories(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> None:
-    """Make a directory, and before it those above it that are missing, as `make_directory` does."""
+    """Make a directory and all missing parents, as `make_directory` does."""
     try:
         make_directory(path, mode)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The errors of picoqmail: one tree, and nothing else lives here.
+"""The errors of picoqmail: one tree. Nothing else may live here.
 
     PicoqmailError
     ├── EnvelopeError(ValueError)          the envelope as a whole is malformed             91
@@ -6,8 +6,8 @@
     │   ├── AddressTooLongError            an address over 1002 octets                      11
     │   └── TruncatedEnvelopeError         the envelope ended before its final NUL          54
     ├── MessageTooLargeError(ValueError)   more octets than the setting databytes allows    31
-    ├── MessageError(ValueError)           the message, or what was asked for it, is wrong  31
-    │   ├── MessageTypeError(TypeError)    it is nothing that could be a message            31
+    ├── MessageError(ValueError)           the message, its time or its key is invalid      31
+    │   ├── MessageTypeError(TypeError)    the object is no message                         31
     │   └── KeyReusedError                 its idempotency key belongs to another message   31
     ├── InputError(OSError)                the message or envelope could not be read        54
     ├── ConfigurationError(ValueError)     a setting is missing or wrong                    55
@@ -15,9 +15,9 @@
     ├── NoSuchMessageError(LookupError)    no message of that name in the spool             --
     └── SpoolError(OSError)                the spool could not be read or written     51 to 66
 
-The figures are the exit codes of the qmail-queue interface (qmail-queue(8)); 11 to 40 are
-permanent there, all else is temporary. `sysexit` is the code of the other programs (sysexits.h).
-Each error is also the builtin that fits it, so that callers need not know this tree.
+The numbers are the exit codes of the qmail-queue interface (qmail-queue(8)). There 11 to 40 are
+permanent; all others are temporary. `sysexit` is the exit code of the other programs (sysexits.h).
+Each error is also the builtin exception that fits it, so that callers need not know this tree.
 
 `type(error)(*error.args)` makes the same error again. That is how pickle, copy, multiprocessing
 and Celery carry an error from one process to another, with type, attributes and text.
@@ -73,26 +73,26 @@ class PicoqmailError(Exception):
 
 
 class EnvelopeError(PicoqmailError, ValueError):
-    """The envelope does not have the form that the qmail-queue interface wants."""
+    """The envelope does not have the form of the qmail-queue interface."""
 
     qmail_status = QUEUE_ENVELOPE
     sysexit = EX_DATAERR
 
 
 class AddressError(EnvelopeError):
-    """An address that no relay could ever be told; `index` is None for the sender."""
+    """An address that can never be sent to a relay; `index` is None for the sender."""
 
     qmail_status = QUEUE_REFUSED
 
     def __init__(self, reason: str, address: str = "", index: int | None = None) -> None:
-        """`reason` is a whole sentence; `address` is shown as it came, escaped."""
+        """`reason` is a sentence; `address` is shown as the caller gave it, escaped."""
         super().__init__(reason, address, index)
         self.reason = reason
         self.address = address
         self.index = index
 
     def __str__(self) -> str:
-        """Which address, and why."""
+        """Say which address, and why."""
         who = "the sender" if self.index is None else f"recipient {self.index + 1}"
         return f"{who} {self.address!a} cannot be sent: {self.reason}"
 
@@ -104,7 +104,7 @@ class AddressTooLongError(EnvelopeError):
 
 
 class TruncatedEnvelopeError(EnvelopeError):
-    """The envelope ended before the NUL that closes it: nothing was promised, nothing is kept."""
+    """The envelope ended before its final NUL: the message is not accepted, and nothing is kept."""
 
     qmail_status = QUEUE_READ
 
@@ -117,18 +117,18 @@ class MessageTooLargeError(PicoqmailError, ValueError):
 
 
 class MessageError(PicoqmailError, ValueError):
-    """The message cannot be put into octets, or what was asked for it makes no sense."""
+    """The message cannot be turned into octets, or its time or key is invalid."""
 
     qmail_status = QUEUE_REFUSED
     sysexit = EX_DATAERR
 
 
 class MessageTypeError(MessageError, TypeError):
-    """An object that is no message, or a stream that gave no octets."""
+    """The object is no message, or the stream returned no octets."""
 
 
 class KeyReusedError(MessageError):
-    """An idempotency key was used before, for another message or envelope."""
+    """The idempotency key was used before for another message or envelope."""
 
 
 class ConfigurationError(PicoqmailError, ValueError):
@@ -138,19 +138,19 @@ class ConfigurationError(PicoqmailError, ValueError):
     sysexit = EX_CONFIG
 
     def __init__(self, where: str, problem: str, remedy: str = "") -> None:
-        """`problem` says what is wrong, `remedy` what is allowed or what to do."""
+        """`problem` says what is wrong; `remedy` says what is allowed, or what to do."""
         super().__init__(where, problem, remedy)
         self.where = where
         self.problem = problem
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """Where, what, and what to do."""
+        """Say where, what, and what to do."""
         return f"{self.where}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 class DamagedMessageError(PicoqmailError, ValueError):
-    """A spooled message whose sidecar or body is not what was accepted; never sent, never lost."""
+    """The sidecar or body of a message is not what was accepted; it is kept, and never sent."""
 
     sysexit = EX_DATAERR
 
@@ -161,7 +161,7 @@ class NoSuchMessageError(PicoqmailError, LookupError):
     sysexit = EX_NOINPUT
 
     def __str__(self) -> str:
-        """The plain text, where LookupError's children would quote it."""
+        """Return the plain text; KeyError and its like would quote it."""
         return Exception.__str__(self)
 
 
@@ -172,12 +172,12 @@ class InputError(PicoqmailError, OSError):
     sysexit = EX_IOERR
 
     def __str__(self) -> str:
-        """The sentence alone, where OSError's children would put the number before it."""
+        """Return the sentence alone; OSError would put the number before it."""
         return str(self.strerror)
 
 
 class SpoolError(PicoqmailError, OSError):
-    """The spool could not be read or written; always temporary, nothing was accepted."""
+    """The spool could not be read or written. This is temporary, and nothing was accepted."""
 
     qmail_status = QUEUE_WRITE
     sysexit = EX_IOERR
@@ -190,9 +190,9 @@ class SpoolError(PicoqmailError, OSError):
         status: int = QUEUE_WRITE,
         reason: str = "",
     ) -> None:
-        """`action` is what was tried ("write"), `status` the queue's code for that step.
+        """`action` is what was tried ("write"); `status` is the queue's exit code for that step.
 
-        `cause` is the system's error or its errno; `reason` is its text, if not the usual one.
+        `cause` is the system's error or its errno; `reason` replaces the text of that error.
         """
         number = cause.errno if isinstance(cause, OSError) else cause
         if isinstance(cause, OSError):
@@ -200,22 +200,22 @@ class SpoolError(PicoqmailError, OSError):
         elif number is not None and not reason:
             reason = posix.strerror(number)
         super().__init__(number, f"cannot {action}: {reason}", path)
-        # OSError would keep the errno and the text alone.
+        # OSError would keep only the errno and the text.
         self.args = (action, path, number, status, reason)
         self.qmail_status = classify_errno(number, status)
 
     def __str__(self) -> str:
-        """What and where: `cannot write: No space left on device: /path`."""
+        """Say what and where: `cannot write: No space left on device: /path`."""
         return f"{self.strerror}: {self.filename}"
 
 
 def classify_errno(number: int | None, step_status: int) -> int:
-    """The queue's exit code for an errno seen at a step: the only place that judges errno.
+    """Return the queue's exit code for an errno at a step. Only this function classifies errno.
 
-    A full disk or quota, an I/O error or a file limit is 53 and lack of memory 51, at whatever
-    step it shows; anything else is the step's own code.
+    A full disk or quota, an I/O error or a file limit is 53, and lack of memory is 51, at every
+    step. Everything else is the step's own code.
     """
-    # Late, for it would cost each start of the once-a-mail programs, and they seldom need it.
+    # A late import: the programs that start once a mail seldom need it.
     import errno
 
     if number == errno.ENOMEM:

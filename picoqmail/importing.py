@@ -1,7 +1,7 @@
-"""The package's lock for imports in the middle of a call, for modules of any floor.
+"""The package's lock for late imports, for the modules of every room.
 
-Taken from the package itself, which has it from the first moment on (see there what it is for),
-without an import of the package, whose names reach up to every floor.
+`picoqmail/__init__.py` makes the lock and says what it is for. This module fetches it without an
+import of the package, because the names of the package belong to all rooms.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A logging handler that sends records by mail: never blocks, never raises, never floods.
+"""A logging handler that mails records. It never blocks, never raises, and limits its mail.
 
     logging.getLogger().addHandler(
         MailHandler("app@example.org", ["ops@example.org"], subject="{levelname}: {message:.60}")
     )
 
-Records go into a bounded queue; a thread of the handler's own takes them to the spool. At most
-`burst` mails go out in `period_seconds`; what is over that is counted, and the next mail says how
-much it was and quotes the beginning of some. Where the spool is in trouble records wait in the
-queue, up to its bound. What is lost is counted in `lost`.
+Records go into a bounded queue, and a thread of the handler moves them into the spool. At most
+`burst` mails go out in `period_seconds`. Further records are only counted; the next mail says how
+many there were, and quotes the beginning of some. If the spool fails, records wait in the queue, up
+to its bound. `lost` counts lost records.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _PAUSE_SECONDS = 5.0
 
 
 class MailHandler(logging.Handler):
-    """Mails each record of its level (ERROR if not told) that passes its filters.
+    """Mails each record of its level (by default ERROR) that passes its filters.
 
-    `sender` and `recipients` are the envelope and the header. `subject` is a `str.format` of the
-    record's attributes. `burst` mails in `period_seconds`, then a summary. `capacity` records
-    wait in memory at most. `home` and `send` are those of `picoqmail.Spool`. Raises EnvelopeError
-    for addresses that cannot be sent, before anything is logged.
+    `sender` and `recipients` go into envelope and header. `subject` is a format string for the
+    record's attributes (`str.format`). After `burst` mails in `period_seconds` one summary follows.
+    At most `capacity` records wait in memory. `home` and `send` are those of `picoqmail.Spool`.
+    Raises EnvelopeError for an address that cannot be sent, before anything is logged.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument a wish
+    def __init__(  # noqa: PLR0913 - each argument is one option
         self,
         sender: str,
         recipients: Sequence[str] | str,
@@ -76,14 +76,14 @@ class MailHandler(logging.Handler):
         _every_handler.add(self)
 
     def _start_anew(self) -> None:
-        """Make what a fork does not take over: the condition and the thread."""
+        """Make what a child process does not inherit: the condition and the thread."""
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         self._closed = False
         self._busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record for the thread; only formatting is done here."""
+        """Format a record, and queue it for the thread."""
         try:
             text = self.format(record)
             subject = self._subject(record)
@@ -98,12 +98,12 @@ class MailHandler(logging.Handler):
                     )
                     self._thread.start()
                 self._changed.notify_all()
-        except Exception:  # noqa: BLE001 - a log never stops the program; handleError obeys raiseExceptions
+        except Exception:  # noqa: BLE001 - logging never stops the program; handleError obeys raiseExceptions
             self.lost += 1
             self.handleError(record)
 
     def flush(self, timeout_seconds: float = 5.0) -> None:
-        """Wait until what was logged so far is in the spool, or the time is over."""
+        """Wait until all records so far are in the spool, or the time is over."""
         with self._changed:
             if self._thread is not None:
                 self._changed.wait_for(
@@ -111,9 +111,9 @@ class MailHandler(logging.Handler):
                 )
 
     def close(self) -> None:
-        """Bring what waits into the spool, five seconds at most, and end the thread.
+        """Move waiting records into the spool, for five seconds at most, and end the thread.
 
-        `logging` calls it at the end of the program.
+        `logging` calls this at the end of the program.
         """
         self.flush()
         with self._changed:
@@ -126,7 +126,7 @@ class MailHandler(logging.Handler):
     def _subject(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
         text = self.subject.format(**record.__dict__)
-        # One line of it: a line end in a header would be the record's to choose.
+        # On one line: otherwise a record could add header lines.
         return " ".join(text.split())[:_SUBJECT_LIMIT]
 
     # --- The thread ----------------------------------------------------------------------------
@@ -151,13 +151,13 @@ class MailHandler(logging.Handler):
         return bool(self._waiting) or self._closed
 
     def _until_summary(self) -> float | None:
-        """How long until what was suppressed may be told; None if there is nothing."""
+        """Return how long until a summary may be mailed; None if no record was suppressed."""
         if not self._suppressed_count:
             return None
         return max(self._limit.wait_seconds(self._clock()), 0.05)
 
     def _handle(self, item: tuple[str, str] | None) -> bool:
-        """Mail a record, or what was suppressed when its time has come; False to try again."""
+        """Mail a record, or a summary when its time has come; False to try again later."""
         now = self._clock()
         if item is None:
             if not self._suppressed_count or self._limit.wait_seconds(now) > 0:
@@ -193,11 +193,11 @@ class MailHandler(logging.Handler):
             message["Subject"] = subject.encode("utf-8", "replace").decode()
             message["Date"] = format_datetime(localtime())
             message["Message-ID"] = make_msgid(domain=self.sender.rpartition("@")[2] or None)
-            # RFC 3834: nothing should answer by itself.
+            # RFC 3834: no program should reply automatically.
             message["Auto-Submitted"] = "auto-generated"
             message.set_content(text.encode("utf-8", "replace").decode() + "\n")
             self._spool.enqueue(message, self.sender, self.recipients)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the program goes on
+        except Exception as exc:  # noqa: BLE001 - whatever the error, the program goes on
             if getattr(exc, "permanent", not isinstance(exc, OSError)):
                 self.lost += 1
                 return True
@@ -213,11 +213,11 @@ class _Limit:
         self._taken: deque[float] = deque(maxlen=max(burst, 1))
 
     def take(self, now: float) -> None:
-        """One more."""
+        """Count one mail."""
         self._taken.append(now)
 
     def wait_seconds(self, now: float) -> float:
-        """How long to wait for the next; 0 or less for not at all."""
+        """Return how long the next mail must wait; 0 or less if it need not."""
         if len(self._taken) < (self._taken.maxlen or 1):
             return 0.0
         return self._taken[0] + self._period_seconds - now
@@ -227,7 +227,7 @@ _every_handler: weakref.WeakSet[MailHandler] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """In a child the thread is gone, and what waits is the parent's to send."""
+    """Start anew in a child: it has no thread, and the parent sends the waiting records."""
     for handler in list(_every_handler):
         handler._waiting.clear()  # noqa: SLF001 - this module's own
         handler._start_anew()  # noqa: SLF001

@@ -1,12 +1,12 @@
-"""For the tests of programs that send mail by picoqmail: a home of their own, and what is in it.
+"""A temporary home for the tests of programs that send mail through picoqmail.
 
     def test_welcome(picoqmail_spool):
         sign_up("b@example.net")
         mail = picoqmail_spool.assert_one(to="b@example.net", subject="Welcome")
         assert "Dear B" in mail.text
 
-The fixture is there wherever picoqmail is installed. Nothing is imported for it before it is
-asked for, and nothing is ever sent: the sender is off.
+The fixture exists wherever picoqmail is installed. Nothing is imported for it before a test uses
+it. The sender is off, so nothing is ever sent.
 """
 
 from __future__ import annotations

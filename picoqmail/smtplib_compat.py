@@ -1,9 +1,9 @@
-"""`SMTP` for code that speaks smtplib: the same calls and return values, into the spool.
+"""`SMTP` for code that uses smtplib: the same methods and results, but mail goes to the spool.
 
     from picoqmail.smtplib_compat import SMTP
 
-The relay is that of the spool's home: host, port, login and TLS of the caller are taken and not
-used. Errors are those of smtplib, so that `except smtplib.SMTPException` goes on working.
+The spool's home names the relay; the caller's host, port, login and TLS are accepted and ignored.
+Errors are those of smtplib, so that `except smtplib.SMTPException` still works.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class SMTP:
-    """What `smtplib.SMTP` is to a program, in front of a spool.
+    """The interface of `smtplib.SMTP` for a spool.
 
-    `home` and `send` are those of `picoqmail.Spool`; whatever `smtplib.SMTP` takes is taken too.
+    `home` and `send` are those of `picoqmail.Spool`. All arguments of `smtplib.SMTP` are accepted.
     `receipt` is that of the last message, None before the first.
     """
 
@@ -58,7 +58,7 @@ class SMTP:
         send: bool | None = None,
         **_more: object,
     ) -> None:
-        """Connects to nothing; a home that is not there shows with the first message."""
+        """Connect to nothing; a missing home is reported with the first message."""
         self.receipt: Receipt | None = None
         self._spool = Spool(home, send=send)
         self._host = host
@@ -80,14 +80,14 @@ class SMTP:
         self.close()
         return False
 
-    # --- What a relay would be told, and the spool need not know -------------------------------
+    # --- Commands that only a relay needs ------------------------------------------------------
 
     def connect(self, *_: object, **__: object) -> tuple[int, bytes]:
-        """There is nothing to connect to: the answer is a relay's greeting."""
+        """Connect to nothing, and return a relay's greeting."""
         return (220, b"picoqmail")
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
-        """The answer of a relay that can do what the spool can."""
+        """Return the reply of a relay that has the abilities of the spool."""
         del name
         self.ehlo_resp = b"picoqmail\n8BITMIME\nSMTPUTF8\nSIZE 0"
         return (250, self.ehlo_resp)
@@ -99,18 +99,18 @@ class SMTP:
         return (250, self.helo_resp)
 
     def ehlo_or_helo_if_needed(self) -> None:
-        """Nothing is needed."""
+        """Do nothing."""
 
     def has_extn(self, opt: str) -> bool:
-        """Whether the spool can do what an ESMTP extension of this name is for."""
+        """Say whether the spool supports the ESMTP extension of this name."""
         return opt.lower() in self.esmtp_features
 
     def starttls(self, *_: object, **__: object) -> tuple[int, bytes]:
-        """The way into the spool is no network; the way to the relay is for the home's settings."""
+        """Do nothing: the spool is no network, and settings say how to reach the relay."""
         return (220, b"2.0.0 Ready")
 
     def login(self, *_: object, **__: object) -> tuple[int, bytes]:
-        """Whose the spool is says who may write to it; the relay's password is a setting."""
+        """Do nothing: file permissions decide who may submit, and the password is a setting."""
         return (235, b"2.7.0 Ok")
 
     def noop(self) -> tuple[int, bytes]:
@@ -118,18 +118,18 @@ class SMTP:
         return _READY
 
     def rset(self) -> tuple[int, bytes]:
-        """There is no transaction to be forgotten."""
+        """Do nothing: there is no transaction."""
         return _READY
 
     def set_debuglevel(self, debuglevel: object) -> None:
-        """There is no conversation to be shown."""
+        """Do nothing: there is no conversation to show."""
 
     def quit(self) -> tuple[int, bytes]:
         """End; the object may be used again."""
         return (221, b"2.0.0 Bye")
 
     def close(self) -> None:
-        """There is nothing to be closed."""
+        """Do nothing: nothing is open."""
 
     # --- Mail ----------------------------------------------------------------------------------
 
@@ -143,10 +143,10 @@ class SMTP:
     ) -> dict[str, tuple[int, bytes]]:
         """Put a message into the spool, durably, for all recipients whose address can be sent.
 
-        Returns the others, each with code and reason, as `smtplib.SMTP.sendmail` does; options
-        are for a relay that is not there, and not used. A str is taken as ASCII with any line
-        ends, as there. Raises SMTPRecipientsRefused if no address can be sent, SMTPSenderRefused,
-        SMTPDataError (552 too large, 451 for a disk or home in trouble: nothing was accepted),
+        Returns the others, each with code and reason, as `smtplib.SMTP.sendmail` does. Options are
+        for a relay, and are ignored. A str must be ASCII and may have any line ends, as in smtplib.
+        Raises SMTPRecipientsRefused if no address can be sent, SMTPSenderRefused, SMTPDataError
+        (552: too large; 451: the disk or the home failed, and nothing was accepted),
         UnicodeEncodeError.
         """
         del mail_options, rcpt_options
@@ -162,16 +162,16 @@ class SMTP:
         mail_options: Sequence[str] = (),
         rcpt_options: Sequence[str] = (),
     ) -> dict[str, tuple[int, bytes]]:
-        """Put a message object into the spool; its header names what was not given.
+        """Put a message object into the spool; its header replaces a missing sender or recipients.
 
-        Bcc is left out. Returns and raises as `sendmail`; ValueError where the header names
-        nobody, or was resent more than once.
+        Bcc is removed. Returns and raises as `sendmail`; also raises ValueError if the header names
+        no recipient, or was resent more than once.
         """
         del mail_options, rcpt_options
         if not is_email_object(msg):
             raise TypeError(f"{type(msg).__name__} is no email.message.Message")
         header = HeaderEnvelope.of_object(msg)
-        # As text in the form of RFC 5321 again, for that is what `_take` reads.
+        # Back to the text form of RFC 5321, which `_take` reads.
         sender = _quoted(header.sender()) if from_addr is None else from_addr
         several = (
             [_quoted(one) for one in header.recipients()]
@@ -186,7 +186,7 @@ class SMTP:
         try:
             return qualified(address, self._spool.home)
         except ConfigurationError:
-            # Told when the message is taken, by the error that smtplib has for it.
+            # Reported when the message is accepted, by the error that smtplib has for it.
             return address
 
     def _take(
@@ -217,13 +217,13 @@ class SMTP:
 
 
 class SMTP_SSL(SMTP):  # noqa: N801 - the name that callers know
-    """The same for code that speaks to a relay over TLS; here it is no network either."""
+    """The same for code that uses TLS from the first byte; nothing is sent over a network."""
 
     default_port = smtplib.SMTP_SSL_PORT
 
 
 class LMTP(SMTP):
-    """The same for code that speaks LMTP."""
+    """The same for code that uses LMTP."""
 
     default_port = smtplib.LMTP_PORT
 

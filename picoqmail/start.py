@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def run_program(name: str) -> None:
     """Run picoqmail.cli.NAME with the arguments of this process, and end the process.
 
-    Nothing is torn down: files are closed and flushed by then, and the kernel does the rest in a
-    tenth of the time.
+    The interpreter is not torn down. All files are closed and flushed by then, and the kernel does
+    the rest in a tenth of the time.
     """
-    # The launcher disabled it: what was loaded stays, and to look for garbage among it takes time.
+    # The launcher disabled the collector: what was loaded stays, and searching it takes time.
     gc.freeze()
     gc.enable()
     sys.meta_path.append(_Elsewhere)
@@ -36,13 +36,13 @@ def run_program(name: str) -> None:
 
 
 class _Elsewhere:
-    """The last finder: what does not lie beside us, such as a shared dependency, needs site."""
+    """The last finder: a module that is not beside ours, as a shared dependency, needs site."""
 
     @classmethod
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Let site add its directories, once, and ask the other finders again."""
+        """Let site add its directories, once, then ask the other finders again."""
         if path is not None or name.startswith("_"):
             return None
         sys.meta_path.remove(cls)

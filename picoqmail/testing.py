@@ -1,4 +1,4 @@
-"""A spool for tests, and what is to be said of the mail in it; no test framework is needed.
+"""A spool for tests, and assertions about the mail in it; no test framework is needed.
 
 with TemporarySpool() as spool:
     program(home=spool.root)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @frozen
 class QueuedMail:
-    """One mail of a spool: envelope, octets (without our Received line), and a parsed message.
+    """One mail of a spool: envelope, octets (without our Received line), and the parsed message.
 
     `not_before` is Unix seconds, None if it may go at once.
     """
@@ -60,14 +60,14 @@ class QueuedMail:
 
 
 class TemporarySpool:
-    """A home in a temporary directory, gone at the end of the `with` block.
+    """A home in a temporary directory, removed at the end of the `with` block.
 
-    `root` is what `picoqmail.enqueue(home=...)` and PICOQMAIL_HOME take; `environ` are the
-    variables that lead a program there and keep it from sending.
+    `root` is the value for `picoqmail.enqueue(home=...)` and PICOQMAIL_HOME. `environ` are the
+    variables that make a program use this home, and that keep it from sending.
     """
 
     def __init__(self, me: str = "host.example") -> None:
-        """`me` is the host's name."""
+        """`me` is the name of the host."""
         self.root = tempfile.mkdtemp(prefix="picoqmail-")
         for name in ("control", "bin", *(f"spool/{one}" for one in DIRECTORIES)):
             os.makedirs(f"{self.root}/{name}", mode=PRIVATE_DIRECTORY_MODE)
@@ -94,12 +94,12 @@ class TemporarySpool:
 
     @property
     def mails(self) -> list[QueuedMail]:
-        """All mail that is to be sent, the oldest first."""
+        """All mail that waits to be sent, oldest first."""
         found = [self._read(one) for one in self.spool.list("new", "cur")]
         return [one for one in found if one is not None]
 
     def clear(self) -> None:
-        """Forget all mail."""
+        """Delete all mail."""
         for one in list(self.spool.list()):
             self.spool.delete(one.id)
 
@@ -109,9 +109,11 @@ class TemporarySpool:
     def find(
         self, *, to: str | None = None, subject: str | None = None, text: str | None = None
     ) -> list[QueuedMail]:
-        """The mails that one of the envelope's recipients is `to` of, that have exactly this
-        subject, and whose text matches the regular expression `text`.
-        """  # noqa: D205 - one sentence of three conditions
+        """Return the mails that meet all conditions that are given.
+
+        `to` is one of the envelope's recipients, `subject` is the whole subject, and `text` is a
+        regular expression that matches in the text.
+        """
         return [
             one
             for one in self.mails
@@ -128,7 +130,7 @@ class TemporarySpool:
         return found[0]
 
     def assert_count(self, count: int, **conditions: Any) -> list[QueuedMail]:  # noqa: ANN401
-        """Fail unless so many mails meet the conditions of `find`; returns them."""
+        """Fail unless `count` mails meet the conditions of `find`; returns them."""
         found = self.find(**conditions)
         if len(found) != count:
             self._fail(f"{len(found)} mails, not {count},", conditions)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     AnySlotted = TypeVar("AnySlotted", bound=Slotted)
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-"""The default of a field that is a mapping: nobody can put anything into it."""
+"""The default of a field that is a mapping; it cannot be changed."""
 
 
 class Value:
