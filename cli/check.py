@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--send-to", metavar="ADDRESS", help="also send a mail there, and see what the relay says"
     )
     parser.add_argument(
-        "--repair", action="store_true", help="first mend what can be mended without any loss"
+        "--repair", action="store_true", help="first repair what can be repaired without any loss"
     )
     parser.add_argument(
         "--prometheus",

@@ -1,6 +1,6 @@
 """Write the pages that are made from code: settings.md, log.md, commands.md.
 
-Run it with the interpreter of an environment that has picoqmail; a test tells when it is needed.
+Run it with the interpreter of an environment that has picoqmail; a test fails when it is needed.
 """
 
 from __future__ import annotations

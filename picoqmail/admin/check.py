@@ -393,10 +393,10 @@ def _relay_up(one: Probe, limits: Thresholds) -> Finding:
 
 
 def repair(home: Home, spool: Store) -> list[str]:
-    """Mend what can be mended without losing anything; returns what was done.
+    """Repair what can be repaired without losing anything; returns what was done.
 
     Modes, missing directories, leftovers, messages in two states after a crash, times that tell
-    cron when a message is due; what is damaged is put aside. What cannot be mended is told, too.
+    cron when a message is due; what is damaged is put aside. What cannot be repaired is told, too.
     """
     done = [*_repair_modes(home), *_make_directories(home)]
     spool = Store(

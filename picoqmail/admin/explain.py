@@ -160,7 +160,7 @@ def _final(entry: Entry, message: Message) -> str:
     if not failed:
         return (
             "It was put aside although no relay refused it; ID.result says why. When that is "
-            f"mended: picoqmail requeue {entry.id}. If it is worth nothing: "
+            f"repaired: picoqmail requeue {entry.id}. If it is worth nothing: "
             f"picoqmail delete {entry.id}."
         )
     return (

@@ -48,7 +48,7 @@ class Translation:
         try:
             parse_relay(text)
         except RelayAddressError as exc:
-            remedy = "mend it there, or write relayip by hand"
+            remedy = "correct it there, or write relayip by hand"
             raise ConfigurationError(where, str(exc), remedy) from exc
         self.settings.setdefault("relayip", []).append(text)
 

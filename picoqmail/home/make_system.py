@@ -77,7 +77,7 @@ def make_system_home(
     replace: bool = False,
     programs: Mapping[str, str],
 ) -> HomeResult:
-    """Make or mend a home for all users of this host; arguments and errors as init.make_home.
+    """Make or repair a home for all users of this host; arguments and errors as init.make_home.
 
     The user `picoqmail` is made if it is missing. May be run again, and must be after an update
     and when that user's groups have changed: the set-id program is compiled anew, and tried.
@@ -270,7 +270,7 @@ def prepare_directories(home: Home, owner: Owner) -> None:
 
 
 def _directory(path: str, uid: int, gid: int, mode: int) -> int:
-    """Make a directory, or mend the one there; returns whose it was."""
+    """Make a directory, or repair the one there; returns whose it was."""
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         _directory(parent, 0, 0, 0o755)

@@ -1,7 +1,7 @@
 """An address of the envelope, from qmail's raw form to the path of a command.
 
 The rule of this module: it never changes whom an address means. What cannot be written as a path
-is refused, with words for the person who has to mend it.
+is refused, with words for the person who has to correct it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class RelayFault(Value):
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
     ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``temporary`` is a hint
-    whether waiting may mend it, ``pace`` whether the relay said that we are too fast.
+    whether waiting may repair it, ``pace`` whether the relay said that we are too fast.
     """
 
     __slots__ = ("stage", "text", "reply", "temporary", "pace")

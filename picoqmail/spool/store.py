@@ -464,7 +464,7 @@ class Store:
             _link_or_rename(source, self._join(UNDELIVERED, message_id + SIDECAR))
             durable.sync_directory(self._join(UNDELIVERED))
             durable.unlink_if_there(source)
-            # Where there are several, all damaged, each is kept: one of them may be mended by hand.
+            # Where there are several, all damaged, each is kept: a person may repair one of them.
             body = message_id + BODY
             if _is_same_file(self._join(state, body), self._join(UNDELIVERED, body)):
                 self._drop_body(message_id, state)

@@ -25,6 +25,9 @@ AMBIGUOUS = {
     "Outcome": "the result of what",
     "Record": "Value, or what is recorded",
 }
+# Words that a reader has to read twice, and the plain ones.
+PLAIN = {"mend": "repair", "mended": "repaired"}
+PAGES = [*PATHS, *glob.glob(os.path.join(CHECKOUT, "docs", "*.md"))]
 
 
 def classes() -> dict[str, list[str]]:
@@ -56,6 +59,17 @@ def test_a_class_name_is_unique() -> None:
 def test_no_class_has_a_word_of_many_meanings(word: str) -> None:
     """By itself; with another word it may be clear."""
     assert [] == CLASSES.get(word, []), f"say {AMBIGUOUS[word]}"
+
+
+@pytest.mark.parametrize("word", PLAIN)
+def test_a_plain_word_stands_where_there_is_one(word: str) -> None:
+    """In the sources and in the manual."""
+    offenders = []
+    for path in PAGES:
+        with open(path, encoding="utf-8") as file:
+            if re.search(rf"\b{word}\b", file.read(), re.IGNORECASE):
+                offenders.append(os.path.relpath(path, CHECKOUT))
+    assert [] == offenders, f"say {PLAIN[word]!r}"
 
 
 def test_locks_are_made_in_one_module() -> None:

@@ -64,7 +64,7 @@ def test_init_again_changes_nothing(host: Host) -> None:
 
 @pytest.fixture
 def loose(host: Host) -> Iterator[str]:
-    """A file of the installed package, to be spoilt and mended."""
+    """A file of the installed package, to be spoilt and repaired."""
     (path,) = (
         f"{host.directory}/env/lib/{name}" for name in os.listdir(f"{host.directory}/env/lib")
     )

@@ -87,7 +87,7 @@ def modes(world: World) -> set[tuple[str, int]]:
     ids=" ".join,
 )
 def test_rsync(stage: Stage, world: World, options: list[str], told: tuple[str, ...]) -> None:
-    """With or without times and modes: what was lost is named, mended, and all goes out once."""
+    """With or without times and modes: what was lost is named, repaired, and all goes out once."""
     # Not due yet when it is copied: without times the copy looks due, which is only a hint.
     rsync(world, *options)
     _, done, levels = repair(world)
@@ -165,7 +165,7 @@ def test_a_part_of_a_body_where_it_is_looked_for_first(
 
 
 def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
-    """All are kept, for somebody may mend one; the message is put aside, and that is said."""
+    """All are kept, for somebody may repair one; the message is put aside, and that is said."""
     (path,) = world.sidecars("cur")
     stem = os.path.basename(path)[:-5]
     with open(path[:-4] + "eml", "r+b") as file:
