@@ -1,5 +1,5 @@
-"""Events for the people who run the host: one line each.
+"""The log: events for the administrator, one line each.
 
-What may live here: rendering, and the places that lines go to. What may not: settings, which
-come in as values. Imports: ground only.
+What may live here: the events, their rendering, and the places that lines go to. What may not:
+settings, which come in as values. Imports: ground only.
 """

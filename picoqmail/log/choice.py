@@ -1,4 +1,4 @@
-"""What the setting `log` can say, as a value: home reads it, and the logger follows it. Pure."""
+"""The setting `log` as a value: `home` reads it, and the logger follows it. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SINKS = ("auto", "stderr", "syslog", "journal", "json", "file", "off")
 
 
 class LogChoice(Value):
-    """Where events go: the sink, its path if it is a file, and the least level that is written.
+    """Where events go: the sink, its path if it is a file, and the lowest level that is written.
 
     `sink` is one of `SINKS`, `path` is empty unless the sink is `file` or a `json` file.
     """

@@ -1,12 +1,11 @@
-"""Events for the people who run this host: one line each, to standard error, syslog or a file.
+"""The log: one line for each event, to standard error, syslog or a file.
 
-A log never stops mail.  What cannot be written is counted in `lost`, and reported in the next line
-that can be written.
+A log never stops mail. `lost` counts the events that could not be written, and the next line that
+can be written reports the number.
 
-Without a setting (`auto`) events go where a person looks: to standard error if that is a terminal;
-else to syslog, if the host has one; else to the file `log` in the spool, which is renamed to
-`log.1` at a megabyte, so that it never fills a disk.  Cron mails what a run prints, so nothing is
-printed there.
+By default (`auto`) events go to standard error if that is a terminal, else to syslog if the host
+has one, else to the file `log` in the spool. That file is renamed to `log.1` at a megabyte, so that
+it never fills a disk. Under cron nothing is printed, because cron would mail it.
 """
 
 from __future__ import annotations
@@ -39,11 +38,10 @@ SPOOL_LOG = "log"
 
 
 class Log:
-    """Where events go. Safe to share between threads; a fork writes to the same place.
+    """Writes events to one place. Threads may share it; a forked child writes to the same place.
 
-    `event` costs one comparison if its level is off; structlog is imported with the first event
-    that is written and needs it. `lost` counts the events that could not be written. Also a
-    context manager.
+    `event` costs one comparison if its level is off. structlog is imported with the first event
+    that needs it. `lost` counts the events that could not be written. Also a context manager.
     """
 
     def __init__(
@@ -55,11 +53,11 @@ class Log:
         bound: Mapping[str, object] | None = None,
         privacy: str = "off",
     ) -> None:
-        """`place` None is nowhere.
+        """With `place` None nothing is written.
 
-        `level` is the least that is written, of debug, info, warning and error; `render` is
-        `text`, `bare` (syslog, which has a time and a level of its own), `colour` or `json`;
-        `bound` are facts of every event; `privacy` is the setting logprivacy.
+        `level` is the lowest level that is written: debug, info, warning or error. `render` is
+        `text`, `bare` (for syslog, which adds time and level itself), `colour` or `json`. `bound`
+        are facts of every event. `privacy` is the setting logprivacy.
         """
         self._place = place
         self._level = _RANK[level] if place is not None else len(_RANK)
@@ -80,18 +78,17 @@ class Log:
         """Close what was opened; a later event opens it again. Raises nothing."""
         if self._place is not None:
             with self._lock, contextlib.suppress(OSError):
-                # The kernel's late bad news about a log: there is nothing that we could do.
+                # The kernel reports a late error of the log, and nothing can be done about it.
                 self._place.close()
 
     def is_on(self, level: str) -> bool:
-        """Whether events of a level are written: to spare the making of costly facts."""
+        """Say whether events of a level are written, so that callers can skip costly facts."""
         return _RANK[level] >= self._level
 
     def event(self, name: str, /, *, level: str = "info", **facts: object) -> None:
-        """Tell one event; whatever a disk, a pipe or syslog does, nothing is raised for it.
+        """Log one event. Nothing is raised, whatever a disk, a pipe or syslog does.
 
-        `name` is a word such as `relay_down`; the facts are what is to be known about it, and may
-        have any name but `event`.
+        `name` is a word such as `relay_down`. Facts may have any name except `event`.
         """
         if _RANK[level] < self._level:
             return
@@ -103,7 +100,7 @@ class Log:
             try:
                 self._lines.write(level, name, facts)
             except (OSError, ValueError):
-                # ValueError: who imported us has closed standard error.
+                # ValueError: the application has closed standard error.
                 self.lost += 1
 
     def _make(self) -> PlainLines | StructuredLines:
@@ -114,7 +111,7 @@ class Log:
         return StructuredLines(self._put, self._bound, as_json=self._render == "json")
 
     def _put(self, line: str, level: str) -> None:
-        """Write one line, and before it how many were lost."""
+        """Write one line, and before it the number of lost ones."""
         if self._place is None:
             return
         if self.lost:
@@ -133,11 +130,11 @@ def open_log(  # noqa: PLR0913 - places that tests choose
     journal_socket: str = JOURNAL_SOCKET,
     privacy: str = "off",
 ) -> Log:
-    """Return the log that the setting `log` asks for; nothing is opened before the first event.
+    """Return the log that the setting `log` chooses; nothing is opened before the first event.
 
-    `spool` is the spool's directory, whose file `log` is the last resort. `program` is the name
-    under which syslog files the lines. `stderr` is sys.stderr if not given.
-    Raises nothing: a log that cannot be opened loses its events, and stops no mail.
+    `spool` is the spool's directory; its file `log` is the last resort. `program` is the name of
+    the lines in syslog. `stderr` defaults to sys.stderr. Raises nothing: a log that cannot be
+    opened loses its events, but stops no mail.
     """
     stream = sys.stderr if stderr is None else stderr
     sink = _automatic(stream, syslog_socket) if choice.sink == "auto" else choice.sink
@@ -148,7 +145,7 @@ def open_log(  # noqa: PLR0913 - places that tests choose
     place: Place | None = None
     render = "text"
     if sink in ("syslog", "journal"):
-        # These note time, level and program by themselves.
+        # These add time, level and program themselves.
         render, bound = "bare", {}
         is_journal = sink == "journal"
         place = Journal(journal_socket, program) if is_journal else Syslog(syslog_socket, program)
@@ -163,7 +160,7 @@ def open_log(  # noqa: PLR0913 - places that tests choose
 
 
 def _automatic(stream: TextIO | None, syslog_socket: str) -> str:
-    """Return where events go if nothing is set: see the docstring of the module."""
+    """Return where events go by default; see the docstring of the module."""
     if _is_terminal(stream):
         return "stderr"
     try:

@@ -1,7 +1,7 @@
-"""Where lines of the log end up: standard error, a file, the spool's own file, syslog, the journal.
+"""The places of the log: standard error, a file, the spool's own file, syslog, the journal.
 
-What may live here: opening and writing. Nothing is opened before the first line, and no place ever
-waits: a datagram that syslog has no room for is lost.
+What may live here: opening and writing. Nothing is opened before the first line. No place ever
+waits: a datagram for which syslog has no room is lost.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from typing import Protocol, TextIO
 
     class Place(Protocol):
-        """Where lines end up; both verbs may raise OSError or ValueError."""
+        """One place; both methods may raise OSError or ValueError."""
 
         def write(self, line: str, level: str) -> None:
             """Write one line, which has no line end."""
 
         def close(self) -> None:
-            """Let go of what `write` opened; it opens it again."""
+            """Close what `write` opened; the next `write` opens it again."""
 
 
 # syslog's severities (RFC 5424 6.2.1) by the names of our levels.
@@ -34,14 +34,14 @@ _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _FACILITY_MAIL = 2
 
 SPOOL_LOG_OCTETS = 1 << 20
-# rsyslog and syslog-ng cut at 8 KiB by default; a line cut by us still ends whole.
+# rsyslog and syslog-ng cut lines at 8 KiB by default; ours are cut between characters before that.
 LONGEST_DATAGRAM = 8000
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class StandardError:
-    """Standard error, or what stands in for it."""
+    """Standard error, or another text stream."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -68,7 +68,7 @@ class NamedFile:
         """Write one line."""
         if self._descriptor < 0:
             self._descriptor = self._open()
-        # One write a line: lines of several processes stay apart.
+        # One write for each line keeps the lines of several processes apart.
         durable.write_all(self._descriptor, encodable(line).encode() + b"\n")
 
     def close(self) -> None:
@@ -78,13 +78,13 @@ class NamedFile:
             os.close(descriptor)
 
     def _open(self) -> int:
-        # Without O_NONBLOCK a pipe that nobody reads would stop the run here.
+        # Without O_NONBLOCK a pipe without a reader would block the run here.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         return os.open(self._path, flags, PRIVATE_FILE_MODE)
 
 
 class SpoolLog(NamedFile):
-    """The spool's own log, which begins anew when it has grown to a megabyte."""
+    """The spool's own log, which starts anew when it has reached a megabyte."""
 
     def _open(self) -> int:
         descriptor = durable.open_append(self._path)
@@ -96,7 +96,7 @@ class SpoolLog(NamedFile):
 
 
 class Syslog:
-    """The host's syslog, spoken to as syslog(3) does, facility mail, but without ever waiting."""
+    """The host's syslog, used as syslog(3) does (facility mail), but without ever waiting."""
 
     def __init__(self, path: str, program: str) -> None:
         self._path = path
@@ -119,7 +119,7 @@ class Syslog:
         except BlockingIOError:
             raise
         except OSError:
-            # syslog was started again since our last line: its socket is a new one.
+            # syslog was restarted since our last line, so its socket is a new one.
             self.close()
             self._send(data)
 
@@ -133,16 +133,16 @@ class Syslog:
         if self._socket is None:
             self._socket = _connected(self._path, socket.SOCK_DGRAM)
         if self._socket.type == socket.SOCK_STREAM:
-            data += b"\0"  # what parts records on a stream, see syslog(3) of the GNU C library
+            data += b"\0"  # the separator on a stream, as in syslog(3) of the GNU C library
         if self._socket.send(data) < len(data):
-            self.close()  # the rest of this record would be taken for the next one
+            self.close()  # otherwise the rest would be read as the next record
             raise BlockingIOError(errno.EAGAIN, "syslog took a part of the line")
 
 
 class Journal:
-    """systemd's journal, in its native protocol: a datagram of `NAME=value` lines.
+    """systemd's journal, by its native protocol: a datagram of `NAME=value` lines.
 
-    See "Native Journal Protocol" of systemd. A line of ours has no line end in it.
+    See "Native Journal Protocol" of systemd. Our lines contain no line end.
     """
 
     def __init__(self, path: str, program: str) -> None:

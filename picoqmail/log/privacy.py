@@ -18,8 +18,8 @@ _ANY_ADDRESS = re.compile(
 def mask(facts: dict[str, Any], how: str) -> dict[str, Any]:
     """Return the facts of an event without local parts (`local`) or without addresses (`all`).
 
-    The null sender stays, for it is nobody. In other texts, such as what a relay said, whatever
-    looks like an address is masked.
+    The null sender stays, because it names nobody. In other texts, such as a relay's reply, every
+    string that looks like an address is masked.
     """
     return {name: _masked(value, how, whole=name in _ADDRESSES) for name, value in facts.items()}
 

@@ -1,4 +1,4 @@
-"""One event by structlog: as a JSON object, or as a line in colour.
+"""Events through structlog: each as a JSON object, or as a line in colour.
 
 Nothing of the global configuration of structlog or logging is touched, because an application that
 imports picoqmail has its own.
@@ -19,7 +19,7 @@ _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "1;31"}
 
 
 class StructuredLines:
-    """Makes a line of each event, and hands it on with its level."""
+    """Renders each event as a line, and passes it on with its level."""
 
     def __init__(
         self, put: Callable[[str, str], None], bound: Mapping[str, Any], *, as_json: bool
@@ -45,7 +45,7 @@ class StructuredLines:
 
 
 class _Levels:
-    """The logger under structlog's: each level is a method, which hands on the rendered line."""
+    """The logger under structlog's: a method for each level, which passes on the rendered line."""
 
     def __init__(self, put: Callable[[str, str], None]) -> None:
         self._put = put
@@ -64,7 +64,7 @@ class _Levels:
 
 
 def _as_coloured_line(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> str:
-    """Return a line for a terminal, time and level in front, the level in a colour of its own."""
+    """Return a line for a terminal: time, level in colour, event and facts."""
     time_, level = facts.pop("timestamp"), facts.pop("level")
     event = str(facts.pop("event"))
     return f"{time_} \x1b[{_COLOURS[level]}m{level:7}\x1b[0m {event}{words(facts)}"

@@ -1,7 +1,7 @@
-"""One event as one line for people and for grep. Pure.
+"""Events as plain lines, for people and for grep. Pure.
 
-The sender writes such lines, and ends: structlog makes the others (structured.py), for importing it
-takes longer than sending a mail.
+The sender writes such lines. structlog makes the others (structured.py): importing it takes longer
+than sending a mail.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# A value that holds one of these would be read wrongly without quotes.
+# A value that contains one of these needs quotes.
 _QUOTED = frozenset(' "=\\')
-# What none of that can be in: most values, told apart in one call.
+# A value that needs no quotes; one call recognises most values.
 _is_plain = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 
 
 class PlainLines:
-    """Makes a line of each event, and hands it on with its level."""
+    """Renders each event as a line, and passes it on with its level."""
 
     def __init__(
         self, put: Callable[[str, str], None], bound: Mapping[str, object], *, stamped: bool
     ) -> None:
-        """`bound` are facts of every event; `stamped` puts time and level in front of a line."""
+        """`bound` are facts of every event; `stamped` puts time and level before each line."""
         self._put = put
         self._bound = words(bound)
         self._stamped = stamped
@@ -47,12 +47,12 @@ def _timestamp(nanoseconds: int) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _second(seconds: int) -> str:
-    """Return the part that the lines of one second share: a busy run writes thousands."""
+    """Return the part that all lines of one second share, because a busy run writes thousands."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def words(facts: Mapping[str, object]) -> str:
-    """Return ` name=value` for each fact; a value is quoted if it would be read wrongly."""
+    """Return ` name=value` for each fact; a value is quoted if it could be misread."""
     words = []
     for name, value in facts.items():
         if value is not None:
@@ -62,7 +62,7 @@ def words(facts: Mapping[str, object]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a fact's text on one line; nothing that came from outside can forge a second one."""
+    """Return a fact's text on one line, so that no outside text can forge a second line."""
     if text.isprintable():
         if text and _QUOTED.isdisjoint(text):
             return text  # plain, but beyond ASCII
