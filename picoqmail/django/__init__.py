@@ -1,9 +1,9 @@
-"""Django's mail into the spool: `EMAIL_BACKEND = "picoqmail.django.EmailBackend"`.
+"""Django's mail goes into the spool: `EMAIL_BACKEND = "picoqmail.django.EmailBackend"`.
 
-As an app (`INSTALLED_APPS = [..., "picoqmail.django"]`) also system checks, the commands
+As an app (`INSTALLED_APPS = [..., "picoqmail.django"]`) it also has system checks, the commands
 `picoqmail_status` and `picoqmail_retry`, and a page of the admin site.
 
-Nothing may live here but the name of the backend: Django imports this before its apps are ready.
+Only the name of the backend may live here: Django imports this before its apps are ready.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["EmailBackend"]
 
 
 def __getattr__(name: str) -> object:
-    """Fetch the backend when somebody wants it."""
+    """Fetch the backend when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module 'picoqmail.django' has no attribute {name!r}")
     from picoqmail.django import backend

@@ -1,7 +1,7 @@
-"""A page of the admin site: what lies in the spool, why, and what can be done about it.
+"""A page of the admin site: the messages of the spool, with explanations and actions.
 
-To look takes the permission to view; retry, hold, release and requeue that to change; delete that
-to delete. All text of a message is shown by Django's templates, which escape it.
+Reading requires the permission to view. Retry, hold, release and requeue require the permission to
+change; delete requires that to delete. Django's templates escape all text of a message.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
     def get_object(
         self, request: HttpRequest, object_id: str, from_field: str | None = None
     ) -> SpooledMessage | None:
-        """The message if the spool has it; no table is asked."""
+        """Return the message if the spool has it; the database is not used."""
         del from_field
         try:
             _spool(request).get(object_id)
@@ -60,7 +60,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The newest messages of a state, and the state of the spool."""
+        """Show the newest messages of a state, and the state of the spool."""
         if not self.has_view_or_change_permission(request):
             raise PermissionDenied
         if request.method == "POST":
@@ -97,7 +97,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """One message: where it is, why, and what will become of it."""
+        """Show one message: where it is, why, and what happens next."""
         del form_url
         if not self.has_view_or_change_permission(request):
             raise PermissionDenied
@@ -127,7 +127,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Delete one message, after a question."""
+        """Delete one message, after asking for confirmation."""
         del extra_context
         if not self.has_delete_permission(request):
             raise PermissionDenied
@@ -136,14 +136,14 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """A message has its history on its own page."""
+        """Redirect to the message's own page, which has its history."""
         del request, extra_context
         return HttpResponseRedirect(
             reverse("admin:picoqmail_spooledmessage_change", args=(object_id,))
         )
 
     def _act(self, request: HttpRequest, ids: list[str]) -> HttpResponse:
-        """Do a verb to messages, report what came of it, and show the page again."""
+        """Apply a verb to messages, report the outcomes, and show the page again."""
         verb = request.POST.get("verb", "")
         if verb not in (*VERBS, DELETE):
             raise Http404(f"there is no verb {verb!a}")
@@ -156,7 +156,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         return HttpResponseRedirect(self._do(request, verb, ids) or request.get_full_path())
 
     def _delete(self, request: HttpRequest, ids: list[str]) -> HttpResponse:
-        """Ask first; then delete, and show the list."""
+        """Ask for confirmation first; then delete, and show the list."""
         listing = reverse("admin:picoqmail_spooledmessage_changelist") + _query(request)
         if request.POST.get("confirmed"):
             self._do(request, DELETE, ids)
@@ -175,7 +175,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         )
 
     def _do(self, request: HttpRequest, verb: str, ids: list[str]) -> str:
-        """Do it, a line for each; where to go if the page's own message is gone."""
+        """Apply a verb, with a line for each; return the list's URL if a message is gone."""
         spool = _spool(request)
         gone = ""
         for message_id in ids:
@@ -193,7 +193,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
         return gone
 
     def _verbs(self, request: HttpRequest) -> tuple[str, ...]:
-        """What this user may do."""
+        """Return the verbs that this user may apply."""
         change = VERBS if self.has_change_permission(request) else ()
         delete = (DELETE,) if self.has_delete_permission(request) else ()
         return (*change, *delete)
@@ -215,7 +215,7 @@ class SpooledMessageAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # no gene
 
 
 def _spool(request: HttpRequest) -> Spool:
-    """The spool that the page is about; one of several is chosen by `?mailer=ALIAS`."""
+    """Return the spool of the page; `?mailer=ALIAS` chooses one of several."""
     alias = request.GET.get("mailer", "")
     if alias and alias not in mailers():
         raise Http404(f"there is no mailer {alias!a}")
@@ -223,13 +223,13 @@ def _spool(request: HttpRequest) -> Spool:
 
 
 def _query(request: HttpRequest) -> str:
-    """What a link to another page of the same spool ends with."""
+    """Return the query string of links to other pages of the same spool."""
     alias = request.GET.get("mailer", "")
     return "?" + urlencode({"mailer": alias}) if alias else ""
 
 
 def _row(spool: Spool, entry: Entry) -> dict[str, Any]:
-    """What one line of the list shows."""
+    """Return the content of one line of the list."""
     message = entry.message
     row: dict[str, Any] = {
         "id": entry.id,
@@ -256,7 +256,7 @@ def _moment(seconds: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
-        # A sidecar may say anything.
+        # A sidecar may contain any number.
         return None
 
 
@@ -271,22 +271,22 @@ def _status(spool: Spool) -> dict[str, Any]:
 
 
 def _subject(spool: Spool, message_id: str) -> str:
-    """The subject, decoded, on one line."""
+    """Return the subject, decoded, on one line."""
     try:
         octets = _header_octets(spool, message_id)
     except PicoqmailError:
-        # The page of the message says why.
+        # The message's own page shows the reason.
         return ""
     parsed = BytesHeaderParser(policy=policy.default).parsebytes(octets)
     try:
         subject = str(parsed["Subject"] or "")
-    except Exception:  # noqa: BLE001 - whatever a stranger's header makes the parser raise
+    except Exception:  # noqa: BLE001 - a stranger's header may make the parser raise anything
         subject = "(cannot be read)"
     return " ".join(subject.split())[:SUBJECT_LIMIT]
 
 
 def _header(spool: Spool, message_id: str) -> str:
-    """The message's header, as far as a page may show."""
+    """Return the message's header, up to the limit of a page."""
     try:
         octets = _header_octets(spool, message_id)
     except PicoqmailError as exc:

@@ -1,4 +1,4 @@
-"""The app, which brings the checks, the commands and the page of the admin site."""
+"""The app, which provides the checks, the commands and the page of the admin site."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
     from picoqmail.library.api import HomeLike, Pending, Spool
 
-# What `get_connection` and `send_mail` hand to every backend, and only SMTP needs.
+# Arguments that Django passes to every backend, and that only SMTP needs.
 _OF_SMTP = frozenset(
     (
         "host",
@@ -44,10 +44,10 @@ _logger = logging.getLogger("picoqmail.django")
 class EmailBackend(BaseEmailBackend):
     """Puts mail into the spool; returns when it is durable, and never waits for a relay.
 
-    `home`, `send` and `on_commit` go before the settings (options.py). They are the OPTIONS of an
-    entry of MAILERS (Django 6.1), and arguments of `get_connection`. Host, port, user and the
-    like, which `get_connection` and `send_mail` hand to every backend, are taken and not used.
-    Any other name is an error: ImproperlyConfigured in MAILERS, TypeError elsewhere.
+    `home`, `send` and `on_commit` override the settings (options.py). They are the OPTIONS of an
+    entry of MAILERS (Django 6.1), and arguments of `get_connection`. Django passes host, port, user
+    and similar arguments to every backend; they are accepted and ignored. Any other name is an
+    error: ImproperlyConfigured in MAILERS, TypeError elsewhere.
 
     Errors are those of `picoqmail.enqueue`, unless `fail_silently`. All messages are tried before
     the first error is raised.
@@ -67,7 +67,7 @@ class EmailBackend(BaseEmailBackend):
             _refuse_unknown(more.keys() - _OF_SMTP)
             super().__init__()
         elif hasattr(mail, "mailers"):
-            # Django knows which of them it added itself, and raises for the others.
+            # Django knows which arguments it added itself, and raises for the others.
             super().__init__(alias=alias, **more)
         else:
             raise ImproperlyConfigured(f"alias={alias!r}: MAILERS needs Django 6.1")
@@ -78,7 +78,7 @@ class EmailBackend(BaseEmailBackend):
         self._on_commit = on_commit
 
     def send_messages(self, email_messages: Iterable[EmailMessage] | None) -> int:
-        """Put messages into the spool, or on disk until the commit; returns how many."""
+        """Put messages into the spool, or on disk until the commit; return their number."""
         if not email_messages:
             return 0
         spool = open_spool(self._home, self._send)
@@ -86,7 +86,7 @@ class EmailBackend(BaseEmailBackend):
         mails = []
         for message in email_messages:
             try:
-                # Nobody to send it to, or recipients that came to nothing: as every backend, skip.
+                # Like every backend, skip a message without recipients.
                 if message.recipients():
                     mails.append(_mail(message, spool.home))
             except Exception as exc:  # noqa: BLE001 - one bad message never stops the others
@@ -135,15 +135,15 @@ class _Waiting:
         self._pendings = pendings
 
     def commit(self) -> None:
-        """Send them on their way; what fails is logged, for the transaction is committed.
+        """Accept them; failures are only logged, because the transaction is committed.
 
-        Raises nothing: mail and callbacks of the application that wait behind these go on.
+        Raises nothing, so that later mail and callbacks of the application still run.
         """
         pendings, self._pendings = self._pendings, []
         outcomes: Sequence[object]
         try:
             outcomes = self._spool.commit_many(pendings)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the others behind go on
+        except Exception as exc:  # noqa: BLE001 - whatever the error, later callbacks run
             outcomes = [exc] * len(pendings)
         for pending, outcome in zip(pendings, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -155,32 +155,32 @@ class _Waiting:
 def _prepare(
     spool: Spool, mails: Sequence[Mail], errors: list[Exception], connection: BaseDatabaseWrapper
 ) -> int:
-    """Put messages on disk, to be committed with the transaction; rolled back, they go."""
+    """Put messages on disk; they are committed or removed with the transaction."""
     pendings: list[Pending] = []
     for one in mails:
         try:
             pending = spool.prepare(one.message, one.sender, one.recipients)
-            # A transaction may send more mails than a process may have files open.
+            # A transaction may send more mails than the process may have open files.
             pending.park()
         except PicoqmailError as exc:
             errors.append(exc)
         else:
             pendings.append(pending)
     if pendings:
-        # Django forgets the function if the transaction is rolled back; with it go the only
-        # references to the messages, which take themselves back then.
+        # On a rollback Django drops the function, and with it the only references to the messages.
+        # The messages are then removed.
         _on_commit(connection, _Waiting(spool, pendings).commit)
     return len(pendings)
 
 
 def _on_commit(connection: BaseDatabaseWrapper, call: Callable[[], None]) -> None:
-    """As `transaction.on_commit`, also where the application commits by hand (autocommit off)."""
+    """Do what `transaction.on_commit` does, also if the application commits by hand."""
     by_hand = not connection.in_atomic_block or not connection.commit_on_exit
     if not by_hand:
         connection.on_commit(call)
         return
     _watch_manual_commits(connection)
-    # Django keeps functions within a block only, and raises outside of one.
+    # Django accepts functions only within a block, and raises outside of one.
     in_block, connection.in_atomic_block = connection.in_atomic_block, True
     try:
         connection.on_commit(call)
@@ -189,10 +189,10 @@ def _on_commit(connection: BaseDatabaseWrapper, call: Callable[[], None]) -> Non
 
 
 def _watch_manual_commits(connection: BaseDatabaseWrapper) -> None:
-    """Have mail go with each `transaction.commit()` of a connection without autocommit.
+    """Commit mail with each `transaction.commit()` of a connection without autocommit.
 
-    Django runs what waits for a commit only when autocommit is switched on again, which may be
-    never. It has no hook for a commit, so the connection's own methods get one, once.
+    Django runs such callbacks only when autocommit is switched on again, which may never happen. It
+    has no hook for a commit, so the connection's own methods are wrapped, once.
     """
     if getattr(connection, "_picoqmail_watched", False):
         return
@@ -209,7 +209,7 @@ def _watch_manual_commits(connection: BaseDatabaseWrapper) -> None:
     ) -> None:
         set_autocommit(autocommit, *arguments, **more)
         if autocommit and not connection.in_atomic_block:
-            # Switching it on ends the open transaction, with a commit where the database can.
+            # Switching autocommit on ends the open transaction, where possible with a commit.
             _commit_waiting(connection)
 
     connection.commit = commit_mail_too  # type: ignore[method-assign] # a hook that Django lacks
@@ -218,7 +218,7 @@ def _watch_manual_commits(connection: BaseDatabaseWrapper) -> None:
 
 
 def _commit_waiting(connection: BaseDatabaseWrapper) -> None:
-    """Commit our mail of a connection, and leave what the application has waiting to Django."""
+    """Commit our mail of a connection; leave the application's callbacks to Django."""
     waiting: list[Any] = []
     others: list[Any] = []
     for entry in connection.run_on_commit:
@@ -233,7 +233,7 @@ def _commit_waiting(connection: BaseDatabaseWrapper) -> None:
 
 
 def _mail(message: EmailMessage, home: Home) -> Mail:
-    """The envelope and the octets of one message. Raises EnvelopeError for addresses."""
+    """Return envelope and octets of one message. Raises EnvelopeError for a bad address."""
     sender = _address(str(message.from_email), None, home)
     recipients = [_address(str(one), n, home) for n, one in enumerate(message.recipients())]
     built: Any = message.message()

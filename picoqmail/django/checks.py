@@ -1,14 +1,14 @@
-"""System checks: a home that is missing or wrong is told before the first mail is lost.
+"""System checks: they report a missing or wrong home before the first mail is lost.
 
-picoqmail.E001  the home or its spool is not there
+picoqmail.E001  the home or its spool does not exist
 picoqmail.E002  a setting of the home is wrong
 picoqmail.E003  this user may not write to the spool, and there is no queue program
 picoqmail.E004  an entry of MAILERS has an option that does not exist
-picoqmail.E005  there is no database of the name that mail is to wait for
+picoqmail.E005  mail should wait for a database that does not exist
 picoqmail.W001  the home names no relay
 picoqmail.W002  a setting of the home looks strange
 picoqmail.W003  PICOQMAIL_ON_COMMIT needs a spool that this user may write to
-picoqmail.W004  a setting begins with PICOQMAIL_ and is none of ours
+picoqmail.W004  a setting begins with PICOQMAIL_, but does not exist
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SETTINGS = frozenset(("PICOQMAIL_HOME", "PICOQMAIL_SEND", options.ON_COMMIT))
 
 
 def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa: ANN401 - as Django
-    """Look at the homes that mail goes to, if a backend is ours."""
+    """Check the homes that mail goes to, if a backend is ours."""
     del app_configs
     found: list[CheckMessage] = []
     seen = set()
@@ -68,8 +68,8 @@ def _misspelt() -> Iterator[CheckMessage]:
 def _database(alias: str | None) -> Iterator[CheckMessage]:
     if alias is not None and alias not in settings.DATABASES:
         yield Error(
-            f"Mail is to wait for the commit of the database {alias!r}, which is not there.",
-            hint=f"Name one of DATABASES in {options.ON_COMMIT} or on_commit, or say True.",
+            f"Mail should wait for the commit of the database {alias!r}, which does not exist.",
+            hint=f"Set {options.ON_COMMIT} or on_commit to an alias of DATABASES, or to True.",
             id="picoqmail.E005",
         )
 
@@ -78,7 +78,7 @@ def _look(home: Home, *, commits: bool) -> Iterator[CheckMessage]:
     for path in (home.root, home.spool):
         if not os.path.isdir(path):
             yield Error(
-                f"{path} is not there, so no mail can be accepted.",
+                f"{path} does not exist, so no mail can be accepted.",
                 hint="Make it with `picoqmail init`, or correct PICOQMAIL_HOME.",
                 id="picoqmail.E001",
             )
@@ -94,8 +94,8 @@ def _look(home: Home, *, commits: bool) -> Iterator[CheckMessage]:
         )
     elif commits:
         yield Warning(
-            f"PICOQMAIL_ON_COMMIT cannot work, for this user may not write to {home.spool}.",
-            hint="Give the application a home of its own, or unset PICOQMAIL_ON_COMMIT.",
+            f"PICOQMAIL_ON_COMMIT cannot work, because this user may not write to {home.spool}.",
+            hint="Give the application its own home, or unset PICOQMAIL_ON_COMMIT.",
             id="picoqmail.W003",
         )
 

@@ -1,4 +1,4 @@
-"""The mailers of a Django project whose backend is ours, and the spools that they lead to."""
+"""The mailers of a Django project whose backend is ours, and their spools."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def mailers() -> dict[str, dict[str, Any]]:
-    """The OPTIONS of each entry of MAILERS whose backend is ours, by alias.
+    """Return the OPTIONS of each entry of MAILERS whose backend is ours, by alias.
 
-    Where there is no MAILERS, or Django does not know it, and EMAIL_BACKEND is ours: an entry
-    `default` without any.
+    Without MAILERS, or if Django does not know MAILERS: an entry `default` without options, if
+    EMAIL_BACKEND is ours.
     """
     configured = getattr(settings, "MAILERS", None)
     if configured is None or not hasattr(mail, "mailers"):
@@ -35,7 +35,7 @@ def mailers() -> dict[str, dict[str, Any]]:
 
 def _old_backend() -> str:
     with warnings.catch_warnings():
-        # Django 6.1 warns of the setting when it is set; once is enough.
+        # Django 6.1 has already warned of the setting when it was set.
         warnings.simplefilter("ignore")
         return str(getattr(settings, "EMAIL_BACKEND", ""))
 
@@ -44,16 +44,16 @@ def _is_ours(path: str) -> bool:
     try:
         backend = import_string(path)
     except ImportError:
-        # Django says so when it wants to send.
+        # Django reports this itself when it sends.
         return False
     return isinstance(backend, type) and issubclass(backend, EmailBackend)
 
 
 def spool_of_mailer(alias: str = "") -> Spool:
-    """The spool of a mailer of ours; without a name that of `default`, else of the first.
+    """Return the spool of a mailer of ours; without an alias, that of `default` or the first one.
 
-    Without any mailer of ours, the spool that the settings name. Raises ConfigurationError for
-    a name that is none.
+    If no mailer is ours, return the spool that the settings name. Raises ConfigurationError for an
+    unknown alias.
     """
     known = mailers()
     if alias and alias not in known:

@@ -1,4 +1,4 @@
-"""What the admin site needs to list mail: a model without a table, and its permissions."""
+"""A model without a table, and its permissions, so that the admin site can list mail."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from django.db import models
 
 
 class SpooledMessage(models.Model):
-    """A message of the spool; the database knows nothing of it."""
+    """A message of the spool; it is not in the database."""
 
     id: models.CharField[str, str] = models.CharField(
         primary_key=True, max_length=255, editable=False
     )
 
     class Meta:
-        """No table; who may look (view), retry, hold and the like (change), and delete."""
+        """No table; permissions to read (view), to retry, hold and so on (change), to delete."""
 
         managed = False
         default_permissions = ("view", "change", "delete")
@@ -26,5 +26,5 @@ class SpooledMessage(models.Model):
     objects: ClassVar[models.Manager[SpooledMessage]]
 
     def __str__(self) -> str:
-        """The name of the message."""
+        """Return the name of the message."""
         return str(self.id)

@@ -1,12 +1,12 @@
-"""The settings of Django that picoqmail looks at.
+"""The settings of Django that picoqmail uses.
 
 PICOQMAIL_HOME       directory of the home; unset: as for every other program
 PICOQMAIL_SEND       True or False: start the sender after each acceptance; unset: yes
-PICOQMAIL_ON_COMMIT  True, or a database's alias: mail sent within a transaction of it goes on its
-                     way when that commits, and never if it does not
+PICOQMAIL_ON_COMMIT  True, or a database's alias: mail sent within a transaction of that database is
+                     accepted when the transaction commits, and never if it does not
 
-An entry of MAILERS (Django 6.1) has the same as OPTIONS: home, send, on_commit. They go before
-the settings.
+An entry of MAILERS (Django 6.1) has the same as OPTIONS: home, send, on_commit. They override the
+settings.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OPTIONS = ("home", "send", "on_commit")
 
 
 def option(name: str) -> Any:  # noqa: ANN401 - a setting may be anything
-    """A setting, None if it is not there."""
+    """Return a setting; None if it does not exist."""
     return getattr(settings, name, None)
 
 
 def open_spool(home: HomeLike | None = None, send: bool | None = None) -> Spool:  # noqa: FBT001 - as Spool has it
-    """The spool that the settings name, unless a value is given."""
+    """Return the spool that the arguments or else the settings name."""
     return Spool(
         option("PICOQMAIL_HOME") if home is None else home,
         send=option("PICOQMAIL_SEND") if send is None else send,
@@ -38,7 +38,7 @@ def open_spool(home: HomeLike | None = None, send: bool | None = None) -> Spool:
 
 
 def commit_database(given: bool | str | None = None) -> str | None:  # noqa: FBT001 - the setting's own type
-    """The alias of the database whose commit mail waits for, None if it waits for none."""
+    """Return the alias of the database whose commit mail waits for, or None."""
     wanted = option(ON_COMMIT) if given is None else given
     if not wanted:
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Command(BaseCommand):
-    """All deferred mail without an ID; `--deliver` waits for the relay."""
+    """Retries the given messages, or all deferred mail; `--deliver` waits for the relay."""
 
     help = "Make deferred mail of the picoqmail spool due now; cron sends it, or --deliver."
     requires_system_checks = ()
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - as Django
-        """Retry, and tell what came of it."""
+        """Retry, and print the outcomes."""
         del args
         try:
             self._retry(
@@ -47,7 +47,7 @@ class Command(BaseCommand):
             summary = spool.deliver(ids, forced=True)
             self.stdout.write(
                 f"{summary.delivered} delivered, {summary.deferred} deferred, "
-                f"{summary.failed} failed, {summary.left} left for want of a relay"
+                f"{summary.failed} failed, {summary.left} left because no relay could be used"
             )
             return
         for one in ids:

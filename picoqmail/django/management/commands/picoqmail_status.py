@@ -1,4 +1,4 @@
-"""`manage.py picoqmail_status`: what lies in the spool that this project's mail goes to."""
+"""`manage.py picoqmail_status`: the state of the spool of this project's mail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Command(BaseCommand):
-    """Counts and ages; `--json` for programs."""
+    """Prints counts and ages; `--json` for programs."""
 
     help = "Show how much mail waits in the picoqmail spool, and since when."
     requires_system_checks = ()
@@ -45,6 +45,6 @@ class Command(BaseCommand):
         self.stdout.write(f"{'held':12} {found.held}")
         if found.oldest_waiting:
             age = max(int(time.time()) - found.oldest_waiting, 0)
-            self.stdout.write(f"the oldest that waits came {age} seconds ago")
+            self.stdout.write(f"the oldest waiting message is {age} seconds old")
         for name, outage in found.outages.items():
             self.stdout.write(self.style.WARNING(f"the relay {name} is down: {outage.reason}"))
