@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def authority() -> trustme.CA:
-    """Return the authority of this session: one, since making keys takes time."""
+    """Return the authority of this session; there is only one, because making keys takes time."""
     return trustme.CA()
 
 
@@ -28,8 +28,8 @@ def authority() -> trustme.CA:
 class Certificate:
     """A server's certificate and key as files, and what a client needs to trust it.
 
-    `chain` and `key` are PEM files of the server, `trusted` a PEM file of the authority, and
-    `fingerprint` the SHA-256 of the certificate in hexadecimal, as `tlsfingerprint` wants it.
+    `chain` and `key` are PEM files of the server, and `trusted` is a PEM file of the authority.
+    `fingerprint` is the SHA-256 of the certificate in hexadecimal, for `tlsfingerprint`.
     """
 
     directory: str

@@ -1,4 +1,4 @@
-"""Dovecot's LMTP server in a root of its own: an answer for each recipient, a Maildir for each."""
+"""Dovecot's LMTP server in its own root directory: a reply and a Maildir for each recipient."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class DovecotLmtp:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`, after lmtp://: host:port."""
+        """The value for `relayip`, after lmtp://: host:port."""
         return f"{self.host}:{self.port}"
 
     def said(self) -> str:
@@ -104,7 +104,7 @@ class DovecotLmtp:
 
     @property
     def messages(self) -> list[Received]:
-        """What was delivered, one for each recipient, without the fields that it added."""
+        """The delivered messages, one for each recipient, without the fields that Dovecot added."""
         mail = self._root.inside("mail")
         return [
             evolve(message, recipients=(user,))

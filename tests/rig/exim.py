@@ -1,4 +1,4 @@
-"""Exim in a root of its own: AUTH, STARTTLS, CHUNKING; delivers every address into one Maildir."""
+"""Exim in its own root directory: AUTH, STARTTLS, CHUNKING; one Maildir for every address."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ login:
 class Exim:
     """Exim on a free port of 127.0.0.1; AUTH PLAIN and LOGIN know ann, whose password is secret.
 
-    `rcpt` and `data` are statements of Exim's ACL language put before the final accept, as
-    `deny condition = ${if eq{$local_part}{no}}`, and `settings` are main options.
+    `rcpt` and `data` are statements of Exim's ACL language before the final accept, such as
+    `deny condition = ${if eq{$local_part}{no}}`. `settings` are main options.
     """
 
     def __init__(self, *, rcpt: str = "", data: str = "", settings: str = "") -> None:
@@ -114,12 +114,12 @@ class Exim:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """What was delivered, one for each recipient, without the fields that Exim added."""
+        """The delivered messages, one for each recipient, without the fields that Exim added."""
         return maildir.messages(self._inbox)
 
     def wait_for(self, count: int, seconds: float = 60) -> list[Received]:

@@ -1,7 +1,7 @@
-"""What a hostile relay does instead of answering as it should: one small function a fault.
+"""The faults of a hostile relay: a small function for each.
 
-A fault is called with the line it sits on and the ordinary answer, and sends what it likes. It
-returns False where the connection is over.
+A fault is called with its connection and the ordinary reply, and sends whatever it wants. It
+returns False if the connection is over.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
     Fault = Callable[["Line", bytes], bool]
 
-# More than any client should be willing to read, in pieces that one write takes.
+# More than any client should read, in pieces of one write.
 FLOOD_BYTES = 10_000_000
 PIECE = 65536
 
 
 class Line(Protocol):
-    """What a fault may do to a connection."""
+    """The actions of a fault on a connection."""
 
     stopping: threading.Event
 
     def send(self, data: bytes) -> None:
-        """Write all of it."""
+        """Write all the data."""
 
     def reset(self) -> None:
         """End with a TCP reset instead of an orderly close."""
@@ -35,13 +35,13 @@ class Line(Protocol):
 
 
 def reply(*lines: str) -> Fault:
-    """Answer with these lines ("451 4.3.0 later"), each sent with CRLF."""
+    """Reply with these lines ("451 4.3.0 later"), each with CRLF."""
     data = "".join(line + "\r\n" for line in lines).encode()
     return raw(data)
 
 
 def raw(data: bytes) -> Fault:
-    """Answer with exactly these bytes and go on."""
+    """Reply with exactly these bytes, and go on."""
 
     def act(line: Line, _ordinary: bytes) -> bool:
         line.send(data)
@@ -51,7 +51,7 @@ def raw(data: bytes) -> Fault:
 
 
 def final(text: str) -> Fault:
-    """Answer with this line and close, as with 421."""
+    """Reply with this line and close, as with 421."""
     return closing(text.encode() + b"\r\n")
 
 
@@ -66,7 +66,7 @@ def closing(data: bytes) -> Fault:
 
 
 def drop() -> Fault:
-    """Close without a word."""
+    """Close without a reply."""
     return closing(b"")
 
 
@@ -83,7 +83,7 @@ def reset(before: bytes = b"") -> Fault:
 
 
 def answer_then_reset() -> Fault:
-    """Give the ordinary answer, then a TCP reset: 354 and gone."""
+    """Send the ordinary reply (such as 354), then a TCP reset."""
 
     def act(line: Line, ordinary: bytes) -> bool:
         return reset(ordinary)(line, ordinary)
@@ -92,7 +92,7 @@ def answer_then_reset() -> Fault:
 
 
 def answer_then_drop() -> Fault:
-    """Give the ordinary answer, then close."""
+    """Send the ordinary reply, then close."""
 
     def act(line: Line, ordinary: bytes) -> bool:
         return closing(ordinary)(line, ordinary)
@@ -101,7 +101,7 @@ def answer_then_drop() -> Fault:
 
 
 def stall() -> Fault:
-    """Say nothing until the client gives up."""
+    """Send nothing until the client gives up."""
 
     def act(line: Line, _ordinary: bytes) -> bool:
         line.await_end()
@@ -111,7 +111,7 @@ def stall() -> Fault:
 
 
 def delayed(seconds: float) -> Fault:
-    """Give the ordinary answer that much later (or when the relay is stopped)."""
+    """Send the ordinary reply after this time (or when the relay is stopped)."""
 
     def act(line: Line, ordinary: bytes) -> bool:
         line.stopping.wait(seconds)
@@ -122,7 +122,7 @@ def delayed(seconds: float) -> Fault:
 
 
 def drip(seconds_each: float = 0.0) -> Fault:
-    """Give the ordinary answer byte by byte, each in a packet of its own."""
+    """Send the ordinary reply byte by byte, each in its own packet."""
 
     def act(line: Line, ordinary: bytes) -> bool:
         for i in range(len(ordinary)):
@@ -159,7 +159,7 @@ def endless(line_of_reply: bytes = b"250-and another\r\n") -> Fault:
 
 
 def unasked(extra: bytes = b"250 2.0.0 Nobody asked\r\n") -> Fault:
-    """Give the ordinary answer, and in the same packet one that answers nothing."""
+    """Send the ordinary reply, and in the same packet one that belongs to no command."""
 
     def act(line: Line, ordinary: bytes) -> bool:
         line.send(ordinary + extra)
@@ -169,7 +169,7 @@ def unasked(extra: bytes = b"250 2.0.0 Nobody asked\r\n") -> Fault:
 
 
 def after(ordinary_times: int, fault: Fault) -> Fault:
-    """Answer so many times as usual, over all connections, and show the fault from then on."""
+    """Reply this many times as usual, over all connections; from then on show the fault."""
     count = 0
     lock = threading.Lock()
 

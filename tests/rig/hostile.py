@@ -1,7 +1,8 @@
-"""A relay of ours that keeps every rule, until a test tells it at which step to break which.
+"""Our own relay, which obeys every rule until a test chooses a step at which to break one.
 
-Without faults it is the strict receiver: it serves as a good relay would and notes in `complaints`
-whatever a client did against the RFCs. One thread a connection; everything is recorded.
+Without faults it is the strict receiver: it works as a good relay would, and records in
+`complaints` whatever a client did against the RFCs. It uses one thread for each connection, and
+records everything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from rig.faults import Fault
 
-# No connection of a test lives longer than this without a byte: threads end whatever happens.
+# No connection of a test lives longer than this without a byte, so threads always end.
 IDLE_SECONDS = 60
 JOIN_SECONDS = 60
 OFFERS = ("PIPELINING", "SIZE 50000000", "8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8")
@@ -32,12 +33,12 @@ EVERYTHING = (*OFFERS, "CHUNKING", "BINARYMIME", "DSN", "AUTH PLAIN LOGIN XOAUTH
 class HostileRelay:
     """An SMTP (or LMTP) server on a free port of 127.0.0.1; a context manager.
 
-    `faults` maps a step to one fault, shown every time, or to a list whose next one is used at each
-    occurrence (over all connections; None, and all after the last, is the ordinary answer). Steps:
-    `banner`, the verbs (`EHLO`, `HELO`, `LHLO`, `STARTTLS`, `AUTH`, `MAIL`, `RCPT`, `DATA`, `BDAT`,
-    `RSET`, `NOOP`, `QUIT`), one address (`RCPT <a@b>`, `MAIL <a@b>`), and `.` for the answer to
-    the content (LMTP: also `. <a@b>`). `offers` are the lines of the answer to EHLO; None: the
-    relay knows HELO only. `tls` is `starttls` or `implicit`.
+    `faults` maps a step to one fault, which applies every time, or to a list with one fault for
+    each occurrence (over all connections). None, and the end of the list, is the ordinary reply.
+    Steps: `banner`, the verbs (`EHLO`, `HELO`, `LHLO`, `STARTTLS`, `AUTH`, `MAIL`, `RCPT`, `DATA`,
+    `BDAT`, `RSET`, `NOOP`, `QUIT`), one address (`RCPT <a@b>`, `MAIL <a@b>`), and `.` for the reply
+    to the content (LMTP: also `. <a@b>`). `offers` are the lines of the reply to EHLO; with None
+    the relay knows only HELO. `tls` is `starttls` or `implicit`.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class HostileRelay:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """Each message whose end arrived, also where the client got no good answer (`reply`)."""
+        """Each message whose end arrived, even if the client got no 2xx (see its `reply`)."""
         return self.mailbox.all()
 
     def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
@@ -86,7 +87,7 @@ class HostileRelay:
         return self.mailbox.wait_for(count, seconds)
 
     def verbs(self, connection: int | None = None) -> list[str]:
-        """Return the verbs of the commands that came, of one connection (from 1) or of all."""
+        """Return the verbs of the received commands, of one connection (from 1) or of all."""
         return [
             line.split(None, 1)[0].decode("ascii", "replace").upper() if line.strip() else ""
             for number, line in list(self.commands)
@@ -122,7 +123,7 @@ class HostileRelay:
         return None
 
     def secured(self, connection: socket.socket) -> socket.socket:
-        """Shake hands for TLS on a connection that was accepted."""
+        """Do the TLS handshake on an accepted connection."""
         if self._context is None:
             raise RuntimeError("a relay without tls= was asked for TLS")
         with self._lock:
@@ -159,7 +160,7 @@ class HostileRelay:
         try:
             talk.run()
         except OSError:
-            # The client left, or the relay is being stopped: what came is recorded already.
+            # The client left, or the relay is being stopped; all input is recorded already.
             pass
         finally:
             with self._lock:
@@ -175,7 +176,7 @@ def _shut(connection: socket.socket) -> None:
 
 
 class _Talk:
-    """One connection: what came and was not used yet, and the state of RFC 5321 4.1.4."""
+    """One connection: its unread input, and the state of RFC 5321 4.1.4."""
 
     def __init__(self, relay: HostileRelay, connection: socket.socket, number: int) -> None:
         self.relay = relay
@@ -193,7 +194,7 @@ class _Talk:
         self._rcpt_parameters: list[tuple[str, ...]] = []
         self._chunks = bytearray()
 
-    # What a fault may do (rig.faults.Line).
+    # The actions of a fault (rig.faults.Line).
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
@@ -224,7 +225,7 @@ class _Talk:
         verb = line.split(None, 1)[0].decode("ascii", "replace").upper() if line.strip() else ""
         utf8 = "SMTPUTF8" in self._mail_parameters or b" SMTPUTF8" in line.upper()
         self._complain(*strict.command_complaints(line, utf8=utf8))
-        # The octets of a chunk belong to their BDAT (RFC 3030 2): they are no next command.
+        # The octets of a chunk belong to their BDAT (RFC 3030 2) and are not the next command.
         may_follow = verb == "BDAT" or (
             "PIPELINING" in self._offers and verb not in strict.LAST_OF_A_GROUP
         )
@@ -276,7 +277,7 @@ class _Talk:
         if not self._answer("220 2.0.0 Go ahead", "STARTTLS"):
             return False
         if self._rest:
-            # The injection of CVE-2011-0411, from the client's side.
+            # The injection of CVE-2011-0411, seen from the client's side.
             self._complain(f"plain text after STARTTLS: {bytes(self._rest[:80])!r}")
         self._secured()
         self._helo = ""
@@ -326,7 +327,7 @@ class _Talk:
             self._complain(f"a malformed RCPT: {line!r}")
             return self._answer("501 5.5.4 Syntax", "RCPT")
         if self._sender is None:
-            # A pipelining client sends these after a MAIL that we refused: no complaint then.
+            # A pipelining client sends these even after a refused MAIL, so that is no complaint.
             return self._answer("503 5.5.1 No sender yet", "RCPT")
         parameters = _parameters(match)
         self._complain(*strict.parameter_complaints(parameters, self._offers))
@@ -339,7 +340,7 @@ class _Talk:
 
     def _data(self, _line: bytes) -> bool:
         if not self._recipients:
-            # 354 nevertheless, where a fault says so: then a lone dot must follow.
+            # If a fault replies 354 nevertheless, a lone dot must follow.
             going, code = self._judge("503 5.5.1 No recipient", "DATA")
         else:
             going, code = self._judge("354 Go ahead", "DATA")
@@ -369,10 +370,10 @@ class _Talk:
         return self._end(content)
 
     def _end(self, content: bytes) -> bool:
-        """Answer to a whole content, once, or with LMTP once a recipient, and file it."""
+        """Reply to a whole content, once, or with LMTP once for each recipient; and file it."""
         going, code = True, ""
         targets = self._recipients if self.relay.lmtp else [""]
-        # Filed before the answer is sent: who has read the answer finds the message.
+        # Filed before the reply is sent, so that a client that has the reply finds the message.
         for target in targets:
             steps = [f". <{target}>", "."] if target else ["."]
             fault = self.relay.fault_at(*steps)
@@ -432,7 +433,7 @@ class _Talk:
         return self._judge(ordinary, *steps)[0]
 
     def _judge(self, ordinary: str, *steps: str) -> tuple[bool, str]:
-        """Answer, or do what the fault for this step does; return what to make of it."""
+        """Reply, or apply the fault of this step; return the reply that counts."""
         fault = self.relay.fault_at(*steps)
         if fault is None:
             self.send(ordinary.encode() + b"\r\n")
@@ -448,7 +449,7 @@ class _Talk:
         return data
 
     def _line(self) -> bytes:
-        """Return the next line with its end, or what came before the end of the connection."""
+        """Return the next line with its end, or the rest before the end of the connection."""
         while b"\n" not in self._rest and self._receive():
             pass
         line, newline, _ = self._rest.partition(b"\n")
@@ -476,7 +477,7 @@ class _Talk:
 
 
 class _Spoken:
-    """Hands a fault the connection and remembers the start of what it said."""
+    """Gives a fault the connection, and records the beginning of what the fault sends."""
 
     def __init__(self, talk: _Talk) -> None:
         self._talk = talk
@@ -495,7 +496,7 @@ class _Spoken:
         self._talk.await_end()
 
     def reply(self) -> str | None:
-        """Return the first line that was said, or None if it was not a whole line."""
+        """Return the first line that was sent, or None if it was not a whole line."""
         line, newline, _ = self._said.partition(b"\r\n")
         return line.decode("utf-8", "replace") if newline else None
 

@@ -1,4 +1,4 @@
-"""A Maildir that a relay delivers into: what arrived, without what the relay put in front."""
+"""A Maildir that a relay delivers into: the messages, without the fields that the relay added."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 
 from rig.received import Received
 
-# What servers prepend at delivery: the Received: line of the server itself is the last of
-# it. A field and its continuation lines.
+# The fields that servers prepend at delivery, with continuation lines. The server's own Received:
+# line is the last of them.
 ADDED = re.compile(
     rb"(?:(?:Return-path|X-Original-To|Delivered-To|Envelope-to|Delivery-date):"
     rb"[^\n]*\n(?:[ \t][^\n]*\n)*)*"
@@ -18,7 +18,7 @@ ADDED = re.compile(
 
 
 def messages(directory: str, *, added: re.Pattern[bytes] = ADDED) -> list[Received]:
-    """Return the mails of a Maildir in order of delivery, one a recipient.
+    """Return the mails of a Maildir in order of delivery, one for each recipient.
 
     The recipient is from `X-Original-To`, `Envelope-to` or `Delivered-To`, the sender from
     `Return-path`.

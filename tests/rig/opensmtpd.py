@@ -1,4 +1,4 @@
-"""OpenSMTPD in a root of its own: no PIPELINING; delivers every address into one Maildir."""
+"""OpenSMTPD in its own root directory: no PIPELINING; one Maildir for every address."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PROGRAMS = ("mail.maildir", "mail.mda", "lockspool")
 class OpenSMTPD:
     """OpenSMTPD on a free port of 127.0.0.1.
 
-    It adds `Date` and `Message-ID` where a mail lacks them. With `broken_tls` it offers STARTTLS,
-    and every handshake fails: Debian 12's build cannot use a private key with OpenSSL 3 (its issue
-    1239), so this is what a client of such a host meets. Without, it offers no TLS.
-    `rules` are lines of smtpd.conf(5) put before the one that takes everything, as
+    It adds `Date` and `Message-ID` to a mail that lacks them. With `broken_tls` it offers STARTTLS,
+    and every handshake fails, as on a real host: Debian 12's build cannot use a private key with
+    OpenSSL 3 (its issue 1239). Without `broken_tls` it offers no TLS. `rules` are lines of
+    smtpd.conf(5) before the one that accepts everything, such as
     `match from any for rcpt-to "no@example.net" reject`.
     """
 
@@ -72,12 +72,12 @@ class OpenSMTPD:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """What was delivered, one for each recipient, without the fields that it added."""
+        """The delivered messages, one for each recipient, without the fields it added."""
         return maildir.messages(self._inbox)
 
     def wait_for(self, count: int, seconds: float = 60) -> list[Received]:

@@ -1,4 +1,4 @@
-"""A private instance of Postfix: own configuration, queue, port; no word to the installed one."""
+"""A private instance of Postfix with its own configuration, queue and port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rig.received import Received
 
-# What every Postfix that sends mail needs, in master.cf.
+# The lines of master.cf that every Postfix needs to send mail.
 DAEMONS = """\
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -43,14 +43,14 @@ discard unix - - n - - discard
 
 
 def stop(configuration: str) -> None:
-    """End the daemons of a directory of settings: they may outlive what started them."""
+    """End the daemons of a configuration directory: they may outlive their starter."""
     command = [find("postfix", "postfix"), "-c", configuration, "stop"]
-    # An error: they have ended already.
+    # An error means that they have ended already.
     subprocess.run(command, capture_output=True, timeout=60, check=False)
 
 
 class Postfix:
-    """Postfix on a free port of 127.0.0.1, delivering every address into one Maildir.
+    """Postfix on a free port of 127.0.0.1; it delivers every address into one Maildir.
 
     `settings` are added to main.cf, as `{"smtpd_recipient_restrictions": "check_recipient_access
     inline:{{no@example.net=550 5.1.1 no}}, permit"}`. Offers PIPELINING, SIZE, STARTTLS, 8BITMIME,
@@ -123,12 +123,12 @@ class Postfix:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """What was delivered, one for each recipient, without the fields that Postfix added."""
+        """The delivered messages, one for each recipient, without the fields that Postfix added."""
         return maildir.messages(self._inbox)
 
     def wait_for(self, count: int, seconds: float = 60) -> list[Received]:

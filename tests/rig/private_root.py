@@ -1,8 +1,8 @@
 """A directory that serves as the root of a mail server that cannot be installed here.
 
 Debian's mail servers exclude each other as packages, and each has its own users and compiled-in
-paths. So the packages are unpacked, not installed, into a root of their own, with the libraries of
-this machine and a passwd file that has the users; chroot(8) does the rest.
+paths. So each package is unpacked, not installed, into its own root directory. The libraries of
+this machine and a passwd file with the users are added, and chroot(8) does the rest.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DOWNLOAD_SECONDS = 120
-# Ids that nothing on the machine has, so that no process of somebody else may look inside.
+# IDs that no other user of the machine has, so that no other process may read the files.
 FIRST_ID = 64700
 DEVICES = {"null": (1, 3), "zero": (1, 5), "random": (1, 8), "urandom": (1, 9)}
 
 
 def cache() -> str:
-    """Return the directory of the downloaded packages, made if need be."""
+    """Return the directory of the downloaded packages, made if necessary."""
     path = os.environ.get("PICOQMAIL_RIG_CACHE") or os.path.expanduser("~/.cache/picoqmail-rig")
     os.makedirs(path, exist_ok=True)
     return path
@@ -56,9 +56,9 @@ def download(package: str) -> str:
 
 
 class PrivateRoot:
-    """Unpacks `packages` into a new root and makes `users` (with uids of their own) known there.
+    """Unpacks `packages` into a new root, and adds `users` with their own uids.
 
-    `programs` are files of the packages or of this machine (`/bin/sh`) whose libraries are needed.
+    `programs` are files of the packages or of this machine (`/bin/sh`); their libraries are added.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PrivateRoot:
             self._give_libraries(program)
 
     def inside(self, path: str) -> str:
-        """Return where a path of the private root lies in the real one."""
+        """Return the real path of a path in the private root."""
         return os.path.join(self.path, path.lstrip("/"))
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:

@@ -1,4 +1,4 @@
-"""Programs of Debian packages: started with a bound, stopped by their own pid, found or skipped."""
+"""Programs of Debian packages: found (or the test is skipped), started in time, stopped by pid."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STOP_SECONDS = 60
 
 
 def missing(what: str) -> None:
-    """Skip the test, or fail it where everything must be there (CI=true).
+    """Skip the test; with CI=true, where nothing may be missing, fail it.
 
     Raises:
-        pytest.skip.Exception: somewhere else than in CI.
-        pytest.fail.Exception: in CI.
+        pytest.skip.Exception: without CI=true.
+        pytest.fail.Exception: with CI=true.
     """
     if os.environ.get("CI") == "true":
         pytest.fail(what, pytrace=False)
@@ -33,7 +33,7 @@ def missing(what: str) -> None:
 
 
 def find(program: str, package: str) -> str:
-    """Return the path of a program, looked for in PATH and in /usr/sbin."""
+    """Return the path of a program in PATH or in /usr/sbin."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if path is None:
         missing(f"no {program} here: apt-get install {package}")
@@ -42,17 +42,17 @@ def find(program: str, package: str) -> str:
 
 
 def discard(directory: str) -> None:
-    """Remove a directory of the rig, unless PICOQMAIL_RIG_KEEP is set, to look into it."""
+    """Remove a directory of the rig, unless PICOQMAIL_RIG_KEEP is set."""
     if not os.environ.get("PICOQMAIL_RIG_KEEP"):
-        # What a server that was just stopped is still removing may be gone before us.
+        # A server that was just stopped may still be removing files.
         shutil.rmtree(directory, ignore_errors=True)
 
 
 class Daemon:
     """A server that runs in the foreground as our child; a context manager.
 
-    `ready` is asked until it is true; what the program wrote is in `log`, and in the error if it
-    dies or does not get ready.
+    `ready` is called until it returns true. The program's output is in `log`, and in the error if
+    the program dies or does not become ready.
     """
 
     def __init__(
@@ -107,6 +107,6 @@ class Daemon:
         return self._process.pid
 
     def said(self) -> str:
-        """Return what the program wrote to its output so far."""
+        """Return the program's output so far."""
         with open(self.log, encoding="utf-8", errors="replace") as log:
             return log.read()

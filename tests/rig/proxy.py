@@ -1,8 +1,8 @@
-"""A long way to the relay: a forwarding proxy that delays each direction and serialises nothing.
+"""A slow line to the relay: a forwarding proxy that delays each direction and serialises nothing.
 
-Bytes that arrive together leave together, `seconds_each_way` later, however much is under way: a
-pipelined burst is delayed once, as on a real line. The kernel answers a client's SYN at once, so
-the three trips of the handshake are charged to the first bytes of the relay (its greeting), unless
+Bytes that arrive together leave together, `seconds_each_way` later, however much is under way. So a
+pipelined burst is delayed once, as on a real line. The kernel acknowledges a client's SYN at once.
+So the three trips of the handshake are added to the first bytes of the relay (its greeting), unless
 `handshake` is false.
 """
 
@@ -44,7 +44,7 @@ class SlowLine:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
@@ -85,7 +85,7 @@ class SlowLine:
             return
         try:
             await asyncio.gather(self._pump(near, relay), self._pump(far, client))
-            # What was read last is still under way.
+            # The last bytes are still under way.
             await asyncio.sleep(self._delay)
             await asyncio.sleep(0)
             client.close()
@@ -95,15 +95,15 @@ class SlowLine:
             relay.transport.abort()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        """Carry bytes until the end of one direction, and then carry that end as well."""
+        """Forward bytes until the end of one direction, then forward that end."""
         under_way: deque[bytes] = deque()
         while True:
             try:
                 data = await source.read(PIECE)
             except OSError:
                 data = b""
-            # One timer for each piece; that it takes the oldest piece, whichever timer fires
-            # first, keeps the order.
+            # One timer for each piece. Each takes the oldest piece, whichever timer fires first, so
+            # the order stays.
             under_way.append(data)
             self._loop.call_later(self._delay, _deliver, target, under_way)
             if not data:
@@ -117,6 +117,6 @@ def _deliver(target: asyncio.StreamWriter, under_way: deque[bytes]) -> None:
     if data:
         target.write(data)
     elif target.can_write_eof():
-        # A client that has said QUIT need not wait for the answer: it may be gone altogether.
+        # A client that has sent QUIT need not wait for the reply, and may be gone.
         with contextlib.suppress(OSError):
             target.write_eof()

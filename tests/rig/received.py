@@ -1,4 +1,4 @@
-"""What a relay of the rig got: the same record whichever relay it was."""
+"""The messages that a relay of the rig got, in the same form for all relays."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Received:
     """One message as it arrived.
 
     `content` is after dot-unstuffing, with the line ends of the wire (CRLF). `sender` and
-    `recipients` are as between the angle brackets. `reply` is the answer that the client was
-    given for the content, or None if it got none.
+    `recipients` are the text between the angle brackets. `reply` is the relay's reply to the
+    content, or None if the client got none.
     """
 
     sender: str
@@ -33,25 +33,25 @@ class Received:
 
     @property
     def unix(self) -> bytes:
-        """The content with Unix line ends, to be compared with what was handed in."""
+        """The content with Unix line ends, for comparison with the submitted message."""
         return self.content.replace(b"\r\n", b"\n")
 
 
 @frozen
 class Mailbox:
-    """The messages of one relay, to be waited for from another thread."""
+    """The messages of one relay; another thread can wait for them."""
 
     _messages: list[Received] = field(factory=list)
     _changed: threading.Condition = field(factory=threading.Condition)
 
     def put(self, message: Received) -> None:
-        """File a message and wake who waits."""
+        """File a message, and wake the waiting threads."""
         with self._changed:
             self._messages.append(message)
             self._changed.notify_all()
 
     def all(self) -> list[Received]:
-        """Return what came so far, in order of arrival."""
+        """Return the messages so far, in order of arrival."""
         with self._changed:
             return list(self._messages)
 
@@ -68,10 +68,10 @@ class Mailbox:
         return self.wait(enough, f"{count} messages", seconds)
 
     def wait(self, true: Callable[[], bool], what: str, seconds: float) -> list[Received]:
-        """Return all messages as soon as `true()`, which is asked after each arrival.
+        """Return all messages as soon as `true()` holds; it is called after each arrival.
 
         Raises:
-            TimeoutError: it was not within `seconds`.
+            TimeoutError: it did not hold within `seconds`.
         """
         with self._changed:
             if not self._changed.wait_for(true, seconds):

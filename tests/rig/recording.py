@@ -1,4 +1,4 @@
-"""A relay that somebody else wrote, aiosmtpd, in a thread of ours: records what it accepts."""
+"""A relay written by others, aiosmtpd, in a thread of ours; it records what it accepts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class RecordingRelay:
     """An SMTP server on a free port of 127.0.0.1; a context manager.
 
     `tls` is `starttls` (offered), `starttls-required` or `implicit`. With `users` (name to
-    password) nobody may send before AUTH. `answers` maps `MAIL`, `RCPT`, `RCPT <a@b>` or `DATA`
-    (the answer to the content) to the replies for its next occurrences, in order; None, and
-    every occurrence after the last, is the ordinary answer. What is refused is not recorded.
+    password) AUTH must precede mail. `answers` maps `MAIL`, `RCPT`, `RCPT <a@b>` or `DATA` (the
+    reply to the content) to the replies for its next occurrences, in order. None, and every
+    occurrence after the last, is the ordinary reply. Refused messages are not recorded.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class RecordingRelay:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """What was accepted so far."""
+        """The messages accepted so far."""
         return self.mailbox.all()
 
     def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
@@ -127,7 +127,7 @@ class RecordingRelay:
         return AuthResult(success=known, handled=False, auth_data=name)
 
     def next_answer(self, *steps: str) -> str | None:
-        """Take the reply that the test laid down for the first of these steps that has one."""
+        """Take the reply that the test chose for the first of these steps that has one."""
         for step in steps:
             replies = self._answers.get(step)
             if replies:

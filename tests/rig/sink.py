@@ -1,4 +1,4 @@
-"""smtp-sink of Postfix: fast, somebody else's, and made to measure clients; see smtp-sink(1)."""
+"""Postfix's smtp-sink: fast, written by others, made to measure clients; see smtp-sink(1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @frozen
 class _Dump:
-    """One dump file, taken apart: the header that smtp-sink adds, and what came."""
+    """One dump file in its parts: the header that smtp-sink adds, and the message."""
 
     header: list[tuple[str, str]]
     content: bytes
@@ -28,9 +28,9 @@ class _Dump:
 class Sink:
     """smtp-sink on a free port of 127.0.0.1; a context manager.
 
-    Mail is dumped, one file each, unless `keep` is false (for measuring). `options` go to the
-    program as they are: `["-r", "RCPT"]` defers every recipient, `["-f", "."]` refuses every
-    content, `["-p"]` offers no PIPELINING, `["-L"]` speaks LMTP, `["-w", "2"]` waits.
+    Each mail goes to its own file, unless `keep` is false (for measuring). `options` are passed to
+    the program: `["-r", "RCPT"]` defers every recipient, `["-f", "."]` refuses every content,
+    `["-p"]` offers no PIPELINING, `["-L"]` speaks LMTP, `["-w", "2"]` waits.
     """
 
     def __init__(self, options: Sequence[str] = (), *, keep: bool = True) -> None:
@@ -38,7 +38,7 @@ class Sink:
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="rig-sink-")
         dump = ["-d", os.path.join(self.directory, "mail.")] if keep else []
-        # Run by root it insists on a user to become.
+        # Started by root, the program requires a user to become.
         user = ["-u", "root"] if os.getuid() == 0 else []
         self._daemon = Daemon(
             [
@@ -56,12 +56,12 @@ class Sink:
 
     @property
     def address(self) -> str:
-        """What goes into `relayip`: host:port."""
+        """The value for `relayip`: host:port."""
         return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
-        """What was accepted, in order of arrival as far as the clock of files tells."""
+        """The accepted messages, in order of their files' times."""
         paths = [
             os.path.join(self.directory, name)
             for name in os.listdir(self.directory)
@@ -108,8 +108,8 @@ def _take_apart(path: str) -> _Dump:
         name, _, value = lines[position].decode("utf-8", "replace").partition(": ")
         header.append((name, value))
         position += 1
-    # Its own Received: has three lines. The last line of a dump is empty, and so is what split()
-    # finds after the final newline.
+    # smtp-sink's own Received: has three lines. The last line of a dump is empty, and so is the last
+    # part of split().
     return _Dump(header, b"\n".join(lines[position + 3 : -2]) + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""The rules of the protocol that a strict receiver checks: pure functions from bytes to complaints.
+"""The protocol rules that a strict receiver checks: pure functions from bytes to complaints.
 
 Sources: RFC 5321 (4.1.2 syntax, 4.5.3.1 sizes, 2.3.8 lines), RFC 1870 SIZE, RFC 6152 8BITMIME,
 RFC 6531 SMTPUTF8, RFC 3461 DSN, RFC 3030 CHUNKING.
@@ -31,12 +31,12 @@ NEEDS = {
     "ORCPT": "DSN",
 }
 
-# RFC 2920 3.1: what must be the last of a group, because its answer changes what may follow.
+# RFC 2920 3.1: commands that must end a group, because their reply changes what may follow.
 LAST_OF_A_GROUP = frozenset({"EHLO", "DATA", "VRFY", "EXPN", "TURN", "QUIT", "NOOP", "STARTTLS"})
 
 
 def command_complaints(line: bytes, *, utf8: bool) -> list[str]:
-    """Return what is wrong with one command line, given without its end of line."""
+    """Return what is wrong with one command line, which has no line end."""
     complaints = []
     if not line.endswith(b"\r\n"):
         complaints.append(f"a command that does not end with CRLF: {line!r}")
@@ -61,9 +61,9 @@ def parameter_complaints(parameters: tuple[str, ...], offers: frozenset[str]) ->
 
 
 def content_complaints(wire: bytes, mail_parameters: tuple[str, ...], *, binary: bool) -> list[str]:
-    """Return what is wrong with the data as it came over the wire.
+    """Return what is wrong with the data, as received from the wire.
 
-    `wire` still has its stuffed dots but not the final one; `binary` is true for BDAT.
+    `wire` still has its stuffed dots, but not the final one. `binary` is true for BDAT.
     """
     complaints = []
     if b"\n" in wire.replace(b"\r\n", b""):
@@ -87,5 +87,5 @@ def content_complaints(wire: bytes, mail_parameters: tuple[str, ...], *, binary:
 
 
 def unstuffed(wire: bytes) -> bytes:
-    """Return the data without the dots that were put before leading dots (RFC 5321 4.5.2)."""
+    """Return the data without the dots that were stuffed before leading dots (RFC 5321 4.5.2)."""
     return re.sub(rb"(\A|\r\n)\.", rb"\1", wire)

@@ -1,4 +1,4 @@
-"""A proxy that delays nothing and keeps all that passes, piece by piece."""
+"""A proxy that delays nothing, and records everything piece by piece."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ JOIN_SECONDS = 60
 class Tap:
     """Forwards from a free port of 127.0.0.1 to `host:port`; a context manager.
 
-    `said` holds what the client sent, `heard` what the relay answered, each a list of pieces as
-    they were written: what a client writes at once passes as one piece.
+    `said` is what the client sent, and `heard` is what the relay replied. Each is a list of pieces:
+    one write of the client is one piece.
     """
 
     def __init__(self, port: int, *, host: str = "127.0.0.1") -> None:
@@ -43,7 +43,7 @@ class Tap:
             thread.join(JOIN_SECONDS)
 
     def offers(self) -> set[str]:
-        """The words after 250 in what the relay said; the first ones are of EHLO or LHLO."""
+        """The words after 250 in the relay's replies; the first ones belong to EHLO or LHLO."""
         lines = b"".join(self.heard).decode("utf-8", "replace").split("\r\n")
         return {line[4:].split()[0] for line in lines if line[:3] == "250" and line[4:].strip()}
 

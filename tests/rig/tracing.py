@@ -1,4 +1,4 @@
-"""What a program really does to a spool: its calls, as the steps of transitions.TRANSITIONS."""
+"""The calls of a real program on a spool, as the steps of transitions.TRANSITIONS."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Step = tuple[str, ...]
 def trace(
     command: Sequence[str], spool: str, environ: Mapping[str, str], **descriptors: int
 ) -> tuple[int, list[Step]]:
-    """Run a command under strace; returns its exit code and what it did below `spool`.
+    """Run a command under strace; returns its exit code and its steps below `spool`.
 
-    A step is an operation and paths relative to the spool: create, write (once a file, however
-    many calls it took), sync, syncdir, rename, link, unlink. Calls that failed are left out.
+    A step is an operation and paths relative to the spool: create, write (once for each file,
+    however many calls it took), sync, syncdir, rename, link, unlink. Failed calls are left out.
     """
     log = f"{spool}.trace"
     strace = [find("strace", "strace"), "-f", "-y", "-s", "0", "-e", f"trace={CALLS},{REMOVALS}"]

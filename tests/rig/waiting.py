@@ -1,4 +1,4 @@
-"""Waiting for something that will happen, with a bound: nothing in the rig sleeps and hopes."""
+"""Waiting for an event with a time limit: nothing in the rig sleeps for a fixed time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Between two looks at a thing that cannot tell us when it changes.
+# The pause between two checks of something that cannot notify us.
 POLL_SECONDS = 0.01
 
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nothing listens on now.
 
-    For programs that must be told a number; our own relays listen on port 0 and say what they got.
+    For programs that require a port number; our own relays listen on port 0 and report theirs.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -25,10 +25,10 @@ def free_port() -> int:
 
 
 def wait_until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Return as soon as `true()` is true.
+    """Return as soon as `true()` holds.
 
     Raises:
-        TimeoutError: it was not within `seconds`; the message says `what` did not happen.
+        TimeoutError: it did not hold within `seconds`; the message names `what` did not happen.
     """
     deadline = time.monotonic() + seconds
     while not true():
@@ -38,7 +38,7 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 60) -> No
 
 
 def answers(port: int, greeting: bytes = b"220") -> bool:
-    """Tell whether a server on this port of 127.0.0.1 greets within a second."""
+    """Say whether a server on this port of 127.0.0.1 greets within a second."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
             client.settimeout(1)
@@ -48,7 +48,7 @@ def answers(port: int, greeting: bytes = b"220") -> bool:
 
 
 def accepts(port: int) -> bool:
-    """Tell whether anything listens on this port of 127.0.0.1 (for TLS, where it waits for us)."""
+    """Say whether anything listens on this port of 127.0.0.1 (for TLS, where no greeting comes)."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             return True
@@ -57,7 +57,7 @@ def accepts(port: int) -> bool:
 
 
 def accepts_on(path: str) -> bool:
-    """Tell whether anything listens on this Unix socket."""
+    """Say whether anything listens on this Unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(path)
