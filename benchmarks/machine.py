@@ -1,4 +1,4 @@
-"""What the figures were measured on: hardware, kernel, file system, versions."""
+"""The machine of the measurement: hardware, kernel, file system, versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FSYNCS = 50
 
 
 def facts(directory: str) -> dict[str, object]:
-    """Facts about this machine, with the cost of an fsync in `directory`."""
+    """Return facts about this machine, with the cost of an fsync in `directory`."""
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "processor": _first("/proc/cpuinfo", "model name"),
@@ -34,7 +34,7 @@ def facts(directory: str) -> dict[str, object]:
 
 
 def version(package: str) -> str:
-    """The version of a distribution, or of a Debian package, unpacked or installed."""
+    """Return the version of a distribution or of a Debian package, unpacked or installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

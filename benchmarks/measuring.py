@@ -1,4 +1,4 @@
-"""Clocks: programs run by a child that does nothing else, and a summary of what they took."""
+"""Clocks: a child process that does nothing else runs the programs; a summary of their times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KIB = 1024
 
 @frozen
 class Taken:
-    """What one run of a program took: seconds on the wall, of the processor, and peak memory."""
+    """The cost of one run of a program: wall seconds, processor seconds, and peak memory."""
 
     wall: float
     cpu: float
@@ -34,7 +34,7 @@ class Taken:
 class Program:
     """A command as its callers start it: `stdin` and `stdout` are files, opened anew each time.
 
-    `root` is the directory to chroot into, "" for none; `ok` are the exit codes that mean yes.
+    `root` is the directory to chroot into, "" for none. `ok` are the exit codes of success.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Program:
 def run_here(program: Program) -> Taken:
     """Run it once, as a child of this process.
 
-    Its peak memory is at least what this process has: a child's begins with its parent's.
+    Its peak memory is at least the memory of this process, with which a child begins.
     """
     reading = os.open(program.stdin, os.O_RDONLY | os.O_CLOEXEC)
-    # The qmail-queue interface reads its envelope from there.
+    # The qmail-queue interface reads its envelope from this descriptor.
     flags = os.O_RDONLY if program.stdout != "/dev/null" else os.O_WRONLY
     writing = os.open(program.stdout, flags | os.O_CLOEXEC)
     try:
@@ -75,7 +75,7 @@ def run_here(program: Program) -> Taken:
     return Taken(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / KIB, code)
 
 
-# A parent that is smaller than anything it starts.
+# This parent is smaller than anything it starts.
 _SMALL_PARENT = """
 import sys, time, posix
 report, *argv = sys.argv[1:]
@@ -111,7 +111,7 @@ class Starter:
         self._answers, answer = os.pipe()
         self._pid = os.fork()
         if not self._pid:
-            # Also the pipes of other starters, which could not be told the end otherwise.
+            # Also the pipes of other starters, which would not see their end otherwise.
             keep = {request, answer}
             for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
                 if descriptor > 2:
@@ -120,7 +120,7 @@ class Starter:
             try:
                 _serve(program, request, answer)
                 status = 0
-            except BaseException:  # noqa: BLE001 - told; the parent learns that we are gone
+            except BaseException:  # noqa: BLE001 - printed, and the parent sees that we are gone
                 traceback.print_exc()
             finally:
                 os._exit(status)
@@ -128,11 +128,11 @@ class Starter:
         os.close(answer)
 
     def begin(self, times: int) -> None:
-        """Start the program that many times, one after the other."""
+        """Start the program this many times, one run after the other."""
         os.write(self._asking, times.to_bytes(4, "big"))
 
     def end(self) -> list[Taken]:
-        """Wait, and return what each run took. Raises RuntimeError if one of them said no."""
+        """Wait, and return the cost of each run. Raises RuntimeError if one of them failed."""
         size = int.from_bytes(_read(self._answers, 4), "big")
         taken: list[Taken] = pickle.loads(_read(self._answers, size))  # noqa: S301 - our child's
         bad = {one.status for one in taken}.difference(self.program.ok)
@@ -158,11 +158,11 @@ def _close(descriptor: int) -> None:
     try:
         os.close(descriptor)
     except OSError:
-        return  # That of the listing itself.
+        return  # The descriptor of the listing itself.
 
 
 def _serve(program: Program, request: int, answer: int) -> None:
-    # Opened before chroot: files of the outside are not to be seen inside.
+    # Opened before chroot, because outside files cannot be seen inside.
     if program.root:
         os.chroot(program.root)
         os.chdir("/")
@@ -184,12 +184,12 @@ def _read(descriptor: int, size: int) -> bytes:
 
 
 def paired(programs: Sequence[Program], rounds: int) -> dict[str, list[Taken]]:
-    """Run programs in turn, so that the machine's moods meet all of them."""
+    """Run programs in turn, so that disturbances of the machine affect all of them."""
     taken: dict[str, list[Taken]] = {program.name: [] for program in programs}
     starters = [Starter(program) for program in programs]
     try:
         for starter in starters:
-            starter.run()  # Warm: the first start reads from disk.
+            starter.run()  # A first start, which reads from disk, is not measured.
         for done in range(rounds):
             for starter in starters:
                 taken[starter.program.name] += starter.run()
@@ -204,13 +204,13 @@ def paired(programs: Sequence[Program], rounds: int) -> dict[str, list[Taken]]:
 
 
 def median_ratio(taken: Sequence[Taken], base: Sequence[Taken], what: str) -> float:
-    """The median of the ratios of runs made in the same round."""
+    """Return the median of the ratios of runs in the same round."""
     pairs = zip(taken, base, strict=True)
     return float(statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs))
 
 
 def progress(what: str, done: int, whole: int) -> None:
-    """Draw a bar where somebody looks."""
+    """Draw a bar on a terminal."""
     if sys.stderr.isatty():
         filled = 30 * done // max(whole, 1)
         end = "\n" if done >= whole else ""

@@ -1,4 +1,4 @@
-"""The limit of draining: a raw socket that sends ready-made octets, one round trip a mail."""
+"""The limit of draining: a raw socket that sends prepared octets, one round trip for each mail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def send(host: str, port: int, mail: bytes, count: int) -> None:
-    """Send it that often over one connection: each envelope in the write of the last final dot."""
+    """Send one mail many times over one connection; one write has a final dot and an envelope."""
     body = b"\r\n".join(mail.split(b"\n")) + b".\r\n"
     envelope = b"MAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.net>\r\nDATA\r\n"
     with socket.create_connection((host, port)) as link:

@@ -1,9 +1,9 @@
-"""How long a Python program waits to be rid of a mail: ours beside what else is imported for it.
+"""How long a Python program waits for the submission of a mail: our library beside its rivals.
 
     python benchmarks/python_enqueue.py [MAILS]
 
 Rivals that are not installed are left out: pip install repoze.sendmail django-mailer Django. The
-relay is an aiosmtpd on loopback behind a line that delays each direction by 25 ms.
+relay is aiosmtpd on loopback, behind a line that delays each direction by 25 ms.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def make_message() -> EmailMessage:
-    """A mail of 4 KB as programs build it."""
+    """Return a mail of 4 KB, as programs build it."""
     message = EmailMessage()
     message["From"] = "a@example.org"
     message["To"] = "b@example.net"
@@ -46,7 +46,7 @@ def make_message() -> EmailMessage:
 
 
 def report(name: str, send: Callable[[], None], mails: int) -> None:
-    """Print the median of single calls, and how many a second that makes."""
+    """Print the median of single calls, and the calls a second."""
     send()
     times = []
     for _ in range(mails):
@@ -58,7 +58,7 @@ def report(name: str, send: Callable[[], None], mails: int) -> None:
 
 
 def ours(mails: int) -> None:
-    """Our calls."""
+    """Measure our calls."""
     message = make_message()
     octets = message.as_bytes()
     with TemporarySpool() as home:
@@ -83,7 +83,7 @@ def ours(mails: int) -> None:
 
 
 def over_smtp(mails: int) -> None:
-    """smtplib, to a relay 50 ms away."""
+    """Measure smtplib, to a relay 50 ms away."""
     message = make_message()
     with RecordingRelay() as relay, SlowLine(relay.port) as line:
 
@@ -97,8 +97,8 @@ def over_smtp(mails: int) -> None:
 
 
 def repoze(mails: int) -> None:
-    """repoze.sendmail's queue, which syncs nothing."""
-    # By name, for neither they nor their types are where this is checked.
+    """Measure repoze.sendmail's queue, which syncs nothing."""
+    # Imported by name, because neither the packages nor their types are installed for type checks.
     transaction = importlib.import_module("transaction")
     queued_mail_delivery = importlib.import_module("repoze.sendmail.delivery").QueuedMailDelivery
 
@@ -115,7 +115,7 @@ def repoze(mails: int) -> None:
 
 
 def django_mailer(mails: int) -> None:
-    """django-mailer, into sqlite."""
+    """Measure django-mailer with SQLite."""
     import django
     from django.conf import settings
 
@@ -142,7 +142,7 @@ def django_mailer(mails: int) -> None:
 
 
 def imports() -> None:
-    """What importing costs, before and after the first use."""
+    """Measure the import, before and after the first use."""
     code = (
         "import sys, time; a = time.perf_counter(); import picoqmail; "
         "b = time.perf_counter(); picoqmail.enqueue; c = time.perf_counter(); "
@@ -158,11 +158,11 @@ def imports() -> None:
 
 
 def _drop(_: object) -> None:
-    """Nothing is done with a result."""
+    """Ignore a result."""
 
 
 def main() -> None:
-    """Measure all that is there."""
+    """Measure all that is installed."""
     mails = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     imports()
     ours(mails)

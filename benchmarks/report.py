@@ -27,11 +27,11 @@ def write(directory: str, results: Mapping[str, Any]) -> None:
 
 
 def markdown(directory: str, results: Mapping[str, Any]) -> str:
-    """The Markdown page; plots are written beside it."""
+    """Return the Markdown page; plots are written beside it."""
     lines = [
-        "# Measured",
+        "# Results",
         "",
-        "Made by `benchmarks/run.py`; figures of one run, on this machine:",
+        "`benchmarks/run.py` made this page. The figures are those of one run on this machine:",
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
@@ -39,7 +39,7 @@ def markdown(directory: str, results: Mapping[str, Any]) -> str:
     lines += ["", "Not measured:", ""]
     lines += [f"- {name}: {' '.join(str(why).split())}" for name, why in results["missing"].items()]
     if not results["missing"]:
-        lines.append("- nothing: every rival was there")
+        lines.append("- nothing: no rival was missing")
     for key, section in results["sections"].items():
         for number, part in enumerate([section, *section.get("more", [])]):
             lines += ["", f"## {part['title']}", "", *_table(part["rows"])]
@@ -61,7 +61,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def bars(title: str, rows: Sequence[Mapping[str, Any]], label: str, value: str) -> str:
-    """A bar chart of one column."""
+    """Return a bar chart of one column."""
     most = max(float(row[value]) for row in rows) or 1.0
     room = WIDTH - LABEL_WIDTH - 80
     height = 40 + BAR_HEIGHT * len(rows)

@@ -1,7 +1,7 @@
-"""The rivals: Debian's packages unpacked into roots of their own, and PyPI's in an environment.
+"""The rivals: Debian's packages in their own root directories, and PyPI's in an environment.
 
-Nothing of them is installed; `tests/rig` fetches and unpacks them once, into its cache. What cannot
-be had is told in the results and left out.
+Nothing of them is installed; `tests/rig` fetches and unpacks them once, into its cache. The results
+name the rivals that are missing.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "USER": "root", "HOME": "/root"}
 DRAIN_SECONDS = 120
-# What pytest's skip raises; the rig says by it that something is not here.
+# What pytest's skip raises: the rig reports in this way that something is missing.
 Missing = (pytest.skip.Exception, pytest.fail.Exception, OSError, subprocess.SubprocessError)
 
 
 class Rival:
-    """What all of them have in common."""
+    """What all rivals have in common."""
 
     def stop(self) -> None:
-        """End what still runs: nothing, for most."""
+        """End what still runs; for most rivals nothing."""
 
 
 class Nullmailer(Rival):
-    """nullmailer: a daemon that sends one mail a connection."""
+    """nullmailer: a daemon that sends one mail for each connection."""
 
     name = "nullmailer"
 
@@ -54,7 +54,7 @@ class Nullmailer(Rival):
                 "/usr/lib/nullmailer/smtp",
             ],
         )
-        # Set-id for a user that the root knows by another number: without, it runs as we do.
+        # It is set-id for a user with another number in this root; without set-id it runs as we do.
         os.chmod(self.root.inside("usr/sbin/nullmailer-queue"), 0o755)  # noqa: S103 - a program
         for part in ("queue", "tmp", "failed"):
             self.root.own(f"var/spool/nullmailer/{part}", "mail")
@@ -76,7 +76,7 @@ class Nullmailer(Rival):
         )
 
     def empty(self) -> None:
-        """Forget its queue."""
+        """Empty its queue."""
         _empty(self.queue)
 
     def drain(self) -> list[str]:
@@ -89,7 +89,7 @@ class Nullmailer(Rival):
 
 
 class Dma(Rival):
-    """DragonFly's mail agent: a process a mail."""
+    """DragonFly's mail agent: a process for each mail."""
 
     name = "dma"
 
@@ -110,7 +110,7 @@ class Dma(Rival):
         return Program("dma", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty)
 
     def empty(self) -> None:
-        """Forget its queue."""
+        """Empty its queue."""
         _empty(self.queue)
 
     def drain(self) -> list[str]:
@@ -146,7 +146,7 @@ begin retry
 
 
 class Exim(Rival):
-    """Exim: queues, and then delivers by queue runs."""
+    """Exim, which queues, and then delivers by queue runs."""
 
     name = "Exim"
 
@@ -165,14 +165,14 @@ class Exim(Rival):
         self.queue = self.root.inside("var/spool/exim4/input")
 
     def submit(self) -> Program:
-        """Its sendmail, told to queue only."""
+        """Its sendmail, which only queues."""
         argv = ("/usr/sbin/exim4", "-odq", "-i", "-f", "a@example.org", "b@example.net")
         return Program(
             "Exim -odq", argv, ENVIRON, "/message", root=self.root.path, clean=self.empty
         )
 
     def empty(self) -> None:
-        """Forget its queue."""
+        """Empty its queue."""
         _empty(self.queue)
 
     def drain(self) -> list[str]:
@@ -192,7 +192,7 @@ scache unix - - n - 1 scache
 
 
 class Postfix(Rival):
-    """Postfix of this machine, with directories of its own."""
+    """Postfix of this machine, with its own directories."""
 
     name = "Postfix"
 
@@ -238,7 +238,7 @@ class Postfix(Rival):
         return Program("Postfix sendmail", argv, ENVIRON, self._message, clean=self.empty)
 
     def empty(self) -> None:
-        """Forget what was submitted."""
+        """Empty its queues."""
         _empty(f"{self._queue}/maildrop")
 
     def drain(self) -> list[str]:
@@ -281,7 +281,7 @@ class OpenSMTPD(Rival):
         self.root.write("etc/mailname", "bench.test\n")
         for directory in ("var/spool", "var/lib/opensmtpd/empty"):
             os.makedirs(self.root.inside(directory), exist_ok=True)
-        # It insists on being set-gid, as its package makes it.
+        # It refuses to run unless it is set-gid, as its package makes it.
         control = self.root.inside("usr/sbin/smtpctl")
         os.chown(control, 0, self.root.uids["opensmtpq"])
         os.chmod(control, 0o2755)  # noqa: S103 - a program
@@ -307,7 +307,7 @@ class OpenSMTPD(Rival):
         )
 
     def empty(self) -> None:
-        """Forget its queue."""
+        """Empty its queue."""
         self._ask("remove", "all")
 
     def drain(self) -> list[str]:
@@ -331,7 +331,7 @@ OFFLINE = """\
 
 
 class Msmtpq(Rival):
-    """msmtpq: a shell script that keeps what msmtp could not send, and tries again when told to."""
+    """msmtpq: a shell script that queues what msmtp could not send, and retries on request."""
 
     name = "msmtpq"
 
@@ -372,7 +372,7 @@ class Msmtpq(Rival):
         )
 
     def empty(self) -> None:
-        """Forget its queue."""
+        """Empty its queue."""
         _empty(self.queue)
 
     def drain(self) -> list[str]:
@@ -386,7 +386,7 @@ class Msmtpq(Rival):
 
 
 def msmtp(scratch: str, port: int) -> Program:
-    """One msmtp, straight to a relay: it has no queue, so a relay that is down is a no."""
+    """msmtp, straight to the relay: it has no queue, so it fails while the relay is down."""
     argv = (
         find("msmtp", "msmtp"),
         "--host=127.0.0.1",
@@ -404,7 +404,7 @@ def _empty(directory: str) -> None:
 
 
 def python_environment() -> str:
-    """The interpreter of an environment that has the Python rivals, made once in the cache."""
+    """Return the Python of an environment with the Python rivals, made once in the cache."""
     directory = os.path.join(cache(), "python-rivals")
     python = f"{directory}/bin/python3"
     if not os.path.exists(f"{directory}/complete"):
@@ -417,7 +417,7 @@ def python_environment() -> str:
 
 
 def available(make: Callable[[], object], name: str, missing: dict[str, str]) -> object | None:
-    """Make a rival, or note why it cannot be had."""
+    """Make a rival, or note why it is missing."""
     try:
         return make()
     except Missing as exc:
@@ -428,7 +428,7 @@ def available(make: Callable[[], object], name: str, missing: dict[str, str]) ->
 def all_with_a_queue(
     mail: bytes, scratch: str, missing: dict[str, str], port: int = 1
 ) -> Iterator[Any]:
-    """Make one after the other, relaying to `port`; of what cannot be had `missing` is told why."""
+    """Make one rival after the other, relaying to `port`; `missing` gets the reasons of others."""
     for name, make in {
         "Postfix": lambda: Postfix(mail, scratch, port),
         "dma": lambda: Dma(mail, port),
@@ -443,7 +443,7 @@ def all_with_a_queue(
 
 
 def wait_until_empty(waiting: Callable[[], int], seconds: float = DRAIN_SECONDS) -> bool:
-    """Poll a queue until it is empty; False if it is not within `seconds`."""
+    """Poll a queue until it is empty; False if it is not empty within `seconds`."""
     deadline = time.monotonic() + seconds
     while waiting():
         if time.monotonic() > deadline:

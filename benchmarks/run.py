@@ -56,7 +56,7 @@ VERSIONS = (
 
 @define
 class Bench:
-    """How much to measure, with what; and what could not be had."""
+    """How much to measure, and with what; and what is missing."""
 
     scratch: str
     ours: Ours
@@ -70,7 +70,7 @@ class Bench:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure what is asked for, and write it down."""
+    """Measure the chosen sections, and write the results."""
     parser = argparse.ArgumentParser(description="Measure picoqmail beside its rivals.")
     parser.add_argument("--quick", action="store_true", help="small numbers: under two minutes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")

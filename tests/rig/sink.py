@@ -108,8 +108,8 @@ def _take_apart(path: str) -> _Dump:
         name, _, value = lines[position].decode("utf-8", "replace").partition(": ")
         header.append((name, value))
         position += 1
-    # smtp-sink's own Received: has three lines. The last line of a dump is empty, and so is the last
-    # part of split().
+    # smtp-sink's own Received: has three lines. The last line of a dump is empty, and so is the
+    # last part of split().
     return _Dump(header, b"\n".join(lines[position + 3 : -2]) + b"\n")
 
 
