@@ -124,7 +124,15 @@ def old(
 ) -> Trial:
     """The home as it was found; only its relays are others, but for the one that is down."""
     rig(strict)
-    command = ["tar", "-xpf", ARCHIVE, "--no-same-owner", "--warning=no-timestamp", "-C", tmp_path]
+    command = [
+        "tar",
+        "-xpf",
+        ARCHIVE,
+        "--no-same-owner",
+        "--warning=no-timestamp",
+        "-C",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, timeout=60)
     trial = Trial(str(tmp_path / "home"), installed)
     trial.setting("relayip", strict.address)
