@@ -12,7 +12,7 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
-    from ours import Home
+    from ours import MeasuredHome
     from run import Bench
 
 DUE = 100
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _row(bench: Bench, home: Home, size: int) -> dict[str, Any]:
+def _row(bench: Bench, home: MeasuredHome, size: int) -> dict[str, Any]:
     program = bench.ours.program
     idle = _best(bench, home, program("cron"))
     listed = _best(bench, home, f"{bench.ours.directory}/bin/picoqmail", "list", times=1)
@@ -64,8 +64,8 @@ def _row(bench: Bench, home: Home, size: int) -> dict[str, Any]:
     return row
 
 
-def _best(bench: Bench, home: Home, *argv: str, times: int = 0) -> Any:  # noqa: ANN401
-    program = Program(argv[0], argv, home.environ, ok=(0, 1, 2))
+def _best(bench: Bench, home: MeasuredHome, *argv: str, times: int = 0) -> Any:  # noqa: ANN401
+    program = Program(argv[0], argv, home.variables(), ok=(0, 1, 2))
     return min(
         (run_alone(program, f"{bench.scratch}/taken") for _ in range(times or bench.repeats)),
         key=lambda one: one.wall,

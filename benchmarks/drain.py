@@ -121,7 +121,7 @@ def _best_of(bench: Bench, line: SlowLine) -> dict[str, Any]:
 def _picoqmail(bench: Bench, relay: str, count: int) -> dict[str, Any]:
     home = make_home(bench.scratch, relay)
     home.fill(count)
-    program = Program("picoqmail-send", (bench.ours.program("send"),), home.environ)
+    program = Program("picoqmail-send", (bench.ours.program("send"),), home.variables())
     taken = run_alone(program, f"{bench.scratch}/taken")
     if taken.status or home.count("new"):
         raise RuntimeError(f"picoqmail-send ended with {taken.status}, {home.count('new')} left")

@@ -98,13 +98,13 @@ def measure(bench: Bench) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(bench.repeats):
         for name, contender in contenders.items():
-            rates[name].append(_rate(contender.command(mail, bench.mails), home.environ))
+            rates[name].append(_rate(contender.command(mail, bench.mails), home.variables()))
             home.empty()
     rows = []
     for name, contender in contenders.items():
         # The difference of two runs, so that what the start costs does not count.
         counts = [
-            _fsyncs(contender.command(mail, count), home.environ, f"{bench.scratch}/trace")
+            _fsyncs(contender.command(mail, count), home.variables(), f"{bench.scratch}/trace")
             for count in (100, 300)
         ]
         home.empty()

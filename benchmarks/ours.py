@@ -12,12 +12,11 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import define, frozen
 
 import installation
-from picoqmail.home.limits import Limits
 from picoqmail.layout import CUR, DIRECTORIES, NEW
-from picoqmail.spool.incoming import Incoming
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,26 +68,13 @@ def install(scratch: str) -> Ours:
     return Ours(directory)
 
 
-@frozen
-class Home:
-    """A home for measuring; `environ` is what its programs are given."""
+@define
+class MeasuredHome(TemporaryHome):
+    """A home for measuring, and what it is filled with."""
 
-    root: str
-
-    @property
-    def spool(self) -> str:
-        """Its spool."""
-        return f"{self.root}/spool"
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """Variables of a caller; nothing is sent in the background."""
-        return {"PATH": "/usr/bin:/bin", "PICOQMAIL_HOME": self.root, "PICOQMAIL_SEND": "off"}
-
-    def setting(self, name: str, text: str) -> None:
-        """Write a control file."""
-        with open(f"{self.root}/control/{name}", "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+    def variables(self, **more: str) -> dict[str, str]:
+        """The environment of a program, the same on every machine."""
+        return super().variables(PATH="/usr/bin:/bin", **more)
 
     def count(self, state: str) -> int:
         """How many messages are in a state."""
@@ -104,9 +90,7 @@ class Home:
         """Accept mails, as the programs do."""
         data = message(size)
         for _ in range(count):
-            incoming = Incoming(self.spool, Limits(HOST), program="bench", uid=0, pid=os.getpid())
-            incoming.write(data)
-            incoming.commit("a@example.org", ["b@example.net"])
+            self.accepted(message=data)
 
     def defer(self, count: int, *, due_in_seconds: int) -> None:
         """Make messages that were tried before; their bodies share one inode's content only."""
@@ -132,15 +116,9 @@ class Home:
             os.unlink(f"{self.spool}/{NEW}/{stem}{suffix}")
 
 
-def make_home(parent: str, relay: str = "127.0.0.1:1") -> Home:
+def make_home(parent: str, relay: str = "127.0.0.1:1") -> MeasuredHome:
     """Make a home in a directory of its own below `parent`."""
-    root = tempfile.mkdtemp(prefix="home-", dir=parent)
-    for name in ("control", "bin", *(f"spool/{one}" for one in DIRECTORIES)):
-        os.makedirs(f"{root}/{name}", mode=0o700)
-    home = Home(root)
-    home.setting("me", HOST)
-    home.setting("relayip", relay)
-    return home
+    return MeasuredHome(tempfile.mkdtemp(prefix="home-", dir=parent)).make(HOST, relay)
 
 
 @contextlib.contextmanager

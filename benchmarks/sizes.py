@@ -50,9 +50,9 @@ def _through(bench: Bench, relay: str, size: int, envelope: bytes) -> dict[str, 
         file.write(envelope)
     report = f"{bench.scratch}/taken"
     queue = run_alone(
-        Program("queue", (bench.ours.program("queue"),), home.environ, mail, to), report
+        Program("queue", (bench.ours.program("queue"),), home.variables(), mail, to), report
     )
-    send = run_alone(Program("send", (bench.ours.program("send"),), home.environ), report)
+    send = run_alone(Program("send", (bench.ours.program("send"),), home.variables()), report)
     if queue.status or send.status or home.count("new"):
         raise RuntimeError(f"queue {queue.status}, send {send.status}, left {home.count('new')}")
     os.unlink(mail)

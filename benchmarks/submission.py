@@ -16,27 +16,27 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
-    from ours import Home, Ours
+    from ours import MeasuredHome, Ours
     from run import Bench
 
 SUBMITTERS = 4
 
 
-def programs_of_ours(ours: Ours, home: Home, mail: str, envelope: str) -> list[Program]:
+def programs_of_ours(ours: Ours, home: MeasuredHome, mail: str, envelope: str) -> list[Program]:
     """Bare Python first: everything is measured in units of it."""
     ask = ("-i", "-fa@example.org", "b@example.net")
     return [
-        Program("bare Python", (ours.python, "-I", "-S", "-c", "pass"), home.environ),
+        Program("bare Python", (ours.python, "-I", "-S", "-c", "pass"), home.variables()),
         Program(
             "picoqmail-queue",
             (ours.program("queue"),),
-            home.environ,
+            home.variables(),
             mail,
             envelope,
             clean=home.empty,
         ),
-        Program("picoqmail-sendmail", (ours.program("sendmail"), *ask), home.environ, mail),
-        Program("picoqmail-cron, idle", (ours.program("cron"),), home.environ),
+        Program("picoqmail-sendmail", (ours.program("sendmail"), *ask), home.variables(), mail),
+        Program("picoqmail-cron, idle", (ours.program("cron"),), home.variables()),
     ]
 
 
@@ -56,7 +56,7 @@ def _measure(bench: Bench, daemons: ExitStack) -> dict[str, Any]:
     with open(envelope, "wb") as file:
         file.write(ENVELOPE)
     programs = programs_of_ours(bench.ours, home, mail, envelope)
-    programs[3] = Program("picoqmail-cron, idle", programs[3].argv, idle.environ)
+    programs[3] = Program("picoqmail-cron, idle", programs[3].argv, idle.variables())
     for rival in all_with_a_queue(message(), bench.scratch, bench.missing):
         daemons.callback(rival.stop)
         programs.append(rival.submit())

@@ -1,4 +1,4 @@
-"""A home on trial: a real spool, the installed programs, and verbs to use and inspect them."""
+"""A home on trial: a temporary home, the installed programs, and verbs to use them."""
 
 from __future__ import annotations
 
@@ -8,105 +8,39 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import define, field
 
-from picoqmail.home.limits import Limits
-from picoqmail.home.paths import Home
-from picoqmail.layout import BODY, CUR, DIRECTORIES, NEW, SIDECAR, UNDELIVERED
-from picoqmail.spool.incoming import Incoming
+from picoqmail.layout import NEW
 from rig.waiting import wait_until
+from temporary_home import MESSAGE, Spooled, TemporaryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping
 
     from installation import Installation
 
 PROGRAM_SECONDS = 60
 ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
-MESSAGE = b"Subject: trial\n\nbody\n"
-HOST = "me.test"
 
 
-@frozen
-class Trial:
-    """A home below `root`, its programs, and the environment that they are given."""
+@define
+class Trial(TemporaryHome):
+    """A temporary home, its programs, and the environment that they are given besides."""
 
-    root: str
     installed: Installation
     environ: dict[str, str] = field(factory=dict)
 
-    # Making it so.
+    def variables(self, **more: str) -> dict[str, str]:
+        """Return the environment of a program; the queue starts no sender."""
+        return super().variables(**{**self.environ, **more})
 
-    def setting(self, name: str, text: str) -> None:
-        """Write a control file."""
-        with open(f"{self.root}/control/{name}", "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-    @property
-    def home(self) -> Home:
-        """The home as the library has it."""
-        return Home(self.root)
-
-    @property
-    def spool(self) -> str:
-        """The path of the spool."""
-        return f"{self.root}/spool"
-
-    def path(self, state: str, message_id: str, suffix: str = SIDECAR) -> str:
-        """The path of a file of a message."""
-        return f"{self.spool}/{state}/{message_id}{suffix}"
-
-    def accepted(
-        self,
-        sender: str = "a@example.org",
-        recipients: Sequence[str] = ("b@example.net",),
-        message: bytes = MESSAGE,
-    ) -> str:
-        """Put a message into the spool by the library; returns its ID."""
-        incoming = Incoming(self.spool, Limits(HOST), program="trial", uid=os.getuid(), pid=1)
-        incoming.write(message)
-        return incoming.commit(sender, list(recipients))
-
-    def edit(self, message_id: str, **values: object) -> None:
-        """Change keys of a message's sidecar where it lies, as an older or newer program might.
-
-        Its time becomes that of `next_attempt`, as it would be.
-        """
-        state = self.state(message_id)
-        record = self.sidecar(message_id)
-        record.update(values)
-        with open(self.path(state, message_id), "w", encoding="utf-8") as file:
-            json.dump(record, file)
-        due = record["next_attempt"]
-        if isinstance(due, int) and 0 <= due < 2**33:
-            os.utime(self.path(state, message_id), (due, due))
-
-    def deferred(self, **values: object) -> str:
-        """Put a message into cur/ as one that was tried before and is due; returns its ID."""
-        message_id = self.accepted()
-        for suffix in (BODY, SIDECAR):
-            source, target = (self.path(state, message_id, suffix) for state in (NEW, CUR))
-            os.rename(source, target)
-        self.edit(message_id, **values)
-        return message_id
-
-    def rename(self, message_id: str, name: str) -> None:
-        """Give a message another ID, as one that was accepted at another time."""
-        state = self.state(message_id)
-        self.edit(message_id, id=name)
-        for suffix in (BODY, SIDECAR):
-            os.rename(self.path(state, message_id, suffix), self.path(state, name, suffix))
-
-    # Running programs.
-
-    def variables(self, *, sending: bool = False) -> dict[str, str]:
-        """Return the environment of a program; the queue starts no sender unless `sending`."""
-        off = {} if sending else {"PICOQMAIL_SEND": "off"}
-        path = os.environ["PATH"]
-        return {"PATH": path, "PICOQMAIL_HOME": self.root, **off, **self.environ}
+    def sending(self) -> dict[str, str]:
+        """The environment of a program after which a sender is started."""
+        found = self.variables()
+        del found["PICOQMAIL_SEND"]
+        return found
 
     def start(self, program: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start picoqmail-PROGRAM."""
@@ -114,16 +48,52 @@ class Trial:
         options.setdefault("env", self.variables())
         return subprocess.Popen(command, **options)
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        """Run picoqmail-PROGRAM to its end."""
+    def run(
+        self,
+        program: str,
+        *arguments: str | bytes,
+        message: bytes = b"",
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run picoqmail-PROGRAM to its end, the message on its standard input."""
         return subprocess.run(
             [self.installed.program(program), *arguments],
-            stdin=subprocess.DEVNULL,
+            input=message,
             capture_output=True,
-            env=self.variables(),
+            env=self.variables(**(environ or {})),
             timeout=PROGRAM_SECONDS,
             check=False,
         )
+
+    def accepts(
+        self,
+        program: str,
+        *arguments: str | bytes,
+        message: bytes = b"",
+        environ: Mapping[str, str] | None = None,
+    ) -> Spooled:
+        """Hand in a message that must be accepted without a word, and return it as spooled."""
+        before = set(self.ids(NEW))
+        ran = self.run(program, *arguments, message=message, environ=environ)
+        assert (0, b"") == (ran.returncode, ran.stderr)
+        (message_id,) = set(self.ids(NEW)) - before
+        return Spooled(self.sidecar(message_id), self.message(message_id))
+
+    def refuses(
+        self,
+        program: str,
+        *arguments: str | bytes,
+        message: bytes = b"",
+        status: int = 100,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
+        """Hand in a message that must be refused, leaving nothing; return what was said."""
+        before = self.everything()
+        ran = self.run(program, *arguments, message=message, environ=environ)
+        assert status == ran.returncode
+        assert before == self.everything()
+        assert ran.stderr
+        return ran.stderr.decode()
 
     def python(self, code: str) -> subprocess.CompletedProcess[bytes]:
         """Run code as the launchers run ours: without site, the installed packages in reach."""
@@ -174,47 +144,6 @@ class Trial:
         (message_id,) = set(self.ids(NEW)) - before
         return message_id
 
-    # Looking.
-
-    def names(self, state: str) -> list[str]:
-        """All file names in a directory of the spool."""
-        return sorted(os.listdir(f"{self.spool}/{state}"))
-
-    def files(self) -> list[str]:
-        """All files of messages, as `state/name`."""
-        return [f"{state}/{name}" for state in DIRECTORIES for name in self.names(state)]
-
-    def ids(self, state: str) -> list[str]:
-        """The messages whose sidecar lies in a state."""
-        return [n.removesuffix(SIDECAR) for n in self.names(state) if n.endswith(SIDECAR)]
-
-    def state(self, message_id: str) -> str:
-        """The one state that a message is in."""
-        (state,) = [one for one in (NEW, CUR, UNDELIVERED) if message_id in self.ids(one)]
-        return state
-
-    def sidecar(self, message_id: str) -> dict[str, Any]:
-        """Read a sidecar, by the json module."""
-        with open(self.path(self.state(message_id), message_id), encoding="utf-8") as file:
-            record = json.load(file)
-        assert isinstance(record, dict)
-        return record
-
-    def outcomes(self, message_id: str) -> list[str]:
-        """The outcomes in a message's history."""
-        return [entry["outcome"] for entry in self.sidecar(message_id)["history"]]
-
-    def body(self, message_id: str) -> bytes:
-        """The body beside the sidecar."""
-        with open(self.path(self.state(message_id), message_id, BODY), "rb") as file:
-            return file.read()
-
-    def result(self, message_id: str) -> str:
-        """What the relay said, as kept in undelivered/."""
-        path = self.path(UNDELIVERED, message_id, ".result")
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-
     def events(self, name: str = "") -> list[dict[str, Any]]:
         """The events in the log, or those of one name."""
         try:
@@ -236,23 +165,19 @@ class Trial:
         wait_until(lambda: not self.programs(), "the sender ends", seconds)
 
 
-def make_trial(root: str, installed: Installation, relay: str = "127.0.0.1:1") -> Trial:
+def make_trial(
+    root: str,
+    installed: Installation,
+    *,
+    relay: str = "127.0.0.1:1",
+    environ: Mapping[str, str] | None = None,
+) -> Trial:
     """Make the home of a Trial."""
-    for name in ("control", *(f"spool/{one}" for one in DIRECTORIES)):
-        os.makedirs(f"{root}/{name}", mode=0o700)
-    trial = Trial(root, installed)
-    trial.setting("me", HOST)
-    trial.setting("relayip", relay)
+    trial = Trial(root, installed, dict(environ or {})).make(relay=relay)
     trial.setting("log", f"json {root}/log debug")
     # One matter at a time: reports of failure have tests of their own, which turn them on.
     trial.setting("bounces", "off")
     return trial
-
-
-def age(path: str, seconds: float) -> None:
-    """Make a file that much older."""
-    then = time.time() - seconds
-    os.utime(path, (then, then), follow_symlinks=False)
 
 
 def processes_with(variable: str) -> Iterator[int]:

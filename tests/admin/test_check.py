@@ -19,7 +19,7 @@ from picoqmail.admin.check import CRITICAL, OK, UNKNOWN, WARNING
 from picoqmail.layout import BODY, CUR, NEW, UNDELIVERED
 from picoqmail.relay import certificate
 from rig.recording import RecordingRelay
-from trial import age
+from temporary_home import age
 
 if TYPE_CHECKING:
     import subprocess

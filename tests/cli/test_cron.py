@@ -11,7 +11,8 @@ from picoqmail.layout import CRON_LOCK, CUR, NEW, SENDER_LOCK
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.waiting import wait_until
-from trial import age, kill
+from temporary_home import age
+from trial import kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,8 @@ from attrs import evolve
 from installation import Installation
 from picoqmail.layout import DIRECTORIES, NEW
 from rig.waiting import wait_until
-from trial import ENVELOPE, MESSAGE, make_trial
+from temporary_home import MESSAGE
+from trial import ENVELOPE, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import frozen
 
-from mailing import Mailer, make_mailer
 from rig.programs import find, missing
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ diff --git a/a b/a
 class Caller:
     """A home with its relay, a sendmail to be called, and what was given to it."""
 
-    mailer: Mailer
+    mailer: Trial
     directory: Path
     relay: RecordingRelay | Sink
 
@@ -107,7 +107,7 @@ def caller(tmp_path: Path, installed: Installation, relay: RecordingRelay) -> Ca
 
 def make_caller(directory: Path, installed: Installation, relay: RecordingRelay | Sink) -> Caller:
     """Make a home that sends to this relay, and the script in between."""
-    mailer = make_mailer(directory, installed)
+    mailer = make_trial(str(directory / "home"), installed, environ={"USER": "joe"})
     mailer.setting("relayip", f"{relay.address}\n")
     path = directory / "sendmail"
     path.write_text(BETWEEN.format(directory=directory, program=installed.program("sendmail")))
@@ -268,7 +268,7 @@ def test_php_learns_of_a_refusal(caller: Caller) -> None:
     caller.mailer.setting("me", "")
     script = "exit(mail('bob@example.net', 's', 'b') ? 1 : 0);"
     caller.call(program, "-n", "-d", f"sendmail_path={caller.sendmail} -t", "-r", script)
-    assert [] == caller.mailer.files()
+    assert [] == caller.mailer.everything()
 
 
 @pytest.mark.parametrize("size", [0, 5_000_000])

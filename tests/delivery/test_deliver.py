@@ -14,7 +14,8 @@ from rig import faults
 from rig.hostile import HostileRelay
 from rig.recording import RecordingRelay
 from rig.waiting import wait_until
-from trial import age, kill
+from temporary_home import age
+from trial import kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable

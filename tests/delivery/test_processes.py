@@ -188,7 +188,7 @@ def test_a_relay_may_turn_processes_away(trial: Trial, rig: Rig) -> None:
 
 ENDS = """
 import os, sys
-from picoqmail import crew
+from picoqmail.delivery import processes
 
 def work(is_orphan):
     sys.stderr.write("more than this disk takes")
@@ -197,7 +197,7 @@ def work(is_orphan):
 with open("/dev/full", "w") as full:
     sys.stderr = full
     try:
-        told = crew.hire(work).wait()
+        told = processes.hire(work).wait()
         os.write(1, f"parent {told}\\n".encode())
     except BaseException as exc:
         os.write(1, f"escaped {exc!r}\\n".encode())

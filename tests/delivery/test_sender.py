@@ -21,7 +21,8 @@ from rig import faults
 from rig.hostile import HostileRelay
 from rig.sink import Sink
 from rig.waiting import wait_until
-from trial import age, kill, make_trial
+from temporary_home import age
+from trial import kill, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -126,7 +127,7 @@ def test_real_programs_against_ending_senders(trial: Trial) -> None:
 
         def hand_in() -> None:
             for _ in range(RACES // 2):
-                assert 0 == trial.queue(env=trial.variables(sending=True)).returncode
+                assert 0 == trial.queue(env=trial.sending()).returncode
                 time.sleep(luck.random() / 5)
 
         threads = [threading.Thread(target=hand_in) for _ in range(2)]

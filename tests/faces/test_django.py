@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("django", reason="needs Django (extra django)")
 
 import django_project
-from enqueuing import Home, make_home
 from rig import faults
 from rig.hostile import HostileRelay
+from temporary_home import TemporaryHome
 
 # Before what follows is imported, which is what every import below this line waits for.
 django_project.set_up()
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def home(tmp_path: Path) -> Iterator[TemporaryHome]:
     """A home that Django's settings name."""
-    made = make_home(tmp_path / "home")
+    made = TemporaryHome(str(tmp_path / "home")).make()
     with override_settings(
         PICOQMAIL_HOME=made.root,
         PICOQMAIL_SEND=False,
@@ -57,14 +57,14 @@ def message(**more: Any) -> EmailMessage:
     return EmailMessage("Gr\u00fc\u00dfe", "From here\n\u00fc\n", **arguments)
 
 
-def parsed(home: Home, index: int = 0) -> PythonMessage:
+def parsed(home: TemporaryHome, index: int = 0) -> PythonMessage:
     """One of the spooled mails."""
-    octets = home.body(home.ids()[index])
+    octets = home.message(home.ids()[index])
     assert b"\r" not in octets
     return email.message_from_bytes(octets, PythonMessage, policy=email.policy.default)
 
 
-def test_a_message_with_everything(home: Home) -> None:
+def test_a_message_with_everything(home: TemporaryHome) -> None:
     """Alternatives, attachments, copies, blind copies and headers arrive; Bcc is not seen."""
     made = EmailMultiAlternatives(
         "Gr\u00fc\u00dfe",
@@ -95,7 +95,7 @@ def test_a_message_with_everything(home: Home) -> None:
     assert [b"\0\xff"] == [one.get_content() for one in got.iter_attachments()]
 
 
-def test_bulk(home: Home) -> None:
+def test_bulk(home: TemporaryHome) -> None:
     """Many messages in one call: all of them, one spooled message each; one without anybody not."""
     mails = [("s", f"body {n}", "a@example.org", [f"b{n}@example.net"]) for n in range(70)]
     assert 70 == send_mass_mail(mails)
@@ -111,17 +111,17 @@ def test_bulk(home: Home) -> None:
         ("B <b@example.net>", "b@example.net"),
         ('"a b"@example.net', "a b@example.net"),
         ("b@b\u00fccher.example", "b@xn--bcher-kva.example"),
-        ("root", "root@host.example"),
+        ("root", "root@me.test"),
         ("<b@example.net>", "b@example.net"),
     ],
 )
-def test_addresses_as_django_takes_them(home: Home, given: str, expected: str) -> None:
+def test_addresses_as_django_takes_them(home: TemporaryHome, given: str, expected: str) -> None:
     """With a name, quoted, international, or of this host alone."""
     assert 1 == message(to=[given]).send()
     assert [expected] == home.addresses(home.ids()[0])
 
 
-def test_errors_are_told_unless_silence_is_wanted(home: Home) -> None:
+def test_errors_are_told_unless_silence_is_wanted(home: TemporaryHome) -> None:
     """One bad message never stops the others; the first error is raised after all were tried."""
     bad = message(to=["a b@c d"])
     messages = [message(), bad, message(), bad]
@@ -143,7 +143,7 @@ def test_errors_are_told_unless_silence_is_wanted(home: Home) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
-def test_what_other_backends_take_is_taken(home: Home) -> None:
+def test_what_other_backends_take_is_taken(home: TemporaryHome) -> None:
     """Host, user and password are handed to every backend; Django 6.1 warns of it."""
     assert 1 == mail.send_mail(
         "s", "b", "a@example.org", ["b@example.net"], auth_user="u", auth_password="p"
@@ -154,9 +154,9 @@ def test_what_other_backends_take_is_taken(home: Home) -> None:
     assert 3 == len(home.ids())
 
 
-def test_what_no_backend_takes_is_refused(home: Home) -> None:
+def test_what_no_backend_takes_is_refused(home: TemporaryHome) -> None:
     """A misspelt option must not send mail into another home."""
-    elsewhere = make_home(_beside(home))
+    elsewhere = TemporaryHome(str(_beside(home))).make()
     assert 1 == EmailBackend(home=elsewhere.root).send_messages([message()])
     assert (0, 1) == (len(home.ids()), len(elsewhere.ids()))
     with pytest.raises(TypeError, match="no option hoem; there are home, send, on_commit"):
@@ -167,10 +167,10 @@ def test_what_no_backend_takes_is_refused(home: Home) -> None:
 
 
 @pytest.mark.skipif(not django_project.HAS_MAILERS, reason="needs Django 6.1, which has MAILERS")
-def test_mailers(home: Home) -> None:
+def test_mailers(home: TemporaryHome) -> None:
     """Each entry has its own options; one that is misspelt is told, as Django tells it."""
-    elsewhere = make_home(_beside(home))
-    elsewhere.set("relayip", "relay.example")
+    elsewhere = TemporaryHome(str(_beside(home))).make()
+    elsewhere.setting("relayip", "relay.example")
     ours = {"BACKEND": django_project.BACKEND}
     entries: dict[str, Any] = {
         "default": ours,
@@ -214,7 +214,7 @@ def test_mailers(home: Home) -> None:
         assert 404 == browser.get(PAGE, {"mailer": "not ours"}).status_code
 
 
-def _beside(home: Home) -> Any:
+def _beside(home: TemporaryHome) -> Any:
     import pathlib
 
     return pathlib.Path(f"{home.root}2")
@@ -224,7 +224,7 @@ def _beside(home: Home) -> Any:
 
 
 @pytest.mark.parametrize("on_commit", [True, "default"])
-def test_mail_goes_with_the_commit(home: Home, on_commit: bool | str) -> None:  # noqa: FBT001
+def test_mail_goes_with_the_commit(home: TemporaryHome, on_commit: bool | str) -> None:  # noqa: FBT001
     """Within a transaction mail is on disk, and visible only when that commits."""
     with override_settings(PICOQMAIL_ON_COMMIT=on_commit):
         with transaction.atomic():
@@ -246,7 +246,7 @@ def _send_and_fail(recipient: str) -> None:
     raise RuntimeError
 
 
-def test_mail_goes_with_the_rollback(home: Home) -> None:
+def test_mail_goes_with_the_rollback(home: TemporaryHome) -> None:
     """Rolled back, whole or to a savepoint, the mail is gone and leaves nothing."""
     with override_settings(PICOQMAIL_ON_COMMIT=True):
         with pytest.raises(RuntimeError):
@@ -262,7 +262,7 @@ def test_mail_goes_with_the_rollback(home: Home) -> None:
     assert 2 == len(home.files())
 
 
-def test_more_mail_in_a_transaction_than_files_may_be_open(home: Home) -> None:
+def test_more_mail_in_a_transaction_than_files_may_be_open(home: TemporaryHome) -> None:
     """A transaction's mail keeps no file open."""
     before = len(os.listdir("/proc/self/fd"))
     with override_settings(PICOQMAIL_ON_COMMIT=True), transaction.atomic():
@@ -271,7 +271,9 @@ def test_more_mail_in_a_transaction_than_files_may_be_open(home: Home) -> None:
     assert 200 == len(home.ids())
 
 
-def test_one_failing_commit_stops_no_other(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_failing_commit_stops_no_other(
+    home: TemporaryHome, caplog: pytest.LogCaptureFixture
+) -> None:
     """Mail behind goes out, the application's callbacks run, the log names what was lost."""
     ran = []
     with override_settings(PICOQMAIL_ON_COMMIT=True), transaction.atomic():
@@ -293,7 +295,7 @@ def test_one_failing_commit_stops_no_other(home: Home, caplog: pytest.LogCapture
     assert ["the application's", "again"] == ran
 
 
-def test_mail_goes_with_a_commit_by_hand(home: Home) -> None:
+def test_mail_goes_with_a_commit_by_hand(home: TemporaryHome) -> None:
     """Without autocommit mail waits for `commit()`, and goes with `rollback()` and savepoints."""
     ran = []
     with override_settings(PICOQMAIL_ON_COMMIT=True):
@@ -337,14 +339,14 @@ def found() -> list[str | None]:
     return [one.id for one in run_checks() if str(one.id).startswith("picoqmail")]
 
 
-def test_checks(home: Home) -> None:
+def test_checks(home: TemporaryHome) -> None:
     """A home that is missing, wrong or without a relay is told; another backend is not our care."""
     assert ["picoqmail.W001"] == found()
-    home.set("relayip", "relay.example")
+    home.setting("relayip", "relay.example")
     assert [] == found()
-    home.set("databytes", "many")
+    home.setting("databytes", "many")
     assert ["picoqmail.E002"] == found()
-    home.set("databytes", "0")
+    home.setting("databytes", "0")
     with override_settings(PICOQMAIL_HOME=f"{home.root}/none"):
         assert ["picoqmail.E001"] == found()
         with override_settings(
@@ -370,10 +372,10 @@ def command(*arguments: str) -> str:
     return out.getvalue()
 
 
-def test_commands(home: Home, rig: Any) -> None:
+def test_commands(home: TemporaryHome, rig: Any) -> None:
     """Status counts; retry makes due, or delivers at once."""
     server = rig(HostileRelay({"RCPT": [faults.reply("451 4.3.0 later"), None]}))
-    home.set("relayip", server.address)
+    home.setting("relayip", server.address)
     assert "there is no deferred mail" in command("picoqmail_retry")
     message().send()
     document = json.loads(command("picoqmail_status", "--json"))
@@ -406,17 +408,17 @@ def client() -> Client:
     return browser
 
 
-def deferred(home: Home, rig: Any) -> str:
+def deferred(home: TemporaryHome, rig: Any) -> str:
     """A message that a relay has put off."""
     server = rig(HostileRelay({"RCPT": faults.reply("451 4.3.0 <b>later</b>")}))
-    home.set("relayip", server.address)
+    home.setting("relayip", server.address)
     message(to=['"<script>"@example.net']).send()
     assert 1 == picoqmail.Spool(home.root).deliver().deferred
     (stem,) = home.ids("cur")
     return stem
 
 
-def test_the_page_lists_and_explains(home: Home, rig: Any, client: Client) -> None:
+def test_the_page_lists_and_explains(home: TemporaryHome, rig: Any, client: Client) -> None:
     """The list has every message; one has its story; text of others is escaped."""
     stem = deferred(home, rig)
     assert b"picoqmail/spooledmessage" in client.get("/admin/").content
@@ -439,7 +441,7 @@ def test_the_page_lists_and_explains(home: Home, rig: Any, client: Client) -> No
         assert b"errornote" in client.get(PAGE).content
 
 
-def test_verbs_of_the_page(home: Home, rig: Any, client: Client) -> None:
+def test_verbs_of_the_page(home: TemporaryHome, rig: Any, client: Client) -> None:
     """Hold, release and retry do what they do on the command line, and are told and logged."""
     from django.contrib.admin.models import LogEntry
 
@@ -462,7 +464,7 @@ def test_verbs_of_the_page(home: Home, rig: Any, client: Client) -> None:
     assert "no such message" in client.post(page, {"verb": "hold"}, follow=True).content.decode()
 
 
-def test_the_page_shows_subjects(home: Home, client: Client) -> None:
+def test_the_page_shows_subjects(home: TemporaryHome, client: Client) -> None:
     """Decoded, escaped, on one line; a header that cannot be read stops nothing."""
     message().send()
     for subject in (b"<b>bold</b>\n and =?utf-8?q?x=0ABcc:_i=40e?=", b"=?utf-8?b?\xff?=", b""):
@@ -475,11 +477,11 @@ def test_the_page_shows_subjects(home: Home, client: Client) -> None:
     assert "Gr\u00fc\u00dfe</h2>" in client.get(f"{PAGE}{stem}/change/").content.decode()
 
 
-def test_requeue_and_delete(home: Home, rig: Any, client: Client) -> None:
+def test_requeue_and_delete(home: TemporaryHome, rig: Any, client: Client) -> None:
     """What failed gets a new life; what is deleted is gone, after a question."""
     server = rig(HostileRelay({"RCPT": faults.reply("550 5.1.1 no")}))
-    home.set("relayip", server.address)
-    home.set("bounces", "off")
+    home.setting("relayip", server.address)
+    home.setting("bounces", "off")
     message().send()
     assert 1 == picoqmail.Spool(home.root).deliver().failed
     (stem,) = home.ids("undelivered")
@@ -504,7 +506,7 @@ def test_requeue_and_delete(home: Home, rig: Any, client: Client) -> None:
     assert "no such message" in client.get(f"{PAGE}{stem}/delete/", follow=True).content.decode()
 
 
-def test_who_may_what(home: Home, rig: Any) -> None:
+def test_who_may_what(home: TemporaryHome, rig: Any) -> None:
     """To look takes the permission to view, verbs that to change or to delete; nobody adds."""
     stem = deferred(home, rig)
     browser = Client()

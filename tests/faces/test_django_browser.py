@@ -16,8 +16,8 @@ pytest.importorskip("django", reason="needs Django (extra django)")
 
 import picoqmail
 from browser import Browser
-from enqueuing import Home, make_home
 from rig.waiting import free_port, wait_until
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,15 +29,15 @@ PROJECT = os.path.join(CHECKOUT, "tests", "django_project.py")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> TemporaryHome:
     """A home whose relay is down: nothing listens there."""
-    made = make_home(tmp_path / "home")
-    made.set("relayip", f"127.0.0.1:{free_port()}")
+    made = TemporaryHome(str(tmp_path / "home")).make()
+    made.setting("relayip", f"127.0.0.1:{free_port()}")
     return made
 
 
 @pytest.fixture
-def server(home: Home, tmp_path: Path) -> Iterator[str]:
+def server(home: TemporaryHome, tmp_path: Path) -> Iterator[str]:
     """The project, served; its address."""
     environ = {name: value for name, value in os.environ.items() if name != "PICOQMAIL_SEND"}
     command = [sys.executable, PROJECT, home.root, str(tmp_path / "database"), "0"]
@@ -51,7 +51,7 @@ def server(home: Home, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_form_is_answered_at_once_and_its_mail_is_not_lost(
-    home: Home, server: str, tmp_path: Path, relay: RecordingRelay
+    home: TemporaryHome, server: str, tmp_path: Path, relay: RecordingRelay
 ) -> None:
     """Posted while the relay is down, answered at once, explained, held; then delivered."""
     pictures = os.environ.get("PICOQMAIL_SCREENSHOTS", str(tmp_path))
@@ -84,7 +84,7 @@ def test_a_form_is_answered_at_once_and_its_mail_is_not_lost(
         browser.click("button[value=release]")
         assert "is released" in browser.text(".messagelist")
 
-    home.set("relayip", relay.address)
+    home.setting("relayip", relay.address)
     assert 1 == spool.deliver([entry.id], forced=True).delivered
     (got,) = relay.wait_for(1)
     assert ("b@example.net",) == tuple(got.recipients)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from enqueuing import Home, make_home
 from picoqmail.errors import AddressError
 from picoqmail.logging_handler import MailHandler
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> TemporaryHome:
     """A home."""
-    return make_home(tmp_path / "home")
+    return TemporaryHome(str(tmp_path / "home")).make()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def logger() -> Iterator[logging.Logger]:
 
 
 @pytest.fixture
-def handler(home: Home, logger: logging.Logger) -> Callable[..., MailHandler]:
+def handler(home: TemporaryHome, logger: logging.Logger) -> Callable[..., MailHandler]:
     """Make a handler of that home, attached to the logger."""
 
     def make(**more: Any) -> MailHandler:
@@ -50,16 +50,16 @@ def handler(home: Home, logger: logging.Logger) -> Callable[..., MailHandler]:
     return make
 
 
-def mails(home: Home) -> list[EmailMessage]:
+def mails(home: TemporaryHome) -> list[EmailMessage]:
     """The spooled mails, oldest first."""
     return [
-        email.message_from_bytes(home.body(one), EmailMessage, policy=email.policy.default)
+        email.message_from_bytes(home.message(one), EmailMessage, policy=email.policy.default)
         for one in home.ids()
     ]
 
 
 def test_an_error_is_mailed(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """A record of the level becomes a mail with its traceback; one below it does not."""
     made = handler()
@@ -81,7 +81,7 @@ def test_an_error_is_mailed(
 
 
 def test_a_flood_is_a_few_mails(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """Over the limit records are counted, and the next mail tells of them."""
     now = [0.0]
@@ -101,7 +101,7 @@ def test_a_flood_is_a_few_mails(
 
 
 def test_what_was_suppressed_is_told_without_another_record(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """When the period is over a summary goes out by itself."""
     handler(burst=1, period_seconds=3)
@@ -115,7 +115,7 @@ def test_what_was_suppressed_is_told_without_another_record(
 
 
 def test_trouble_neither_blocks_nor_raises(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """With a spool in trouble logging goes on at once; records wait, and come when it is well."""
     made = handler(capacity=3)
@@ -134,7 +134,7 @@ def test_trouble_neither_blocks_nor_raises(
 
 
 def test_a_record_that_cannot_be_formatted(
-    home: Home,
+    home: TemporaryHome,
     logger: logging.Logger,
     handler: Callable[..., MailHandler],
     capsys: pytest.CaptureFixture[str],
@@ -148,7 +148,7 @@ def test_a_record_that_cannot_be_formatted(
 
 
 def test_a_forked_child_mails_its_own(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """After a fork parent and child each mail what they log, and nothing twice."""
     made = handler()
@@ -171,7 +171,7 @@ def test_a_forked_child_mails_its_own(
 
 
 def test_close_brings_in_what_waits_and_ends_the_thread(
-    home: Home, logger: logging.Logger, handler: Callable[..., MailHandler]
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
     """At the end of a program nothing is lost, and no thread stays."""
     made = handler()
@@ -184,7 +184,7 @@ def test_close_brings_in_what_waits_and_ends_the_thread(
     assert not thread.is_alive()
 
 
-def test_a_wrong_address_shows_at_once(home: Home) -> None:
+def test_a_wrong_address_shows_at_once(home: TemporaryHome) -> None:
     """Not with the first error, when it is too late."""
     with pytest.raises(AddressError):
         MailHandler("app@example.org", "nobody", home=home.root)

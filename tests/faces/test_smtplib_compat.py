@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from enqueuing import Home, make_home
 from picoqmail import smtplib_compat
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
     """A home that the environment names, from which nothing is sent."""
-    home = make_home(tmp_path / "home")
+    home = TemporaryHome(str(tmp_path / "home")).make()
     monkeypatch.setenv("PICOQMAIL_HOME", home.root)
     monkeypatch.setenv("PICOQMAIL_SEND", "off")
     return home
@@ -46,7 +46,7 @@ def message() -> EmailMessage:
         lambda smtp: smtp.sendmail("<>", ("<b@example.net>",), b"x\n"),
     ],
 )
-def test_the_same_as_smtplib(home: Home, relay: Any, call: Any) -> None:
+def test_the_same_as_smtplib(home: TemporaryHome, relay: Any, call: Any) -> None:
     """The same call has the same result, and the same mail for the same people."""
     with smtplib.SMTP(relay.host, relay.port) as real:
         expected = call(real)
@@ -56,13 +56,13 @@ def test_the_same_as_smtplib(home: Home, relay: Any, call: Any) -> None:
     (stem,) = home.ids()
     assert list(got.recipients) == home.addresses(stem)
     assert got.sender.replace("<>", "") == home.sidecar(stem)["sender"]
-    ours_body = home.body(stem).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    ours_body = home.message(stem).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     assert got.unix.replace(b"\r", b"\n").rstrip(b"\n") == ours_body.rstrip(b"\n")
     assert ours.receipt is not None
     assert stem == ours.receipt.id
 
 
-def test_what_smtplib_code_calls_besides(home: Home) -> None:
+def test_what_smtplib_code_calls_besides(home: TemporaryHome) -> None:
     """Connecting, TLS, login and the like succeed and change nothing."""
     with smtplib_compat.SMTP("mail.example.net", 587, "me", 10) as smtp:
         smtp.set_debuglevel(1)
@@ -87,7 +87,7 @@ def test_what_smtplib_code_calls_besides(home: Home) -> None:
     assert isinstance(smtplib_compat.SMTP_SSL(), smtplib_compat.SMTP)
 
 
-def test_some_recipients_are_refused(home: Home) -> None:
+def test_some_recipients_are_refused(home: TemporaryHome) -> None:
     """The good ones get the mail, the bad ones are returned; if none is good, that is an error."""
     smtp = smtplib_compat.SMTP()
     bad = "nobody@a> SIZE=1"
@@ -105,18 +105,18 @@ def test_some_recipients_are_refused(home: Home) -> None:
     assert 1 == len(home.ids())
 
 
-def test_an_address_without_a_host_is_of_this_host(home: Home) -> None:
+def test_an_address_without_a_host_is_of_this_host(home: TemporaryHome) -> None:
     """The local user that a program on this host means gets the setting defaulthost, or me."""
     smtplib_compat.SMTP().sendmail("app", ["root"], b"x")
-    assert ["root@host.example"] == home.addresses(home.ids()[0])
-    home.set("defaulthost", "mail.example")
+    assert ["root@me.test"] == home.addresses(home.ids()[0])
+    home.setting("defaulthost", "mail.example")
     smtplib_compat.SMTP().sendmail("app", ["root"], b"x")
     assert ["root@mail.example"] == home.addresses(home.ids()[1])
 
 
-def test_errors_are_those_of_smtplib(home: Home) -> None:
+def test_errors_are_those_of_smtplib(home: TemporaryHome) -> None:
     """Too large is 552; a home in trouble is a temporary error of the data."""
-    home.set("databytes", "300")
+    home.setting("databytes", "300")
     smtp = smtplib_compat.SMTP()
     with pytest.raises(smtplib.SMTPDataError) as caught:
         smtp.sendmail("a@example.org", "b@example.net", b"x" * 400)

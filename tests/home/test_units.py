@@ -81,7 +81,6 @@ def test_logrotate_takes_its_file(logging: Settings, tmp_path: Path) -> None:
 
 def test_the_cron_line_runs(trial: Trial) -> None:
     """What stands behind the user's name is a command that a shell understands."""
-    os.mkdir(f"{trial.root}/bin")
     os.symlink(trial.installed.program("cron"), f"{trial.root}/bin/minisendcron")
     text = units.cron_file(trial.home, ROOT).text
     (line,) = [line for line in text.splitlines() if not line.startswith("#")]

@@ -21,16 +21,16 @@ from typing import Any
 import pytest
 
 import picoqmail
-from enqueuing import ENVELOPE, Home, make_home
 from picoqmail.layout import TMP
 from picoqmail.library.api import GROUP_MESSAGES
 from rig.waiting import wait_until
+from temporary_home import FROM_A_TO_B, TemporaryHome
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
     """A home that the environment names, from which nothing is sent."""
-    made = make_home(tmp_path / "home")
+    made = TemporaryHome(str(tmp_path / "home")).make()
     monkeypatch.setenv("PICOQMAIL_HOME", made.root)
     monkeypatch.setenv("PICOQMAIL_SEND", "off")
     return made
@@ -67,7 +67,9 @@ def test_every_public_name_is_there() -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["bytes", "bytearray", "memoryview", "stream", "path", "raw file"])
-def test_octets_stay_as_they_are(home: Home, tmp_path: Path, octets: bytes, form: str) -> None:
+def test_octets_stay_as_they_are(
+    home: TemporaryHome, tmp_path: Path, octets: bytes, form: str
+) -> None:
     """Whatever comes as octets lies in the spool byte for byte, below our Received line."""
     path = tmp_path / "message"
     path.write_bytes(octets)
@@ -80,8 +82,8 @@ def test_octets_stay_as_they_are(home: Home, tmp_path: Path, octets: bytes, form
             "path": path,
             "raw file": raw,
         }[form]
-        receipt = picoqmail.enqueue(message, **ENVELOPE)
-    assert octets == home.body(receipt.id)
+        receipt = picoqmail.enqueue(message, **FROM_A_TO_B)
+    assert octets == home.message(receipt.id)
     assert receipt.size == os.path.getsize(f"{home.spool}/new/{receipt.id}.eml")
     record = home.sidecar(receipt.id)
     assert ("a@example.org", ["b@example.net"]) == (record["sender"], home.addresses(receipt.id))
@@ -89,15 +91,15 @@ def test_octets_stay_as_they_are(home: Home, tmp_path: Path, octets: bytes, form
     assert [f"new/{receipt.id}.eml", f"new/{receipt.id}.json"] == home.files()
 
 
-def test_text_becomes_utf8(home: Home) -> None:
+def test_text_becomes_utf8(home: TemporaryHome) -> None:
     """A str is written in UTF-8; what the email package could not decode comes back as it was."""
-    receipt = picoqmail.enqueue("Subject: \u00fc\n\n\udcff\n", **ENVELOPE)
-    assert b"Subject: \xc3\xbc\n\n\xff\n" == home.body(receipt.id)
+    receipt = picoqmail.enqueue("Subject: \u00fc\n\n\udcff\n", **FROM_A_TO_B)
+    assert b"Subject: \xc3\xbc\n\n\xff\n" == home.message(receipt.id)
     with pytest.raises(picoqmail.MessageError, match="no Unicode text"):
-        picoqmail.enqueue("\ud800", **ENVELOPE)
+        picoqmail.enqueue("\ud800", **FROM_A_TO_B)
 
 
-def test_a_stream_is_never_held_whole(home: Home) -> None:
+def test_a_stream_is_never_held_whole(home: TemporaryHome) -> None:
     """200 MB of stream need a few blocks of memory, also where its header is looked at."""
     code = """
 import os, resource, sys, picoqmail
@@ -140,7 +142,7 @@ def made(policy: Any = email.policy.default) -> EmailMessage:
 
 
 @pytest.mark.parametrize("policy", [email.policy.default, email.policy.SMTP, email.policy.SMTPUTF8])
-def test_a_message_object_names_its_own_envelope(home: Home, policy: Any) -> None:
+def test_a_message_object_names_its_own_envelope(home: TemporaryHome, policy: Any) -> None:
     """Sender and recipients come from the header; the spooled octets have LF and no Bcc."""
     message = made(policy)
     receipt = picoqmail.enqueue(message)
@@ -149,7 +151,7 @@ def test_a_message_object_names_its_own_envelope(home: Home, policy: Any) -> Non
     expected += ["e@example.net", "f@example.net"]
     assert tuple(expected) == receipt.recipients
     assert expected == home.addresses(receipt.id)
-    octets = home.body(receipt.id)
+    octets = home.message(receipt.id)
     assert b"\r" not in octets
     assert b"blind" not in octets
     assert b"\nFrom here\n" in octets
@@ -162,17 +164,17 @@ def test_a_message_object_names_its_own_envelope(home: Home, policy: Any) -> Non
     assert "blind@example.net" == message["Bcc"]
 
 
-def test_an_international_address_is_written_as_it_is(home: Home) -> None:
+def test_an_international_address_is_written_as_it_is(home: TemporaryHome) -> None:
     """Where the envelope needs SMTPUTF8, the header is UTF-8 too (RFC 6532)."""
     message = EmailMessage()
     message["From"] = "a@example.org"
     message["To"] = "j\u00f6rg@example.net"
     receipt = picoqmail.enqueue(message)
     assert ("j\u00f6rg@example.net",) == receipt.recipients
-    assert "To: j\u00f6rg@example.net\n".encode() in home.body(receipt.id)
+    assert "To: j\u00f6rg@example.net\n".encode() in home.message(receipt.id)
 
 
-def test_a_legacy_message_object(home: Home) -> None:
+def test_a_legacy_message_object(home: TemporaryHome) -> None:
     """Objects of the old API work as well, and no line gets a > in front."""
     message = MIMEMultipart()
     message["From"] = "A <a@example.org>"
@@ -182,20 +184,20 @@ def test_a_legacy_message_object(home: Home) -> None:
     message.attach(MIMEText("From there\n"))
     receipt = picoqmail.enqueue(message)
     assert ("b@example.net", "blind@example.net") == receipt.recipients
-    octets = home.body(receipt.id)
+    octets = home.message(receipt.id)
     assert b"\nFrom there\n" in octets
     assert b"blind" not in octets
 
 
-def test_a_parsed_8_bit_message_stays_as_it_was(home: Home) -> None:
+def test_a_parsed_8_bit_message_stays_as_it_was(home: TemporaryHome) -> None:
     """What was parsed from octets goes out as these octets, also undeclared 8-bit ones."""
     octets = b"From: a@example.org\nTo: b@example.net\nSubject: \xe4\n\n\xe4\xf6\n"
     receipt = picoqmail.enqueue(email.message_from_bytes(octets))
-    assert octets == home.body(receipt.id)
+    assert octets == home.message(receipt.id)
 
 
 @pytest.mark.parametrize("form", [bytes, io.BytesIO, email.message_from_bytes])
-def test_resent_fields_go_first(home: Home, form: Any) -> None:
+def test_resent_fields_go_first(home: TemporaryHome, form: Any) -> None:
     """A resent mail goes where the Resent fields say, and to nobody else."""
     octets = (
         b"Resent-Date: Mon, 1 Jan 2024 00:00:00 +0000\nResent-From: r@example.org\n"
@@ -207,13 +209,13 @@ def test_resent_fields_go_first(home: Home, form: Any) -> None:
         receipt.sender,
         receipt.recipients,
     )
-    assert octets.replace(b"Resent-Bcc: t@example.net\n", b"") == home.body(receipt.id)
+    assert octets.replace(b"Resent-Bcc: t@example.net\n", b"") == home.message(receipt.id)
     twice = form(b"Resent-Date: x\n" + octets)
     with pytest.raises(picoqmail.EnvelopeError, match="more than once"):
         picoqmail.enqueue(twice)
 
 
-def test_bcc_goes_from_octets_too_and_nothing_else(home: Home) -> None:
+def test_bcc_goes_from_octets_too_and_nothing_else(home: TemporaryHome) -> None:
     """Of octets whose header names the envelope only the Bcc fields are left out."""
     octets = (
         b"Received: x\r\nBcc: c@example.net,\r\n d@example.net\r\nTO : b@example.net\r\n"
@@ -225,18 +227,18 @@ def test_bcc_goes_from_octets_too_and_nothing_else(home: Home) -> None:
     )
     assert (
         b"Received: x\r\nTO : b@example.net\r\nFrom: a@example.org\r\n\r\nBcc: stays\r\n"
-    ) == home.body(receipt.id)
+    ) == home.message(receipt.id)
 
 
-def test_an_envelope_given_leaves_the_octets_alone(home: Home) -> None:
+def test_an_envelope_given_leaves_the_octets_alone(home: TemporaryHome) -> None:
     """Who gives the recipients is asked for nothing of the header; octets keep their Bcc."""
     octets = b"From: a@example.org\nBcc: c@example.net\n\n"
     receipt = picoqmail.enqueue(octets, recipients="b@example.net")
     assert ("a@example.org", ("b@example.net",)) == (receipt.sender, receipt.recipients)
-    assert octets == home.body(receipt.id)
+    assert octets == home.message(receipt.id)
 
 
-def test_duplicates_and_the_null_sender_are_kept(home: Home) -> None:
+def test_duplicates_and_the_null_sender_are_kept(home: TemporaryHome) -> None:
     """The envelope is kept as given: order, duplicates, the sender of bounces, quoted parts raw."""
     several = ["b@example.net", '"a b"@example.net', "b@example.net"]
     receipt = picoqmail.enqueue(b"", "", several)
@@ -257,7 +259,7 @@ def test_duplicates_and_the_null_sender_are_kept(home: Home) -> None:
     ],
 )
 def test_a_bad_address_is_named_before_any_file_exists(
-    home: Home, sender: str, recipients: list[str], index: int | None
+    home: TemporaryHome, sender: str, recipients: list[str], index: int | None
 ) -> None:
     """A bad address is a ValueError that says which; one bad among good refuses all."""
     with pytest.raises(picoqmail.AddressError) as caught:
@@ -271,22 +273,22 @@ def test_a_bad_address_is_named_before_any_file_exists(
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"message": b"", **ENVELOPE, "recipients": []}, picoqmail.EnvelopeError, "empty"),
-        ({"message": b"", **ENVELOPE, "recipients": [3]}, picoqmail.EnvelopeError, "no text"),
-        ({"message": b"", **ENVELOPE, "sender": b"a@b"}, picoqmail.EnvelopeError, "no text"),
+        ({"message": b"", **FROM_A_TO_B, "recipients": []}, picoqmail.EnvelopeError, "empty"),
+        ({"message": b"", **FROM_A_TO_B, "recipients": [3]}, picoqmail.EnvelopeError, "no text"),
+        ({"message": b"", **FROM_A_TO_B, "sender": b"a@b"}, picoqmail.EnvelopeError, "no text"),
         ({"message": b"To: a@b\n\n"}, picoqmail.EnvelopeError, "no sender.*Sender nor From"),
         ({"message": b"From: a@b\n\n"}, picoqmail.EnvelopeError, "no recipient.*To, Bcc, Cc"),
         ({"message": b"From: a@b\nTo: <a@b\n\n"}, picoqmail.EnvelopeError, "field To .*no list"),
-        ({"message": 3, **ENVELOPE}, TypeError, "int is no message"),
-        ({"message": None, **ENVELOPE}, TypeError, "NoneType is no message"),
-        ({"message": io.StringIO("x"), **ENVELOPE}, TypeError, "binary mode"),
-        ({"message": b"", **ENVELOPE, "expires": 1}, picoqmail.MessageError, "expires"),
-        ({"message": b"", **ENVELOPE, "not_before": "x"}, picoqmail.MessageError, "not_before"),
-        ({"message": b"", **ENVELOPE, "idempotency_key": ""}, picoqmail.MessageError, "key"),
+        ({"message": 3, **FROM_A_TO_B}, TypeError, "int is no message"),
+        ({"message": None, **FROM_A_TO_B}, TypeError, "NoneType is no message"),
+        ({"message": io.StringIO("x"), **FROM_A_TO_B}, TypeError, "binary mode"),
+        ({"message": b"", **FROM_A_TO_B, "expires": 1}, picoqmail.MessageError, "expires"),
+        ({"message": b"", **FROM_A_TO_B, "not_before": "x"}, picoqmail.MessageError, "not_before"),
+        ({"message": b"", **FROM_A_TO_B, "idempotency_key": ""}, picoqmail.MessageError, "key"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    home: Home, arguments: dict[str, Any], error: type[Exception], text: str
+    home: TemporaryHome, arguments: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     """The error says what is wrong, is one of the tree and a builtin, and leaves nothing."""
     with pytest.raises(error, match=f"(?s){text}") as caught:
@@ -296,15 +298,15 @@ def test_what_makes_no_sense_is_refused(
     assert [] == home.files()
 
 
-def test_a_naive_time_is_refused(home: Home) -> None:
+def test_a_naive_time_is_refused(home: TemporaryHome) -> None:
     """A datetime without a zone could mean any of a day's hours."""
     naive = dt.datetime(2040, 1, 1)  # noqa: DTZ001 - that is what is refused
     with pytest.raises(picoqmail.MessageError, match="zone"):
-        picoqmail.enqueue(b"", **ENVELOPE, not_before=naive)
+        picoqmail.enqueue(b"", **FROM_A_TO_B, not_before=naive)
     assert [] == home.files()
 
 
-def test_a_stream_that_breaks_leaves_nothing(home: Home) -> None:
+def test_a_stream_that_breaks_leaves_nothing(home: TemporaryHome) -> None:
     """An error of the caller's stream is told, and nothing was accepted."""
 
     class Broken(io.RawIOBase):
@@ -314,11 +316,11 @@ def test_a_stream_that_breaks_leaves_nothing(home: Home) -> None:
             return b"x" * size
 
     with pytest.raises(OSError, match="the tape is torn") as caught:
-        picoqmail.enqueue(Broken(), **ENVELOPE)  # type: ignore[arg-type] # as users do
+        picoqmail.enqueue(Broken(), **FROM_A_TO_B)  # type: ignore[arg-type] # as users do
     assert isinstance(caught.value, picoqmail.InputError)
     assert [] == home.files()
     with pytest.raises(picoqmail.InputError, match="nowhere"):
-        picoqmail.enqueue(_Path("/nowhere"), **ENVELOPE)
+        picoqmail.enqueue(_Path("/nowhere"), **FROM_A_TO_B)
 
 
 class _Path(os.PathLike[str]):
@@ -331,23 +333,23 @@ class _Path(os.PathLike[str]):
         return self.path
 
 
-def test_too_large_is_refused(home: Home) -> None:
+def test_too_large_is_refused(home: TemporaryHome) -> None:
     """The setting databytes holds for the library, and a value given in code goes before it."""
-    home.set("databytes", "1000")
+    home.setting("databytes", "1000")
     with pytest.raises(picoqmail.MessageTooLargeError):
-        picoqmail.enqueue(b"x" * 1000, **ENVELOPE)
+        picoqmail.enqueue(b"x" * 1000, **FROM_A_TO_B)
     assert [] == home.files()
-    picoqmail.Spool(databytes=0).enqueue(b"x" * 1000, **ENVELOPE)
+    picoqmail.Spool(databytes=0).enqueue(b"x" * 1000, **FROM_A_TO_B)
     assert 1 == len(home.ids())
 
 
-def test_settings_may_be_given_in_code(home: Home) -> None:
+def test_settings_may_be_given_in_code(home: TemporaryHome) -> None:
     """A process that gives `me` needs no control files."""
     os.unlink(f"{home.root}/control/me")
     with pytest.raises(picoqmail.ConfigurationError, match="control/me"):
-        picoqmail.enqueue(b"", **ENVELOPE)
+        picoqmail.enqueue(b"", **FROM_A_TO_B)
     spool = picoqmail.Spool(home.root, me="other.example", queuelifetime=5, send=False)
-    receipt = spool.enqueue(b"", **ENVELOPE)
+    receipt = spool.enqueue(b"", **FROM_A_TO_B)
     assert str(receipt.id).endswith(".other.example")
     record = home.sidecar(receipt.id)
     assert 5 == record["expires"] - record["created"]
@@ -358,29 +360,29 @@ def test_settings_may_be_given_in_code(home: Home) -> None:
 def test_a_home_that_is_not_there_is_told(tmp_path: Path) -> None:
     """The error names the place and the remedy."""
     with pytest.raises(picoqmail.ConfigurationError, match="picoqmail init") as caught:
-        picoqmail.enqueue(b"", **ENVELOPE, home=tmp_path / "none")
+        picoqmail.enqueue(b"", **FROM_A_TO_B, home=tmp_path / "none")
     assert str(tmp_path / "none") in str(caught.value)
 
 
-def test_not_before_and_expires_are_kept(home: Home) -> None:
+def test_not_before_and_expires_are_kept(home: TemporaryHome) -> None:
     """A message for later lies in cur/, is not due, and expires when it should."""
     now = time.time()
     later = dt.datetime.fromtimestamp(now + 7200.5, dt.UTC)
-    receipt = picoqmail.enqueue(b"", **ENVELOPE, not_before=later, expires=dt.timedelta(hours=3))
+    receipt = picoqmail.enqueue(b"", **FROM_A_TO_B, not_before=later, expires=dt.timedelta(hours=3))
     assert int(now + 7201.5) == receipt.next_attempt
     record = home.sidecar(receipt.id, "cur")
     assert receipt.next_attempt == record["next_attempt"] == record["not_before"]
     assert record["expires"] - now == pytest.approx(10800, abs=5)
     assert os.stat(f"{home.spool}/cur/{receipt.id}.json").st_mtime == receipt.next_attempt
-    again = picoqmail.enqueue(b"", **ENVELOPE, not_before=now - 5, expires=now + 60)
+    again = picoqmail.enqueue(b"", **FROM_A_TO_B, not_before=now - 5, expires=now + 60)
     assert [again.id] == home.ids("new")
     assert int(now + 60) == home.sidecar(again.id)["expires"]
-    alone = picoqmail.enqueue(b"", **ENVELOPE, not_before=now + 86400)
+    alone = picoqmail.enqueue(b"", **FROM_A_TO_B, not_before=now + 86400)
     record = home.sidecar(alone.id, "cur")
     assert 604800 == record["expires"] - record["next_attempt"]
 
 
-def test_many_have_one_result_each(home: Home) -> None:
+def test_many_have_one_result_each(home: TemporaryHome) -> None:
     """One bad message never stops the others, and the results are in order."""
     bad = picoqmail.Mail(b"", "a@example.org", ["nobody"])
     good = [
@@ -396,12 +398,12 @@ def test_many_have_one_result_each(home: Home) -> None:
     receipts = [one for one in results if isinstance(one, picoqmail.Receipt)]
     assert len(results) == len(receipts)
     assert sorted(str(one.id) for one in receipts) == home.ids()
-    assert b"0\n" == home.body(receipts[0].id)
-    assert b"%d\n" % (GROUP_MESSAGES + 9) == home.body(receipts[-1].id)
+    assert b"0\n" == home.message(receipts[0].id)
+    assert b"%d\n" % (GROUP_MESSAGES + 9) == home.message(receipts[-1].id)
     assert [] == picoqmail.enqueue_many([])
 
 
-def test_many_are_in_no_danger_from_their_iterable(home: Home) -> None:
+def test_many_are_in_no_danger_from_their_iterable(home: TemporaryHome) -> None:
     """What the iterable raises passes through and leaves nothing behind in tmp/."""
 
     def mails() -> Any:
@@ -414,7 +416,7 @@ def test_many_are_in_no_danger_from_their_iterable(home: Home) -> None:
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_a_group_has_room_for_its_descriptors(home: Home, *, keyed: bool) -> None:
+def test_a_group_has_room_for_its_descriptors(home: TemporaryHome, *, keyed: bool) -> None:
     """Where few may be open the groups are smaller, and nothing is refused for that."""
     code = (
         "import resource, sys, picoqmail\n"
@@ -434,29 +436,29 @@ def test_a_group_has_room_for_its_descriptors(home: Home, *, keyed: bool) -> Non
     assert 340 == len(home.ids())
 
 
-def test_nothing_is_visible_before_the_commit(home: Home) -> None:
+def test_nothing_is_visible_before_the_commit(home: TemporaryHome) -> None:
     """A prepared message lies in tmp/ alone; commit makes it a message; it is taken back else."""
-    with picoqmail.prepare(b"x\n", **ENVELOPE) as pending:
+    with picoqmail.prepare(b"x\n", **FROM_A_TO_B) as pending:
         assert [f"tmp/{pending.id}.eml", f"tmp/{pending.id}.json"] == home.files()
         receipt = pending.commit()
         with pytest.raises(picoqmail.MessageError, match="already"):
             pending.commit()
     assert (pending.id, [pending.id]) == (receipt.id, home.ids())
-    with pytest.raises(RuntimeError), picoqmail.prepare(b"y\n", **ENVELOPE):
+    with pytest.raises(RuntimeError), picoqmail.prepare(b"y\n", **FROM_A_TO_B):
         raise RuntimeError
-    lost = picoqmail.prepare(b"z\n", **ENVELOPE)
+    lost = picoqmail.prepare(b"z\n", **FROM_A_TO_B)
     del lost
     assert [f"new/{receipt.id}.eml", f"new/{receipt.id}.json"] == home.files()
 
 
-def test_a_parked_message_can_be_committed(home: Home) -> None:
+def test_a_parked_message_can_be_committed(home: TemporaryHome) -> None:
     """Parking closes the file; the commit opens it again, or says that it was swept."""
-    pending = picoqmail.prepare(b"x\n", **ENVELOPE)
+    pending = picoqmail.prepare(b"x\n", **FROM_A_TO_B)
     before = len(os.listdir("/proc/self/fd"))
     pending.park()
     assert before - 1 == len(os.listdir("/proc/self/fd"))
     assert pending.commit().id in home.ids()
-    gone = picoqmail.prepare(b"x\n", **ENVELOPE)
+    gone = picoqmail.prepare(b"x\n", **FROM_A_TO_B)
     gone.park()
     os.unlink(f"{home.spool}/{TMP}/{gone.id}.eml")
     with pytest.raises(picoqmail.SpoolError, match="prepared message"):
@@ -464,9 +466,9 @@ def test_a_parked_message_can_be_committed(home: Home) -> None:
     assert 2 == len(home.files())
 
 
-def test_a_forked_child_leaves_its_parents_message_alone(home: Home) -> None:
+def test_a_forked_child_leaves_its_parents_message_alone(home: TemporaryHome) -> None:
     """The child neither takes a prepared message back nor commits it; the parent still can."""
-    pending = picoqmail.prepare(b"x\n", **ENVELOPE)
+    pending = picoqmail.prepare(b"x\n", **FROM_A_TO_B)
     child = os.fork()
     if not child:
         status = 1
@@ -482,11 +484,11 @@ def test_a_forked_child_leaves_its_parents_message_alone(home: Home) -> None:
     assert [pending.commit().id] == home.ids()
 
 
-def test_a_message_is_free_although_a_fork_kept_its_descriptor(home: Home) -> None:
+def test_a_message_is_free_although_a_fork_kept_its_descriptor(home: TemporaryHome) -> None:
     """A process forked while a message was written does not keep its lock."""
     import fcntl
 
-    pending = picoqmail.prepare(b"x\n", **ENVELOPE)
+    pending = picoqmail.prepare(b"x\n", **FROM_A_TO_B)
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -503,7 +505,7 @@ def test_a_message_is_free_although_a_fork_kept_its_descriptor(home: Home) -> No
         os.waitpid(child, 0)
 
 
-def test_threads_and_processes_enqueue_at_once(home: Home) -> None:
+def test_threads_and_processes_enqueue_at_once(home: TemporaryHome) -> None:
     """Fifty threads, and four processes of ten: each gets what it asked for, once."""
     code = """
 import sys, threading, picoqmail
@@ -521,7 +523,7 @@ threads = [threading.Thread(target=work, args=(int(sys.argv[1]) + one,)) for one
 
     def work(number: int) -> None:
         receipts.extend(
-            picoqmail.enqueue(b"%d %d\n" % (number, index), **ENVELOPE).id for index in range(4)
+            picoqmail.enqueue(b"%d %d\n" % (number, index), **FROM_A_TO_B).id for index in range(4)
         )
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(50)]
@@ -539,12 +541,14 @@ threads = [threading.Thread(target=work, args=(int(sys.argv[1]) + one,)) for one
         for number in range(count)
         for index in range(4)
     }
-    bodies = [home.body(one) for one in ids]
+    bodies = [home.message(one) for one in ids]
     assert expected == set(bodies)
     assert len(expected) == len(bodies)
 
 
-def test_the_queue_program_of_the_home_serves_who_may_not_write(home: Home, tmp_path: Path) -> None:
+def test_the_queue_program_of_the_home_serves_who_may_not_write(
+    home: TemporaryHome, tmp_path: Path
+) -> None:
     """Without a spool that is ours the message goes to bin/qmail-queue, envelope and all."""
     got = tmp_path / "got"
     program = tmp_path / "home" / "bin" / "qmail-queue"
@@ -583,11 +587,11 @@ def test_the_queue_program_of_the_home_serves_who_may_not_write(home: Home, tmp_
 
 
 def test_the_sender_is_started_in_the_background(
-    home: Home, monkeypatch: pytest.MonkeyPatch, relay: Any
+    home: TemporaryHome, monkeypatch: pytest.MonkeyPatch, relay: Any
 ) -> None:
     """From a process with threads the mail goes out by itself, and no child is left behind."""
     monkeypatch.delenv("PICOQMAIL_SEND")
-    home.set("relayip", relay.address)
+    home.setting("relayip", relay.address)
     before = children()
     picoqmail.enqueue(made())
     (got,) = relay.wait_for(1)
@@ -602,11 +606,11 @@ def children() -> set[str]:
 
 
 def test_many_processes_send_in_the_background(
-    home: Home, monkeypatch: pytest.MonkeyPatch, relay: Any
+    home: TemporaryHome, monkeypatch: pytest.MonkeyPatch, relay: Any
 ) -> None:
     """Threads of several processes, and children forked from threads: all goes out without cron."""
     monkeypatch.delenv("PICOQMAIL_SEND")
-    home.set("relayip", relay.address)
+    home.setting("relayip", relay.address)
     code = """
 import os, threading, picoqmail
 def work():
@@ -631,15 +635,15 @@ threads = [threading.Thread(target=one) for one in (work, forking, work)]
     assert 75 == len(relay.messages)
 
 
-def test_a_spool_that_lacks_a_directory_is_told(home: Home) -> None:
+def test_a_spool_that_lacks_a_directory_is_told(home: TemporaryHome) -> None:
     """The error names the directory that is missing, and what makes it."""
     os.rmdir(f"{home.spool}/{TMP}")
     with pytest.raises(picoqmail.ConfigurationError, match=r"spool/tmp.*picoqmail init") as caught:
-        picoqmail.Spool(home.root).enqueue(b"", **ENVELOPE)
+        picoqmail.Spool(home.root).enqueue(b"", **FROM_A_TO_B)
     assert not caught.value.permanent
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(home: Home) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing(home: TemporaryHome) -> None:
     """When the file system is full the error says so, for one and for many."""
     code = """
 import json, resource, signal, picoqmail
@@ -658,7 +662,7 @@ print(json.dumps(found + [type(one).__name__ for one in picoqmail.enqueue_many(m
 
 
 @pytest.mark.parametrize("call", ["enqueue", "enqueue_many", "prepare"])
-def test_who_was_told_yes_before_the_kill_has_his_mail(home: Home, call: str) -> None:
+def test_who_was_told_yes_before_the_kill_has_his_mail(home: TemporaryHome, call: str) -> None:
     """Processes killed at any moment: every receipt that they told has a whole message."""
     code = f"""
 import itertools, sys, threading, picoqmail
@@ -699,12 +703,12 @@ for _ in range(3):
     assert len(told) == len(set(told)) >= 22
     assert set(told) <= set(home.ids())
     for one in home.ids():
-        assert 20000 == len(home.body(one))
+        assert 20000 == len(home.message(one))
         assert ["b@example.net"] == home.addresses(one)
 
 
 @pytest.mark.parametrize("umask", [0o777, 0o400, 0o200, 0])
-def test_the_application_s_umask_changes_no_mode(home: Home, umask: int) -> None:
+def test_the_application_s_umask_changes_no_mode(home: TemporaryHome, umask: int) -> None:
     """Files are 0600 and directories 0700: the sender can read them, and nobody else.
 
     The record of a key whose message arrived has the execute bit, too (idempotency.py).

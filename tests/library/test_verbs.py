@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import picoqmail
-from enqueuing import ENVELOPE, Home, make_home
 from rig import faults
 from rig.hostile import HostileRelay
+from temporary_home import FROM_A_TO_B, TemporaryHome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> TemporaryHome:
     """A home that nothing is sent from but by us."""
-    return make_home(tmp_path / "home")
+    return TemporaryHome(str(tmp_path / "home")).make()
 
 
 @pytest.fixture
-def spool(home: Home) -> picoqmail.Spool:
+def spool(home: TemporaryHome) -> picoqmail.Spool:
     """Its spool, as a program has it."""
     return picoqmail.Spool(home.root, send=False)
 
 
-def test_deliver_tells_its_events(home: Home, spool: picoqmail.Spool, relay: Any) -> None:
+def test_deliver_tells_its_events(home: TemporaryHome, spool: picoqmail.Spool, relay: Any) -> None:
     """Delivery within the process brings the mail to the relay and tells a function of it."""
-    home.set("relayip", relay.address)
-    receipt = spool.enqueue(b"Subject: x\n\nbody\n", **ENVELOPE)
+    home.setting("relayip", relay.address)
+    receipt = spool.enqueue(b"Subject: x\n\nbody\n", **FROM_A_TO_B)
     told: list[tuple[str, dict[str, object]]] = []
     summary = spool.deliver(on_event=lambda name, facts: told.append((name, facts)))
     assert 1 == summary.delivered
@@ -42,11 +42,11 @@ def test_deliver_tells_its_events(home: Home, spool: picoqmail.Spool, relay: Any
 
 
 def test_a_listener_that_raises_harms_no_mail(
-    home: Home, spool: picoqmail.Spool, relay: Any
+    home: TemporaryHome, spool: picoqmail.Spool, relay: Any
 ) -> None:
     """The mail is delivered and recorded, then the error is told."""
-    home.set("relayip", relay.address)
-    spool.enqueue(b"", **ENVELOPE)
+    home.setting("relayip", relay.address)
+    spool.enqueue(b"", **FROM_A_TO_B)
 
     def broken(name: str, facts: dict[str, object]) -> None:
         raise RuntimeError(name, facts)
@@ -57,11 +57,13 @@ def test_a_listener_that_raises_harms_no_mail(
     assert 1 == len(relay.wait_for(1))
 
 
-def test_the_life_of_a_deferred_message(home: Home, spool: picoqmail.Spool, rig: Any) -> None:
+def test_the_life_of_a_deferred_message(
+    home: TemporaryHome, spool: picoqmail.Spool, rig: Any
+) -> None:
     """Listed, shown, held, released, retried, failed, requeued, deleted: as on the command line."""
     server = rig(HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}))
-    home.set("relayip", server.address)
-    receipt = spool.enqueue(b"x\n", **ENVELOPE)
+    home.setting("relayip", server.address)
+    receipt = spool.enqueue(b"x\n", **FROM_A_TO_B)
     assert receipt.id is not None
     assert ["new"] == [one.state for one in spool.list()]
     assert 1 == spool.deliver().deferred
@@ -89,13 +91,13 @@ def test_the_life_of_a_deferred_message(home: Home, spool: picoqmail.Spool, rig:
         spool.list("nonsense")
 
 
-def test_requeue(home: Home, spool: picoqmail.Spool, rig: Any) -> None:
+def test_requeue(home: TemporaryHome, spool: picoqmail.Spool, rig: Any) -> None:
     """A message that failed for good gets a new life."""
     refusal = [faults.reply("550 5.1.1 nobody"), None]
     server = rig(HostileRelay({"RCPT": refusal}))
-    home.set("relayip", server.address)
-    home.set("bounces", "off")
-    receipt = spool.enqueue(b"x\n", **ENVELOPE)
+    home.setting("relayip", server.address)
+    home.setting("bounces", "off")
+    receipt = spool.enqueue(b"x\n", **FROM_A_TO_B)
     assert receipt.id is not None
     assert 1 == spool.deliver().failed
     assert "undelivered" == spool.get(receipt.id).state

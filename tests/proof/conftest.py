@@ -24,7 +24,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture
 def world(stage: Stage) -> World:
     """A home with two mails in new/ and one, tried before, in cur/."""
-    made = World.make(stage.path(), stage.moody.address)
+    made = World.begin(stage.path(), stage.moody.address)
     made.accept([LATER])
     stage.zygotes[0].run(made.root, "send", offset=-7200)
     made.accept()

@@ -165,7 +165,7 @@ class Cutter:
         make(self.system, image)
         home = f"{self.root}/live/home"
         with mounted(self.system, image, f"{self.root}/live"):
-            world = World.make(home, self.stage.moody.address, self.stage.programs)
+            world = World.begin(home, self.stage.moody.address, self.stage.programs)
             scenario.prepare(world, self.stage.zygotes[0], self.stage.moody.address)
             world.before = self.stage.moody.ledger.of(world.name)
             subprocess.run(["sync", "-f", home], check=True)
@@ -194,7 +194,7 @@ class Cutter:
         self.report.cuts += 1
         try:
             with mounted(self.system, dead, f"{self.root}/live"):
-                world.control("me", world.name)
+                world.setting("me", world.name)
                 breaches = world.recover(self.stage.zygotes[0], self.stage.good.address)
                 finding = scenario.judge(
                     world, self.stage.received(world), () if ended else arrived
@@ -212,5 +212,5 @@ class Cutter:
         """The world of the image, under a name that no other trial has at the relay."""
         name = f"{self.system.name}{self._number}.{prepared.name}"
         world = evolve(prepared, name=name, promises=list(prepared.promises))
-        world.control("me", name)
+        world.setting("me", name)
         return world

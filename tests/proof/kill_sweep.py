@@ -77,7 +77,7 @@ class Stage:
 
     def template(self, scenario: Scenario) -> World:
         """A home prepared for a scenario; clones of it are struck."""
-        world = World.make(self.path(), self.moody.address, self.programs)
+        world = World.begin(self.path(), self.moody.address, self.programs)
         scenario.prepare(world, self.zygotes[0], self.moody.address)
         world.before = self.moody.ledger.of(world.name)
         return world

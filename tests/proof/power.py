@@ -71,7 +71,7 @@ class Recording:
 def record(stage: Stage, scenario: Scenario) -> Recording:
     """Run a scenario undisturbed and record it."""
     template = stage.template(scenario)
-    template.control("concurrencyremote", "1")
+    template.setting("concurrencyremote", "1")
     world = template.clone(stage.path())
     promises = scenario.promises(world)
     disk = Disk.load(world.spool)
@@ -169,7 +169,7 @@ def _try(
     if report.first_only and report.breaches:
         return
     source = recording.template
-    world = World.make(stage.path(), stage.good.address, source.programs)
+    world = World.begin(stage.path(), stage.good.address, source.programs)
     os.system(f"rm -rf '{world.spool}'")  # noqa: S605 - a path of ours
     trial.state.materialise(world.spool)
     world.promises = [

@@ -133,7 +133,7 @@ class _Crowd:
         for descriptor, data in ((first, message), (second, addresses)):
             os.write(descriptor, data)
             os.lseek(descriptor, 0, os.SEEK_SET)
-        environ = self.world.environ()
+        environ = self.world.variables()
         if self.choose(2):
             # Let it start the sender in the background, as it does for everybody.
             del environ["PICOQMAIL_SEND"]
@@ -179,8 +179,8 @@ def race(
     report = RaceReport(seconds=seconds)
     chance = random.Random(seed)  # noqa: S311 - a seeded choice
     with LedgerRelay(_moods(random.Random(seed + 1))) as relay:  # noqa: S311 - the same
-        world = World.make(stage.path(), relay.address, stage.programs)
-        world.control("timeoutremote", "20")
+        world = World.begin(stage.path(), relay.address, stage.programs)
+        world.setting("timeoutremote", "20")
         crowd = _Crowd(world, time.monotonic() + seconds, chance, namespaces, report)
         threads = [threading.Thread(target=crowd.submit) for _ in range(submitters)]
         threads += [threading.Thread(target=crowd.deliver) for _ in range(senders)]

@@ -117,7 +117,7 @@ def test_a_copy_into_a_spool_that_went_on(stage: Stage, world: World) -> None:
     backup = f"{world.root}/backup"
     subprocess.run([find("rsync", "rsync"), "-a", f"{world.spool}/", f"{backup}/"], check=True)
     # One more is deferred since, so that it lies in cur/, and in the backup in new/.
-    world.control("relayip", "127.0.0.1:9")
+    world.setting("relayip", "127.0.0.1:9")
     stage.zygotes[0].run(world.root, "send")
     world.relay(stage.moody.address)
     os.unlink(f"{world.spool}/relay-down")

@@ -95,7 +95,7 @@ def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:
 @pytest.mark.parametrize("room", [0, 1, 100, 137, 138, 4096, 70000, 70100])
 def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -> None:
     """A write that the kernel cuts (here at a file size limit) is gone on with, and then told."""
-    world = World.make(stage.path(), stage.good.address)
+    world = World.begin(stage.path(), stage.good.address)
     promise = world.promise(octets=70000)
 
     def limit() -> None:
@@ -113,7 +113,7 @@ def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -
         stdin=message,
         stdout=enveloped,
         stderr=subprocess.PIPE,
-        env=world.environ(),
+        env=world.variables(),
         preexec_fn=limit,
         check=False,
     )

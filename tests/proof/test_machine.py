@@ -22,6 +22,7 @@ from picoqmail.errors import DamagedMessageError
 from picoqmail.layout import DIRECTORIES, IN_DOUBT_BIT
 from picoqmail.spool.message import Message
 from proof.steps import DIED, Steps, start
+from temporary_home import TemporaryHome
 
 STATES_OF_SPOOL = ("undelivered", "cur", "new")
 ADDRESSES = ("a@there.test", "b@there.test", "c@there.test")
@@ -53,21 +54,14 @@ class SpoolMachine(RuleBasedStateMachine):
         """An empty home."""
         super().__init__()
         self.base = tempfile.mkdtemp()
-        self.root = f"{self.base}/home"
+        home = TemporaryHome(f"{self.base}/home")
+        self.root = home.root
         self.now = BEGIN
         self.known: dict[str, Known] = {}
-        for name in DIRECTORIES:
-            os.makedirs(f"{self.root}/spool/{name}")
-        os.makedirs(f"{self.root}/control")
-        for name, text in {
-            "me": "proof.test",
-            "relayip": "127.0.0.1:9",
-            "bounces": "off",
-            "log": f"{self.root}/events",
-            "queuelifetime": "100000",
-        }.items():
-            with open(f"{self.root}/control/{name}", "w", encoding="utf-8") as file:
-                file.write(text + "\n")
+        home.make("proof.test", "127.0.0.1:9")
+        home.setting("bounces", "off")
+        home.setting("log", f"{self.root}/events")
+        home.setting("queuelifetime", "100000")
 
     def teardown(self) -> None:
         """Let everything go: in the end nothing is stuck, and nothing lies about."""

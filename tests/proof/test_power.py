@@ -77,7 +77,7 @@ def test_a_second_try_with_the_same_keys_after_power_loss_adds_nothing(
     assert len(ordered) >= 60
     repeats = 0
     for number, trial in enumerate(random.Random(SEED).sample(ordered, min(len(ordered), 200))):  # noqa: S311 - a seeded choice
-        world = World.make(str(tmp_path / f"{number}"), stage.good.address)
+        world = World.begin(str(tmp_path / f"{number}"), stage.good.address)
         shutil.rmtree(world.spool)
         trial.state.materialise(world.spool)
         results = Spool(world.root, send=False).enqueue_many(several)

@@ -78,7 +78,7 @@ def test_both_sidecars_after_a_move_that_was_cut(stage: Stage, world: World) -> 
 @pytest.mark.parametrize("both", [True, False], ids=["both sidecars", "one sidecar"])
 def test_a_failure_whose_body_power_loss_left_behind(stage: Stage, *, both: bool) -> None:
     """The next cron run finishes the move, though the older sidecar in cur/ is not due yet."""
-    world = World.make(stage.path(), stage.moody.address)
+    world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send")
     failed = f"{world.spool}/undelivered/{stem}.json"
@@ -108,7 +108,7 @@ def test_a_copy_that_broke_a_link_in_two(stage: Stage, world: World) -> None:
 
 def test_deferred_over_a_damaged_copy(stage: Stage) -> None:
     """A message that moves to where a damaged copy of its body lies takes its own body along."""
-    world = World.make(stage.path(), stage.moody.address)
+    world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([LATER])
     with open(f"{world.spool}/cur/{stem}.eml", "wb") as file:
         file.write(b"half of it")
@@ -253,7 +253,7 @@ def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
 @pytest.mark.parametrize("suffix", [".eml", ".json"])
 def test_a_report_of_a_message_that_is_half_deleted_still_goes(stage: Stage, suffix: str) -> None:
     """A report whose message is damaged is sent; it once made the sender look for ever."""
-    world = World.make(stage.path(), stage.moody.address)
+    world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     # The report is made and waits in new/: the relay is gone before it could be sent.
     world.relay(stage.moody.address)
@@ -288,7 +288,7 @@ def test_a_report_of_a_message_that_is_half_deleted_still_goes(stage: Stage, suf
 
 def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> None:
     """What cannot be taken now, and is free, is looked at once more and then left to cron."""
-    world = World.make(stage.path(), stage.moody.address)
+    world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send", offset=-7200)
     stage.moody.ledger.forget(world.name)
@@ -316,7 +316,7 @@ def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> 
 
 def test_a_report_whose_body_power_loss_took_is_made_anew(stage: Stage) -> None:
     """Its sidecar alone, in whatever state, is no proof that the sender was told."""
-    world = World.make(stage.path(), stage.moody.address)
+    world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send", offset=-7200)
     stage.moody.ledger.forget(world.name)

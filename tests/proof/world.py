@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
-from picoqmail.home.limits import Limits
-from picoqmail.layout import DIRECTORIES
-from picoqmail.spool.incoming import Incoming
 from rig.hostile import HostileRelay
 from rig.received import Mailbox
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,10 +114,9 @@ _numbers = itertools.count(1)
 
 
 @define
-class World:
-    """A home below `root`. `name` is its host's name, and so its name at the relay."""
+class World(TemporaryHome):
+    """A home and what it promised. `name` is its host's name, and so its name at the relay."""
 
-    root: str
     name: str
     programs: Programs = field(factory=Programs)
     promises: list[Promise] = field(factory=list)
@@ -127,17 +124,13 @@ class World:
     """What a relay got of this home while it was prepared."""
 
     @classmethod
-    def make(cls, root: str, relay: str, programs: Programs | None = None) -> World:
+    def begin(cls, root: str, relay: str, programs: Programs | None = None) -> World:
         """Make an empty home whose mail goes to `relay`."""
         world = cls(root, f"w{next(_numbers)}.test", programs or Programs())
-        os.makedirs(f"{root}/control")
-        for directory in DIRECTORIES:
-            os.makedirs(f"{root}/spool/{directory}", 0o700)
-        world.control("me", world.name)
-        world.control("log", f"{root}/events")
+        world.make(world.name, relay)
+        world.setting("log", f"{root}/events")
         # A breaker or a long schedule would only make recovery wait.
-        world.control("retryschedule", "1")
-        world.relay(relay)
+        world.setting("retryschedule", "1")
         return world
 
     def clone(self, root: str, relay: str = "") -> World:
@@ -145,8 +138,8 @@ class World:
         subprocess.run(["cp", "-a", self.root, root], check=True)
         name = f"w{next(_numbers)}.test"
         world = evolve(self, root=root, name=name, promises=list(self.promises))
-        world.control("me", world.name)
-        world.control("log", f"{root}/events")
+        world.setting("me", world.name)
+        world.setting("log", f"{root}/events")
         if relay:
             world.relay(relay)
         return world
@@ -155,28 +148,9 @@ class World:
         """Remove the home."""
         shutil.rmtree(self.root, ignore_errors=True)
 
-    @property
-    def spool(self) -> str:
-        """The spool's path."""
-        return f"{self.root}/spool"
-
-    def control(self, name: str, text: str) -> None:
-        """Write a control file."""
-        with open(f"{self.root}/control/{name}", "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-
     def relay(self, address: str) -> None:
         """Send all mail to another relay from now on."""
-        self.control("relayip", address)
-
-    def environ(self, **more: str) -> dict[str, str]:
-        """The environment of a program of this home; no sender in the background."""
-        return {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "PICOQMAIL_HOME": self.root,
-            "PICOQMAIL_SEND": "off",
-            **more,
-        }
+        self.setting("relayip", address)
 
     def promise(self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0) -> Promise:
         """Think of a message; nobody has been told anything about it yet.
@@ -192,11 +166,7 @@ class World:
     def accept(self, recipients: Sequence[str] = (), octets: int = 0) -> str:
         """Put a message into the spool by way of the library; returns its ID."""
         promise = self.promise(recipients, octets)
-        incoming = Incoming(
-            self.spool, Limits(self.name), program="proof", uid=os.getuid(), pid=os.getpid()
-        )
-        incoming.write(promise.body)
-        message_id = incoming.commit(promise.sender, list(promise.recipients))
+        message_id = self.accepted(promise.sender, promise.recipients, promise.body)
         self.promises.append(evolve(promise, accepted=True))
         return message_id
 
@@ -221,7 +191,7 @@ class World:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
-                env=self.environ(**(environ or {})),
+                env=self.variables(**(environ or {})),
                 cwd="/",
                 timeout=RUN_SECONDS,
                 check=False,

@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import picoqmail
-from enqueuing import ENVELOPE, Home, make_home
 from library.test_api import made
 from picoqmail import durable
 from picoqmail.delivery.sender import Sender
 from picoqmail.home.paths import Home as HomePaths
 from picoqmail.layout import LEFTOVER_AGE_SECONDS, TMP
 from picoqmail.spool import keys as idempotency
+from temporary_home import FROM_A_TO_B, TemporaryHome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
     """A home that the environment names, from which nothing is sent."""
-    home = make_home(tmp_path / "home")
+    home = TemporaryHome(str(tmp_path / "home")).make()
     monkeypatch.setenv("PICOQMAIL_HOME", home.root)
     monkeypatch.setenv("PICOQMAIL_SEND", "off")
     return home
 
 
-def keys(home: Home) -> list[str]:
+def keys(home: TemporaryHome) -> list[str]:
     """The files of the records."""
     try:
         names = os.listdir(f"{home.spool}/idempotency")
@@ -46,10 +46,10 @@ def keys(home: Home) -> list[str]:
 
 def enqueue(key: str = "key", message: Any = b"Subject: x\n\nbody\n", **more: Any) -> Any:
     """Enqueue with a key."""
-    return picoqmail.enqueue(message, **{**ENVELOPE, **more}, idempotency_key=key)
+    return picoqmail.enqueue(message, **{**FROM_A_TO_B, **more}, idempotency_key=key)
 
 
-def test_a_key_enqueues_once(home: Home) -> None:
+def test_a_key_enqueues_once(home: TemporaryHome) -> None:
     """The second time the receipt is that of the first, and nothing else happens."""
     first, second = enqueue(), enqueue()
     assert (False, True) == (first.repeated, second.repeated)
@@ -59,7 +59,7 @@ def test_a_key_enqueues_once(home: Home) -> None:
     assert enqueue("other").id != first.id
 
 
-def test_a_key_holds_after_delivery(home: Home) -> None:
+def test_a_key_holds_after_delivery(home: TemporaryHome) -> None:
     """A message that is gone from the spool was enqueued all the same."""
     first = enqueue()
     for suffix in ("json", "eml"):
@@ -79,14 +79,14 @@ def test_a_key_holds_after_delivery(home: Home) -> None:
     ],
 )
 def test_another_message_under_the_same_key_is_an_error(
-    home: Home, changed: dict[str, Any]
+    home: TemporaryHome, changed: dict[str, Any]
 ) -> None:
     """Another body, header or envelope is refused, also before anything is prepared."""
     first = enqueue()
     with pytest.raises(picoqmail.KeyReusedError, match=str(first.id)) as caught:
         enqueue(**changed)
     assert caught.value.permanent
-    arguments = {"message": b"Subject: x\n\nbody\n", **ENVELOPE, **changed}
+    arguments = {"message": b"Subject: x\n\nbody\n", **FROM_A_TO_B, **changed}
     with pytest.raises(picoqmail.KeyReusedError):
         picoqmail.prepare(**arguments, idempotency_key="key")
     assert [first.id] == home.ids()
@@ -112,7 +112,7 @@ def test_a_message_made_anew_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("key", ["k", "\u00fc" * 500, "\ud800", "a/../../b", "\0", 'x"\n'])
-def test_any_text_may_be_a_key(home: Home, key: str) -> None:
+def test_any_text_may_be_a_key(home: TemporaryHome, key: str) -> None:
     """A key is hashed before it names a file; no text leads out of its directory."""
     assert enqueue(key).id == enqueue(key).id
     (name,) = keys(home)
@@ -122,14 +122,14 @@ def test_any_text_may_be_a_key(home: Home, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "\u00fc" * 600, b"bytes", 5])
-def test_what_can_be_no_key_is_refused(home: Home, key: Any) -> None:
+def test_what_can_be_no_key_is_refused(home: TemporaryHome, key: Any) -> None:
     """An empty, endless or binary key is a ValueError before any file exists."""
     with pytest.raises(ValueError, match="idempotency key"):
         enqueue(key)
     assert [] == home.files()
 
 
-def test_many_callers_at_the_same_instant(home: Home) -> None:
+def test_many_callers_at_the_same_instant(home: TemporaryHome) -> None:
     """Fifty threads, and eight processes of threads, with one key: one message, one receipt."""
     code = """
 import sys, threading, picoqmail
@@ -182,10 +182,10 @@ for one in out:
     assert 2 == len(home.files())
 
 
-def test_a_key_twice_in_one_call(home: Home) -> None:
+def test_a_key_twice_in_one_call(home: TemporaryHome) -> None:
     """In a list, too, a key counts once; callers with the same keys in another order get along."""
     mails = [
-        picoqmail.Mail(b"%d" % (number % 5), **ENVELOPE, idempotency_key=str(number % 5))
+        picoqmail.Mail(b"%d" % (number % 5), **FROM_A_TO_B, idempotency_key=str(number % 5))
         for number in range(20)
     ]
     results: list[list[Any]] = []
@@ -206,9 +206,9 @@ def test_a_key_twice_in_one_call(home: Home) -> None:
     assert 5 == len(home.ids())
 
 
-def test_two_prepared_messages_of_one_key(home: Home) -> None:
+def test_two_prepared_messages_of_one_key(home: TemporaryHome) -> None:
     """Whoever commits first has it; the other's commit says so and takes its own back."""
-    arguments: dict[str, Any] = {"message": b"x", **ENVELOPE, "idempotency_key": "k"}
+    arguments: dict[str, Any] = {"message": b"x", **FROM_A_TO_B, "idempotency_key": "k"}
     one, two = picoqmail.prepare(**arguments), picoqmail.prepare(**arguments)
     first = two.commit()
     again = one.commit()
@@ -217,9 +217,9 @@ def test_two_prepared_messages_of_one_key(home: Home) -> None:
     assert 2 == len(home.files())
 
 
-def test_a_key_expires_and_is_swept(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_expires_and_is_swept(home: TemporaryHome, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its lifetime a key is as if it had never been; cron unlinks it, at most hourly."""
-    home.set("idempotencylifetime", "50")
+    home.setting("idempotencylifetime", "50")
     enqueue()
     assert 1 == len(keys(home))
     assert 0 == idempotency.sweep(home.spool, time.time())
@@ -235,15 +235,15 @@ def test_a_key_expires_and_is_swept(home: Home, monkeypatch: pytest.MonkeyPatch)
     assert 3 == len(home.ids()), "expired, though not swept yet"
 
 
-def test_the_setting_is_checked(home: Home) -> None:
+def test_the_setting_is_checked(home: TemporaryHome) -> None:
     """A lifetime that is no number names its file, and the message is not accepted."""
-    home.set("idempotencylifetime", "a day")
+    home.setting("idempotencylifetime", "a day")
     with pytest.raises(picoqmail.ConfigurationError, match="idempotencylifetime:1"):
         enqueue()
     assert [] == home.files()
 
 
-def test_cron_sweeps_keys(home: Home) -> None:
+def test_cron_sweeps_keys(home: TemporaryHome) -> None:
     """A run of cron forgets what has expired."""
     enqueue()
     (name,) = keys(home)
@@ -259,7 +259,7 @@ def test_cron_sweeps_keys(home: Home) -> None:
     assert [] == keys(home)
 
 
-def test_a_key_in_hand_is_waited_for_and_not_swept(home: Home) -> None:
+def test_a_key_in_hand_is_waited_for_and_not_swept(home: TemporaryHome) -> None:
     """Who has a key in hand is waited for, with a limit; the sweep leaves it alone."""
     durable.make_directory(f"{home.spool}/idempotency")
     held = idempotency.KeyRecord(home.spool, "key")
@@ -325,7 +325,9 @@ def crash(point: str) -> bool:
 
 @pytest.mark.parametrize("then", ["at once", "delivered", "swept"])
 @pytest.mark.parametrize("point", POINTS)
-def test_a_crash_loses_nothing_and_repeats_nothing(home: Home, point: str, then: str) -> None:
+def test_a_crash_loses_nothing_and_repeats_nothing(
+    home: TemporaryHome, point: str, then: str
+) -> None:
     """Killed at any step, the caller's second try leaves one message, or one that is delivered.
 
     `delivered`: a sender has brought the message away before the second try; `swept`: two days
@@ -348,7 +350,7 @@ def test_a_crash_loses_nothing_and_repeats_nothing(home: Home, point: str, then:
     assert receipt.id == enqueue().id
 
 
-def _let_time_pass(home: Home) -> None:
+def _let_time_pass(home: TemporaryHome) -> None:
     """Make all leftovers old, and run what cron does to them."""
     old = time.time() - LEFTOVER_AGE_SECONDS - 60
     for name in os.listdir(f"{home.spool}/{TMP}"):
@@ -356,7 +358,7 @@ def _let_time_pass(home: Home) -> None:
     for name in os.listdir(f"{home.spool}/new"):
         if name.endswith(".eml") and name.removesuffix(".eml") not in home.ids():
             os.utime(f"{home.spool}/new/{name}", (old, old))
-    home.set("relayip", "127.0.0.1:9")
+    home.setting("relayip", "127.0.0.1:9")
     sender = Sender(HomePaths(home.root), "test")
     sender._sweep_keys(time.time())
     from picoqmail.spool import scan
@@ -367,7 +369,7 @@ def _let_time_pass(home: Home) -> None:
 
 
 def test_a_failed_acceptance_takes_its_promise_back(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: TemporaryHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the last fsync fails, neither the message nor the key is there, and a second try works."""
     real = durable.sync_directory
@@ -384,6 +386,6 @@ def test_a_failed_acceptance_takes_its_promise_back(
     assert [] == keys(home)
     monkeypatch.undo()
     receipt = picoqmail.Spool(home.root, send=False).enqueue(
-        b"Subject: x\n\nbody\n", **ENVELOPE, idempotency_key="key"
+        b"Subject: x\n\nbody\n", **FROM_A_TO_B, idempotency_key="key"
     )
     assert not receipt.repeated

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from picoqmail.layout import BODY, CUR, NEW, SIDECAR, UNDELIVERED
 from picoqmail.spool import retention
 from picoqmail.spool.store import Store
-from trial import age
+from temporary_home import age
 
 if TYPE_CHECKING:
     from trial import Trial

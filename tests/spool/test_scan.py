@@ -10,7 +10,7 @@ import pytest
 
 from picoqmail.layout import CUR, DIRECTORIES, LEFTOVER_AGE_SECONDS, NEW, UNDELIVERED
 from picoqmail.spool import scan
-from trial import age
+from temporary_home import age
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,7 +28,7 @@ from picoqmail.layout import (
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event
 from picoqmail.spool.store import Claim, Damage, Store
 from picoqmail.value import evolve
-from trial import age
+from temporary_home import age
 
 if TYPE_CHECKING:
     from collections.abc import Callable

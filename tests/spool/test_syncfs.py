@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import picoqmail
-from enqueuing import Home, make_home
 from picoqmail import Mail
 from picoqmail.admin import filesystem
 from picoqmail.library.api import GROUP_MESSAGES
@@ -28,19 +26,21 @@ from picoqmail.spool.syncfs import (
     open_for_sync,
 )
 from proof.device import FILE_SYSTEMS, FileSystem, make, mounted, shut_down, why_not
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 EIO = 5
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
     """A home that the environment names; nothing is sent from it."""
     monkeypatch.setenv("PICOQMAIL_HOME", str(tmp_path))
     monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return make_home(tmp_path)
+    return TemporaryHome(str(tmp_path)).make()
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_much_that_is_not_written_yet_is_not_waited_for(
     trusted.close()
 
 
-def test_without_ctypes_each_message_is_synced_alone(home: Home) -> None:
+def test_without_ctypes_each_message_is_synced_alone(home: TemporaryHome) -> None:
     """A Python that lacks it accepts groups all the same."""
     code = """
 import sys
@@ -177,7 +177,7 @@ print("ctypes" in sys.modules)
     assert "False\n" == ran.stdout
 
 
-def test_no_descriptor_is_left_open(home: Home) -> None:
+def test_no_descriptor_is_left_open(home: TemporaryHome) -> None:
     """Of many groups, some of which are refused."""
     picoqmail.enqueue_many(mails(LEAST_MESSAGES))
     before = len(os.listdir("/proc/self/fd"))
@@ -205,7 +205,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     assert not answers
 
 
-def test_an_error_refuses_all_of_the_group(home: Home, failing: list[int]) -> None:
+def test_an_error_refuses_all_of_the_group(home: TemporaryHome, failing: list[int]) -> None:
     """Whose data it was nobody can tell: each is told the same, and nothing is left of any."""
     failing[:] = [EIO]
     results = picoqmail.enqueue_many([*mails(10), Mail(b"", "a b", "c")])
@@ -215,7 +215,7 @@ def test_an_error_refuses_all_of_the_group(home: Home, failing: list[int]) -> No
     assert [] == home.files()
 
 
-def test_the_next_group_has_a_chance_of_its_own(home: Home, failing: list[int]) -> None:
+def test_the_next_group_has_a_chance_of_its_own(home: TemporaryHome, failing: list[int]) -> None:
     """An error is that of the group that was under way."""
     failing[:] = [EIO, 0]
     results = picoqmail.enqueue_many(mails(GROUP_MESSAGES + 10))
@@ -225,7 +225,7 @@ def test_the_next_group_has_a_chance_of_its_own(home: Home, failing: list[int]) 
     assert 10 == len(home.ids())
 
 
-def test_an_error_of_the_keys_refuses_those_alone(home: Home, failing: list[int]) -> None:
+def test_an_error_of_the_keys_refuses_those_alone(home: TemporaryHome, failing: list[int]) -> None:
     """The others were durable before; and the keys are free again."""
     failing[:] = [0, EIO, 0, 0]
     results = picoqmail.enqueue_many(mails(10, keys=4))
@@ -236,7 +236,7 @@ def test_an_error_of_the_keys_refuses_those_alone(home: Home, failing: list[int]
     assert [False] * 10 == [getattr(one, "repeated", None) for one in again]
 
 
-def test_a_key_twice_in_a_group_whose_sync_fails(home: Home, failing: list[int]) -> None:
+def test_a_key_twice_in_a_group_whose_sync_fails(home: TemporaryHome, failing: list[int]) -> None:
     """The second of the key comes after the error: it is synced alone, and accepted."""
     failing[:] = [EIO]
     several = [*mails(9, keys=1), *mails(1, keys=1)]
@@ -257,7 +257,7 @@ def test_a_file_system_that_dies_under_a_group_says_no(system: FileSystem) -> No
         make(system, image)
         with mounted(system, image, f"{root}/live") as where:
             os.mkdir(f"{where}/home")
-            home = make_home(Path(f"{where}/home"))
+            home = TemporaryHome(f"{where}/home").make()
             spool = picoqmail.Spool(home.root, send=False)
             results = spool.enqueue_many(mails(LEAST_MESSAGES))
             assert LEAST_MESSAGES == sum(isinstance(one, picoqmail.Receipt) for one in results)

@@ -19,7 +19,8 @@ from picoqmail.spool.transitions import TRANSITIONS
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.tracing import Step, trace
-from trial import ENVELOPE, MESSAGE, Trial, age
+from temporary_home import MESSAGE, age
+from trial import ENVELOPE, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mailing import Mailer, make_mailer
 from picoqmail.errors import PicoqmailError
 from picoqmail.home.paths import Home
 from picoqmail.submission import queue_program as queue_program_module
 from picoqmail.submission.handover import hand_over, may_spool
 from picoqmail.submission.queue_program import judge
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from installation import Installation
@@ -25,9 +25,9 @@ SAVER = "#!/bin/sh\ncat <&0 >'{0}/message'\ncat <&1 >'{0}/envelope'\n{1}\n"
 
 
 @pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Mailer:
+def mailer(tmp_path: Path, installed: Installation) -> Trial:
     """A home and the programs."""
-    return make_mailer(tmp_path, installed)
+    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def queue_program(directory: Path, then: str = "exit 0", name: str = "saver") -> str:
@@ -38,26 +38,24 @@ def queue_program(directory: Path, then: str = "exit 0", name: str = "saver") ->
     return str(path)
 
 
-def test_the_program_of_qmailqueue_gets_message_and_envelope(
-    mailer: Mailer, tmp_path: Path
-) -> None:
+def test_the_program_of_qmailqueue_gets_message_and_envelope(mailer: Trial, tmp_path: Path) -> None:
     """Over the qmail-queue interface; our spool stays empty."""
     program = queue_program(tmp_path)
     ran = mailer.run("inject", message=MAIL, environ={"QMAILQUEUE": program})
     assert (0, b"") == (ran.returncode, ran.stderr)
     assert b"Fjoe@me.test\0Tt@t.test\0\0" == (tmp_path / "envelope").read_bytes()
     assert (tmp_path / "message").read_bytes().endswith(b"To: t@t.test\n\nbody\n")
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_our_own_queue_program_may_stand_behind(mailer: Mailer) -> None:
+def test_our_own_queue_program_may_stand_behind(mailer: Trial) -> None:
     """inject, QMAILQUEUE and picoqmail-queue together spool what inject alone spools."""
     environ = {"QMAILQUEUE": mailer.installed.program("queue")}
     spooled = mailer.accepts("inject", message=MAIL, environ=environ)
     assert ["t@t.test"] == spooled.recipients
 
 
-def test_the_program_runs_in_the_home(mailer: Mailer, tmp_path: Path) -> None:
+def test_the_program_runs_in_the_home(mailer: Trial, tmp_path: Path) -> None:
     """A relative name is one in the home, as for qmail's programs."""
     program = queue_program(tmp_path, f"pwd >'{tmp_path}/where'")
     os.symlink(program, os.path.join(mailer.root, "bin", "other-queue"))
@@ -84,7 +82,7 @@ def test_the_program_runs_in_the_home(mailer: Mailer, tmp_path: Path) -> None:
     ],
 )
 def test_the_verdict_of_the_program_is_told(
-    mailer: Mailer, tmp_path: Path, then: str, status: int, said: str
+    mailer: Trial, tmp_path: Path, then: str, status: int, said: str
 ) -> None:
     """11 to 40 are permanent, 82 explains itself on descriptor 6, all else is temporary."""
     program = queue_program(tmp_path, then)
@@ -93,7 +91,7 @@ def test_the_verdict_of_the_program_is_told(
     )
 
 
-def test_a_program_that_cannot_be_run_is_a_temporary_error(mailer: Mailer) -> None:
+def test_a_program_that_cannot_be_run_is_a_temporary_error(mailer: Trial) -> None:
     """The mail is not put anywhere else instead."""
     said = mailer.refuses(
         "inject", message=MAIL, status=111, environ={"QMAILQUEUE": "/nowhere/queue"}
@@ -101,7 +99,7 @@ def test_a_program_that_cannot_be_run_is_a_temporary_error(mailer: Mailer) -> No
     assert "unable to exec qq" in said
 
 
-def test_a_program_that_does_not_read_is_not_believed(mailer: Mailer, tmp_path: Path) -> None:
+def test_a_program_that_does_not_read_is_not_believed(mailer: Trial, tmp_path: Path) -> None:
     """Exit code 0 of a program that cannot have seen the message is an error."""
     path = tmp_path / "deaf"
     path.write_text("#!/bin/sh\nexit 0\n")
@@ -115,7 +113,7 @@ def test_a_program_that_does_not_read_is_not_believed(mailer: Mailer, tmp_path: 
     assert "qq read error" in said
 
 
-def test_a_program_may_leave_somebody_in_the_background(mailer: Mailer, tmp_path: Path) -> None:
+def test_a_program_may_leave_somebody_in_the_background(mailer: Trial, tmp_path: Path) -> None:
     """Whoever still holds descriptor 6 keeps no caller waiting."""
     program = queue_program(tmp_path, f"sleep 30 >/dev/null 2>&1 & echo $! >'{tmp_path}/pid'")
     try:
@@ -126,12 +124,12 @@ def test_a_program_may_leave_somebody_in_the_background(mailer: Mailer, tmp_path
         os.kill(int((tmp_path / "pid").read_text()), 9)
 
 
-def test_a_message_cut_short_reaches_no_queue(mailer: Mailer) -> None:
+def test_a_message_cut_short_reaches_no_queue(mailer: Trial) -> None:
     """If we fail in the middle, the program sees an end before the envelope, and keeps nothing."""
     program = mailer.installed.program("queue")
     message = b"From: (\nTo: t@t.test\n\nbody\n"
     mailer.refuses("inject", message=message, environ={"QMAILQUEUE": program})
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
 def as_nobody(home: Home, said: Path) -> int:
@@ -180,7 +178,7 @@ def test_who_may_not_write_goes_through_the_home_s_queue() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may write everywhere")
-def test_root_keeps_out_of_another_user_s_spool(mailer: Mailer) -> None:
+def test_root_keeps_out_of_another_user_s_spool(mailer: Trial) -> None:
     """A file of root's there is one that its owner's sender could not read."""
     spool = os.path.join(mailer.root, "spool")
     assert may_spool(spool)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailing import Mailer, make_mailer
 from picoqmail.home.paths import Home
 from picoqmail.message.completion import UnparsableError
 from picoqmail.message.header import MessageReader, field_name
 from picoqmail.submission.inject import Injection, InjectSettings, Request
 from rig.waiting import wait_until
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,12 +30,12 @@ MEGABYTE = 1_000_000
 
 
 @pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Mailer:
+def mailer(tmp_path: Path, installed: Installation) -> Trial:
     """A home and the programs."""
-    return make_mailer(tmp_path, installed)
+    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
-def test_a_mail_goes_straight_into_the_spool(mailer: Mailer) -> None:
+def test_a_mail_goes_straight_into_the_spool(mailer: Trial) -> None:
     """Header completed, Bcc gone, envelope from the header, by one process."""
     spooled = mailer.accepts("inject", message=MAIL)
     assert "joe@me.test" == spooled.record["sender"]
@@ -47,7 +47,7 @@ def test_a_mail_goes_straight_into_the_spool(mailer: Mailer) -> None:
     assert b"body\n" == body
 
 
-def test_no_two_messages_share_their_message_id(mailer: Mailer) -> None:
+def test_no_two_messages_share_their_message_id(mailer: Trial) -> None:
     """Also in the same second, Message-IDs differ."""
     ids = set()
     for _ in range(3):
@@ -56,26 +56,26 @@ def test_no_two_messages_share_their_message_id(mailer: Mailer) -> None:
     assert 3 == len(ids)
 
 
-def test_a_body_is_taken_byte_for_byte(mailer: Mailer) -> None:
+def test_a_body_is_taken_byte_for_byte(mailer: Trial) -> None:
     """Every byte value, NUL and lone CR too; only a missing last newline is added."""
     body = bytes(range(256)) * 300
     spooled = mailer.accepts("inject", message=MAIL[:-5] + body)
     assert body + b"\n" == spooled.message.partition(b"\n\n")[2]
 
 
-def test_a_mail_without_recipients_in_its_header_is_accepted_aloud(mailer: Mailer) -> None:
+def test_a_mail_without_recipients_in_its_header_is_accepted_aloud(mailer: Trial) -> None:
     """As qmail: accepted with none by -h, and nothing is spooled; unlike qmail, it says so."""
     ran = mailer.run("inject", "-h", message=b"Subject: x\n\nbody\n")
-    assert (0, []) == (ran.returncode, mailer.files())
+    assert (0, []) == (ran.returncode, mailer.everything())
     assert b"no recipients" in ran.stderr
 
 
-def test_no_arguments_where_they_are_to_be_the_recipients_is_refused(mailer: Mailer) -> None:
+def test_no_arguments_where_they_are_to_be_the_recipients_is_refused(mailer: Trial) -> None:
     """-a without arguments is a mistake of the caller."""
     assert "no recipients" in mailer.refuses("inject", "-a", message=MAIL)
 
 
-def test_recipients_that_are_lost_to_a_bad_field_are_named(mailer: Mailer) -> None:
+def test_recipients_that_are_lost_to_a_bad_field_are_named(mailer: Trial) -> None:
     """Qmail drops them silently; the outcome is the same here, but the line is shown."""
     ran = mailer.run("inject", message=b'To: good@g.test, "x\nCc: c@c.test\n\nb\n')
     assert 0 == ran.returncode
@@ -95,13 +95,13 @@ def test_recipients_that_are_lost_to_a_bad_field_are_named(mailer: Mailer) -> No
     ],
 )
 def test_what_can_never_be_sent_is_refused_for_good(
-    mailer: Mailer, message: bytes, said: str
+    mailer: Trial, message: bytes, said: str
 ) -> None:
     """Exit code 100, a reason, and nothing in the spool; one bad among good refuses all."""
     assert said in mailer.refuses("inject", message=message)
 
 
-def test_a_message_over_the_limit_is_refused(mailer: Mailer) -> None:
+def test_a_message_over_the_limit_is_refused(mailer: Trial) -> None:
     """The setting databytes holds here too."""
     mailer.setting("databytes", "1000\n")
     assert "databytes" in mailer.refuses("inject", message=MAIL + b"x" * 2000)
@@ -118,14 +118,14 @@ def test_a_message_over_the_limit_is_refused(mailer: Mailer) -> None:
     ],
 )
 def test_a_wrong_setting_names_its_file(
-    mailer: Mailer, name: str, text: str, status: int, said: str
+    mailer: Trial, name: str, text: str, status: int, said: str
 ) -> None:
     """Nothing is accepted under settings that cannot be understood."""
     mailer.setting(name, text)
     assert said in mailer.refuses("inject", message=MAIL, status=status)
 
 
-def test_a_home_that_is_not_there_is_a_temporary_error(mailer: Mailer) -> None:
+def test_a_home_that_is_not_there_is_a_temporary_error(mailer: Trial) -> None:
     """The caller keeps the mail, and learns how to make a home."""
     said = mailer.refuses(
         "inject", message=MAIL, status=111, environ={"PICOQMAIL_HOME": mailer.root + "/none"}
@@ -133,7 +133,7 @@ def test_a_home_that_is_not_there_is_a_temporary_error(mailer: Mailer) -> None:
     assert "picoqmail init" in said
 
 
-def test_a_directory_as_input_is_a_read_error(mailer: Mailer) -> None:
+def test_a_directory_as_input_is_a_read_error(mailer: Trial) -> None:
     """What cannot be read is a temporary error, and leaves nothing."""
     directory = os.open(mailer.root, os.O_RDONLY)
     ran = subprocess.run(
@@ -147,10 +147,10 @@ def test_a_directory_as_input_is_a_read_error(mailer: Mailer) -> None:
     os.close(directory)
     assert 111 == ran.returncode
     assert b"read" in ran.stderr
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_a_closed_input_is_a_read_error(mailer: Mailer) -> None:
+def test_a_closed_input_is_a_read_error(mailer: Trial) -> None:
     """A caller without descriptor 0 is told, and the file of the spool does not take its place."""
     ran = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", mailer.installed.program("inject"), "x@x.test"],
@@ -160,10 +160,10 @@ def test_a_closed_input_is_a_read_error(mailer: Mailer) -> None:
         check=False,
     )
     assert 111 == ran.returncode
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_an_interrupted_message_leaves_nothing(mailer: Mailer) -> None:
+def test_an_interrupted_message_leaves_nothing(mailer: Trial) -> None:
     """Control-C in the middle of a body: exit code 111, and its file is gone at once."""
     with subprocess.Popen(
         [mailer.installed.program("inject"), "x@x.test"],
@@ -177,10 +177,10 @@ def test_an_interrupted_message_leaves_nothing(mailer: Mailer) -> None:
         wait_until(mailer.files, "a file in tmp/")
         process.send_signal(signal.SIGINT)
         assert 111 == process.wait(timeout=30)
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_a_full_disk_is_a_temporary_error(mailer: Mailer) -> None:
+def test_a_full_disk_is_a_temporary_error(mailer: Trial) -> None:
     """What cannot be written is not accepted, and leaves nothing."""
     ran = subprocess.run(
         [
@@ -199,10 +199,10 @@ def test_a_full_disk_is_a_temporary_error(mailer: Mailer) -> None:
     )
     assert 111 == ran.returncode
     assert b"cannot write the message: File too large" in ran.stderr
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_output_that_cannot_be_written_is_a_temporary_error(mailer: Mailer) -> None:
+def test_output_that_cannot_be_written_is_a_temporary_error(mailer: Trial) -> None:
     """-n into a full device."""
     with open("/dev/full", "wb") as full:
         ran = subprocess.run(
@@ -218,15 +218,15 @@ def test_output_that_cannot_be_written_is_a_temporary_error(mailer: Mailer) -> N
     assert b"No space left" in ran.stderr
 
 
-def test_printing_needs_no_spool(mailer: Mailer) -> None:
+def test_printing_needs_no_spool(mailer: Trial) -> None:
     """-n shows the message with its sender and spools nothing."""
     ran = mailer.run("inject", "-n", message=MAIL)
     assert (0, b"") == (ran.returncode, ran.stderr)
     assert ran.stdout.startswith(b"Return-Path: <joe@me.test>\nDate: ")
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_a_sender_is_rewritten_in_envelope_and_header(mailer: Mailer) -> None:
+def test_a_sender_is_rewritten_in_envelope_and_header(mailer: Trial) -> None:
     """Rewritefrom changes the envelope sender, From and Sender; Reply-To and To stay."""
     mailer.setting("rewritefrom", "@:@example.org\n")
     message = b"From: Joe <joe@me.test>\nSender: joe@localhost\nReply-To: joe@me.test\n"
@@ -238,14 +238,14 @@ def test_a_sender_is_rewritten_in_envelope_and_header(mailer: Mailer) -> None:
     assert b"\nReply-To: joe@me.test\n" in spooled.message
 
 
-def test_an_added_from_is_rewritten_too(mailer: Mailer) -> None:
+def test_an_added_from_is_rewritten_too(mailer: Trial) -> None:
     """A message without From gets the rewritten author, and the name of the environment."""
     mailer.setting("rewritefrom", "joe: Team@example.org\n")
     spooled = mailer.accepts("inject", message=b"To: t@t.test\n\nb\n", environ={"NAME": "Joe"})
     assert b'\nFrom: "Joe" <Team@example.org>\n' in spooled.message
 
 
-def test_the_null_sender_is_never_rewritten(mailer: Mailer) -> None:
+def test_the_null_sender_is_never_rewritten(mailer: Trial) -> None:
     """A bounce stays a bounce."""
     mailer.setting("rewritefrom", "all@example.org\n")
     spooled = mailer.accepts("inject", "-f", "", message=MAIL)
@@ -253,7 +253,7 @@ def test_the_null_sender_is_never_rewritten(mailer: Mailer) -> None:
     assert b"\nFrom: all@example.org\n" in spooled.message
 
 
-def test_mail_for_local_users_goes_to_the_admin(mailer: Mailer) -> None:
+def test_mail_for_local_users_goes_to_the_admin(mailer: Trial) -> None:
     """Adminaddr takes bare names, me and localhost; other hosts stay; the header stays."""
     mailer.setting("adminaddr", "admin@example.org\n")
     spooled = mailer.accepts("inject", "root", "joe@localhost", "x@x.test", message=MAIL)
@@ -261,14 +261,14 @@ def test_mail_for_local_users_goes_to_the_admin(mailer: Mailer) -> None:
     assert b"\nTo: t@t.test\n" in spooled.message
 
 
-def test_a_name_adds_no_line_to_the_header(mailer: Mailer) -> None:
+def test_a_name_adds_no_line_to_the_header(mailer: Trial) -> None:
     """Whoever chooses the name of an author chooses nothing else."""
     environ = {"NAME": "Joe\nX-Evil: yes\r\n\r\nbody"}
     spooled = mailer.accepts("inject", message=b"To: t@t.test\n\nb\n", environ=environ)
     assert b'\nFrom: "Joe X-Evil: yes    body" <joe@me.test>\n' in spooled.message
 
 
-def test_settings_of_minivars_count(mailer: Mailer) -> None:
+def test_settings_of_minivars_count(mailer: Trial) -> None:
     """Defaulthost may stand in minivars, in upper case."""
     mailer.setting("minivars", "DEFAULTHOST='mini.test'\n")
     assert ["bob@mini.test"] == mailer.accepts("inject", "bob", message=MAIL).recipients
@@ -284,7 +284,7 @@ def test_settings_of_minivars_count(mailer: Mailer) -> None:
     ],
     ids=["100 MB in one field", "300,000 fields", "10,000 comments deep", "100,000 recipients"],
 )
-def test_large_headers_are_taken(mailer: Mailer, message: bytes, recipients: int) -> None:
+def test_large_headers_are_taken(mailer: Trial, message: bytes, recipients: int) -> None:
     """Their cost is bounded: the program that takes them has the time limit of every test."""
     ran = mailer.run("inject", message=message)
     assert (0, b"") == (ran.returncode, ran.stderr)
@@ -293,7 +293,7 @@ def test_large_headers_are_taken(mailer: Mailer, message: bytes, recipients: int
 
 @pytest.mark.parametrize("line", [b"X: y\n", b" y\n"])
 def test_a_header_of_short_lines_takes_little_more_than_its_size(
-    mailer: Mailer, line: bytes
+    mailer: Trial, line: bytes
 ) -> None:
     """Fields or folded lines, two million of them, in a program that may have 90 MB in all."""
     limit = 90 * MEGABYTE
@@ -315,14 +315,14 @@ def test_a_header_of_short_lines_takes_little_more_than_its_size(
     [(b"a@example.org, ", "address fields hold more"), (b"a ", "more than 500000 recipients")],
 )
 def test_headers_that_would_cost_too_much_are_refused(
-    mailer: Mailer, piece: bytes, said: str
+    mailer: Trial, piece: bytes, said: str
 ) -> None:
     """Too many bytes of addresses, or addresses made of next to none, are refused for good."""
     message = b"To: " + piece * (2 * MEGABYTE) + b"z\n\nb\n"
     assert said in mailer.refuses("inject", message=message)
 
 
-def test_a_large_body_takes_no_memory(mailer: Mailer) -> None:
+def test_a_large_body_takes_no_memory(mailer: Trial) -> None:
     """A body of 100 MB passes through a program that may not have that much."""
     limit = 90 * MEGABYTE
 
@@ -346,7 +346,7 @@ def test_a_large_body_takes_no_memory(mailer: Mailer) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"", b"\0", b"\n", b"\xff" * 70000, b"\r\n" * 10, b":\n", b"\t"])
-def test_input_that_is_no_mail_is_a_body(mailer: Mailer, junk: bytes) -> None:
+def test_input_that_is_no_mail_is_a_body(mailer: Trial, junk: bytes) -> None:
     """Whatever comes in, with a recipient it is a mail; nothing crashes."""
     spooled = mailer.accepts("inject", "x@x.test", message=junk)
     assert spooled.message.startswith(b"Date: ")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailing import Mailer, make_mailer
 from picoqmail.submission.flags import UsageError
 from picoqmail.submission.inject import FROM_BOTH
 from picoqmail.submission.sendmail import (
@@ -22,6 +21,7 @@ from picoqmail.submission.sendmail import (
     stop_at_dot,
     understand,
 )
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,9 +34,9 @@ MAIL = b"From: a@f.test\nTo: t@t.test\nSubject: s\n\nbody\n"
 
 
 @pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Mailer:
+def mailer(tmp_path: Path, installed: Installation) -> Trial:
     """A home and the programs."""
-    return make_mailer(tmp_path, installed)
+    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def words(line: str) -> list[bytes]:
@@ -130,7 +130,7 @@ def test_the_last_sender_wins_and_ends_the_name() -> None:
     assert {b"QMAILUSER": b"b", b"QMAILHOST": b"y.test"} == environ
 
 
-def test_wishes_for_notices_go_into_the_sidecar(mailer: Mailer) -> None:
+def test_wishes_for_notices_go_into_the_sidecar(mailer: Trial) -> None:
     """-N, -R and -V are kept with the message, for a relay that knows RFC 3461."""
     line = words("-N failure,Delay -R hdrs -V id-1 x@x.test")
     spooled = mailer.accepts("sendmail", *line, message=MAIL)
@@ -138,13 +138,13 @@ def test_wishes_for_notices_go_into_the_sidecar(mailer: Mailer) -> None:
     assert expected == spooled.record["dsn"]
 
 
-def test_no_wish_for_notices_is_none(mailer: Mailer) -> None:
+def test_no_wish_for_notices_is_none(mailer: Trial) -> None:
     """`off` takes a wish back."""
     line = words("-N never -R full -N off -R off x@x.test")
     assert "dsn" not in mailer.accepts("sendmail", *line, message=MAIL).record
 
 
-def test_only_queue(mailer: Mailer, relay: RecordingRelay) -> None:
+def test_only_queue(mailer: Trial, relay: RecordingRelay) -> None:
     """-bq: the mail is accepted, and stays until something else starts a sender."""
     mailer.setting("relayip", f"{relay.address}\n")
     sending = {"PICOQMAIL_SEND": ""}
@@ -155,20 +155,20 @@ def test_only_queue(mailer: Mailer, relay: RecordingRelay) -> None:
     assert {("x@x.test",), ("y@x.test",)} == {one.recipients for one in relay.wait_for(2)}
 
 
-def test_a_flag_that_is_not_known_is_exit_100(mailer: Mailer) -> None:
+def test_a_flag_that_is_not_known_is_exit_100(mailer: Trial) -> None:
     """With one clear line, and nothing in the spool."""
     said = mailer.refuses("sendmail", "-Z", "x@x.test", message=MAIL)
     assert "sendmail: illegal option -- Z\n" == said
 
 
 @pytest.mark.parametrize("address", ["b@x..net", "a@.b"])
-def test_an_empty_label_in_a_domain_is_refused(mailer: Mailer, address: str) -> None:
+def test_an_empty_label_in_a_domain_is_refused(mailer: Trial, address: str) -> None:
     """No relay could be told such an address: 100, as recipient and as sender."""
     assert "empty label" in mailer.refuses("sendmail", address, message=MAIL)
     assert "empty label" in mailer.refuses("sendmail", f"-f{address}", "x@x.test", message=MAIL)
 
 
-def test_the_name_of_cron_s_mail_and_its_eight_bits_arrive(mailer: Mailer) -> None:
+def test_the_name_of_cron_s_mail_and_its_eight_bits_arrive(mailer: Trial) -> None:
     """The line that breaks mailers: -i -FCronDaemon -B8BITMIME -oem user."""
     line = words("-i -FCronDaemon -B8BITMIME -oem root")
     mail = "To: root\nSubject: Cron <root@web1> true\n\n.\nerror: größe\n".encode()
@@ -179,7 +179,7 @@ def test_the_name_of_cron_s_mail_and_its_eight_bits_arrive(mailer: Mailer) -> No
 
 
 @pytest.mark.parametrize("flags", [["-t"], ["-t", "-oem"]])
-def test_a_lone_dot_ends_the_input(mailer: Mailer, flags: list[str]) -> None:
+def test_a_lone_dot_ends_the_input(mailer: Trial, flags: list[str]) -> None:
     """Unless told otherwise."""
     spooled = mailer.accepts("sendmail", *flags, message=MAIL + b".x\n..\n.\nafter\n")
     assert spooled.message.endswith(b"\nbody\n.x\n..\n")
@@ -188,13 +188,13 @@ def test_a_lone_dot_ends_the_input(mailer: Mailer, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     "flags", [["-i", "-t"], ["-ti"], ["-oi", "-t"], ["-O", "IgnoreDots=1", "-t"]]
 )
-def test_a_lone_dot_is_content_if_it_is_to_be(mailer: Mailer, flags: list[str]) -> None:
+def test_a_lone_dot_is_content_if_it_is_to_be(mailer: Trial, flags: list[str]) -> None:
     """With -i, -oi or -O IgnoreDots."""
     spooled = mailer.accepts("sendmail", *flags, message=MAIL + b".\nafter\n")
     assert spooled.message.endswith(b"\nbody\n.\nafter\n")
 
 
-def test_after_the_dot_nobody_waits_for_the_end(mailer: Mailer) -> None:
+def test_after_the_dot_nobody_waits_for_the_end(mailer: Trial) -> None:
     """Who types the dot has not typed an end of file."""
     with subprocess.Popen(
         [mailer.installed.program("sendmail"), "x@x.test"],
@@ -252,7 +252,7 @@ def test_pieces_do_not_matter_to_the_dot(pieces: list[bytes]) -> None:
     assert b"\n.\n" not in b"\n" + found
 
 
-def test_mailq_lists_what_waits(mailer: Mailer) -> None:
+def test_mailq_lists_what_waits(mailer: Trial) -> None:
     """-bp names each message, as `picoqmail list` does."""
     spooled = mailer.accepts("sendmail", "x@x.test", message=MAIL)
     ran = mailer.run("sendmail", "-bp")
@@ -261,7 +261,7 @@ def test_mailq_lists_what_waits(mailer: Mailer) -> None:
 
 
 @pytest.mark.parametrize("flag", ["-q", "-q30m", "-qRx.test"])
-def test_the_queue_is_run_on_demand(mailer: Mailer, relay: RecordingRelay, flag: str) -> None:
+def test_the_queue_is_run_on_demand(mailer: Trial, relay: RecordingRelay, flag: str) -> None:
     """-q sends what waits, and returns when it is sent."""
     mailer.setting("relayip", f"{relay.address}\n")
     mailer.accepts("sendmail", "x@x.test", message=MAIL)
@@ -270,7 +270,7 @@ def test_the_queue_is_run_on_demand(mailer: Mailer, relay: RecordingRelay, flag:
     assert [("x@x.test",)] == [message.recipients for message in relay.messages]
 
 
-def test_the_sender_starts_by_itself(mailer: Mailer, relay: RecordingRelay) -> None:
+def test_the_sender_starts_by_itself(mailer: Trial, relay: RecordingRelay) -> None:
     """Without PICOQMAIL_SEND=off the mail is at the relay soon, and nobody waited for it."""
     mailer.setting("relayip", f"{relay.address}\n")
     ran = mailer.run("sendmail", "-t", message=MAIL, environ={"PICOQMAIL_SEND": ""})
@@ -279,7 +279,7 @@ def test_the_sender_starts_by_itself(mailer: Mailer, relay: RecordingRelay) -> N
     assert ("t@t.test",) == message.recipients
 
 
-def test_newaliases_succeeds(mailer: Mailer, tmp_path: Path) -> None:
+def test_newaliases_succeeds(mailer: Trial, tmp_path: Path) -> None:
     """Installation scripts run it and must not fail."""
     os.symlink(mailer.installed.program("sendmail"), tmp_path / "newaliases")
     ran = subprocess.run(

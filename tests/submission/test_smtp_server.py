@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailing import Mailer, make_mailer
 from picoqmail.submission.smtp_server import (
     MAX_ERRORS,
     MAX_IDLE_COMMANDS,
@@ -19,6 +18,7 @@ from picoqmail.submission.smtp_server import (
     _RefusedError,
     path_of,
 )
+from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,12 +31,12 @@ ENVELOPE = b"EHLO x\r\nMAIL FROM:<s@s.test>\r\nRCPT TO:<r@r.test>\r\nDATA\r\n"
 
 
 @pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Mailer:
+def mailer(tmp_path: Path, installed: Installation) -> Trial:
     """A home and the programs."""
-    return make_mailer(tmp_path, installed)
+    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
-def talk(mailer: Mailer, wire: bytes, status: int = 0) -> list[str]:
+def talk(mailer: Trial, wire: bytes, status: int = 0) -> list[str]:
     """Send all at once, as PIPELINING allows; return the codes of the replies."""
     ran = mailer.run("sendmail", "-bs", message=wire)
     assert (status, b"") == (ran.returncode, ran.stderr)
@@ -44,7 +44,7 @@ def talk(mailer: Mailer, wire: bytes, status: int = 0) -> list[str]:
     return [line[:3] for line in ran.stdout.decode().splitlines() if line[3:4] != "-"]
 
 
-def test_two_messages_are_submitted_in_one_session(mailer: Mailer) -> None:
+def test_two_messages_are_submitted_in_one_session(mailer: Trial) -> None:
     """Envelope as told, header completed, line ends stored as LF, dots unstuffed."""
     wire = ENVELOPE + HEADER + b"one\r\n..dot\r\n.\r\n"
     wire += b'MAIL FROM:<> SIZE=100 BODY=8BITMIME\r\nRCPT TO:<"b c"@r.test>\r\nRCPT TO:<joe>\r\n'
@@ -58,7 +58,7 @@ def test_two_messages_are_submitted_in_one_session(mailer: Mailer) -> None:
     assert ("", ["b c@r.test", "joe@me.test"]) == (two.record["sender"], two.recipients)
 
 
-def test_what_is_offered_is_told(mailer: Mailer) -> None:
+def test_what_is_offered_is_told(mailer: Trial) -> None:
     """PIPELINING, SIZE with the limit, 8BITMIME."""
     mailer.setting("databytes", "1000\n")
     ran = mailer.run("sendmail", "-bs", message=b"EHLO x\r\nQUIT\r\n")
@@ -67,20 +67,20 @@ def test_what_is_offered_is_told(mailer: Mailer) -> None:
     assert {"250-PIPELINING", "250-SIZE 1000", "250-8BITMIME"} <= set(lines)
 
 
-def test_too_large_a_message_is_refused_and_the_session_goes_on(mailer: Mailer) -> None:
+def test_too_large_a_message_is_refused_and_the_session_goes_on(mailer: Trial) -> None:
     """By its announced size, and by its real one; both leave nothing."""
     mailer.setting("databytes", "1000\n")
     wire = b"EHLO x\r\nMAIL FROM:<s@s.test> SIZE=99999999999999999999\r\n"
     wire += ENVELOPE + HEADER + b"x" * 5000 + b"\r\n.\r\nNOOP\r\nQUIT\r\n"
     codes = ["220", "250", "552", "250", "250", "250", "354", "554", "250", "221"]
     assert codes == talk(mailer, wire)
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
 @pytest.mark.parametrize(
     "end", [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r\n\0.\r\n"]
 )
-def test_only_crlf_dot_crlf_ends_a_message(mailer: Mailer, end: bytes) -> None:
+def test_only_crlf_dot_crlf_ends_a_message(mailer: Trial, end: bytes) -> None:
     """Nothing else does: what follows it is content, and no second transaction."""
     smuggled = b"MAIL FROM:<evil@e.test>\r\nRCPT TO:<v@v.test>\r\nDATA\r\n"
     wire = ENVELOPE + HEADER + b"x" + end + smuggled + HEADER + b"y\r\n.\r\nQUIT\r\n"
@@ -90,10 +90,10 @@ def test_only_crlf_dot_crlf_ends_a_message(mailer: Mailer, end: bytes) -> None:
     assert b"MAIL FROM:<evil@e.test>\n" in spooled.message
 
 
-def test_a_message_cut_short_is_not_accepted(mailer: Mailer) -> None:
+def test_a_message_cut_short_is_not_accepted(mailer: Trial) -> None:
     """The end of the input within the content leaves nothing, and no reply."""
     assert ["220", "250", "250", "250", "354"] == talk(mailer, ENVELOPE + HEADER + b"x\r\n.\r")
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_a_message_cut_short_is_not_accepted(mailer: Mailer) -> None:
         (b"MAIL FROM:<@x.test,@y.test:a@b.test>", "250"),
     ],
 )
-def test_each_command_is_answered(mailer: Mailer, line: bytes, code: str) -> None:
+def test_each_command_is_answered(mailer: Trial, line: bytes, code: str) -> None:
     """One reply for one line, whatever is in it, and the session goes on."""
     assert ["220", code, "221"] == talk(mailer, line + b"\r\nQUIT\r\n")
 
 
-def test_rset_and_ehlo_forget_the_envelope(mailer: Mailer) -> None:
+def test_rset_and_ehlo_forget_the_envelope(mailer: Trial) -> None:
     """No recipient of a transaction given up gets the next message."""
     wire = b"MAIL FROM:<s@s.test>\r\nRCPT TO:<old@r.test>\r\nRSET\r\n"
     wire += (
@@ -141,27 +141,27 @@ def test_rset_and_ehlo_forget_the_envelope(mailer: Mailer) -> None:
     assert ["r@r.test"] == mailer.spooled()[0].recipients
 
 
-def test_a_bad_recipient_refuses_the_message_at_its_end(mailer: Mailer) -> None:
+def test_a_bad_recipient_refuses_the_message_at_its_end(mailer: Trial) -> None:
     """What the spool would not take is a permanent error, one line of ASCII."""
     wire = b"MAIL FROM:<s@s.test>\r\nRCPT TO:<a\xff@b.test>\r\nDATA\r\n" + HEADER + b".\r\nQUIT\r\n"
     assert ["220", "250", "250", "354", "554", "221"] == talk(mailer, wire)
-    assert [] == mailer.files()
+    assert [] == mailer.everything()
 
 
-def test_errors_are_counted(mailer: Mailer) -> None:
+def test_errors_are_counted(mailer: Trial) -> None:
     """A client that makes nothing but errors is hung up on."""
     codes = talk(mailer, b"X\r\n" * 1000)
     assert ["220", *["500"] * MAX_ERRORS, "421"] == codes
 
 
-def test_idling_is_bounded(mailer: Mailer) -> None:
+def test_idling_is_bounded(mailer: Trial) -> None:
     """So is one that does nothing."""
     codes = talk(mailer, b"NOOP\r\n" * 5000)
     assert MAX_IDLE_COMMANDS + 2 == len(codes)
     assert "421" == codes[-1]
 
 
-def test_recipients_are_bounded(mailer: Mailer) -> None:
+def test_recipients_are_bounded(mailer: Trial) -> None:
     """More than the limit get a temporary answer each, and those before are served."""
     rcpt = b"".join(b"RCPT TO:<u%d@r.test>\r\n" % one for one in range(MAX_RECIPIENTS + 2))
     wire = b"MAIL FROM:<s@s.test>\r\n" + rcpt + b"DATA\r\n" + HEADER + b".\r\nQUIT\r\n"
@@ -170,7 +170,7 @@ def test_recipients_are_bounded(mailer: Mailer) -> None:
     assert MAX_RECIPIENTS == len(mailer.spooled()[0].recipients)
 
 
-def test_without_settings_the_client_is_told(mailer: Mailer) -> None:
+def test_without_settings_the_client_is_told(mailer: Trial) -> None:
     """421 with the reason, and exit code 111."""
     mailer.setting("me", "")
     ran = mailer.run("sendmail", "-bs", message=ENVELOPE)
@@ -179,7 +179,7 @@ def test_without_settings_the_client_is_told(mailer: Mailer) -> None:
     assert b"picoqmail init" in ran.stdout
 
 
-def test_replies_come_without_waiting_for_more(mailer: Mailer) -> None:
+def test_replies_come_without_waiting_for_more(mailer: Trial) -> None:
     """A client that waits for each reply before it goes on gets each one."""
     with subprocess.Popen(
         [mailer.installed.program("sendmail"), "-bs"],

@@ -18,7 +18,8 @@ from picoqmail.submission import start_sender
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.waiting import wait_until
-from trial import ENVELOPE, MESSAGE, kill
+from temporary_home import MESSAGE
+from trial import ENVELOPE, kill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,7 +129,7 @@ def test_nobody_waits_for_the_relay(
             stdout=one,
             stderr=pipes[1][1],
             pass_fds=[pipes[0][1], extra],
-            env=trial.variables(sending=True),
+            env=trial.sending(),
             cwd=trial.root,
         )
         for _, writing in pipes:
@@ -169,7 +170,7 @@ def test_a_burst_starts_one_sender(
     relay = rig(HostileRelay({"EHLO": [faults.delayed(1.0)]}))
     trial.setting("relayip", relay.address)
     for _ in range(10):
-        assert 0 == trial.queue(env=trial.variables(sending=True)).returncode
+        assert 0 == trial.queue(env=trial.sending()).returncode
     relay.wait_for(10, SECONDS)
     trial.wait_for_senders()
     assert [] == trial.files()
@@ -190,7 +191,7 @@ def test_an_open_breaker_starts_nobody(trial: Trial) -> None:
     with open(path, "wb"):
         pass
     os.utime(path, (time.time() + 200, time.time() + 200))
-    assert 0 == trial.queue(env=trial.variables(sending=True)).returncode
+    assert 0 == trial.queue(env=trial.sending()).returncode
     assert not os.path.exists(f"{trial.spool}/{SENDER_LOCK}")
     assert 1 == len(trial.ids(NEW))
 
@@ -228,5 +229,5 @@ def test_a_library_caller_gets_no_child(trial: Trial, strict_relay: HostileRelay
 def test_trouble_in_starting_is_no_error(trial: Trial) -> None:
     """The mail is accepted already: where no sender can be started, cron has it."""
     os.mkdir(f"{trial.spool}/{SENDER_LOCK}")
-    assert 0 == trial.queue(env=trial.variables(sending=True)).returncode
+    assert 0 == trial.queue(env=trial.sending()).returncode
     assert 1 == len(trial.ids(NEW))
