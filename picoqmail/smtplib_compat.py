@@ -20,8 +20,9 @@ from picoqmail.errors import (
 )
 from picoqmail.library.api import Spool
 from picoqmail.library.plain_address import plain_address, qualified
-from picoqmail.message.content import is_email_object, write_object
+from picoqmail.message.content import is_email_object
 from picoqmail.message.envelope import check_recipients, check_sender
+from picoqmail.message.generator import write_object
 from picoqmail.message.header_envelope import HeaderEnvelope
 from picoqmail.message.tokens import quote_address
 

@@ -26,7 +26,6 @@ MessageLike: TypeAlias = (
 )
 
 BLOCK_OCTETS = 262144
-_BOUNDARY_DIGITS = 32
 # The header has to be held; one that is longer than this is a body whose blank line is missing.
 HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
 
@@ -165,6 +164,9 @@ def open_content(message: MessageLike, *, utf8: bool = False) -> Content:
     if isinstance(message, str):
         return Content(BytesIO(_text(message)))
     if is_email_object(message):
+        with importing:
+            from picoqmail.message.generator import write_object
+
         return Content(BytesIO(write_object(message, utf8=utf8)))
     if isinstance(message, os.PathLike):
         try:
@@ -195,40 +197,3 @@ def _text(message: str) -> bytes:
         return message.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
         raise MessageError(f"the message is no Unicode text: {exc}") from exc
-
-
-def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
-    """The octets of a message object: its own policy, line ends LF, without Bcc and Resent-Bcc.
-
-    Other than with smtplib no line of the body gets a `>` in front of `From `. Boundaries that
-    the object leaves open follow from the content, so that the same message has the same octets.
-    Raises MessageError.
-    """
-    with importing:
-        import copy
-        from email.errors import MessageError as EmailError
-        from email.generator import BytesGenerator
-
-    class Generator(BytesGenerator):
-        @classmethod
-        def _make_boundary(cls, text: bytes | str | None = None) -> str:
-            content = text.encode("utf-8", "replace") if isinstance(text, str) else text or b""
-            boundary = sha256(content).hexdigest()[:_BOUNDARY_DIGITS]
-            while boundary.encode() in content:
-                boundary = sha256(boundary.encode()).hexdigest()[:_BOUNDARY_DIGITS]
-            return f"==============={boundary}=="
-
-    # One level is enough: only the top's own list of headers is changed.
-    message = copy.copy(message)
-    del message["Bcc"]
-    del message["Resent-Bcc"]
-    policy = message.policy
-    if utf8 and hasattr(policy, "utf8"):
-        policy = policy.clone(utf8=True)  # type: ignore[call-arg] # looked for just above
-    out = BytesIO()
-    try:
-        Generator(out, mangle_from_=False, policy=policy).flatten(message, linesep="\n")
-    except (EmailError, ValueError, TypeError, LookupError, AttributeError) as exc:
-        # What a broken object makes the email package raise is of all these kinds.
-        raise MessageError(f"the message cannot be written as octets: {exc}") from exc
-    return out.getvalue()
