@@ -4,6 +4,7 @@
     ├── EnvelopeError(ValueError)          the envelope as a whole is malformed             91
     │   ├── AddressError                   an address that can never be sent                31
     │   ├── AddressTooLongError            an address over 1002 octets                      11
+    │   ├── HeaderError                    the header does not say who gets the mail        31
     │   └── TruncatedEnvelopeError         the envelope ended before its final NUL          54
     ├── MessageTooLargeError(ValueError)   more octets than the setting databytes allows    31
     ├── MessageError(ValueError)           the message, its time or its key is invalid      31
@@ -101,6 +102,12 @@ class AddressTooLongError(EnvelopeError):
     """An address over 1002 octets, the limit of qmail-queue."""
 
     qmail_status = QUEUE_ADDRESS_TOO_LONG
+
+
+class HeaderError(EnvelopeError):
+    """A header field that should name sender or recipients cannot be read, or is missing."""
+
+    qmail_status = QUEUE_REFUSED
 
 
 class TruncatedEnvelopeError(EnvelopeError):

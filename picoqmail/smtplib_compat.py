@@ -20,11 +20,11 @@ from picoqmail.errors import (
 )
 from picoqmail.library.api import Spool
 from picoqmail.library.plain_address import plain_address, qualified
+from picoqmail.message.addresses import write_one
 from picoqmail.message.content import is_email_object
 from picoqmail.message.envelope import check_recipients, check_sender
 from picoqmail.message.generator import write_object
 from picoqmail.message.header_envelope import HeaderEnvelope
-from picoqmail.message.tokens import quote_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,9 +173,9 @@ class SMTP:
             raise TypeError(f"{type(msg).__name__} is no email.message.Message")
         header = HeaderEnvelope.of_object(msg)
         # Back to the text form of RFC 5321, which `_take` reads.
-        sender = _quoted(header.sender()) if from_addr is None else from_addr
+        sender = write_one(header.sender()) if from_addr is None else from_addr
         several = (
-            [_quoted(one) for one in header.recipients()]
+            [write_one(one) for one in header.recipients()]
             if to_addrs is None
             else _several(to_addrs)
         )
@@ -206,7 +206,9 @@ class SMTP:
         if not good:
             raise smtplib.SMTPRecipientsRefused(refused)
         try:
-            self.receipt = self._spool.enqueue(octets, sender, good)
+            self.receipt = self._spool.enqueue(
+                octets, write_one(sender), [write_one(one) for one in good]
+            )
         except MessageTooLargeError as exc:
             raise smtplib.SMTPDataError(552, _reason("5.3.4", exc)) from exc
         except ConfigurationError as exc:
@@ -231,10 +233,6 @@ class LMTP(SMTP):
 
 def _several(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
-
-
-def _quoted(raw: str) -> str:
-    return quote_address(raw.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
 def _reason(status: str, error: Exception) -> bytes:

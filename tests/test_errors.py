@@ -24,6 +24,7 @@ TREE = [
     (errors.EnvelopeError, ValueError, 91, 65),
     (errors.AddressError, ValueError, 31, 65),
     (errors.AddressTooLongError, ValueError, 11, 65),
+    (errors.HeaderError, ValueError, 31, 65),
     (errors.TruncatedEnvelopeError, ValueError, 54, 65),
     (errors.MessageTooLargeError, ValueError, 31, 65),
     (errors.MessageError, ValueError, 31, 65),

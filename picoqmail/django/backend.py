@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.core import mail
@@ -14,6 +15,7 @@ from picoqmail.django.options import OPTIONS, commit_database, open_spool
 from picoqmail.errors import AddressError, PicoqmailError
 from picoqmail.library.mail import Mail
 from picoqmail.library.plain_address import plain_address, qualified
+from picoqmail.message.addresses import write_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -244,11 +246,9 @@ def _address(given: str, index: int | None, home: Home) -> str:
     """An address without its name; a domain that is not ASCII in the form that DNS has (IDNA)."""
     if "\n" in given or "\r" in given:
         raise AddressError("it holds a line end", given, index)
-    address = qualified(plain_address(given), home)
+    address = qualified(plain_address(given, index), home)
     box, at, domain = address.rpartition("@")
-    if domain.isascii():
-        return address
-    try:
-        return f"{box}{at}{domain.encode('idna').decode()}"
-    except UnicodeError:
-        return address
+    if not domain.isascii():
+        with suppress(UnicodeError):
+            address = f"{box}{at}{domain.encode('idna').decode()}"
+    return write_one(address)

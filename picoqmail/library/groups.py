@@ -27,8 +27,9 @@ from picoqmail.layout import IDEMPOTENCY, NEW, TMP
 from picoqmail.library.mail import Receipt
 from picoqmail.library.threads import abreast
 from picoqmail.message import envelope
+from picoqmail.message.addresses import read_one
 from picoqmail.message.content import Content, is_email_object, open_content
-from picoqmail.message.header_envelope import HeaderEnvelope, raw_address
+from picoqmail.message.header_envelope import HeaderEnvelope
 from picoqmail.spool.incoming import Incoming, publish
 from picoqmail.spool.keys import KeyRecord, name_of
 from picoqmail.spool.sidecar import NOT_BEFORE
@@ -141,9 +142,9 @@ class Acceptance:
                 if recipients is None:
                     content.drop_bcc()
             if header is not None and sender is None:
-                sender = _checked_sender(header.sender())
+                sender = envelope.check_sender(header.sender())
             if header is not None and recipients is None:
-                recipients = _checked_recipients(header.recipients())
+                recipients = envelope.check_recipients(header.recipients())
             if content is None:
                 international = not all(
                     one.isascii() for one in (sender or "", *(recipients or ()))
@@ -452,7 +453,7 @@ def _checked_sender(given: str | None) -> str | None:
         return None
     if not isinstance(given, str):
         raise EnvelopeError(f"the sender {given!a:.100} is no text but {type(given).__name__}")
-    return envelope.check_sender(raw_address(given))
+    return envelope.check_sender(read_one(given))
 
 
 def _checked_recipients(given: Sequence[str] | str | None) -> list[str] | None:
@@ -466,7 +467,7 @@ def _checked_recipients(given: Sequence[str] | str | None) -> list[str] | None:
             raise EnvelopeError(
                 f"recipient {index + 1}, {one!a:.100}, is no text but {type(one).__name__}"
             )
-    return envelope.check_recipients([raw_address(one) for one in several])
+    return envelope.check_recipients([read_one(one, index) for index, one in enumerate(several)])
 
 
 def _moment(name: str, given: object, now: float) -> float:

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from picoqmail.errors import EnvelopeError
+from picoqmail.errors import AddressError
 from picoqmail.home.control import Control, own_host_name
-from picoqmail.message.header_envelope import addresses
+from picoqmail.message.addresses import read_list, read_one
 
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
+# What a name, a comment or a bracket around an address has, and no address alone.
+_DECORATED = frozenset('<>()"')
 
-_SPECIAL = frozenset('<>()"[]\\,;:')
 
+def plain_address(address: str, index: int | None = None) -> str:
+    """The raw address alone, of what smtplib takes: with a name or brackets, blanks around it.
 
-def plain_address(address: str) -> str:
-    """The raw address alone, of what smtplib takes: with a name or angle brackets, or without.
-
-    Raises EnvelopeError for a text with brackets or quotes that is not one address.
+    Raises EnvelopeError for what is not one address; AddressError with `index` of the recipient.
     """
-    if _SPECIAL.isdisjoint(address):
-        return address
-    found = addresses("address", address.encode("utf-8", "surrogateescape"))
-    if len(found) != 1:
-        raise EnvelopeError(f"{address!a:.200} is {len(found)} addresses, not one")
-    return found[0]
+    address = address.strip(" \t\r\n")
+    if not _DECORATED.isdisjoint(address):
+        found = read_list("address", address)
+        if len(found) != 1:
+            raise AddressError(f"it is {len(found)} addresses, not one", address, index)
+        return found[0]
+    return read_one(address, index)
 
 
 def qualified(address: str, home: Home) -> str:

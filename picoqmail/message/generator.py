@@ -95,6 +95,6 @@ def _complaint(message: Message[Any, Any], index: int, line: bytes) -> str:
     items = message.keys()
     culprit = items[max(min(index, len(items)) - 1, 0)] if items else ""
     return (
-        f"the header would get a line that is no field of the message: {line[:100]!a}, "
-        f"at the field {culprit[:100]!a}; a value or a name holds a line end, or text that decodes to one"
+        f"the header would get a line that is no field of the message: {line[:100]!a}, at the "
+        f"field {culprit[:100]!a}; a value or name holds a line end, or text that decodes to one"
     )
