@@ -36,6 +36,7 @@ _QUOTED_ADDRESS = re.compile(r'"((?:[^"\\]|\\.)*)"@([^\s()<>@,;:\\"]+)', re.DOTA
 _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
 # Zero-width joiners are part of some scripts' spelling; nowhere else.
 _JOINERS = "\u200c\u200d"
+_UNREADABLE = "\ufffd"
 _UNSEEN = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))
 # What qmail has for senders that are no address: a double bounce, and VERP (addresses(5)).
 _DOUBLE_BOUNCE = "#@[]"
@@ -67,8 +68,8 @@ def seen(where: str, text: str, addresses: list[str]) -> list[str]:
         stray = _unseen(one)
         if stray:
             raise HeaderError(
-                f"the {where} has an address with a character that is not seen, {stray!a}: "
-                f"{text.strip()[:200]!a}; correct it"
+                f"the {where} has an address with a character that cannot be seen or read, "
+                f"{stray!a}: {text.strip()[:200]!a}; correct it"
             )
     return addresses
 
@@ -89,7 +90,9 @@ def read_one(text: str, index: int | None = None) -> str:
         raise AddressError(_why_not_one(text), text, index)
     stray = _unseen(raw)
     if stray:
-        raise AddressError(f"it holds a character that is not seen, {stray!a}", text, index)
+        raise AddressError(
+            f"it holds a character that cannot be seen or read, {stray!a}", text, index
+        )
     return raw
 
 
@@ -201,7 +204,7 @@ class _List:
             colons = [n for n, one in enumerate(inside) if one[0] == ":"]
             if len(colons) != 1:
                 return False
-            inside = inside[colons[0] + 1 :]
+            return self._address(inside[colons[0] + 1 :])
         if not inside:
             self._found.append("")
             return True
@@ -249,10 +252,15 @@ def _is_dotted(tokens: list[Token]) -> bool:
 
 
 def _unseen(address: str) -> str:
-    """A blank or mark that nobody sees, "" if there is none; ASCII's own are judged elsewhere."""
-    if address.isprintable():
+    """A blank or mark that nobody sees, or what stands for octets that nobody could read.
+
+    Empty if there is none. ASCII's own are judged elsewhere.
+    """
+    if address.isprintable() and _UNREADABLE not in address:
         return ""
     for index, one in enumerate(address):
+        if one == _UNREADABLE:
+            return one
         if one.isascii() or unicodedata.category(one) not in _UNSEEN:
             continue
         around = address[index - 1 : index] + address[index + 1 : index + 2]

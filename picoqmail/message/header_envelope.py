@@ -7,7 +7,6 @@ only if it was understood whole. Pure.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from picoqmail.errors import HeaderError
@@ -113,17 +112,26 @@ def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - a
 def _of_parsed(where: str, value: Any, parsed: Any) -> list[str]:  # noqa: ANN401 - as email has it
     """Those of a header that the email package has parsed.
 
-    It returns what it understood and notes the rest as defects. So with a defect that is no
-    matter of taste our own reading of the text has to agree.
+    It returns what it understood, also as text, and notes the rest as defects. So with a defect
+    that is no matter of taste our own reading of what will be written has to agree.
     """
     if not all(hasattr(one, "addr_spec") for one in parsed):
         # Made from a list of strings: they are joined as smtplib joins them.
         return read_list(where, str(value))
     found = [one.username + ("@" + one.domain if one.domain else "") for one in parsed]
-    errors = sys.modules["email.errors"]
-    harmless = (errors.ObsoleteHeaderDefect, errors.NonASCIILocalPartDefect)
-    if all(isinstance(one, harmless) for one in value.defects):
+    if all(isinstance(one, _harmless()) for one in value.defects):
         return seen(where, str(value), found)
-    if found != read_list(where, str(value)):
-        raise not_understood(where, str(value))
+    from email.policy import SMTPUTF8
+
+    text = value.fold(policy=SMTPUTF8.clone(max_line_length=None))
+    text = text.partition(":")[2]
+    is_hidden = any("@" in one.username and not one.domain for one in parsed)
+    if is_hidden or found != read_list(where, text):
+        raise not_understood(where, text)
     return found
+
+
+def _harmless() -> tuple[type[Exception], ...]:
+    from email.errors import NonASCIILocalPartDefect, ObsoleteHeaderDefect
+
+    return (ObsoleteHeaderDefect, NonASCIILocalPartDefect)
