@@ -42,10 +42,10 @@ def with_field(made: Message[Any, Any], name: str, value: Any) -> Message[Any, A
     return made
 
 
-def attached(**more: str) -> Message[Any, Any]:
+def attached(filename: str) -> Message[Any, Any]:
     """A message whose attachment has a name of somebody's choosing."""
     made = modern()
-    made.add_attachment(b"x", maintype="a", subtype="b", **more)
+    made.add_attachment(b"x", maintype="a", subtype="b", filename=filename)
     return made
 
 
