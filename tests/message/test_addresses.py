@@ -11,11 +11,11 @@ from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from enqueuing import Home, make_home
 from hypothesis import given
 from hypothesis import strategies as st
 
 import picoqmail
-from enqueuing import Home, make_home
 from picoqmail import smtplib_compat
 from picoqmail.errors import AddressError, EnvelopeError, HeaderError
 from picoqmail.message.addresses import read_list, read_one, write_one

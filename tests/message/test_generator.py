@@ -12,8 +12,8 @@ from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from enqueuing import Home, make_home
+
 from picoqmail import smtplib_compat
 from picoqmail.errors import MessageError
 from picoqmail.library.api import Spool
