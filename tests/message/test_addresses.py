@@ -11,7 +11,6 @@ from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from enqueuing import Home, make_home
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ import picoqmail
 from picoqmail import smtplib_compat
 from picoqmail.errors import AddressError, EnvelopeError, HeaderError
 from picoqmail.message.addresses import read_list, read_one, write_one
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,16 +180,16 @@ NOT_ONE = [
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
     """A home that the environment names; nothing is sent from it."""
-    home = make_home(tmp_path / "home")
+    home = TemporaryHome(str(tmp_path / "home")).make()
     monkeypatch.setenv("PICOQMAIL_HOME", home.root)
     monkeypatch.setenv("PICOQMAIL_SEND", "off")
     return home
 
 
 @pytest.mark.parametrize("text", NOT_ONE)
-def test_what_is_not_one_address_is_refused(home: Home, text: str) -> None:
+def test_what_is_not_one_address_is_refused(home: TemporaryHome, text: str) -> None:
     """As recipient and as sender, with its index; nothing is in the spool."""
     with pytest.raises(AddressError) as caught:
         picoqmail.enqueue(b"", "a@example.org", ["good@example.net", text])
@@ -256,7 +256,7 @@ def parsed(name: str, value: Any) -> Message[Any, Any]:
 @pytest.mark.parametrize(
     "text", ["a@x; b@y", "a@x b@y", "b@ex ample.net", "b@x..net", "A <a@x> B <b@y>", "b\u200b@x"]
 )
-def test_no_recipient_vanishes(home: Home, form: Any, name: str, text: str) -> None:
+def test_no_recipient_vanishes(home: TemporaryHome, form: Any, name: str, text: str) -> None:
     """Whatever form the message has: an error that names the field, and nothing in the spool."""
     with pytest.raises(EnvelopeError, match=rf"header field {name} ") as caught:
         picoqmail.enqueue(form(name, text))
@@ -286,7 +286,7 @@ def test_no_recipient_vanishes(home: Home, form: Any, name: str, text: str) -> N
         (lambda: parsed("To", "=?utf-8?q?M=C3=BCller=2C?= <j@x>,\n b@y"), ["j@x", "b@y"]),
     ],
 )
-def test_what_is_right_is_taken(home: Home, message: Any, expected: list[str]) -> None:
+def test_what_is_right_is_taken(home: TemporaryHome, message: Any, expected: list[str]) -> None:
     """Lists of strings, names with commas, encoded words, groups: as smtplib reads them."""
     receipt = picoqmail.enqueue(message())
     assert expected == list(receipt.recipients) == home.addresses(receipt.id)
@@ -299,7 +299,7 @@ def header_of_several() -> Header:
     return made
 
 
-def test_a_comma_in_an_encoded_name_is_no_separator(home: Home) -> None:
+def test_a_comma_in_an_encoded_name_is_no_separator(home: TemporaryHome) -> None:
     """The name stays a name where its letters are encoded."""
     assert ("j@x",) == picoqmail.enqueue(of_old("To", header_of_several())).recipients
     assert 1 == len(home.ids())
@@ -309,14 +309,14 @@ def test_a_comma_in_an_encoded_name_is_no_separator(home: Home) -> None:
     ("given", "expected"),
     [(" b@y ", "b@y"), ("\tB <b@y>\r\n", "b@y"), ("b@y (B)", "b@y"), ('"a b"@y', "a b@y")],
 )
-def test_smtplib_strips(home: Home, given: str, expected: str) -> None:
+def test_smtplib_strips(home: TemporaryHome, given: str, expected: str) -> None:
     """In front of smtplib's interface an address may have a name, and blanks around it."""
     smtplib_compat.SMTP().sendmail("a@example.org", [given], b"x")
     assert [expected] == home.addresses(home.ids()[0])
 
 
 @pytest.mark.parametrize("given", ["a@x, b@y", "b@y,", "b\u200b@y", "b@x..net", "a@x b@y"])
-def test_smtplib_refuses(home: Home, given: str) -> None:
+def test_smtplib_refuses(home: TemporaryHome, given: str) -> None:
     """What is not one address is refused there, too, and the good ones get the mail."""
     refused = smtplib_compat.SMTP().sendmail("a@example.org", [given, "c@z"], b"x")
     assert [given] == list(refused)

@@ -12,13 +12,13 @@ from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from enqueuing import Home, make_home
 
 from picoqmail import smtplib_compat
 from picoqmail.errors import MessageError
 from picoqmail.library.api import Spool
 from picoqmail.message.generator import write_object
 from picoqmail.message.header import field_name
+from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,9 +89,9 @@ FORGED: dict[str, Callable[[], Message[Any, Any]]] = {
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path) -> TemporaryHome:
     """A home that nothing is sent from."""
-    return make_home(tmp_path / "home")
+    return TemporaryHome(str(tmp_path / "home")).make()
 
 
 @pytest.mark.parametrize("utf8", [False, True])
@@ -115,7 +115,7 @@ def test_no_line_comes_from_a_value(kind: str, *, utf8: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a field's name", "an early end", "no name", "a part of a part"])
-def test_what_every_python_writes_is_refused(home: Home, kind: str) -> None:
+def test_what_every_python_writes_is_refused(home: TemporaryHome, kind: str) -> None:
     """By the library, and in front of smtplib's interface; nothing is in the spool."""
     spool = Spool(home.root, send=False)
     with pytest.raises(MessageError, match=r"no field of the message|cannot be written"):
