@@ -1,6 +1,6 @@
-"""All of the proof: `python tests/proof`; it writes docs/proof.md.
+"""All trials: `python tests/proof`; it writes docs/proof.md.
 
-Hours are not needed: under one on two cores. `--quick` is a look at everything.
+They take less than an hour on two cores. `--quick` runs a sample of each.
 """
 
 from __future__ import annotations

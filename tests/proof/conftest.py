@@ -1,4 +1,4 @@
-"""What several trials share: a stage, and a spool in the three states that cron meets."""
+"""Fixtures of several trials: a stage, and a spool in the three states that cron meets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
+    """Yield relays and zygotes, and a directory for the homes."""
     with Stage(str(tmp_path_factory.mktemp("stage"))) as started:
         yield started
 
 
 @pytest.fixture
 def world(stage: Stage) -> World:
-    """A home with two mails in new/ and one, tried before, in cur/."""
+    """Return a home with two mails in new/ and one, tried before, in cur/."""
     made = World.begin(stage.path(), stage.moody.address)
     made.accept([LATER])
     stage.zygotes[0].run(made.root, "send", offset=-7200)

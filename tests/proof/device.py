@@ -1,9 +1,9 @@
 """A real file system, cut off: a loop-mounted image that is copied the moment a program dies.
 
-What the kernel has written to the image by then is what a disk would hold after a loss of power.
-Where the file system can be shut down at once, without writing anything more (ext4, XFS), that
-comes first; then no write can fall into the copying. The copy is mounted, its journal replayed, and
-the spool on it recovered by cron. Needs root and a loop device; `why_not` says what is missing.
+The image then contains what a disk would contain after a power loss. A file system that can be shut
+down without further writes (ext4, XFS) is shut down first, so that no write happens during the
+copy. The copy is mounted, its journal is replayed, and cron recovers the spool on it. Needs root
+and a loop device; `why_not` says what is missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MEBIBYTE = 1 << 20
 
 @frozen
 class FileSystem:
-    """One kind of file system: its tools, its least size, and options that put writeback off."""
+    """One kind of file system: its tools, its smallest size, and options that delay writeback."""
 
     name: str
     mkfs: tuple[str, ...]
@@ -54,7 +54,7 @@ FILE_SYSTEMS = (
 
 @define
 class DeviceReport:
-    """Figures of one file system, and everything that went wrong."""
+    """The figures of one file system, and all breaches."""
 
     cuts: int = 0
     repeats: int = 0
@@ -62,7 +62,7 @@ class DeviceReport:
 
 
 def why_not(system: FileSystem, directory: str) -> str:
-    """What is missing here for a trial; empty if nothing is."""
+    """Return what is missing for a trial on this host; empty if nothing is."""
     if os.geteuid():
         return "a real file system can be cut by root only, who may mount one"
     if shutil.which(system.mkfs[0], path="/usr/sbin:/sbin:/usr/bin") is None:
@@ -81,7 +81,7 @@ def why_not(system: FileSystem, directory: str) -> str:
 
 
 def make(system: FileSystem, image: str) -> None:
-    """Make an image that holds an empty file system."""
+    """Make an image with an empty file system."""
     with open(image, "wb") as file:
         file.truncate(system.mebibytes * MEBIBYTE)
     path = shutil.which(system.mkfs[0], path="/usr/sbin:/sbin:/usr/bin") or system.mkfs[0]
@@ -99,7 +99,7 @@ def mounted(system: FileSystem, image: str, where: str) -> Iterator[str]:
     try:
         yield where
     finally:
-        # Lazily: what a program that was struck still holds keeps no trial waiting.
+        # A lazy unmount, because a program that was struck may still hold files.
         subprocess.run(["umount", "-l", where], check=True, capture_output=True)
 
 
@@ -109,7 +109,7 @@ _WITHOUT_LOG = 2
 
 
 def shut_down(where: str) -> bool:
-    """Let the file system write nothing more; False if it cannot do that."""
+    """Stop all further writes of the file system; False if it cannot do that."""
     descriptor = os.open(where, os.O_RDONLY)
     try:
         fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
@@ -128,7 +128,7 @@ def _copy(image: str, target: str) -> None:
 
 @define
 class Cutter:
-    """Trials on one kind of file system. `root` should lie in memory: images are copied a lot."""
+    """Trials on one kind of file system. `root` should be in memory, because images are copied."""
 
     stage: Stage
     system: FileSystem
@@ -150,7 +150,7 @@ class Cutter:
         places: list[Call | None] = list(tracing.places(calls, "HOME", looking=False))
         if sample and sample < len(places):
             places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice
-        # Above all right after the yes.
+        # The most important point is right after success.
         places += [None] * (1 if sample else 3)
         base, world = self._prepare(scenario)
         announce(len(places))
@@ -160,7 +160,7 @@ class Cutter:
         os.unlink(base)
 
     def _prepare(self, scenario: Scenario) -> tuple[str, World]:
-        """An image with a home that is at rest."""
+        """Make an image with a home in which everything is durable."""
         image = f"{self.root}/base-{self.system.name}.img"
         make(self.system, image)
         home = f"{self.root}/live/home"
@@ -209,7 +209,7 @@ class Cutter:
         ]
 
     def _named(self, prepared: World) -> World:
-        """The world of the image, under a name that no other trial has at the relay."""
+        """Return the world of the image, with a name that no other trial has at the relay."""
         name = f"{self.system.name}{self._number}.{prepared.name}"
         world = evolve(prepared, name=name, promises=list(prepared.promises))
         world.setting("me", name)

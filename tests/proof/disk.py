@@ -1,16 +1,17 @@
-"""What a disk may hold after power was lost.
+"""The states that a disk may be in after a power loss.
 
-The model of a file system that keeps no promise but those of POSIX and of fsync(2):
+This models a file system that keeps only the promises of POSIX and fsync(2):
 
-- Data of a file that were not fsynced may be there, missing, cut, or zeros.
-- Each entry of a directory that was not fsynced since it changed may be what it was at the last
-  fsync, or anything that it has been since, independently of every other entry: in any order, and a
-  rename across directories may have happened in one of them only.
+- File data that were not fsynced may be present, missing, cut, or zeros.
+- A directory entry that changed since the last fsync of its directory may have any value that it
+had
+  since then. It is independent of all other entries: changes may be lost in any order, and a rename
+  across directories may have happened in only one of them.
 - A mode that was not fsynced may be the old one or the new one.
-- syncfs(2) is an fsync of every file and every directory at that instant.
+- syncfs(2) is an fsync of every file and every directory at that moment.
 
-That is more than any journalling file system does. A state that one of those could leave too (the
-operations up to some point, none after it) is marked as `ordered`.
+No journalling file system loses that much. A state that such a file system could also leave (all
+operations up to some point, and none after it) is marked as `ordered`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ Key = tuple[str, str]
 
 @define
 class Inode:
-    """One file: what it holds, and what of it is on disk for sure (None: nothing was ever synced).
+    """One file: its content, and its durable content (None: nothing was ever synced).
 
-    Directories have none; they are numbers below 0.
+    Directories have no such object; they are numbers below 0.
     """
 
     data: bytes = b""
@@ -46,7 +47,7 @@ class Inode:
     mtime: float | None = None
 
     def variants(self) -> list[bytes]:
-        """What a reader may find after the loss."""
+        """Return the contents that a reader may find after the loss."""
         if self.durable is not None and self.durable == self.data:
             return [self.data]
         half = self.data[: len(self.data) // 2]
@@ -56,7 +57,7 @@ class Inode:
         return list(dict.fromkeys(found))
 
     def modes(self) -> list[int]:
-        """The modes that may be there."""
+        """Return the modes that a reader may find."""
         known = self.durable_mode
         return [self.mode] if known is None else list(dict.fromkeys([self.mode, known]))
 
@@ -72,7 +73,7 @@ class State:
     ordered: bool = field(eq=False)
 
     def materialise(self, spool: str) -> None:
-        """Write it down, hard links and all, into an empty directory."""
+        """Write it into an empty directory, including hard links."""
         for directory in DIRECTORIES:
             os.makedirs(f"{spool}/{directory}", 0o700)
         data, modes, mtimes = dict(self.data), dict(self.modes), dict(self.mtimes)
@@ -96,12 +97,12 @@ class State:
 
 @define
 class Disk:
-    """A spool and its history since the last fsyncs. `apply` operations, then ask for `states`."""
+    """A spool and its history since the last fsyncs. `apply` operations, then call `states`."""
 
     inodes: dict[int, Inode] = field(factory=dict)
-    # All that an entry has been since its directory was last synced; the first is durable.
+    # All values of an entry since its directory was last synced; the first is durable.
     entries: dict[Key, list[int | None]] = field(factory=dict)
-    # The same as a journal has it: groups of changes, each of one operation.
+    # The same changes as a journal has them: a group for each operation.
     journal: list[list[tuple[Key, int | None]]] = field(factory=list)
     handles: dict[int, int] = field(factory=dict)
     _committed: dict[Key, int | None] = field(factory=dict)
@@ -109,7 +110,7 @@ class Disk:
 
     @classmethod
     def load(cls, spool: str) -> Disk:
-        """The disk of a spool that is at rest: everything in it is durable."""
+        """Return the disk of a spool in which everything is durable."""
         disk = cls()
         known: dict[int, int] = {}
         more = [one.name for one in os.scandir(spool) if one.is_dir(follow_symlinks=False)]
@@ -134,14 +135,14 @@ class Disk:
         self.entries.setdefault(key, [None]).append(inode)
 
     def _commit(self) -> None:
-        """All entries so far are durable."""
+        """Make all entries so far durable."""
         for key, values in self.entries.items():
             self._committed[key] = values[-1]
             del values[:-1]
         self.journal.clear()
 
     def current(self, key: Key) -> int | None:
-        """The inode under a name now."""
+        """Return the inode that a name has now."""
         return self.entries.get(key, [None])[-1]
 
     def _change(self, *changes: tuple[Key, int | None]) -> None:
@@ -150,7 +151,7 @@ class Disk:
         self.journal.append(list(changes))
 
     def apply(self, operation: Operation) -> None:
-        """Do one operation."""
+        """Apply one operation."""
         kind, key, target = operation.kind, operation.key, operation.target
         inode = self.handles.get(operation.handle) or self.current(key)
         if kind == "open":
@@ -202,7 +203,7 @@ class Disk:
         for key, values in self.entries.items():
             if key[0] == directory:
                 del values[:-1]
-        # A journal commits everything before.
+        # A journal also commits everything before.
         for changes in self.journal:
             self._committed.update(changes)
         self.journal.clear()
@@ -210,7 +211,7 @@ class Disk:
     # --- After the loss ---------------------------------------------------------------------------
 
     def ordered_entries(self) -> list[dict[Key, int | None]]:
-        """The entries after each number of operations that a journal may have committed."""
+        """Return the entries after each number of operations that a journal may have committed."""
         now = dict(self._committed)
         found = [dict(now)]
         for changes in self.journal:
@@ -219,7 +220,7 @@ class Disk:
         return found
 
     def states(self, *, limit: int, seed: object) -> Iterator[State]:
-        """All legal states, or `limit` of them: those a journal leaves, both ends, and a sample."""
+        """Return all legal states, or `limit` of them: those of a journal, both ends, a sample."""
         for entries in self.ordered_entries():
             yield from self._with_data(entries, ordered=True)
         keys = list(self.entries)
@@ -247,8 +248,8 @@ class Disk:
         data = [self.inodes[number].variants() for number in numbers]
         modes = [self.inodes[number].modes() for number in numbers]
         mtimes = tuple((number, self.inodes[number].mtime) for number in numbers)
-        # The variants of one file at a time, the others as they were meant, and all at once: what
-        # two damaged files would do together, one of them does alone, for they are of one message.
+        # The variants of one file at a time, with the others whole, and of all files at once. Two
+        # damaged files of one message have no effect that one of them does not have alone.
         plain = State(
             tuple(there),
             tuple(zip(numbers, [one[0] for one in data], strict=True)),

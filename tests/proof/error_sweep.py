@@ -1,7 +1,7 @@
-"""The error sweep: each call of a program fails once, with each error that it could meet.
+"""The error sweep: each call of a program fails once, with each error that it can return.
 
-The run with the error is recorded too, so that a yes can be held against the fsyncs it is worth:
-body, sidecar and directory, each of them successful, none tried twice on one descriptor.
+The run with the error is recorded too, so that success can be compared with its fsyncs: body,
+sidecar and directory must be synced successfully, and never twice on one descriptor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proof.zygote import Zygote
 
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENOMEM", "EACCES", "EROFS")
-# What a program may say of trouble with its disk: temporary, never a bug, never a yes.
+# The exit codes for a failure of the disk: temporary errors, never a bug, never success.
 QUEUE_STATUSES = frozenset({51, 53, 54, 55, 61, 62, 63, 64, 65, 66})
 STATUSES = {
     "": frozenset({70, 71, 74, 75, 78}),
@@ -39,7 +39,7 @@ STATUSES = {
     "cron": frozenset({0, 71, 74, 75, 78}),
     "many": frozenset({71, 74, 75, 78}),
 }
-# Calls that no disk of these errors can fail in, or whose failure Linux reports in no such way.
+# Calls that cannot fail with these errors, or whose failure Linux does not report in this way.
 _SPARED = frozenset(
     {
         "exit_group", "execve", "mmap", "lseek", "epoll_wait", "epoll_ctl", "fcntl", "getsockopt",
@@ -53,7 +53,7 @@ _PLAIN_LINE = re.compile(rb"\A(?:(?:picoqmail-[a-z]+|qmail-inject: fatal): [^\n]
 
 @define
 class ErrorReport:
-    """Figures of a sweep, and everything that went wrong."""
+    """The figures of a sweep, and all breaches."""
 
     tried: dict[str, int] = field(factory=dict)
     missed: int = 0
@@ -62,7 +62,7 @@ class ErrorReport:
 
     @property
     def total(self) -> int:
-        """Errors injected."""
+        """The number of injected errors."""
         return sum(self.tried.values())
 
 
@@ -106,10 +106,10 @@ def sweep(
 
 
 def _can_fail(place: Call, error: str) -> bool:
-    """Say whether Linux can give this error here.
+    """Say whether Linux can return this error for this call.
 
-    strace fails a call by not making it, but a close that fails has closed nevertheless (close(2)).
-    So only closes are failed after which nobody waits for what they did not let go.
+    strace makes a call fail by skipping it, but a real close that fails still closes (close(2)). So
+    only those closes fail after which no program waits for the descriptor's lock.
     """
     if place.name == "close":
         return "/tmp/" in place.rest and error in ("EIO", "ENOSPC", "EDQUOT")
@@ -137,7 +137,7 @@ def _strike(
     os.unlink(output)
     struck = any(call.injected and call.concerns(world.root) for call in calls)
     if not struck:
-        # The ordinal fell on another call: what Python does while it loads itself is not ours.
+        # The ordinal met another call: the calls of Python's own start are not ours.
         report.missed += 1
     breaches = _outcome(scenario, ran) if struck else []
     if promises:
@@ -159,7 +159,7 @@ def _strike(
 
 
 def _outcome(scenario: Scenario, ran: subprocess.CompletedProcess[bytes]) -> list[str]:
-    """Exit code and words: a code of the interface, and a line for people if it is not well."""
+    """Check the exit code, and that a failure is explained in a line."""
     status, said = ran.returncode, ran.stderr
     good = scenario.statuses | STATUSES[scenario.program]
     found = []
@@ -173,9 +173,9 @@ def _outcome(scenario: Scenario, ran: subprocess.CompletedProcess[bytes]) -> lis
 
 
 def _durability(calls: Sequence[Call], spool: str, *, accepted: bool) -> list[str]:
-    """A yes needs three good fsyncs, and no descriptor may be fsynced again after a bad one.
+    """Check that success had three good fsyncs, and that none was retried on its descriptor.
 
-    One syncfs stands for all of them but that of the directory, which comes after the renames.
+    One syncfs replaces all of them except that of the directory, which follows the renames.
     """
     good: set[str] = set()
     bad: set[str] = set()
@@ -199,9 +199,9 @@ def _durability(calls: Sequence[Call], spool: str, *, accepted: bool) -> list[st
 
 
 def _remains(world: World, place: Call, accepted: int) -> list[str]:
-    """After a no nothing of the message is left, unless it was the unlinking that failed.
+    """Check that a failure left nothing of the message, unless an unlink failed.
 
-    `accepted` others are there, with two files each.
+    `accepted` other messages exist, with two files each.
     """
     if place.name.startswith("unlink"):
         return []

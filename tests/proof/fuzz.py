@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of one target: `python tests/proof/fuzz.py TARGET -max_total_time=60`.
 
-Needs `pip install atheris`. Further words are libFuzzer's options, a directory is a corpus.
-A finding is written to the working directory as crash-*, and repeated by giving that file.
+Needs `pip install atheris`. Further arguments are libFuzzer's options; a directory is a corpus.
+A finding is written to the working directory as crash-*. Name that file to repeat the finding.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def main(argv: list[str]) -> int:
-    """Fuzz until libFuzzer ends; it leaves by itself, with its own exit code."""
+    """Fuzz until libFuzzer ends, with its own exit code."""
     try:
-        # Not by an import statement: it is no dependency, and has no types.
+        # Imported by name, because it is no dependency and has no types.
         atheris = importlib.import_module("atheris")
     except ImportError:
         print("fuzzing needs atheris: pip install atheris", file=sys.stderr)  # noqa: T201
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def _dictionary(directory: str, pieces: tuple[bytes, ...]) -> str:
-    """The pieces as libFuzzer's dictionary."""
+    """Return the pieces as libFuzzer's dictionary."""
     path = f"{directory}/pieces"
     with open(path, "w", encoding="ascii") as file:
         for piece in pieces:

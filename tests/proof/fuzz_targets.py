@@ -1,8 +1,7 @@
-"""What is fuzzed: functions that take any octets and hold a parser to its promises.
+"""Fuzz targets: functions that take any octets, and check a parser's promises.
 
-The rule of this module: a target raises nothing but what is a finding. Errors that a parser
-documents are part of its answer and are compared, not ignored: the same octets in other portions
-must end in the same error.
+The rule of this module: a target raises only findings. Errors that a parser documents are results,
+and are compared, not ignored: the same octets in other portions must end in the same error.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ID = "1.M0P1Q1R00.host"
 
 
 def portions(data: bytes) -> Iterator[bytes]:
-    """The octets in portions whose sizes come from the octets."""
+    """Return the octets in portions, whose sizes come from the octets."""
     at = 0
     while at < len(data):
         size = data[at] % 7 + 1
@@ -56,7 +55,7 @@ def _envelope(pieces: Iterator[bytes]) -> tuple[object, ...]:
 
 
 def envelope(data: bytes) -> None:
-    """The envelope: portions do not matter; what is accepted is what is written, and sendable."""
+    """The envelope: portions do not matter; an accepted one can be written and sent as it is."""
     whole = _envelope(iter([data]))
     assert whole == _envelope(portions(data))
     if len(whole) == 2:
@@ -68,12 +67,12 @@ def envelope(data: bytes) -> None:
             line = wire_path(address)
             assert "\r" not in line
             assert "\n" not in line
-            # A path is all that a command holds: nothing after it can become a parameter.
+            # A command contains only a path, so nothing after it can become a parameter.
             assert line.count("<") == 1 or '"' in line
 
 
 def sidecar(data: bytes) -> None:
-    """A sidecar: damaged, or read; what was read is written so that it reads the same."""
+    """A sidecar is damaged, or it is read; then writing and reading it again gives the same."""
     try:
         decode(data, ID)
         message = Message.from_sidecar(data, ID)
@@ -85,7 +84,7 @@ def sidecar(data: bytes) -> None:
 
 
 def _replies(pieces: Iterator[bytes]) -> list[Reply | None]:
-    """The replies, None for an error."""
+    """Return the replies, None for an error."""
     parser = ReplyParser()
     found: list[Reply | None] = []
     try:
@@ -99,7 +98,7 @@ def _replies(pieces: Iterator[bytes]) -> list[Reply | None]:
 
 
 def reply(data: bytes) -> None:
-    """Replies: portions do not matter; codes and lengths are in their bounds; all is legible."""
+    """Replies: portions do not matter; codes and lengths are within bounds; all is printable."""
     whole = _replies(iter([data]))
     assert whole == _replies(portions(data))
     for one in whole:
@@ -111,7 +110,7 @@ def reply(data: bytes) -> None:
 
 
 def submitted(data: bytes) -> None:
-    """The content in -bs: portions do not matter; only CRLF . CRLF ends it; nothing is lost."""
+    """The content of -bs: portions do not matter; only CRLF . CRLF ends it; nothing is lost."""
 
     def content(pieces: Iterator[bytes]) -> tuple[bytes, bool, bytes]:
         stream = Stream(lambda: next(pieces, b""))
@@ -138,7 +137,7 @@ def submitted(data: bytes) -> None:
 
 
 def path(data: bytes) -> None:
-    """MAIL and RCPT of -bs: a path or a refusal, never anything else."""
+    """MAIL and RCPT of -bs: a path or a refusal, nothing else."""
     for keyword in (b"FROM", b"TO"):
         try:
             address, parameters = path_of(data, keyword)
@@ -157,9 +156,9 @@ def _addresses(found: list[tokens.Token]) -> list[bytes] | None:
 
 
 def address_tokens(data: bytes) -> None:
-    """Address tokens: never an exception; what is written names the same addresses.
+    """Address tokens: never an exception; the written field names the same addresses.
 
-    But for words of nothing, which are not written.
+    Empty words are an exception: they are not written.
     """
     found = tokens.parse(data)
     if found is None:
@@ -167,7 +166,7 @@ def address_tokens(data: bytes) -> None:
     plain = [one for one in found if one != (tokens.ATOM, b"")]
     again = tokens.parse(tokens.unparse(plain))
     assert again is not None
-    # A quoted sign in a word is written as the sign, as qmail does it: then all may be otherwise.
+    # A quoted sign in a word is written without quotes, as by qmail; then anything may change.
     assert b"\\" in data or _addresses(plain) == _addresses(again)
 
 
@@ -176,7 +175,7 @@ def quoting(data: bytes) -> None:
     box, at, _ = data.rpartition(b"@")
     if not box or not at:
         return
-    # Domains are checked elsewhere: here it is the mailbox that may hold anything.
+    # Domains are checked elsewhere; here the mailbox may contain anything.
     address = box + b"@there.test"
     found = tokens.parse(tokens.quote_address(address))
     assert found is not None
@@ -184,7 +183,7 @@ def quoting(data: bytes) -> None:
 
 
 def minivars(data: bytes) -> None:
-    """control/minivars: values or an error that names file and line; no trailing surprises."""
+    """control/minivars: values, or an error that names file and line; nothing is ignored."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -231,7 +230,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     )
 }
 
-# What a corpus begins with, where chance does not find the way in.
+# The first inputs of a corpus, for formats that chance does not find.
 SEEDS: dict[str, bytes] = {
     "sidecar": encode_record(
         new_record(
@@ -251,7 +250,7 @@ SEEDS: dict[str, bytes] = {
     "submitted": b"From: a\r\n\r\n..\r\n.\r\nQUIT\r\n",
 }
 
-# Pieces that a generator without coverage would never put together by itself.
+# Pieces that a generator without coverage feedback would never find.
 PIECES: dict[str, tuple[bytes, ...]] = {
     "envelope": (b"F", b"T", b"\0", b"a@b", b"#@[]", b"@", b"<", b">", b" ", b"\xc3\xa9"),
     "sidecar": (

@@ -1,7 +1,7 @@
-"""What must hold, whatever happened: the contract's rules as one function over a home and a relay.
+"""The invariant: the product's promises as one function over a home and a relay.
 
-The rule of this module: it knows nothing of how the trouble came about. It reads files and what the
-relay kept, and names every breach in a sentence.
+The rule of this module: it knows nothing of the injected fault. It reads files and the relay's
+mail, and describes every breach in a sentence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOKEN = re.compile(rb"^X-Token: (?P<token>[^\n]+)\n", re.MULTILINE)
 
 @define
 class Finding:
-    """What a look at one home found."""
+    """The findings about one home."""
 
     breaches: list[str] = field(factory=list)
     delivered: int = 0
@@ -39,13 +39,13 @@ class Finding:
 
 
 def token_of(content: bytes) -> str:
-    """The token of a message; empty for one that none of us wrote (a bounce)."""
+    """Return the token of a message; empty for one that no trial wrote (a bounce)."""
     match = _TOKEN.search(content)
     return match["token"].decode() if match else ""
 
 
 def half_visible(world: World) -> list[str]:
-    """Breaches of rule 3 at this very instant: a visible message that is not there as a whole."""
+    """Return the messages that are visible but not complete at this moment."""
     found = []
     for path in world.sidecars("new", "cur", "undelivered"):
         body = path.removesuffix(".json") + ".eml"
@@ -73,9 +73,9 @@ def judge(
 ) -> Finding:
     """Compare promises, relay and spool after recovery.
 
-    `may_wait`, `may_fail` and `may_vanish` are recipients who may still be pending, or failed, in
-    the spool, or gone from it; `may_repeat` are tokens that may have arrived twice without a mark;
-    `requeued` says that what bounced may have been given a new life.
+    `may_wait`, `may_fail` and `may_vanish` are recipients that may still be pending, have failed,
+    or be gone from the spool. `may_repeat` are tokens that may have arrived twice without a mark.
+    `requeued` says that bounced messages may have been requeued.
     """
     finding = Finding(breaches=half_visible(world))
     promises = {promise.token: promise for promise in world.promises}
@@ -121,7 +121,7 @@ def _check_mail(
         finding.breaches.append(f"{token} arrived altered")
         return
     if refused:
-        return  # Its end arrived, but the relay said in time that it did not take it.
+        return  # Its end arrived, but the relay replied in time that it did not accept the message.
     ids[token] = match["id"].decode()
     if mail.sender != promise.sender:
         finding.breaches.append(f"{token} arrived from {mail.sender}, not {promise.sender}")
@@ -134,7 +134,7 @@ def _check_mail(
 def _spooled(
     world: World, promises: dict[str, Promise], finding: Finding
 ) -> dict[tuple[str, str], str]:
-    """What the spool says of each recipient: `pending`, `failed`, `delivered`, by token."""
+    """Return each recipient's state in the spool (`pending`, `failed`, `delivered`), by token."""
     found: dict[tuple[str, str], str] = {}
     for path in world.sidecars("new", "cur", "undelivered"):
         try:
@@ -142,7 +142,7 @@ def _spooled(
             with open(path.removesuffix(".json") + ".eml", "rb") as file:
                 token = token_of(file.read())
         except (OSError, ValueError):
-            continue  # half_visible has named it.
+            continue  # half_visible has reported it.
         if token not in promises or not record["sender"]:
             continue
         state = os.path.basename(os.path.dirname(path))

@@ -1,6 +1,6 @@
 """The kill sweep: a program killed before each of its calls, then recovered by cron.
 
-Killed with SIGKILL by strace on entering the call, so that the call itself is not made.
+strace sends SIGKILL on entry to the call, so the call itself is not made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORKERS = 3
 
 @define
 class SweepReport:
-    """Figures of a sweep, and everything that went wrong."""
+    """The figures of a sweep, and all breaches."""
 
     tried: dict[str, int] = field(factory=dict)
     missed: int = 0
@@ -44,13 +44,13 @@ class SweepReport:
 
     @property
     def total(self) -> int:
-        """Points tried."""
+        """The number of crash points."""
         return sum(self.tried.values())
 
 
 @define
 class Stage:
-    """What sweeps share: two relays, a zygote for the recoveries, a directory for the homes."""
+    """Shared by the sweeps: two relays, a zygote for the recoveries, a directory for the homes."""
 
     root: str
     programs: Programs = field(factory=Programs)
@@ -72,18 +72,18 @@ class Stage:
         self.good.__exit__()
 
     def path(self) -> str:
-        """A path for one more home."""
+        """Return a path for another home."""
         return f"{self.root}/h{next(self._numbers)}"
 
     def template(self, scenario: Scenario) -> World:
-        """A home prepared for a scenario; clones of it are struck."""
+        """Return a home that is prepared for a scenario; its clones are struck."""
         world = World.begin(self.path(), self.moody.address, self.programs)
         scenario.prepare(world, self.zygotes[0], self.moody.address)
         world.before = self.moody.ledger.of(world.name)
         return world
 
     def received(self, world: World) -> list[Received]:
-        """What both relays have of a home."""
+        """Return the mail of a home at both relays."""
         ledgers = self.moody.ledger, self.good.ledger
         return world.before + [mail for one in ledgers for mail in one.of(world.name)]
 
@@ -95,10 +95,10 @@ class Stage:
 
 
 def record(stage: Stage, scenario: Scenario, template: World) -> list[tracing.Call]:
-    """The calls of an undisturbed run. Raises AssertionError if it does not end as it should.
+    """Return the calls of an undisturbed run. Raises AssertionError if it ends wrongly.
 
-    The second one: in the first, Python may have compiled modules, and places would be numbered
-    by calls that no later run makes.
+    The second run counts: in the first one Python may compile modules, with calls that no later run
+    makes.
     """
     _calls_of_a_run(stage, scenario, template)
     return _calls_of_a_run(stage, scenario, template)
@@ -128,7 +128,7 @@ def sweep(
     step: Callable[[], None] = lambda: None,
     announce: Callable[[int], None] = lambda _total: None,
 ) -> SweepReport:
-    """Kill each scenario's program at each place, or at `sample` of those that write or send."""
+    """Kill each scenario's program at each point, or at `sample` of those that write or send."""
     report = SweepReport(first_only=first_only)
     chosen = [one for one in SCENARIOS if not names or one.name in names]
     work = []
@@ -186,5 +186,5 @@ def _strike(
 
 
 def _most_in_doubt(scenario: Scenario) -> int:
-    """Recipients of the largest transaction: one message a connection may be in doubt."""
+    """Return the recipients of the largest transaction: the most that may be in doubt."""
     return 100 if "recipients" in scenario.name else 2

@@ -1,7 +1,7 @@
-"""A program of the library, to be struck: many.py [COPY], several messages in one enqueue_many.
+"""A program that uses the library, for the sweeps: many.py [COPY] calls enqueue_many once.
 
-Standard input is a JSON list of messages, each a list: body (latin-1), sender, recipients, key or
-null. What became of each is told at once in the end, as a JSON list on standard output.
+Standard input is a JSON list of messages. Each is a list: body (latin-1), sender, recipients, key
+or null. The outcomes go to standard output at the end, as one JSON list.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import sys
 import threading
 
-# More than there is: no helper thread can be started, and strace sees all that is done.
+# More memory than there is: no helper thread can be started, so strace sees every call.
 _NO_STACK_OCTETS = 1 << 46
 
 
 def main() -> int:
-    """Hand in the messages and return an exit code."""
+    """Submit the messages, and return an exit code."""
     if sys.argv[1:]:
         sys.path.insert(0, sys.argv[1])
-    # By name, for the copy need not be the package that this file belongs to.
+    # Imported by name, because the copy may be another package than the one of this file.
     picoqmail = importlib.import_module("picoqmail")
     threading.stack_size(_NO_STACK_OCTETS)
     with open(0, "rb") as file:
@@ -29,7 +29,7 @@ def main() -> int:
         picoqmail.Mail(body.encode("latin-1"), sender, recipients, idempotency_key=key)
         for body, sender, recipients, key in handed
     ]
-    # The data of other programs would keep the group from syncing them with its own.
+    # Otherwise unwritten data of other programs could prevent the use of syncfs.
     os.sync()
     try:
         outcomes = picoqmail.enqueue_many(mails)

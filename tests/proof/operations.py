@@ -1,7 +1,7 @@
-"""From the calls of a recorded run to operations on the spool, and what the relay was told.
+"""Turns the calls of a recorded run into operations on the spool and bytes for the relay.
 
-The rule of this module: it reads strace's text, and nothing else does. A call on the spool that it
-does not know is an error, so that nothing is left out of the model in silence.
+The rule of this module: only this module reads strace's text. An unknown call on the spool is an
+error, so that the model never omits anything silently.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ NOWHERE: Key = ("", "")
 
 @frozen
 class Operation:
-    """One thing done. `offset` is an offset, a length, a mode or a time, as the kind has it.
+    """One operation. `offset` is an offset, a length, a mode or a time, depending on the kind.
 
-    `handle` is the number of an open file: from `open` (which makes the file where there is none)
-    on it stays that file's, whatever becomes of its names. What is done by name has handle 0.
+    `handle` is the number of an open file. From `open` on (which makes a missing file) it belongs
+    to that file, whatever happens to its names. An operation on a name has handle 0.
     """
 
     kind: str
@@ -62,7 +62,7 @@ def _strings(rest: str) -> list[bytes]:
 
 
 def read_operations(calls: Sequence[Call], spool: str) -> list[Operation]:
-    """Everything that a run did to its spool, and `sent` and `heard` for its relay."""
+    """Return all operations of a run on its spool, and `sent` and `heard` for its relay."""
     reader = _Reader(spool)
     for call in calls:
         if call.result is not None and call.result >= 0:
@@ -82,7 +82,7 @@ class _Reader:
     handles: itertools.count[int] = field(factory=lambda: itertools.count(1))
 
     def take(self, call: Call, result: int) -> None:
-        """Take one call that was successful."""
+        """Process one successful call."""
         number = int(match[1]) if (match := _DESCRIPTOR.match(call.rest)) else -1
         handler = _HANDLERS.get(call.name)
         if handler is not None:
@@ -97,7 +97,7 @@ class _Reader:
             raise AssertionError(f"a call on the spool that the model does not know: {call}")
 
     def _key(self, raw: bytes) -> Key | None:
-        """Directory and name of a path in the spool; None for one elsewhere."""
+        """Return directory and name of a path in the spool; None for other paths."""
         path = raw.decode()
         if not path.startswith(self.spool + "/"):
             return None
@@ -105,7 +105,7 @@ class _Reader:
         return directory, name
 
     def _touch(self, kind: str, number: int, data: bytes = b"", offset: int = -1) -> None:
-        """Note what was done to an open file, if it is one of the spool."""
+        """Record an operation on an open file, if the file belongs to the spool."""
         if number in self.files:
             key, handle = self.files[number]
             self.found.append(Operation(kind, key, data=data, offset=offset, handle=handle))
@@ -146,7 +146,7 @@ class _Reader:
             raise AssertionError(f"across the edge of the spool: {kind} {rest}")
 
     def unlink(self, rest: str, _number: int, _result: int) -> None:
-        """Take a name away."""
+        """Remove a name."""
         self._one_name("unlink", rest)
 
     def mkdir(self, rest: str, _number: int, _result: int) -> None:
@@ -165,12 +165,12 @@ class _Reader:
         self._touch("sync", number)
 
     def sync_all(self, _rest: str, number: int, _result: int) -> None:
-        """Make all of the file system durable, if it is that of the spool."""
+        """Make the whole file system durable, if it is that of the spool."""
         if number in self.directories or number in self.files:
             self.found.append(Operation("syncfs"))
 
     def write(self, rest: str, number: int, result: int) -> None:
-        """Write where the descriptor is."""
+        """Write at the descriptor's offset."""
         if number not in self.files:
             return
         at = self.positions[number]
@@ -194,7 +194,7 @@ class _Reader:
             self._touch("chmod", number, offset=int(_last(_MODE, rest), 8))
 
     def utime(self, rest: str, number: int, _result: int) -> None:
-        """Set the time, of an open file or by name."""
+        """Set the time of an open file or of a name."""
         names = _strings(rest)
         if number in self.files:
             self._touch("utime", number, offset=int(_last(_TIME, rest)))

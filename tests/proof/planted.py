@@ -1,7 +1,7 @@
-"""Bugs planted into a copy of the package: whoever claims to find lost mail must find each of them.
+"""Bugs planted into a copy of the package: the trials must find each of them.
 
-A plant is a text of the package replaced by another, once. If the text is not there any more, the
-plant is stale and says so; it is never skipped.
+A plant replaces one text of the package by another. If the text does not exist any more, the plant
+is stale and raises an error; it is never skipped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @frozen
 class Plant:
-    """One bug: where the package says `good`, it says `bad` instead.
+    """One bug: `bad` replaces `good` in the package.
 
-    `good` must stand in one place of the whole package: no plant names a module, which may move.
-    `found_by` is the sweep that must find it, `scenario` the run that shows it.
+    `good` must occur exactly once in the whole package. No plant names a module, because modules
+    may move. `found_by` is the sweep that must find the bug; `scenario` is the run that shows it.
     """
 
     name: str
@@ -137,7 +137,7 @@ PLANTS: Sequence[Plant] = (
 def plant(bug: Plant, directory: str) -> Programs:
     """Copy the package into `directory`, plant the bug, and return the programs of the copy.
 
-    Raises LookupError where the text that the bug replaces is not there, or is there twice.
+    Raises LookupError if the text that the bug replaces does not occur exactly once.
     """
     package = os.path.dirname(picoqmail.__file__ or "")
     cli = os.path.dirname(picoqmail.cli.__file__ or "")
@@ -158,7 +158,7 @@ def plant(bug: Plant, directory: str) -> Programs:
     ((path, text),) = found
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace(bug.good, bug.bad))
-    # Compiled once: a run that compiles makes other calls than the one after it.
+    # Compiled now, because a run that compiles makes other calls than a later run.
     if not compileall.compile_dir(directory, quiet=2):
         raise SyntaxError(f"the plant '{bug.name}' does not compile")
     return Programs(directory)

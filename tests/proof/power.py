@@ -1,4 +1,4 @@
-"""Power loss: every disk that a run may leave at every point, recovered by cron."""
+"""Power loss: every disk state that a run may leave at every point, recovered by cron."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_OF_A_GROUP = 200
 
 @define
 class PowerReport:
-    """Figures of the trials, and everything that went wrong."""
+    """The figures of the trials, and all breaches."""
 
     prefixes: int = 0
     states: int = 0
@@ -47,7 +47,7 @@ class PowerReport:
 
 @define
 class _Trial:
-    """One state to be tried, with what was known to the world when the power went."""
+    """One disk state, with what the world knew when the power failed."""
 
     place: str
     state: State
@@ -58,7 +58,7 @@ class _Trial:
 
 @define
 class Recording:
-    """A run of a scenario, as operations on a disk, with what its relay got."""
+    """A run of a scenario as operations on a disk, with its mail at the relay."""
 
     template: World
     disk: Disk
@@ -90,7 +90,7 @@ def record(stage: Stage, scenario: Scenario) -> Recording:
 def trials(
     recording: Recording, *, limit: int, most: int, seed: int, report: PowerReport
 ) -> list[_Trial]:
-    """All distinct states, or `most` of them a prefix, at every prefix of the operations."""
+    """Yield the distinct states at every prefix of the operations, `most` for each prefix."""
     found: dict[object, _Trial] = {}
     disk = recording.disk
     sent = b""
@@ -135,7 +135,7 @@ def sweep(
     """Record a scenario and try all its states, or `sample` of them with all of the last prefix."""
     report = PowerReport(first_only=first_only)
     recording = record(stage, scenario)
-    # What a group leaves half way has many thousands of states that differ in nothing new.
+    # A group that is half done has many thousands of states that show nothing new.
     most = _MOST_OF_A_GROUP if scenario.messages > 1 else 0
     work = trials(recording, limit=limit, most=most, seed=seed, report=report)
     if sample and len(work) > sample:
@@ -203,10 +203,10 @@ def _new(scenario: Scenario) -> int:
 
 
 def _is_false_alarm(breaches: list[str], world: World) -> bool:
-    """Whether all is well but for sidecars put aside without their bodies, of nothing accepted.
+    """Say whether the only breaches are sidecars without bodies that were put aside, not accepted.
 
-    Of reports that is so if none was tried: who was to be told is told by another, or `breaches`
-    say more than this.
+    For a report this holds if it was never tried: another report reaches its addressee, or
+    `breaches` contains more than this.
     """
     told = {one.split(": ")[1] for one in breaches if one.startswith("half visible: undelivered/")}
     if not told or len(told) != len(breaches):

@@ -1,8 +1,8 @@
-"""Races: queue programs, senders and cron runs at once on one spool, killed at random.
+"""Races: queue programs, senders and cron runs share one spool, and are killed at random.
 
-The relay fails at random, the processes die at random, and for a while every one of them is process
-number 1 of a namespace of its own, as in containers. In the end the books must balance: who was
-told yes has arrived, nobody else's mail was touched, and what came twice is marked.
+The relay fails at random, and the processes die at random. For a while each process is number 1 of
+its own PID namespace, as in containers. In the end all accepted mail must have arrived unaltered,
+no other mail may have changed, and repeated mail must be marked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAMESPACE = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 
 @define
 class RaceReport:
-    """Figures of a race, and everything that went wrong."""
+    """The figures of a race, and all breaches."""
 
     seconds: float = 0
     programs: int = 0
@@ -47,7 +47,7 @@ class RaceReport:
 
 
 def namespaces_work() -> bool:
-    """Whether a process may be given a PID namespace of its own here."""
+    """Say whether processes can get their own PID namespace on this host."""
     try:
         tried = subprocess.run([*_NAMESPACE, "true"], capture_output=True, check=False)
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def namespaces_work() -> bool:
 
 
 def _moods(chance: random.Random) -> dict[str, Fault]:
-    """Faults that show themselves once in a while, at every step that has one."""
+    """Faults that occur now and then, at every step that has one."""
 
     def sometimes(one_in: int, *these: Fault) -> Fault:
         def act(line: Line, ordinary: bytes) -> bool:
@@ -91,17 +91,17 @@ class _Crowd:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def choose(self, below: int) -> int:
-        """A random number, safe in threads."""
+        """Return a random number; safe in threads."""
         with self._lock:
             return self.chance.randrange(below)
 
     def command(self, name: str) -> list[str]:
-        """A program, perhaps as process 1 of its own namespace, as in a container."""
+        """Run a program, perhaps as process 1 of its own namespace, as in a container."""
         words = self.world.programs.command(name)
         return [*_NAMESPACE, *words] if self.namespaces else words
 
     def submit(self) -> None:
-        """Hand in messages, one after another."""
+        """Submit messages, one after another."""
         while time.monotonic() < self.until:
             with self._lock:
                 number = len(self.promises)
@@ -135,7 +135,7 @@ class _Crowd:
             os.lseek(descriptor, 0, os.SEEK_SET)
         environ = self.world.variables()
         if self.choose(2):
-            # Let it start the sender in the background, as it does for everybody.
+            # Let it start the sender in the background, as usual.
             del environ["PICOQMAIL_SEND"]
         started = subprocess.Popen(
             self.command(name),
@@ -151,7 +151,7 @@ class _Crowd:
             status = started.wait(60)
         else:
             try:
-                # A bound on the run, not a wait for anything: most places in it are reached.
+                # A limit on the run, not a wait for an event: most points of the run are reached.
                 status = started.wait(0.001 * self.choose(120 if promise else 500))
             except subprocess.TimeoutExpired:
                 started.send_signal(signal.SIGKILL)
@@ -172,9 +172,9 @@ def race(
     senders: int = 3,
     jumps: Sequence[float] = (),
 ) -> RaceReport:
-    """Run a crowd for a while, bring the spool to order, and balance the books.
+    """Run a crowd for a while, recover the spool, and compare all mail.
 
-    `jumps` are seconds that the clock of further cron runs is off, which sweep beside the crowd.
+    `jumps` are clock offsets (seconds) of further cron runs, which sweep beside the crowd.
     """
     report = RaceReport(seconds=seconds)
     chance = random.Random(seed)  # noqa: S311 - a seeded choice
@@ -207,9 +207,9 @@ def race(
 
 
 def _settle(stage: Stage, world: World, report: RaceReport) -> None:
-    """Cron runs with a good relay until all is out; then one after the leftovers' time."""
+    """Run cron with a good relay until the spool is empty; then once when leftovers are old."""
     world.relay(stage.good.address)
-    # What a run half a week ahead deferred is due then, at the latest.
+    # Messages that a run half a week ahead deferred are due by then.
     late = 4 * 86400
     for offset in (*range(3600, 12 * 3600, 3600), late):
         stage.zygotes[0].run(world.root, "cron", offset=offset)

@@ -1,6 +1,6 @@
 """Start a program of a copy of the package: runner.py COPY NAME [ARGUMENT ...].
 
-For the planted bugs: what runs is the copy that carries the bug, by way of the program's own main.
+For the planted bugs: it runs the copy that contains the bug, through the program's own main.
 """
 
 from __future__ import annotations

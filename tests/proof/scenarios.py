@@ -1,6 +1,6 @@
-"""What the programs are made to do while they are struck: a spool prepared, a program, a relay.
+"""The scenarios that are struck: each has a prepared spool, a program and a relay.
 
-The rule of this module: one function a scenario; each prepares a home by ordinary means only.
+The rule of this module: one function for each scenario, which prepares a home by ordinary means.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LATER = "later@there.test"
 NEVER = "never@there.test"
 BREAKS = "breaks@there.test"
-# What the relay of the struck run does; the one of the recovery takes everything.
+# The faults of the relay in the struck run; the relay of the recovery accepts everything.
 MOODY: dict[str, faults.Fault] = {
     f"RCPT <{LATER}>": faults.reply("451 4.3.0 later"),
     f"RCPT <{NEVER}>": faults.reply("550 5.1.1 never"),
@@ -38,7 +38,7 @@ MOODY: dict[str, faults.Fault] = {
 class Scenario:
     """One program's run. `prepare` fills the home.
 
-    `submits` are the recipients of each of the `messages` that the run hands in; none if empty.
+    `submits` are the recipients of each of the `messages` that the run submits; none if empty.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Scenario:
     environ: Mapping[str, str] = field(factory=dict)
 
     def promises(self, world: World) -> list[Promise]:
-        """The messages that a run is going to hand in."""
+        """Return the messages that a run will submit."""
         count = self.messages if self.submits else 0
         return [world.promise(self.submits, self.octets, ahead) for ahead in range(count)]
 
@@ -69,7 +69,7 @@ class Scenario:
         promises: Sequence[Promise],
         wrap: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the program in a world, its command line wrapped, say, by strace."""
+        """Run the program in a world; `wrap` may put strace before its command line."""
         message, addresses = self._input_of(promises)
         command = wrap(self._command(world, promises))
         return world.run(command, message=message, envelope=addresses, environ=self.environ)
@@ -77,10 +77,10 @@ class Scenario:
     def told(
         self, promises: Sequence[Promise], ran: subprocess.CompletedProcess[bytes]
     ) -> list[Promise]:
-        """The promises, and which of them the program has made."""
+        """Return the messages, with those that the program has accepted."""
         accepted = [ran.returncode == 0] * len(promises)
         if self.program == "many":
-            # Who died before he told has promised nothing.
+            # A program that died before it reported has accepted nothing.
             answers = json.loads(ran.stdout or b"[]")
             accepted = answers if len(answers) == len(promises) else [False] * len(promises)
         added = self.program in ("inject", "sendmail")
@@ -90,7 +90,7 @@ class Scenario:
         ]
 
     def _input_of(self, promises: Sequence[Promise]) -> tuple[bytes, bytes | None]:
-        """Message and envelope for the program's descriptors 0 and 1."""
+        """Return message and envelope for the program's descriptors 0 and 1."""
         if self.program == "many":
             keys = [
                 one.token if self.keyed and not number % 2 else None
@@ -111,7 +111,7 @@ class Scenario:
     def judge(
         self, world: World, received: list[Received], may_repeat: Collection[str] = ()
     ) -> invariant.Finding:
-        """What must hold after this run, however it ended."""
+        """Return the breaches after this run, however it ended."""
         return invariant.judge(
             world,
             received,
@@ -122,7 +122,7 @@ class Scenario:
         )
 
     def _command(self, world: World, promises: Sequence[Promise]) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         words = [*world.programs.command(self.program), *self.arguments]
         if promises and self.program == "sendmail":
             words += ["-i", "-f", promises[0].sender, "--", *promises[0].recipients]
@@ -149,7 +149,7 @@ def _mixed_new(world: World, _zygote: Zygote, _relay: str) -> None:
 
 
 def _deferred(world: World, zygote: Zygote, relay: str) -> None:
-    """A spool some time later: two mails in cur/, one of them due, and one in new/."""
+    """Prepare a spool some time later: two mails in cur/, one of them due, and one in new/."""
     world.accept([LATER])
     world.accept([LATER, "now@there.test"])
     world.relay(relay)
@@ -158,7 +158,7 @@ def _deferred(world: World, zygote: Zygote, relay: str) -> None:
 
 
 def _failed(world: World, zygote: Zygote, relay: str) -> None:
-    """Two mails in undelivered/, their senders told, and one that waits."""
+    """Prepare two mails in undelivered/, both reported, and one that waits."""
     world.accept([NEVER])
     world.accept(["now@there.test", NEVER])
     world.relay(relay)

@@ -1,8 +1,8 @@
-"""What the state machine does to a spool: each step in a child of its own, which may die in it.
+"""The steps of the state machine: each runs in its own child process, which may die in it.
 
-A step runs the real library. Death is real too: the process ends at once before a chosen one of its
-file operations, with its locks, without any of its cleaning up. The operations are counted by an
-audit hook (sys.addaudithook), so nothing of the package is patched.
+A step runs the real library. Death is real too: the process ends before a chosen file operation.
+Its locks are released, but nothing is cleaned up. An audit hook (sys.addaudithook) counts the
+operations, so no part of the package is patched.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ as its first word, fault or in_doubt."""
 
 @frozen
 class Ledger:
-    """What the relay accepted: lines of a file, each written at once, safe over any death."""
+    """The relay's record: lines of a file, each written at once, so that it survives any death."""
 
     path: str
 
     def write(self, message_id: str, address: str) -> None:
-        """Note a delivery."""
+        """Record a delivery."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{message_id} {address}\n".encode())
         os.close(descriptor)
 
     def read(self) -> list[tuple[str, str]]:
-        """All deliveries, in order."""
+        """Return all deliveries, in order."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
@@ -67,13 +67,13 @@ class Ledger:
 
 @define
 class Child:
-    """A step that is under way; `wait` returns its exit code and what it said (JSON)."""
+    """A running step; `wait` returns its exit code and its output (JSON)."""
 
     pid: int
     reader: int
 
     def wait(self) -> tuple[int, Any]:
-        """Wait for its end."""
+        """Wait until the step ends."""
         with os.fdopen(self.reader, "rb") as file:
             said = file.read()
         _, status = os.waitpid(self.pid, 0)
@@ -84,7 +84,7 @@ class Child:
 
 
 def start(step: Callable[[], object], die_before: int = 0) -> Child:
-    """Run a step in a child; with `die_before` n it dies before its n-th file operation."""
+    """Run a step in a child process; with `die_before` n it dies before its n-th file operation."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -123,7 +123,7 @@ def _die_before(operation: int) -> None:
 
 @frozen
 class Steps:
-    """The steps on one home, at a moment of its clock."""
+    """The steps on one home, at one time of its clock."""
 
     root: str
     now: float
@@ -157,7 +157,7 @@ class Steps:
         return incoming.commit("from@here.test", list(recipients), extra)
 
     def attempt(self, plan: Plan, *, forced: bool) -> list[str]:
-        """One run over new/ and what is due in cur/, as cron makes it; returns who was busy."""
+        """Run over new/ and the due part of cur/, as cron does; return the busy messages."""
         settings = load(self.home)
         log = open_log(settings.log, self.home.spool, program="proof")
         spool = self.spool()
@@ -173,7 +173,7 @@ class Steps:
         return sorted(delivery.busy)
 
     def change(self, verb: str, message_id: str) -> str:
-        """An administrator's verb on a message; returns its result."""
+        """Apply an administrator's verb to a message; return its result."""
         admin = Admin(self.spool(), 100000)
         outcome = getattr(admin, verb)(message_id)
         admin.finish()
@@ -182,7 +182,7 @@ class Steps:
 
 
 def _converse(boxes: Sequence[Outbox], plan: Plan, ledger: Ledger) -> list[LaneSummary]:
-    """Be the relay of these outboxes, and follow the plan."""
+    """Act as the relay of these outboxes, as the plan says."""
     summaries = []
     for box in boxes:
         fault: RelayFault | None = None

@@ -1,7 +1,7 @@
-"""Spools that were copied, by real copying programs: `check --repair` says what it did, cron sends.
+"""Copied spools: `check --repair` reports what it did, and cron sends the mail.
 
-The rule of this module: the copy is made by a program that people use, with the options that they
-use, well or badly; nothing of the product is called but its programs.
+The rule of this module: a real copying program makes the copy, with good or bad options that people
+use. Of the product only the programs are called.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WARNING = 1
 
 @pytest.fixture
 def world(world: World) -> World:
-    """The usual one, its spool closed to others as `init` leaves it."""
+    """Return the usual home, with a spool that is closed to others, as `init` makes it."""
     os.chmod(world.spool, 0o700)
     return world
 
@@ -41,7 +41,7 @@ def rsync(world: World, *options: str) -> None:
 
 
 def repair(world: World) -> tuple[int, list[str], dict[str, int]]:
-    """Run `picoqmail check --repair`: its level, what it did, the worst level by finding."""
+    """Run `picoqmail check --repair`; return its level, its repairs, the worst level by finding."""
     words = ["check", "--repair", "--deep", "--no-relay", "--json"]
     ran = world.run([*world.programs.command(""), *words])
     assert b"" == ran.stderr
@@ -53,7 +53,7 @@ def repair(world: World) -> tuple[int, list[str], dict[str, int]]:
 
 
 def delivers(stage: Stage, world: World, count: int = 3) -> None:
-    """Fail unless one cron run delivers everything, whole and once, and leaves nothing."""
+    """Fail unless one cron run delivers everything, whole and once, and empties the spool."""
     world.relay(stage.good.address)
     assert (0, "") == stage.zygotes[0].run(world.root, "cron")
     finding = invariant.judge(world, stage.good.ledger.of(world.name))
@@ -63,7 +63,7 @@ def delivers(stage: Stage, world: World, count: int = 3) -> None:
 
 
 def modes(world: World) -> set[tuple[str, int]]:
-    """Kinds and permissions of all that is in the spool's directories, the mark of doubt aside."""
+    """Return kinds and permissions of all files of the spool, without the mark of doubt."""
     found = set()
     for directory, _, names in os.walk(world.spool):
         found.add(("directory", stat.S_IMODE(os.stat(directory).st_mode)))
@@ -87,8 +87,8 @@ def modes(world: World) -> set[tuple[str, int]]:
     ids=" ".join,
 )
 def test_rsync(stage: Stage, world: World, options: list[str], told: tuple[str, ...]) -> None:
-    """With or without times and modes: what was lost is named, repaired, and all goes out once."""
-    # Not due yet when it is copied: without times the copy looks due, which is only a hint.
+    """With or without times and modes, the loss is reported and repaired, and all goes out once."""
+    # Not yet due when it is copied. Without times the copy looks due, but that is only a hint.
     rsync(world, *options)
     _, done, levels = repair(world)
     for one in told:
@@ -101,7 +101,7 @@ def test_rsync(stage: Stage, world: World, options: list[str], told: tuple[str, 
 
 
 def test_rsync_that_was_cut(stage: Stage, world: World) -> None:
-    """What rsync leaves when it is killed, a part under a name of its own, is no message."""
+    """A killed rsync leaves a part under another name, which is no message."""
     part = f"{world.spool}/new/.{os.path.basename(world.sidecars('new')[0])}.qX3a9Z"
     with open(part, "w", encoding="utf-8") as file:
         file.write('{"version": 1, ')
@@ -113,10 +113,10 @@ def test_rsync_that_was_cut(stage: Stage, world: World) -> None:
 
 
 def test_a_copy_into_a_spool_that_went_on(stage: Stage, world: World) -> None:
-    """A restore over what is newer: of two states the later counts, and each goes out once."""
+    """After a restore over newer files the later of two states counts, and each goes out once."""
     backup = f"{world.root}/backup"
     subprocess.run([find("rsync", "rsync"), "-a", f"{world.spool}/", f"{backup}/"], check=True)
-    # One more is deferred since, so that it lies in cur/, and in the backup in new/.
+    # Another message is deferred after the backup: it is in cur/ now, and in new/ in the backup.
     world.setting("relayip", "127.0.0.1:9")
     stage.zygotes[0].run(world.root, "send")
     world.relay(stage.moody.address)
@@ -146,7 +146,7 @@ def test_a_part_of_a_body_where_it_is_looked_for_first(
     with_sidecar: bool,  # noqa: FBT001 - a parameter of the test
     by: str,
 ) -> None:
-    """A copy into new/ that a full disk cut does not take the place of the whole body in cur/."""
+    """A copy in new/ that a full disk cut does not replace the whole body in cur/."""
     (path,) = world.sidecars("cur")
     part = path[:-4].replace("/cur/", "/new/") + "eml"
     with open(path[:-4] + "eml", "rb") as whole, open(part, "wb") as file:
@@ -165,7 +165,7 @@ def test_a_part_of_a_body_where_it_is_looked_for_first(
 
 
 def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
-    """All are kept, for somebody may repair one; the message is put aside, and that is said."""
+    """All copies are kept, because one may be repaired; the message is put aside, and reported."""
     (path,) = world.sidecars("cur")
     stem = os.path.basename(path)[:-5]
     with open(path[:-4] + "eml", "r+b") as file:
@@ -180,7 +180,7 @@ def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
     assert any(line.startswith(f"{stem}: its body has 0 octets") for line in done)
     with open(f"{world.spool}/cur/{stem}.eml", "rb") as file:
         assert altered == file.read()
-    # Mended by hand, it goes.
+    # After a repair by hand it is sent.
     with open(f"{world.spool}/cur/{stem}.eml", "r+b") as file:
         file.write(b"R")
     ran = world.run([*world.programs.command(""), "requeue", stem])
@@ -189,7 +189,7 @@ def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
 
 
 def test_what_was_promoted_out_of_tmp_by_hand(stage: Stage, world: World) -> None:
-    """A body moved into new/ without its sidecar is no mail; it goes when old, and is told."""
+    """A body that was moved into new/ without its sidecar is no mail; it is swept, and reported."""
     stray = f"{world.spool}/new/1.M1P1Q1R1.stray.eml"
     with open(stray, "wb") as file:
         file.write(b"never accepted\n")

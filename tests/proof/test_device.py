@@ -1,4 +1,4 @@
-"""Real file systems, cut off at some calls and after the yes; `python tests/proof`: at all."""
+"""Real file systems, cut off at some calls and after success; `python tests/proof`: at all."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEED = int(os.environ.get("PROOF_SEED", "1"))
-# Images are copied at every cut: in memory that takes milliseconds.
+# Images are copied at every cut; in memory a copy takes milliseconds.
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 @pytest.fixture
 def root() -> Iterator[str]:
-    """A directory in memory, if there is one."""
+    """Return a directory in memory, if there is one."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         yield directory
 
 
 def cutter_for(stage: Stage, system: FileSystem, root: str) -> Cutter:
-    """A cutter, or the test is skipped with a line that says why."""
+    """Return a cutter, or skip the test with the reason."""
     reason = why_not(system, root)
     if not reason and not tracing.is_there():
         reason = "no strace that may trace here: apt-get install strace"
@@ -41,7 +41,7 @@ def cutter_for(stage: Stage, system: FileSystem, root: str) -> Cutter:
 
 @pytest.mark.parametrize("system", FILE_SYSTEMS, ids=lambda one: one.name)
 def test_a_real_file_system_cut_off_loses_nothing(root: str, system: FileSystem) -> None:
-    """After the copied image's journal was replayed, cron delivers what was accepted."""
+    """After the journal of the copied image was replayed, cron delivers all accepted mail."""
     with Stage(root) as stage:
         cutter = cutter_for(stage, system, root)
         cutter.sweep(BY_NAME["queue"], sample=5, seed=SEED)
@@ -55,7 +55,7 @@ def test_a_real_file_system_cut_off_loses_nothing(root: str, system: FileSystem)
     "name", ["no fsync of the directory", "no syncfs before a group's renames"]
 )
 def test_a_real_file_system_finds_a_missing_sync(root: str, name: str) -> None:
-    """Without the syncs of the directory, or of a group, ext4 loses a mail right after the yes."""
+    """Without the sync of the directory or of a group, ext4 loses a mail right after success."""
     (bug,) = [one for one in PLANTS if one.name == name]
     with Stage(root, plant(bug, f"{root}/copy")) as stage:
         cutter = cutter_for(stage, FILE_SYSTEMS[0], root)

@@ -1,4 +1,4 @@
-"""The error sweep, a seeded sample of it, and real short writes; `python tests/proof`: all."""
+"""A seeded sample of the error sweep, and real short writes; `python tests/proof` runs it all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEED = int(os.environ.get("PROOF_SEED", "1"))
     ],
 )
 def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sample: int) -> None:
-    """Whatever call fails: the right exit code, a clear line, nothing lost, the spool usable."""
+    """Whatever call fails, the exit code and message are right, and the spool stays usable."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(stage, [name], sample=sample, seed=SEED)
@@ -46,7 +46,7 @@ def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sam
 
 @pytest.mark.parametrize("call", ["syncfs", "fsync"])
 def test_an_error_of_a_shared_sync_refuses_the_whole_group(stage: Stage, call: str) -> None:
-    """Each of the two syncs of a group, with every error: no yes, nothing left, no second try."""
+    """If a sync of a group fails, with any error: no success, nothing left, no second try."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(stage, ["enqueue_many"], only=(call,), seed=SEED)
@@ -57,7 +57,7 @@ def test_an_error_of_a_shared_sync_refuses_the_whole_group(stage: Stage, call: s
 
 
 def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> None:
-    """The second syncfs of a group with keys: those without are durable by the first."""
+    """If the second syncfs of a group with keys fails, messages without keys are accepted."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(stage, ["enqueue_many, with keys"], only=("syncfs",), seed=SEED)
@@ -68,7 +68,7 @@ def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> N
 
 
 def test_a_lock_that_fails_is_an_error_of_the_disk(stage: Stage) -> None:
-    """Neither a lock that somebody else has, nor an exception that nobody knows."""
+    """No lock of another process, and no unexpected exception."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     scenarios = ["send, some refused", "cron"]
@@ -78,7 +78,7 @@ def test_a_lock_that_fails_is_an_error_of_the_disk(stage: Stage) -> None:
 
 
 def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:
-    """An error of stat(2) says nothing of a file; it once cost a body that was being moved."""
+    """An error of stat(2) does not mean that a file is missing; this once lost a moving body."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(
@@ -94,7 +94,7 @@ def test_a_look_that_fails_is_not_taken_for_an_absence(stage: Stage) -> None:
 
 @pytest.mark.parametrize("room", [0, 1, 100, 137, 138, 4096, 70000, 70100])
 def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -> None:
-    """A write that the kernel cuts (here at a file size limit) is gone on with, and then told."""
+    """A write that the kernel cuts (at a file size limit) is continued; the error is reported."""
     world = World.begin(stage.path(), stage.good.address)
     promise = world.promise(octets=70000)
 

@@ -1,4 +1,4 @@
-"""The targets of the fuzzer, held to their promises by hypothesis; fuzz.py looks for longer."""
+"""hypothesis runs the targets of the fuzzer; fuzz.py searches for longer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proof.fuzz_targets import PIECES, SEEDS, TARGETS
 @hypothesis_settings(max_examples=150, deadline=None, database=None)
 @given(data=st.data())
 def test_a_target_finds_nothing(name: str, data: st.DataObject) -> None:
-    """Any octets, and above all the pieces that the format is made of, in any order."""
+    """Any octets are handled, above all the format's own pieces in any order."""
     pieces = st.one_of(st.sampled_from(PIECES[name]), st.binary(max_size=4))
     octets = data.draw(st.lists(pieces, max_size=20).map(b"".join))
     TARGETS[name](octets)
@@ -23,13 +23,13 @@ def test_a_target_finds_nothing(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("name", "octets"),
     [
-        # An unknown key with a number that only a float of infinite size can hold: once read, it
-        # was written as "inf", which is no JSON, and the message could never be read again.
+        # An unknown key with a number too large for a float. It was written back as "inf", which is
+        # no JSON, so the message could never be read again.
         ("sidecar", SEEDS["sidecar"].replace(b'"revision": 0', b'"revision": 0, "x": 1e9990')),
         ("sidecar", SEEDS["sidecar"].replace(b'"uid": 0', b'"uid": -1E+999')),
     ],
 )
 def test_what_the_fuzzer_found(name: str, octets: bytes) -> None:
-    """Findings stay found."""
+    """Earlier findings stay fixed."""
     assert octets != SEEDS[name]
     TARGETS[name](octets)

@@ -1,4 +1,4 @@
-"""The kill sweep, a seeded sample of it; `python tests/proof` runs it all."""
+"""A seeded sample of the kill sweep; `python tests/proof` runs it all."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.mark.parametrize("name", [one.name for one in SCENARIOS])
 def test_killed_anywhere_loses_nothing_and_halves_nothing(stage: Stage, name: str) -> None:
-    """Whatever call a program dies before: cron delivers what was accepted, once or marked."""
+    """Whatever call a program dies before, cron delivers all accepted mail, once or marked."""
     report = sweep(stage, [name], sample=SAMPLE, seed=SEED)
     assert [] == report.breaches
     assert SAMPLE == report.total
-    # A place that was not reached proves nothing; times and random names move a few.
+    # A point that was not reached proves nothing; times and random names move a few points.
     assert report.missed <= 2
     assert [] == stage.good.complaints

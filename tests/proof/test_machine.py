@@ -1,7 +1,7 @@
-"""A state machine over the real library: anything in any order, and anybody may die in it.
+"""A state machine over the real library: any steps in any order, and each step may die.
 
-The model is simple: a set of messages, what the relay's books say of each, and how often a message
-was in doubt. Everything else is read from the spool, and held against it.
+The model is simple: a set of messages, the relay's record of each, and how often a message was in
+doubt. Everything else is read from the spool, and compared with the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ plans = st.one_of(
     st.lists(outcomes, min_size=1, max_size=4).map(tuple),
     st.sampled_from([("fault",), ("in_doubt",), ("fault", "delivered"), ("in_doubt", "delivered")]),
 )
-# Most runs are short: a small number is a death inside them more often than after them.
+# Most runs are short, so a small number is more often a death inside a run than after it.
 deaths = st.one_of(st.just(0), st.integers(1, 12), st.integers(1, 12), st.integers(1, 60))
 
 
@@ -48,10 +48,10 @@ class Known:
 
 
 class SpoolMachine(RuleBasedStateMachine):
-    """The rules are what people, programs and power do to a spool."""
+    """The rules are the actions of people, programs and power on a spool."""
 
     def __init__(self) -> None:
-        """An empty home."""
+        """Start with an empty home."""
         super().__init__()
         self.base = tempfile.mkdtemp()
         home = TemporaryHome(f"{self.base}/home")
@@ -64,7 +64,7 @@ class SpoolMachine(RuleBasedStateMachine):
         home.setting("queuelifetime", "100000")
 
     def teardown(self) -> None:
-        """Let everything go: in the end nothing is stuck, and nothing lies about."""
+        """Deliver everything: in the end no message is stuck, and no file is left over."""
         try:
             steps = Steps(self.root, self.now)
             for message_id in list(self.known):
@@ -84,7 +84,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3), delay=st.sampled_from([0, 0, 3600]), death=deaths)
     def enqueue(self, count: int, delay: int, death: int) -> None:
-        """A message comes in; its maker may die, and then nobody was told yes."""
+        """Submit a message; the program may die, and then it has not reported success."""
         steps = Steps(self.root, self.now)
         recipients = ADDRESSES[:count]
         code, message_id = start(lambda: steps.enqueue(recipients, delay), death % 9).wait()
@@ -96,12 +96,12 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(plan=plans, forced=st.booleans(), death=deaths)
     def attempt(self, plan: tuple[str, ...], forced: bool, death: int) -> None:  # noqa: FBT001 - hypothesis passes by name
-        """A run of cron, which may die anywhere."""
+        """Run cron, which may die anywhere."""
         self._run([(plan, forced, death)])
 
     @rule(forced=st.booleans())
     def two_runners(self, forced: bool) -> None:  # noqa: FBT001 - hypothesis passes by name
-        """Two runs at the same time: nobody gets anything from both."""
+        """Run cron twice at the same time: no recipient gets a mail from both."""
         fresh = self._run([(("delivered",), forced, 0), (("delivered",), forced, 0)])
         assert all(count == 1 for count in fresh.values())
 
@@ -112,7 +112,7 @@ class SpoolMachine(RuleBasedStateMachine):
         death=deaths,
     )
     def administer(self, data: st.DataObject, verb: str, death: int) -> None:
-        """An administrator's verb on one message; it may die, too."""
+        """Apply an administrator's verb to one message; this may die, too."""
         message_id = data.draw(st.sampled_from(sorted(self.known)))
         steps = Steps(self.root, self.now)
         code, result = start(lambda: steps.change(verb, message_id), death % 15).wait()
@@ -124,14 +124,14 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 600, 4000, DAY, 2 * DAY, -600, -DAY, -30 * DAY, 30 * DAY]))
     def jump(self, seconds: int) -> None:
-        """Time passes, or the clock is set."""
+        """Let time pass, or set the clock."""
         self.now += seconds
 
     # --- What holds always ------------------------------------------------------------------------
 
     @invariant()
     def books_balance(self) -> None:
-        """Each recipient has the mail, or the spool has it for him; twice only where in doubt."""
+        """Each recipient has the mail, or the spool still has it; twice only if in doubt."""
         books = Counter(Steps(self.root, self.now).ledger.read())
         for message_id, known in self.known.items():
             for address in known.recipients:
@@ -151,7 +151,7 @@ class SpoolMachine(RuleBasedStateMachine):
     # --- Helpers ----------------------------------------------------------------------------------
 
     def _run(self, runs: list[tuple[tuple[str, ...], bool, int]]) -> Counter[tuple[str, str]]:
-        """Make runs at the same time; returns what is new in the relay's books."""
+        """Run cron several times at once; return the relay's new records."""
         steps = Steps(self.root, self.now)
         before = Counter(steps.ledger.read())
         held = {one for one in self.known if self._is_held(one)}
@@ -173,7 +173,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return fresh
 
     def _is_pending(self, message_id: str, fresh: Counter[tuple[str, str]]) -> bool:
-        """Whether a recipient who has the mail now would get it again, perhaps by a requeue."""
+        """Say whether a recipient that has the mail could get it again, perhaps by a requeue."""
         found = self._look(message_id)
         if found is None:
             return False
@@ -183,7 +183,7 @@ class SpoolMachine(RuleBasedStateMachine):
         )
 
     def _is_marked(self, message_id: str) -> bool:
-        """Whether body or history say that the relay may have the message."""
+        """Say whether body or history show that the relay may have the message."""
         _, message = self._read(message_id)
         if any(entry.get("outcome") == "in_doubt" for entry in message.history):
             return True
@@ -200,7 +200,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return found is not None and found[1].held
 
     def _look(self, message_id: str) -> tuple[str, Message] | None:
-        """The message as the spool has it: of two sidecars the later; with a body somewhere."""
+        """Return the message as the spool has it: the later of two sidecars, with its body."""
         found: list[tuple[str, Message]] = []
         for state in STATES_OF_SPOOL:
             try:
@@ -222,7 +222,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return found
 
     def _adopt(self) -> None:
-        """Take messages into the model whose makers died before they could say yes."""
+        """Add messages to the model whose programs died before they could report success."""
         for state in ("new", "cur"):
             for name in os.listdir(f"{self.root}/spool/{state}"):
                 message_id, _, suffix = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The checkers checked: bugs planted into a copy of the package, each of which must be found."""
+"""Tests of the trials: bugs planted into a copy of the package, each of which must be found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("bug", PLANTS, ids=lambda one: one.name)
 def test_a_planted_bug_is_found(tmp_path: Path, bug: Plant) -> None:
-    """The sweep that exists for this kind of bug reports a breach."""
+    """The sweep for this kind of bug reports a breach."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     programs = plant(bug, str(tmp_path / "copy"))
@@ -27,9 +27,9 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: Plant) -> None:
 
 
 def find(stage: Stage, bug: Plant) -> list[str]:
-    """The breaches that the bug's sweep reports, sampled more and more until there are any."""
+    """Return the breaches of the bug's sweep; the sample grows until there are any."""
     scenario = BY_NAME[bug.scenario]
     if bug.found_by == "power":
         return power.sweep(stage, scenario, limit=32, sample=2000, first_only=True).breaches
-    # Samples leave out the calls that only look, which a kill before tells nothing about.
+    # Samples leave out calls that only read, because a kill before such a call shows nothing.
     return kill_sweep.sweep(stage, [bug.scenario], sample=2000, first_only=True).breaches

@@ -1,4 +1,4 @@
-"""Power loss, a seeded sample of the states; and the model itself, where its rules are plain."""
+"""Power loss: a seeded sample of the states, and tests of the model itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILE = ("tmp", "a")
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Relays and zygotes, and a place for the homes."""
+    """Yield relays and zygotes, and a directory for the homes."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     with Stage(str(tmp_path_factory.mktemp("power"))) as started:
@@ -49,7 +49,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     ],
 )
 def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int) -> None:
-    """Whatever a disk may hold after any operation: what was accepted is delivered by cron."""
+    """Whatever a disk may contain after any operation, cron delivers all accepted mail."""
     report = power.sweep(stage, BY_NAME[name], limit=64, sample=sample, seed=SEED)
     assert [] == report.breaches
     assert report.states >= (sample or 20)
@@ -59,10 +59,10 @@ def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int)
 def test_a_second_try_with_the_same_keys_after_power_loss_adds_nothing(
     stage: Stage, tmp_path: Path, name: str
 ) -> None:
-    """Whatever a journal leaves: the caller who tries again has each keyed mail once, not twice.
+    """Whatever a journal leaves, a second call with the same key never accepts the mail twice.
 
-    A disk that keeps half a rename is left out: there the sidecar has no name at all, as if the
-    message had been delivered.
+    A disk that keeps half a rename is excluded: there the sidecar has no name, as if the message
+    had been delivered.
     """
     scenario = BY_NAME[name]
     recording = power.record(stage, scenario)
@@ -92,7 +92,7 @@ def test_a_second_try_with_the_same_keys_after_power_loss_adds_nothing(
 
 
 def states_after(*operations: Operation) -> set[tuple[tuple[str, ...], tuple[bytes, ...]]]:
-    """The states of the model after these operations: names, and contents by name."""
+    """Return the states of the model after these operations: names, and contents by name."""
     disk = Disk()
     for operation in operations:
         disk.apply(operation)
@@ -106,7 +106,7 @@ def states_after(*operations: Operation) -> set[tuple[tuple[str, ...], tuple[byt
 
 
 def test_an_unsynced_file_may_be_anything() -> None:
-    """Without fsync: no file, or one that is empty, cut, zeros, or whole."""
+    """Without fsync there is no file, or it is empty, cut, zeros, or whole."""
     assert {
         ((), ()),
         (("tmp/a",), (b"",)),
@@ -119,7 +119,7 @@ def test_an_unsynced_file_may_be_anything() -> None:
 
 
 def test_syncfs_makes_all_durable_at_once() -> None:
-    """Data and names of all files; what comes after it is as uncertain as ever."""
+    """Data and names of all files are durable after syncfs; later changes stay uncertain."""
     written = (
         Operation("open", FILE, handle=1),
         Operation("write", FILE, data=b"abcd", handle=1),
@@ -132,7 +132,7 @@ def test_syncfs_makes_all_durable_at_once() -> None:
 
 
 def test_a_synced_file_may_still_have_no_name() -> None:
-    """Fsync of the file says nothing of its entry; fsync of the directory does."""
+    """Fsync of a file does not make its entry durable; fsync of the directory does."""
     written = (
         Operation("open", FILE, handle=1),
         Operation("write", FILE, data=b"abcd", handle=1),
@@ -143,7 +143,7 @@ def test_a_synced_file_may_still_have_no_name() -> None:
 
 
 def test_a_rename_across_directories_may_have_happened_in_one_of_them() -> None:
-    """After a rename that was not synced there are two names, one of the two, or none."""
+    """After a rename that was not synced, both names, one of them, or none may exist."""
     assert {("tmp/a",), ("new/a",), ("new/a", "tmp/a"), ()} == {
         names
         for names, _ in states_after(
@@ -156,7 +156,7 @@ def test_a_rename_across_directories_may_have_happened_in_one_of_them() -> None:
 
 
 def test_a_replaced_file_may_be_the_old_one() -> None:
-    """A rename over a name that was not synced leaves the old content or the new, never another."""
+    """A rename over a name that was not synced leaves the old or the new content, no other."""
     assert {(b"old",), (b"new",)} == {
         contents
         for names, contents in states_after(

@@ -1,4 +1,4 @@
-"""Races for some seconds; `python tests/proof` runs them longer, with more seeds."""
+"""Races for some seconds; `python tests/proof` runs them for longer, with more seeds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HALF_A_WEEK = 300000.0
     ids=["one host", "containers, everybody is process 1", "cron with a clock that jumps"],
 )
 def test_a_crowd_on_one_spool(stage: Stage, *, namespaces: bool, jumps: Sequence[float]) -> None:
-    """Programs at once, killed at random, a relay that fails at random: the books balance."""
+    """Many programs at once, killed at random, with a relay that fails at random, lose no mail."""
     if namespaces and not namespaces_work():
         pytest.skip("PID namespaces (unshare --fork --pid --mount-proc) are not permitted here")
     report = race(stage, seconds=SECONDS, seed=SEED, namespaces=namespaces, jumps=jumps)

@@ -1,4 +1,4 @@
-"""Spools in disorder: copied, restored, half deleted. One cron run brings them to order."""
+"""Spools in disorder: copied, restored, half deleted. One cron run recovers them."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def recovers(stage: Stage, world: World, offset: float = 0) -> None:
 
 
 def files(world: World, *states: str) -> list[str]:
-    """The names of all files in these directories."""
+    """Return the names of all files in these directories."""
     return sorted(name for state in states for name in os.listdir(f"{world.spool}/{state}"))
 
 
 def test_a_spool_copied_file_by_file(stage: Stage, world: World) -> None:
-    """A copy without times, links or locks (cp -r, rsync -r) is delivered like the original."""
+    """A copy without times, links and locks (cp -r, rsync -r) is delivered like the original."""
     shutil.move(world.spool, f"{world.root}/old")
     subprocess.run(["cp", "-r", f"{world.root}/old", world.spool], check=True)
     recovers(stage, world)
 
 
 def test_a_spool_restored_with_times_of_long_ago(stage: Stage, world: World) -> None:
-    """Times of 1980 make nothing a leftover that is a message."""
+    """A message with times of 1980 is not treated as a leftover."""
     for directory, _, names in os.walk(world.spool):
         for name in names:
             os.utime(f"{directory}/{name}", (315532800, 315532800))
@@ -57,14 +57,14 @@ def test_a_spool_restored_with_times_of_long_ago(stage: Stage, world: World) -> 
 
 
 def test_a_spool_restored_with_times_from_the_future(stage: Stage, world: World) -> None:
-    """A due time in a sidecar's times only is a hint: at the latest when it comes, all goes."""
+    """A due time in the file's time only is a hint: when it comes, all mail is sent."""
     for path in world.sidecars("new"):
         os.utime(path, (4e9, 4e9))
     recovers(stage, world)
 
 
 def test_both_sidecars_after_a_move_that_was_cut(stage: Stage, world: World) -> None:
-    """Of a message in two states the later revision counts, and it is sent once."""
+    """If a message is in two states, the later revision counts, and it is sent once."""
     (path,) = world.sidecars("cur")
     record = cast("dict[str, Any]", read_sidecar(path))
     older = path.replace("/cur/", "/new/")
@@ -77,7 +77,7 @@ def test_both_sidecars_after_a_move_that_was_cut(stage: Stage, world: World) -> 
 
 @pytest.mark.parametrize("both", [True, False], ids=["both sidecars", "one sidecar"])
 def test_a_failure_whose_body_power_loss_left_behind(stage: Stage, *, both: bool) -> None:
-    """The next cron run finishes the move, though the older sidecar in cur/ is not due yet."""
+    """The next cron run finishes the move, although the older sidecar in cur/ is not yet due."""
     world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send")
@@ -99,7 +99,7 @@ def test_a_failure_whose_body_power_loss_left_behind(stage: Stage, *, both: bool
 
 
 def test_a_copy_that_broke_a_link_in_two(stage: Stage, world: World) -> None:
-    """A second, damaged body of the same name does not take the place of the good one."""
+    """A second, damaged body of the same name does not replace the good one."""
     path = world.sidecars("new")[0]
     with open(path[:-4].replace("/new/", "/cur/") + "eml", "wb") as file:
         file.write(b"half of it")
@@ -107,7 +107,7 @@ def test_a_copy_that_broke_a_link_in_two(stage: Stage, world: World) -> None:
 
 
 def test_deferred_over_a_damaged_copy(stage: Stage) -> None:
-    """A message that moves to where a damaged copy of its body lies takes its own body along."""
+    """A message that moves to a directory with a damaged copy of its body keeps its own body."""
     world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([LATER])
     with open(f"{world.spool}/cur/{stem}.eml", "wb") as file:
@@ -119,7 +119,7 @@ def test_deferred_over_a_damaged_copy(stage: Stage) -> None:
 
 @pytest.mark.parametrize("suffix", [".eml", ".json"])
 def test_half_deleted(stage: Stage, world: World, suffix: str) -> None:
-    """Of a message whose one half is gone the other is no mail; the others are delivered."""
+    """If one file of a message is gone, the other is no mail; other messages are delivered."""
     stem = world.sidecars("new")[0][:-5]
     os.unlink(stem + suffix)
     world.relay(stage.good.address)
@@ -139,7 +139,7 @@ def test_half_deleted(stage: Stage, world: World, suffix: str) -> None:
 def test_a_full_disk_leaves_nothing_that_space_would_not_mend(
     stage: Stage, world: World, full: Callable[[World], Callable[[], None]]
 ) -> None:
-    """Mail in new/ goes out although nothing can be written; deferred mail as soon as it can."""
+    """Mail in new/ is sent although nothing can be written; deferred mail as soon as it can be."""
     make_room = full(world)
     world.relay(stage.good.address)
     stage.zygotes[0].run(world.root, "cron", offset=7200)
@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_nothing_that_space_would_not_mend(
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Callable[[World], Callable[[], None]]]:
-    """Move a home's spool onto a full file system; what it returns makes room there."""
+    """Move a home's spool to a full file system; return a function that makes room there."""
     mount = str(tmp_path / "small")
     os.mkdir(mount)
     if (
@@ -184,7 +184,7 @@ def full(tmp_path: Path) -> Iterator[Callable[[World], Callable[[], None]]]:
 
 
 def test_a_leftover_that_cannot_go_stops_no_mail(stage: Stage, world: World) -> None:
-    """The sweep tells of what it cannot unlink, and the run goes on."""
+    """The sweep reports a file that it cannot unlink, and the run goes on."""
     stuck = f"{world.spool}/tmp/1.leftover.eml"
     with open(stuck, "wb"):
         pass
@@ -201,7 +201,7 @@ def test_a_leftover_that_cannot_go_stops_no_mail(stage: Stage, world: World) -> 
 
 
 def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
-    """A body, old by a jumped clock, gets its sidecar after the sweep has looked: it stays."""
+    """A body that looks old after a clock jump gets its sidecar during the sweep: it stays."""
     path = world.sidecars("new")[0]
     hidden = path.replace("/new/", "/tmp/")
     os.rename(path, hidden)
@@ -209,7 +209,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
     seen: list[str] = []
 
     class Racing(Store):
-        """A spool whose message is completed between the look and the lock."""
+        """A spool whose message is completed between the check and the lock."""
 
         def where(self, message_id: str) -> list[str]:
             found = super().where(message_id)
@@ -220,13 +220,13 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
 
     assert ([], []) == Racing(world.spool).sweep([body])
     assert os.path.exists(body)
-    # The control: without a sidecar it goes.
+    # The control: without a sidecar it is removed.
     os.unlink(path)
     assert ([body], []) == Store(world.spool).sweep([body])
 
 
 def test_a_held_leftover_stays(world: World) -> None:
-    """What somebody has locked is being written, however old it seems."""
+    """A locked file is being written, however old it seems."""
     path = f"{world.spool}/tmp/1.being.written.eml"
     with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -235,7 +235,7 @@ def test_a_held_leftover_stays(world: World) -> None:
 
 
 def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
-    """After a crash in the middle of a note of progress the next note is read."""
+    """After a crash in the middle of a progress line the next line is read."""
     stem = os.path.basename(world.sidecars("new")[1])[:-5]
     with open(f"{world.spool}/new/{stem}.progress", "w", encoding="utf-8") as file:
         file.write('[0, [[0, "deliv')
@@ -252,16 +252,16 @@ def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
 
 @pytest.mark.parametrize("suffix", [".eml", ".json"])
 def test_a_report_of_a_message_that_is_half_deleted_still_goes(stage: Stage, suffix: str) -> None:
-    """A report whose message is damaged is sent; it once made the sender look for ever."""
+    """A report about a damaged message is sent; it once made the sender search for ever."""
     world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
-    # The report is made and waits in new/: the relay is gone before it could be sent.
+    # The report waits in new/: the relay was gone before the report could be sent.
     world.relay(stage.moody.address)
     stage.zygotes[0].run(world.root, "send", offset=-7200)
     (report,) = [one for one in stage.moody.ledger.of(world.name) if not one.sender]
     assert report.recipients == (world.promises[0].sender,)
     stage.moody.ledger.forget(world.name)
-    # Back to the moment before: the message tells of a report that lies in new/ once more.
+    # Restore the moment before: the message names a report that is in new/ again.
     path = f"{world.spool}/undelivered/{stem}.json"
     record = cast("dict[str, Any]", read_sidecar(path))
     (told,) = {one["told"] for one in record["recipients"]}
@@ -287,7 +287,7 @@ def test_a_report_of_a_message_that_is_half_deleted_still_goes(stage: Stage, suf
 
 
 def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> None:
-    """What cannot be taken now, and is free, is looked at once more and then left to cron."""
+    """A free message that cannot be claimed now is tried once more, and then left to cron."""
     world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send", offset=-7200)
@@ -307,7 +307,7 @@ def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> 
     world.relay(stage.good.address)
     with open(f"{world.spool}/undelivered/{stem}.eml", "rb") as body:
         fcntl.flock(body, fcntl.LOCK_EX)
-        # Killed by its own alarm, and not 0, if it went on looking.
+        # Its own alarm would kill it, with an exit code other than 0, if it searched for ever.
         assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
         assert [] == stage.good.ledger.of(world.name)
     assert (0, "") == stage.zygotes[0].run(world.root, "cron", offset=7200)
@@ -315,12 +315,12 @@ def test_a_report_whose_message_is_busy_waits_without_spinning(stage: Stage) -> 
 
 
 def test_a_report_whose_body_power_loss_took_is_made_anew(stage: Stage) -> None:
-    """Its sidecar alone, in whatever state, is no proof that the sender was told."""
+    """A report's sidecar alone, in any state, does not prove that the report was sent."""
     world = World.begin(stage.path(), stage.moody.address)
     stem = world.accept([NEVER])
     stage.zygotes[0].run(world.root, "send", offset=-7200)
     stage.moody.ledger.forget(world.name)
-    # Back to the moment at which the report's sidecar had got to new/, and its body had not.
+    # Restore the moment at which the report's sidecar was in new/, but its body was not.
     record = cast("dict[str, Any]", read_sidecar(f"{world.spool}/undelivered/{stem}.json"))
     (told,) = {one.pop("told") for one in record["recipients"]}
     for suffix in (".json", ".eml"):

@@ -1,7 +1,7 @@
-"""strace, as the proof uses it: record what a program does, or strike it at one call.
+"""The use of strace: record the calls of a program, or strike it at one call.
 
-`when=` counts the calls of one name, so a place in a run is a pair: name and ordinal. Never with
---seccomp-bpf: strace 6.1 drops injected signals there without a word.
+`when=` counts the calls of one name, so a point in a run is a pair of name and ordinal.
+--seccomp-bpf is never used: with it strace 6.1 silently drops injected signals.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CALL = re.compile(r"^(?P<name>[a-z_0-9]+)\((?P<rest>.*)$", re.DOTALL)
 _RESULT = re.compile(r" = (?P<value>-?\d+|\?|0x[0-9a-f]+)[^=]*$", re.DOTALL)
 _SOCKET = re.compile(r"<(?:TCP|TCPv6|UDP|UNIX[^:]*|socket):")
 STRING_OCTETS = 4000000
-# Calls that change nothing on disk and say nothing to a relay: to be struck at one of them is to be
-# struck at the next that does.
+# Calls that change nothing on disk and send nothing to a relay. A strike there has the same effect
+# as a strike at the next call that does.
 LOOKING = frozenset(
     {
         "newfstatat", "fstat", "stat", "lstat", "statfs", "fstatfs", "getdents64", "lseek", "ioctl",
@@ -34,7 +34,7 @@ LOOKING = frozenset(
 
 @frozen
 class Call:
-    """One system call of a recorded run; `result` is -1 where it failed, None where unknown."""
+    """One system call of a recorded run; `result` is -1 if it failed, None if unknown."""
 
     name: str
     ordinal: int
@@ -43,36 +43,36 @@ class Call:
     injected: bool
 
     def concerns(self, home: str) -> bool:
-        """Whether it touches the home or a socket."""
+        """Say whether the call touches the home or a socket."""
         return home in self.rest or _SOCKET.search(self.rest) is not None
 
     @property
     def place(self) -> str:
-        """The place in the run, for people."""
+        """Describe the point in the run."""
         return f"{self.name}#{self.ordinal}"
 
 
 def strace_path() -> str | None:
-    """Where strace is, None if it is not."""
+    """Return the path of strace, None without it."""
     return shutil.which("strace")
 
 
 def record_command(output: str, command: Sequence[str]) -> list[str]:
-    """The command that records a run, data of all writes included."""
+    """Return the command that records a run, with the data of all writes."""
     return ["strace", "-yy", "-s", str(STRING_OCTETS), "-o", output, *command]
 
 
 def strike_command(
     call: Call, action: str, command: Sequence[str], output: str = "/dev/null"
 ) -> list[str]:
-    """The command that strikes a run at a call: `signal=KILL`, `error=EIO` and the like."""
+    """Return the command that strikes a run at a call: `signal=KILL`, `error=EIO` and so on."""
     inject = f"inject={call.name}:{action}:when={call.ordinal}"
     what = "file,desc,network" if output != "/dev/null" else call.name
     return ["strace", "-yy", "-o", output, "-e", f"trace={what}", "-e", inject, *command]
 
 
 def read_calls(path: str) -> list[Call]:
-    """The calls of a recorded run, in order."""
+    """Return the calls of a recorded run, in order."""
     calls: list[Call] = []
     ordinals: dict[str, int] = {}
     with open(path, encoding="latin-1") as file:
@@ -91,7 +91,7 @@ def read_calls(path: str) -> list[Call]:
 
 
 def places(calls: Sequence[Call], home: str, *, looking: bool = True) -> list[Call]:
-    """The calls worth striking at: all that concern the home or the relay, and the end."""
+    """Return the calls to strike at: all that concern the home or the relay, and the end."""
     found = [
         call for call in calls if call.concerns(home) and (looking or call.name not in LOOKING)
     ]
@@ -99,7 +99,7 @@ def places(calls: Sequence[Call], home: str, *, looking: bool = True) -> list[Ca
 
 
 def is_there() -> bool:
-    """Whether strace works here: it is installed, and tracing is allowed."""
+    """Say whether strace is installed, and tracing is allowed."""
     path = strace_path()
     if path is None:
         return False

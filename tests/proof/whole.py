@@ -1,4 +1,4 @@
-"""Every sweep to its end, with a progress bar, and the page that tells the figures."""
+"""Every sweep as a whole, with a progress bar, and the page of the figures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEVICE_SCENARIOS = (
     "send, some refused",
     "cron",
 )
-# Less than the queue's lifetime: a clock that jumps further expires what it finds, as it must.
+# Less than the queue's lifetime: a clock that jumps further would rightly expire messages.
 JUMP_SECONDS = 300000.0
 
 
@@ -63,7 +63,7 @@ class Section:
 
 @define
 class Proof:
-    """The whole of it. `scale` is 1 for everything, less for a look."""
+    """All parts. `scale` is 1 for everything, less for a sample."""
 
     root: str
     seed: int
@@ -72,7 +72,7 @@ class Proof:
     sections: list[Section] = field(factory=list)
 
     def run(self, only: Sequence[str]) -> None:
-        """Run the parts, all or those named."""
+        """Run all parts, or those that are named."""
         parts: dict[str, Callable[[], Iterator[Section]]] = {
             "planted": self._planted,
             "kill": self._kill,
@@ -106,9 +106,9 @@ class Proof:
     def _kill(self) -> Iterator[Section]:
         section = Section(
             "Killed at every call",
-            "SIGKILL before each system call that concerns the home or the relay; recovered by one "
-            "ordinary cron run. *Twice* counts recipients who got a mail twice, each of them "
-            "marked `in_doubt` in the log.",
+            "The program gets SIGKILL before each system call that concerns the home or the relay. "
+            "One ordinary cron run recovers the spool. *Twice* counts recipients that got a mail "
+            "twice; the log marks each of them as `in_doubt`.",
             [("Program", "Points", "Missed", "Twice", "Lost or altered")],
         )
         with self._stage("kill") as stage:
@@ -137,10 +137,10 @@ class Proof:
     def _errors(self) -> Iterator[Section]:
         section = Section(
             "An error at every call",
-            f"Each call on the home fails once with each of {', '.join(error_sweep.ERRORS)}. A yes "
-            "needs three good fsyncs (message, sidecar, directory), of which a group may make the "
-            "first two by one syncfs; a no leaves nothing behind, "
-            "has the right exit code and a clear line; the spool is usable afterwards.",
+            f"Each call on the home fails once with each of {', '.join(error_sweep.ERRORS)}. "
+            "Success requires three good fsyncs (message, sidecar, directory); a group may replace "
+            "the first two by one syncfs. A failure leaves nothing behind, has the right exit "
+            "code, and is explained in a line. The spool is usable afterwards.",
             [("Program", "Errors", "Missed", "Refused", "Breaches")],
         )
         with self._stage("errors") as stage:
@@ -169,11 +169,12 @@ class Proof:
     def _power(self) -> Iterator[Section]:
         section = Section(
             "Power loss, modelled",
-            "After every operation of a recorded run: all states that a disk may legally be in "
-            "(data not fsynced missing, empty, cut or zeros; each directory entry not fsynced old "
-            "or new, in any order). *Repeats*: states in which a mail came twice because the "
-            "session that delivered it had not ended. *False alarms*: states of disks that reorder "
-            "directory entries, in which a mail that was never accepted is put aside as damaged.",
+            "Tried are all states that a disk may be in after every operation of a recorded run. "
+            "Data that were not fsynced may be missing, empty, cut or zeros. Directory entries "
+            "that were not fsynced may be old or new, in any order. *Repeats* counts states in "
+            "which a mail came twice because the run that delivered it had not ended. *False "
+            "alarms* counts states in which a mail that was never accepted is put aside as "
+            "damaged; they need a disk that reorders directory entries.",
             [("Program", "Operations", "States", "Repeats", "False alarms", "Lost")],
         )
         with self._stage("power") as stage:
@@ -204,9 +205,9 @@ class Proof:
     def _device(self) -> Iterator[Section]:
         section = Section(
             "Power loss, on real file systems",
-            "A loop-mounted image is copied the moment the program dies before a call that writes "
-            "or sends, and after its yes; the copy is mounted, its journal replayed, its spool "
-            "recovered.",
+            "A loop-mounted image is copied at the moment when the program dies before a call that "
+            "writes or sends, and after success. Then the copy is mounted, its journal is "
+            "replayed, and its spool is recovered.",
             [("File system", "Cuts", "Repeats", "Lost")],
         )
         memory = "/dev/shm" if os.path.isdir("/dev/shm") else self.root
@@ -236,8 +237,8 @@ class Proof:
     def _races(self) -> Iterator[Section]:
         section = Section(
             "Races",
-            "Queue programs, senders and cron runs at once on one spool, killed at random, with a "
-            "relay that fails at random; in the end the books must balance.",
+            "Queue programs, senders and cron runs share one spool and are killed at random, while "
+            "the relay fails at random. In the end all accepted mail must have arrived unaltered.",
             [("Crowd", "Programs", "Killed", "Accepted", "Delivered", "Twice, marked", "Breaches")],
         )
         seconds = 5 if self.quick else 45
@@ -273,9 +274,9 @@ class Proof:
 
     def _planted(self) -> Iterator[Section]:
         section = Section(
-            "The checkers checked",
-            "Bugs planted into a copy of the package; each must be found.",
-            [("Planted bug", "Found by", "What was found first")],
+            "Planted bugs",
+            "Bugs are planted into a copy of the package; the trials must find each of them.",
+            [("Planted bug", "Found by", "First breach")],
         )
         announce, step = self._bar("planted bugs")
         announce(len(PLANTS))
@@ -303,7 +304,7 @@ def _row(*cells: object) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """A breach without the names that differ from run to run."""
+    """Return a breach without the names that differ from run to run."""
     import re
 
     text = re.sub(r"\d+\.M\d+P\d+Q\d+R[0-9a-f]+\.w\d+\.test", "ID", text)
@@ -312,7 +313,7 @@ def _plain(text: str) -> str:
 
 
 def page(proof: Proof) -> str:
-    """The report as a page."""
+    """Return the report as a page."""
     breaches = sum(len(section.breaches) for section in proof.sections)
     version = subprocess.run(
         [sys.executable, "-c", "from picoqmail._version import VERSION; print(VERSION)"],
@@ -323,12 +324,12 @@ def page(proof: Proof) -> str:
     ).stdout.strip()
     kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
     where = f"picoqmail {version}, Python {platform.python_version()}, {kernel}"
-    look = ", a quick look" if proof.quick else ""
+    look = ", a quick sample" if proof.quick else ""
     lines = [
-        "# The proof",
+        "# Fault injection",
         "",
-        "This page is written by `python tests/proof`; do not edit it. What the promise is, and",
-        "what each of these trials must leave behind, is in `tests/proof/invariant.py`.",
+        "`python tests/proof` writes this page; do not edit it. `tests/proof/invariant.py` has the",
+        "promise, and what each of these trials must leave behind.",
         "",
         f"{where}, seed {proof.seed}{look}: **{breaches} breaches**.",
     ]
@@ -348,7 +349,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run it; 0 if nothing was breached, 1 if anything was, 69 where strace may not trace."""
+    """Run the trials; return 0 without breaches, 1 with breaches, 69 if strace cannot trace."""
     parser = argparse.ArgumentParser(prog="python tests/proof", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a seeded sample of everything")
     parser.add_argument("--seed", type=int, default=1, help="for what is chosen at random")

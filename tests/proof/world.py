@@ -1,6 +1,6 @@
-"""One home under trial: its spool, what was promised about it, and what its relay got of it.
+"""One home under trial: its spool, its accepted messages, and its mail at the relay.
 
-The rule of this module: it prepares and it looks; it never judges (invariant.py does).
+The rule of this module: it prepares and reads, but never judges (invariant.py does).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 @frozen
 class Promise:
-    """One message that was handed in: what must arrive, and whether anybody was told yes."""
+    """One submitted message: what must arrive, and whether success was reported."""
 
     token: str
     sender: str
@@ -46,7 +46,7 @@ class Promise:
     """Whether the program completes the header, as inject and sendmail do."""
 
     def is_whole(self, arrived: bytes) -> bool:
-        """Whether this is the message, without the Received line of ours."""
+        """Say whether this is the message, without our Received line."""
         if not self.fields_added:
             return arrived == self.body
         head, _, text = self.body.partition(b"\n\n")
@@ -57,7 +57,7 @@ class Promise:
 
 @frozen
 class Ledger(Mailbox):
-    """The mailbox of a relay that many homes use at once, told apart by their HELO names."""
+    """The mailbox of a relay that many homes use at once; their HELO names distinguish them."""
 
     _by_helo: dict[str, list[Received]] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -68,12 +68,12 @@ class Ledger(Mailbox):
             self._by_helo.setdefault(message.helo, []).append(message)
 
     def of(self, helo: str) -> list[Received]:
-        """What came from one home so far."""
+        """Return the messages of one home so far."""
         with self._lock:
             return list(self._by_helo.get(helo, ()))
 
     def forget(self, helo: str) -> None:
-        """Drop what came from one home, to keep memory bounded."""
+        """Drop the messages of one home, to bound memory."""
         with self._lock:
             self._by_helo.pop(helo, None)
 
@@ -94,7 +94,7 @@ class Programs:
     copy: str = ""
 
     def command(self, name: str) -> list[str]:
-        """How to start picoqmail-NAME; picoqmail itself if there is no name, many.py for `many`."""
+        """Return the command of picoqmail-NAME, of picoqmail without a name, or of many.py."""
         if name == "many":
             return [sys.executable, "-I", f"{_HERE}/many.py", *([self.copy] if self.copy else [])]
         if self.copy:
@@ -104,7 +104,7 @@ class Programs:
 
 
 def make_body(token: str, octets: int = 0) -> bytes:
-    """A message that names its token; with lines that begin with dots, and `octets` of padding."""
+    """Return a message with its token, lines that begin with dots, and `octets` of padding."""
     head = f"Subject: {token}\nX-Token: {token}\n\n.\n..a line of dots\n".encode()
     line = b"0123456789abcdef" * 4 + b"\n"
     return head + line * (octets // len(line)) + b"the end\n"
@@ -129,12 +129,12 @@ class World(TemporaryHome):
         world = cls(root, f"w{next(_numbers)}.test", programs or Programs())
         world.make(world.name, relay)
         world.setting("log", f"{root}/events")
-        # A breaker or a long schedule would only make recovery wait.
+        # A breaker or a long schedule would only delay recovery.
         world.setting("retryschedule", "1")
         return world
 
     def clone(self, root: str, relay: str = "") -> World:
-        """A copy of all of it, hard links and times included, under a name of its own."""
+        """Return a copy of the whole home, including hard links and times, under another name."""
         subprocess.run(["cp", "-a", self.root, root], check=True)
         name = f"w{next(_numbers)}.test"
         world = evolve(self, root=root, name=name, promises=list(self.promises))
@@ -149,13 +149,13 @@ class World(TemporaryHome):
         shutil.rmtree(self.root, ignore_errors=True)
 
     def relay(self, address: str) -> None:
-        """Send all mail to another relay from now on."""
+        """Use another relay from now on."""
         self.setting("relayip", address)
 
     def promise(self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0) -> Promise:
-        """Think of a message; nobody has been told anything about it yet.
+        """Make a message that is not yet submitted.
 
-        `ahead` others were thought of before it and are not among the promises yet.
+        `ahead` others were made before it, and are not among the submitted messages yet.
         """
         number = len(self.promises) + ahead + 1
         token = f"{self.name}-{number}"
@@ -164,7 +164,7 @@ class World(TemporaryHome):
         return Promise(token, f"from{number}@here.test", to, body, accepted=False)
 
     def accept(self, recipients: Sequence[str] = (), octets: int = 0) -> str:
-        """Put a message into the spool by way of the library; returns its ID."""
+        """Put a message into the spool through the library; return its ID."""
         promise = self.promise(recipients, octets)
         message_id = self.accepted(promise.sender, promise.recipients, promise.body)
         self.promises.append(evolve(promise, accepted=True))
@@ -180,7 +180,7 @@ class World(TemporaryHome):
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program, perhaps under strace, with its message on 0 and its envelope on 1.
 
-        Returns when a sender that it left in the background has ended, too.
+        Returns after a sender that it started in the background has ended, too.
         """
         stdin, stdout = _pipe(message), subprocess.PIPE
         if envelope is not None:
@@ -203,13 +203,13 @@ class World(TemporaryHome):
             self.await_sender()
 
     def await_sender(self) -> None:
-        """Wait until no sender is at work: its lock can be had."""
+        """Wait until no sender is at work and its lock is free."""
         lock = f"{self.spool}/sender.lock"
         with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
 
     def recover(self, zygote: Zygote, relay: str, runs: int = 3) -> list[str]:
-        """Bring the spool to order as cron does, each run some hours later; returns complaints."""
+        """Recover the spool with cron runs, each some hours later; return complaints."""
         self.relay(relay)
         complaints = []
         for number in range(runs):
@@ -221,7 +221,7 @@ class World(TemporaryHome):
         return complaints
 
     def sidecars(self, *states: str) -> list[str]:
-        """Paths of the sidecars in these states."""
+        """Return the paths of the sidecars in these states."""
         return sorted(
             entry.path
             for state in states
@@ -230,7 +230,7 @@ class World(TemporaryHome):
         )
 
     def events(self) -> list[str]:
-        """What the programs logged."""
+        """Return the programs' log."""
         try:
             with open(f"{self.root}/events", encoding="utf-8", errors="replace") as file:
                 return file.read().splitlines()
@@ -239,7 +239,7 @@ class World(TemporaryHome):
 
 
 def _pipe(data: bytes) -> int:
-    """The read end of something that holds these octets and then ends."""
+    """Return the read end of a pipe or file with these octets."""
     descriptor = os.memfd_create("input")
     os.write(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -247,7 +247,7 @@ def _pipe(data: bytes) -> int:
 
 
 def read_sidecar(path: str) -> dict[str, object]:
-    """A sidecar as JSON; ValueError if it is none."""
+    """Return a sidecar as JSON; raises ValueError if it is no JSON."""
     with open(path, encoding="utf-8") as file:
         record = json.load(file)
     if not isinstance(record, dict):

@@ -1,8 +1,8 @@
-"""A process that has the programs imported already and forks one for each run asked for.
+"""A process that has imported the programs already, and forks one for each run.
 
-It runs the same `main` of the same modules as the installed program; it only saves the quarter
-second that importing them takes, which matters for some thousands of recoveries. Its clock can be
-set off, for the runs of tomorrow.
+It runs the same `main` of the same modules as the installed program. It only saves the quarter of a
+second that the imports take, which matters for some thousands of recoveries. Its clock can be
+shifted, for later runs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _offset = 0.0
 
 
 class Zygote:
-    """The process, seen from outside; a context manager, safe in threads (one run at a time)."""
+    """The zygote process; a context manager, safe in threads (one run at a time)."""
 
     def __init__(self, copy: str = "") -> None:
-        """`copy` is a directory that holds a patched package; empty for the installed one."""
+        """`copy` is a directory with a patched package; empty for the installed one."""
         command = [sys.executable, "-I", os.path.abspath(__file__)]
         self._process = subprocess.Popen(
             [*command, copy], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -81,7 +81,7 @@ def _serve(copy: str) -> None:
     def shifted_time() -> float:
         return real_time() + _offset
 
-    # Before the first import of the package, so that every default clock is this one.
+    # Set before the first import of the package, so that every default clock is this one.
     time.time = shifted_time
     mains = {
         name: importlib.import_module(f"picoqmail.cli.{name}").main
