@@ -1,4 +1,4 @@
-"""4: what waits costs nothing: idle runs, a few due ones, and looking, over many deferred mails."""
+"""4: the cost of many deferred mails: for idle runs, for runs with a few due ones, for `list`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOUR = 3600
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """One row a size of the backlog."""
+    """Measure one row for each size of the backlog."""
     rows = []
     with Sink(keep=False) as sink:
         for number, size in enumerate((0, *bench.backlogs)):
@@ -56,7 +56,7 @@ def _row(bench: Bench, home: MeasuredHome, size: int) -> dict[str, Any]:
     row[f"cron, {DUE} due, s"] = round(due.wall, 3)
     if before - home.count("cur") != DUE:
         raise RuntimeError(f"{before - home.count('cur')} mails went, {DUE} were due")
-    # The relay goes away: the first run notices, the next find the breaker open.
+    # The relay goes away: the first run opens the breaker, and later runs find it open.
     home.setting("relayip", "127.0.0.1:1")
     home.defer(1, due_in_seconds=-2)
     _best(bench, home, program("cron"), times=1)

@@ -1,4 +1,4 @@
-"""3: a spool emptied into a relay that takes everything, near and 50 ms away."""
+"""3: a spool drained into a relay that accepts everything, on this host and 50 ms away."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FAR_MAILS = 200
 SECONDS_EACH_WAY = 0.025
-# These need a connection and tens of milliseconds for each mail: a fifth of the mails tells enough.
+# These need a connection and tens of milliseconds for each mail, so a fifth of the mails is enough.
 SLOW = ("nullmailer", "Exim", "OpenSMTPD", "msmtpq")
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Drain near, then far."""
+    """Drain into the near relay, then into the far one."""
     near = _near(bench)
     far = _far(bench)
     best = max((r["mails/s"] for r in near if "rival" in r["kind"]), default=0)
@@ -81,7 +81,7 @@ def _near(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _smtp_source(bench: Bench, sink: Sink) -> dict[str, Any]:
-    """Postfix's load generator: it makes its own mail, and reads no spool."""
+    """Measure Postfix's load generator, which makes its own mail and reads no spool."""
     argv = (
         find("smtp-source", "postfix"),
         *("-d", "-s", "20", "-m", str(bench.mails), "-l", "4096"),
@@ -100,10 +100,10 @@ def _far(bench: Bench) -> list[dict[str, Any]]:
     with Sink(keep=False) as sink:
         with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY) as line:
             rows = [_best_of(bench, line), *_rivals(bench, line.port, FAR_MAILS, near=False)]
-        # What a simpler line measures, which answers the connect by itself.
+        # The same over a line without delay for the handshake of TCP.
         with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY, handshake=False) as line:
             row = _best_of(bench, line)
-            row["program"] += ", TCP's handshake for nothing"
+            row["program"] += ", without the delay of TCP's handshake"
             rows.insert(1, row)
     return rows
 

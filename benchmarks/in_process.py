@@ -1,4 +1,4 @@
-"""2: enqueue() in one process, one by one and in groups; durable where ours, not where theirs."""
+"""2: enqueue() in one process, one by one and in groups, beside rivals that are not all durable."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ DJANGO = _CLOCK.format(
 
 @frozen
 class Contender:
-    """A way of submitting in a process: its code is given a mail, a number, and `where`."""
+    """A way to submit in a process: its code gets a mail, a number, and `where`."""
 
     python: str
     code: str
     where: str = ""
 
     def command(self, mail: str, count: int) -> list[str]:
-        """The command that submits so many mails, and prints how many it did a second."""
+        """Return the command that submits this many mails, and prints the mails a second."""
         return [self.python, "-I", "-c", self.code, mail, str(count), self.where]
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Time each in turn, several rounds; fsyncs are counted in a run of their own."""
+    """Time each in turn, in several rounds; a separate run counts the fsyncs."""
     mail = f"{bench.scratch}/mail-4k"
     with open(mail, "wb") as file:
         file.write(message())
@@ -102,7 +102,7 @@ def measure(bench: Bench) -> dict[str, Any]:
             home.empty()
     rows = []
     for name, contender in contenders.items():
-        # The difference of two runs, so that what the start costs does not count.
+        # The difference of two runs, so that the start does not count.
         counts = [
             _fsyncs(contender.command(mail, count), home.variables(), f"{bench.scratch}/trace")
             for count in (100, 300)
@@ -124,7 +124,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _rate(command: list[str], environ: dict[str, str]) -> float:
-    # What the one before left to be written is not to be waited for by this one.
+    # Otherwise this contender would wait for the unwritten data of the one before.
     os.sync()
     ran = subprocess.run(
         command, env=environ, capture_output=True, text=True, check=False, timeout=600

@@ -1,4 +1,4 @@
-"""Our side: the wheel in an environment of its own, homes, and spools filled quickly."""
+"""Our side: the wheel in its own environment, homes, and spools that are filled quickly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
 
 
 def message(size: int = 4096) -> bytes:
-    """A mail of that many octets, header included."""
+    """Return a mail of this many octets, header included."""
     head = (
         b"From: a@example.org\nTo: b@example.net\nSubject: measured\n"
         b"Date: Sun, 22 Nov 2026 10:00:00 +0000\nMessage-ID: <1@example.org>\n\n"
@@ -81,7 +81,7 @@ class MeasuredHome(TemporaryHome):
         return sum(name.endswith(".json") for name in os.listdir(f"{self.spool}/{state}"))
 
     def empty(self) -> None:
-        """Forget all mail."""
+        """Delete all mail."""
         for state in DIRECTORIES:
             for name in os.listdir(f"{self.spool}/{state}"):
                 os.unlink(f"{self.spool}/{state}/{name}")

@@ -1,4 +1,4 @@
-"""5 and 6: large messages and many recipients; memory is what matters."""
+"""5 and 6: large messages and many recipients, with their memory."""
 
 from __future__ import annotations
 

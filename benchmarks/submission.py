@@ -1,4 +1,4 @@
-"""1: one mail by one process, and mails a second from four at once."""
+"""1: one mail by one process, and mails a second from four submitters at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUBMITTERS = 4
 
 
 def programs_of_ours(ours: Ours, home: MeasuredHome, mail: str, envelope: str) -> list[Program]:
-    """Bare Python first: everything is measured in units of it."""
+    """Return the submitters; bare Python comes first, because it is the unit."""
     ask = ("-i", "-fa@example.org", "b@example.net")
     return [
         Program("bare Python", (ours.python, "-I", "-S", "-c", "pass"), home.variables()),
@@ -41,14 +41,14 @@ def programs_of_ours(ours: Ours, home: MeasuredHome, mail: str, envelope: str) -
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Run all submitters in turn; then four of each at once."""
+    """Run all submitters in turn, then four of each at once."""
     with ExitStack() as daemons:
         return _measure(bench, daemons)
 
 
 def _measure(bench: Bench, daemons: ExitStack) -> dict[str, Any]:
     home = make_home(bench.scratch)
-    # A cron run has nothing to do, but only where there is no mail: its home is another.
+    # Cron is idle only without mail, so it has another home.
     idle = make_home(bench.scratch)
     mail, envelope = f"{bench.scratch}/mail", f"{bench.scratch}/envelope"
     with open(mail, "wb") as file:
