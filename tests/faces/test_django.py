@@ -431,7 +431,7 @@ def test_the_page_lists_and_explains(home: TemporaryHome, rig: Any, client: Clie
     assert stem in client.get(PAGE, {"state": "cur", "q": "@example.net"}).content.decode()
     assert stem not in client.get(PAGE, {"q": "@other.example"}).content.decode()
     page = client.get(f"{PAGE}{stem}/change/").content.decode()
-    assert "What relays said" in page
+    assert "Relay replies" in page
     assert "Subject: =?utf-8?" in page
     assert "451 4.3.0 &lt;b&gt;later" in page
     assert 302 == client.get(f"{PAGE}{stem}/history/").status_code
