@@ -26,7 +26,7 @@ START_SECONDS = 20
 
 
 class Home:
-    """A home below a directory, and what was done in it, as a reader sees it."""
+    """A home below a directory, and the commands and their output, as a reader sees them."""
 
     def __init__(self, directory: str) -> None:
         self.root = f"{directory}/home"
@@ -37,7 +37,7 @@ class Home:
             "NO_COLOR": "1",
         }
         self.quiet("picoqmail init --me host.example.org --relay 127.0.0.1:9")
-        # Senders in the background would make the order of events a matter of luck.
+        # With senders in the background the order of events would be random.
         self.environ["PICOQMAIL_SEND"] = "off"
 
     def setting(self, name: str, text: str) -> None:
@@ -89,7 +89,7 @@ class Sink:
 
 
 def relay_down(home: Home) -> None:
-    """The relay is away for an hour, and comes back."""
+    """The relay is down for an hour."""
     with Sink(home) as sink:
         home.setting("relayip", f"127.0.0.1:{sink.port}")
     home.shows("sendmail -i -f me@example.org you@example.net", MAIL)
@@ -104,7 +104,7 @@ def relay_down(home: Home) -> None:
 
 
 def wrong_password(home: Home) -> None:
-    """The login is refused: no mail is charged or bounced, and check says what is wrong."""
+    """The login is refused: no mail bounces, and check shows the reason."""
     sys.path.insert(0, f"{HERE}/../tests")
     from rig.recording import RecordingRelay
 
@@ -122,7 +122,7 @@ def wrong_password(home: Home) -> None:
 
 
 def one_refused(home: Home) -> None:
-    """One of two recipients is refused: the other has the mail, the sender a report."""
+    """One of two recipients is refused: the sender gets a report."""
     with Sink(home, "--recipient-answer", "bad@example.net=550 5.1.1 no such user") as sink:
         home.setting("relayip", f"127.0.0.1:{sink.port}")
         home.shows("sendmail -i -f me@example.org bad@example.net you@example.net", MAIL)
@@ -133,7 +133,7 @@ def one_refused(home: Home) -> None:
 
 
 def full_disk(home: Home) -> None:
-    """The disk is full: the caller is told so, and nothing of the mail is left."""
+    """The disk is full: the caller gets an error, and nothing of the mail is left."""
     spool = f"{home.root}/spool"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "none", spool], check=True)
     try:
