@@ -149,7 +149,7 @@ def full_disk(home: Home) -> None:
 
 
 def stuck(home: Home) -> None:
-    """A mail that failed is explained, its cause repaired, and it is requeued."""
+    """A failed mail is explained, the cause is corrected, and the mail is requeued."""
     with Sink(home, "--answer", "mail=550 5.7.1 relaying denied") as sink:
         home.setting("relayip", f"127.0.0.1:{sink.port}")
         home.setting("bounces", "off")

@@ -1,7 +1,7 @@
-"""Which relay offers what, and that we use it: the table in docs/relay-matrix.md is made here.
+"""The features that each relay offers and the client uses: the table in docs/relay-matrix.md.
 
-PICOQMAIL_WRITE_DOCS=1 writes the page from what the relays of the rig do; otherwise what they do
-is compared with the page.
+With PICOQMAIL_WRITE_DOCS=1 this writes the page from the behaviour of the rig's relays. Otherwise
+it compares their behaviour with the page.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ PAGE = os.path.join(CHECKOUT, "docs", "relay-matrix.md")
 YES, NOT_OFFERED, NOT_SET_UP = "used", "not offered", "not set up"
 NOT_WITH_LMTP = "not with LMTP"
 INTRODUCTION = """\
-# Relays and features
+# Relay compatibility
 
-What the client did with each relay of the test rig; tests make this page of it. *used*: the relay
-offers it, the client used it, and the mail arrived. *not offered*: the client did without it, and
-the mail arrived; or, where the mail cannot do without, it failed for good with the code that is
-given. *not set up*: the tests do not run that relay so. *not with LMTP*: offered, but the client
-sends LMTP's data with DATA. `strict` is the rig's own receiver, which forgives nothing.
+The tests make this table from what the client did with each relay of the test rig.
+
+- *used*: the relay offers the feature, the client used it, and the mail arrived.
+- *not offered*: the client did without the feature, and the mail arrived. With a code, the mail
+  requires the feature, and failed for good with that code.
+- *not set up*: the tests do not configure this relay for the feature.
+- *not with LMTP*: the relay offers it, but the client sends data by DATA over LMTP.
+
+`strict` is the rig's own receiver, which tolerates no violation of the protocol.
 
 """
 FEATURES = (
