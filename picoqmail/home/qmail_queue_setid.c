@@ -199,17 +199,17 @@ int main(void)
 {
     static char home[] = "PICOQMAIL_HOME=" HOME_PATH, path[] = "PATH=/usr/local/bin:/usr/bin:/bin";
     static char locale[] = "LC_ALL=C.UTF-8", send_later[] = "PICOQMAIL_SEND=off", caller[40];
-    static char python[] = PYTHON_PATH, packages[] = PACKAGES_PATH, name[] = "qmail-queue";
+    static char python[] = PYTHON_PATH, packages[] = PACKAGES_PATH, none[] = "", name[] = "qmail-queue";
     static char isolated[] = "-I", no_site[] = "-S", code[] = "-c", program[] =
-        "import sys; place = sys.argv.pop(1); del sys.argv[0]\n"
-        "sys.path += [place, place + '/picoqmail/merged']\n"
+        "import sys; sys.path.append(sys.argv[2] + '/picoqmail/merged')\n"
         "try:\n"
         "    from picoqmail_queue import run_program\n"
         "except Exception:\n"
+        "    sys.path.append(sys.argv[2])\n"
         "    from picoqmail.start import run_program\n"
         "run_program('queue')";
     static const struct sched_param no_priority;
-    char *arguments[] = { python, isolated, no_site, code, program, packages, name, NULL };
+    char *arguments[] = { python, isolated, no_site, code, program, none, packages, name, NULL };
     char *environment[] = { home, path, locale, caller, NULL, NULL };
 
     if (geteuid() != 0)

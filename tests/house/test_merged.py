@@ -217,7 +217,7 @@ def test_no_class_exists_twice_where_the_sender_imports_late(
         BEGIN.format(program="send")
         + f"late = {late!r}\n"
         + "assert not any(f'picoqmail.{one}' in sys.modules for one in late)\n"
-        + "sys.meta_path.append(picoqmail_send._Elsewhere)\n"
+        + "sys.meta_path.append(picoqmail_send)\n"
         + "status = main([])\n"
         + "assert all(f'picoqmail.{one}' in sys.modules for one in late), sys.modules\n"
         + TWICE.format(program="send", late="picoqmail.relay.tls")
