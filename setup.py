@@ -29,6 +29,8 @@ PROGRAMS = {
     "send": ("picoqmail.cli.send", "picoqmail.delivery.run", "picoqmail.start"),
     "cron": ("picoqmail.cli.cron", "picoqmail.start"),
 }
+# Shared objects in most Pythons; finding them is a hundredth of a start (picoqmail/extensions.py).
+EXTENSIONS = ("fcntl", "zlib")
 
 
 class MergeError(Exception):
@@ -104,7 +106,13 @@ class _Merger:
             return ""
         else:
             line = f"{bound} = {alias.name}"
-        return line if self._define(bound, line, module) else ""
+        if not self._define(bound, line, module):
+            return ""
+        source = alias.name if isinstance(statement, ast.Import) else statement.module
+        if source in EXTENSIONS:
+            self.add("picoqmail.extensions")
+            return f"load_extension({source!r})\n{line}"
+        return line
 
     def _define(self, name: str, meaning: str, module: str) -> bool:
         """Note what a name means; False if that is known. Raises MergeError if it differs."""

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.errors import ConfigurationError
-from picoqmail.home.control import Control, ControlValue, number_of, own_host_name, parse_minivars
+from picoqmail.home.control import Control, ControlValue, number_of, own_host_name
+from picoqmail.home.minivars import parse_minivars
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,8 +96,8 @@ def test_minivars_is_read_as_a_shell_would(control: Control, text: str, expected
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=40))
 def test_what_shlex_quotes_is_what_is_read(text: str) -> None:
     """Any value can be written, by the quoting that every shell script uses."""
-    (value,) = parse_minivars("minivars", f"A={shlex.quote(text)}\n").values()
-    assert text.rstrip(" \t\f\v") == value.text
+    (pairs,) = parse_minivars("minivars", f"A={shlex.quote(text)}\n").values()
+    assert text.rstrip(" \t\f\v") == ControlValue("minivars", pairs).text
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,22 @@ def test_no_class_exists_twice_where_the_sender_imports_late(
     assert (("b@example.net",), ("joe@example.org",)) == (mail.recipients, report.recipients)
 
 
+def test_extension_modules_are_as_import_makes_them(installed: Installation) -> None:
+    """What a merged file loads by path is what an import would find."""
+    code = (
+        BEGIN.format(program="queue")
+        + "import fcntl, importlib.util, zlib\n"
+        + "for name in 'fcntl', 'zlib':\n"
+        + "    ours = sys.modules.pop(name)\n"
+        + "    found = importlib.util.find_spec(name)\n"
+        + "    ours = ours.__spec__\n"
+        + "    assert (ours.name, ours.origin) == (found.name, found.origin)\n"
+        + "    assert type(ours.loader) is type(found.loader)\n"
+        + "assert 3421780262 == zlib.crc32(b'123456789')\n"
+    )
+    python(installed, code)
+
+
 def test_a_traceback_names_the_file_and_the_line(installed: Installation) -> None:
     """An error in a merged file can be found: the line is there to be read."""
     code = (

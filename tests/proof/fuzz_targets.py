@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from picoqmail.errors import ConfigurationError, DamagedMessageError, EnvelopeError
 from picoqmail.home import control
+from picoqmail.home.minivars import parse_minivars
 from picoqmail.message import tokens
 from picoqmail.message.envelope import (
     EnvelopeParser,
@@ -189,15 +190,15 @@ def minivars(data: bytes) -> None:
     except UnicodeDecodeError:
         return
     error: ConfigurationError | None = None
-    values: dict[str, control.ControlValue] = {}
+    found: dict[str, list[tuple[str, int]]] = {}
     try:
-        values = control.parse_minivars("minivars", text)
+        found = parse_minivars("minivars", text)
     except ConfigurationError as exc:
         error = exc
     assert error is None or error.where.startswith("minivars:")
-    for name, value in values.items():
+    for name, lines in found.items():
         assert name == name.upper()
-        assert isinstance(value.text, str)
+        assert isinstance(control.ControlValue("minivars", lines).text, str)
 
 
 def on_wire(data: bytes) -> None:
