@@ -13,6 +13,10 @@ from _frozen_importlib_external import (
     spec_from_file_location,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def load_extension(name: str) -> None:
     """Do what `import NAME` does, if the module lies where it must; else leave it to that."""
@@ -22,7 +26,7 @@ def load_extension(name: str) -> None:
         if directory.endswith("/lib-dynload"):
             path = f"{directory}/{name}{EXTENSION_SUFFIXES[0]}"
             loader = ExtensionFileLoader(name, path)
-            spec = spec_from_file_location(name, path, loader=loader)
+            spec: Any = spec_from_file_location(name, path, loader=loader)
             try:
                 module = module_from_spec(spec)
             except ImportError:

@@ -30,7 +30,7 @@ def run_program(name: str) -> None:
     # The launcher disabled the collector: what was loaded stays, and searching it takes time.
     gc.freeze()
     gc.enable()
-    sys.meta_path.append(sys.modules[__name__])  # type: ignore[arg-type]
+    sys.meta_path.append(sys.modules[__name__])
     module: Any = __import__(f"picoqmail.cli.{name}", fromlist=["main"])
     status: int = module.main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -49,7 +49,7 @@ def find_spec(
     """
     if path is not None or name.startswith("_"):
         return None
-    sys.meta_path.remove(sys.modules[__name__])  # type: ignore[arg-type]
+    sys.meta_path.remove(sys.modules[__name__])
     beside = [directory for directory in sys.path if directory.endswith("-packages")]
     import site
 

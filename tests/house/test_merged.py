@@ -11,14 +11,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import installation
 from installation import CHECKOUT, PROGRAMS, Installation
-from picoqmail.layout import BODY, NEW
+from picoqmail.layout import NEW
 from rig.programs import find
 from rig.recording import RecordingRelay
 
@@ -312,13 +311,13 @@ def test_a_merged_file_that_was_cut_is_passed_over(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("kept", [0, 10, 16, 0.5, 0.999])
+@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.0002, 0.5, 0.999])
 def test_a_compiled_file_that_was_cut_is_passed_over(
     own: Installation, tmp_path: Path, program: str, kept: float
 ) -> None:
     """The same for what the installer compiled, whose header says that it is up to date."""
     path = compiled_file(own, program)
-    os.truncate(path, int(os.path.getsize(path) * kept) if isinstance(kept, float) else kept)
+    os.truncate(path, int(os.path.getsize(path) * kept))
     assert_answers(without_home(own, program, tmp_path), program)
 
 
@@ -343,29 +342,18 @@ def assert_answers(ran: subprocess.CompletedProcess[str], program: str) -> None:
     assert "Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_flipped_bit_is_no_wrong_yes(own: Installation, trial: Trial, seed: int) -> None:
-    """Whatever the damaged program does, exit code 0 means that the message is in the spool."""
-    random = Random(seed)  # noqa: S311 - not for secrets
+@pytest.mark.parametrize("place", range(16))
+def test_a_flipped_bit_in_the_header_of_a_compiled_file_changes_nothing(
+    own: Installation, tmp_path: Path, place: int
+) -> None:
+    """Version, kind, time and size of the source: Python compiles anew, or takes it as it is."""
     path = compiled_file(own, "queue")
     with open(path, "rb") as file:
         whole = file.read()
-    yes = 0
-    for _ in range(25):
-        place, bit = random.randrange(len(whole)), 1 << random.randrange(8)
+    for bit in range(8):
         with open(path, "wb") as file:
-            file.write(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-        before = set(trial.ids(NEW))
-        if queue([own.program("queue")], trial)[0] != 0:
-            continue
-        yes += 1
-        (message_id,) = set(trial.ids(NEW)) - before
-        assert ["b@example.net"] == [
-            one["address"] for one in trial.sidecar(message_id)["recipients"]
-        ]
-        with open(trial.path(NEW, message_id, BODY), "rb") as file:
-            assert file.read().endswith(MESSAGE)
-    assert 0 < yes
+            file.write(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        assert_answers(without_home(own, "queue", tmp_path), "queue")
 
 
 def queue(command: list[str], trial: Trial) -> tuple[int, bytes]:
