@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from attrs import define, frozen
 
 from picoqmail.delivery.lanes import endpoint_of
-from picoqmail.relay.engine import Engine, Lane
+from picoqmail.relay.engine import Engine
+from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.smtp.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class _Notes:
             self.verified = str(facts.get("verified"))
             end = facts.get("certificate_ends")
             self.certificate_ends = int(str(end)) if end else None
-        elif name == "relay_up" and self.engine is not None:
+        elif name == "relay_greeted" and self.engine is not None:
             self.let_in = True
             self.engine.stop()
 
@@ -111,7 +112,7 @@ def probe(relay: Relay, settings: Settings) -> Probe:
     """Try one relay. Blocks, bounded by the settings timeoutconnect and timeoutremote."""
     endpoint = endpoint_of(relay, settings)
     notes = _Notes()
-    lane = Lane(
+    lane = LaneOptions(
         name=str(relay),
         endpoints=(endpoint,),
         source=_OneThatIsNeverTaken(),
@@ -124,7 +125,7 @@ def probe(relay: Relay, settings: Settings) -> Probe:
     )
     notes.engine = Engine([lane], on_event=notes)
     began = time.monotonic()
-    (summary,) = notes.engine.run().lanes
+    (summary,) = notes.engine.serve()
     fault = None if notes.let_in else summary.fault
     stage = "" if notes.let_in else fault.stage if fault else "session"
     return Probe(

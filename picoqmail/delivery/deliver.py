@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 
 from picoqmail.delivery import policy
 from picoqmail.delivery.report import Reporter
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
     from picoqmail.relay.breaker import Outage
-    from picoqmail.relay.engine import LaneSummary
+    from picoqmail.relay.lane_options import LaneSummary
     from picoqmail.smtp.transaction import RelayFault, Verdict
     from picoqmail.spool.message import Message
     from picoqmail.spool.store import Claim, Store
@@ -100,11 +101,22 @@ class _Part:
 
 
 class Outbox:
-    """The mail for one route; the source that its connections take from."""
+    """The mail for one route; the source that its lane takes from (relay/lane_options.py).
 
-    def __init__(self, delivery: Delivery, relays: Relays, name: str) -> None:
+    `take()` returns the next transaction or None, `done(transaction, verdict)` records how one
+    ended.
+    """
+
+    def __init__(
+        self,
+        relays: Relays,
+        name: str,
+        take: Callable[[Outbox], Transaction | None],
+        done: Callable[[Outbox, Transaction, Verdict], None],
+    ) -> None:
         """Empty; `name` is what the breaker and the log call the route."""
-        self.delivery = delivery
+        self.take = partial(take, self)
+        self.done = partial(done, self)
         self.relays = relays
         self.name = name
         self.is_probe = False
@@ -115,19 +127,9 @@ class Outbox:
         self.ready: deque[_Part] = deque()
         self.again: deque[_Part] = deque()
 
-    def take(self) -> Transaction | None:
-        """Give the next part: what was handed back, then what is due, then what failed before."""
-        return self.delivery.next_for(self)
-
     def backlog(self) -> int:
         """About how many parts wait: a message that was not opened yet may be several, or none."""
         return len(self.ready) + len(self.ids) + len(self.again)
-
-    def done(self, transaction: Transaction, verdict: Verdict) -> None:
-        """Record how a part ended."""
-        part = transaction.key
-        assert isinstance(part, _Part)  # noqa: S101 - we made it
-        self.delivery.part_done(self, part, verdict)
 
 
 class Delivery:
@@ -249,7 +251,9 @@ class Delivery:
     def _outbox(self, relays: Relays) -> Outbox:
         outbox = self._outboxes.get(relays)
         if outbox is None:
-            outbox = self._outboxes[relays] = Outbox(self, relays, name_of(relays))
+            outbox = self._outboxes[relays] = Outbox(
+                relays, name_of(relays), self._next, self._part_done
+            )
         return outbox
 
     def _no_relay(self, outbox: Outbox) -> None:
@@ -349,8 +353,8 @@ class Delivery:
 
     # --- What the outboxes ask ------------------------------------------------------------------
 
-    def next_for(self, outbox: Outbox) -> Transaction | None:
-        """The next transaction for a route, None if it has nothing now."""
+    def _next(self, outbox: Outbox) -> Transaction | None:
+        """The next transaction for a route: handed back parts, then due ones, then failed ones."""
         if self.stop():
             return None
         while True:
@@ -466,8 +470,10 @@ class Delivery:
 
     # --- What the outboxes tell -----------------------------------------------------------------
 
-    def part_done(self, outbox: Outbox, part: _Part, verdict: Verdict) -> None:
+    def _part_done(self, outbox: Outbox, transaction: Transaction, verdict: Verdict) -> None:
         """Take the verdict on one part; record the message when it was the last."""
+        part = transaction.key
+        assert isinstance(part, _Part)  # noqa: S101 - we made it
         work = part.work
         fault = verdict.fault
         answered = any(result.outcome != "untried" for result in verdict.results)

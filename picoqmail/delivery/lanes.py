@@ -5,9 +5,12 @@ The glue between delivery, which knows messages, and the engine, which knows soc
 
 from __future__ import annotations
 
-from picoqmail.relay.engine import Engine, Lane
+from functools import partial
+
+from picoqmail.relay.engine import Engine
+from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
-from picoqmail.relay.rate_limit import RATE, Pacer
+from picoqmail.relay.rate_limit import RATE, RateLimiter
 from picoqmail.relay.tls_plan import TlsPolicy
 
 TYPE_CHECKING = False
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from picoqmail.delivery.deliver import Outbox
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
-    from picoqmail.relay.engine import LaneSummary
+    from picoqmail.relay.lane_options import LaneSummary
     from picoqmail.smtp.relay_address import Relay
 
 
@@ -27,9 +30,9 @@ class Session:
     def __init__(self, settings: Settings, log: Log, spool: str) -> None:
         """Nothing is opened before there is mail for it. `spool`: where the pace is kept."""
         self._settings = settings
-        self._pace = None
+        self._rate_limit = None
         if settings.ratelimit is not None:
-            self._pace = Pacer(f"{spool}/{RATE}", settings.ratelimit)
+            self._rate_limit = RateLimiter(f"{spool}/{RATE}", settings.ratelimit)
         self._log = log
         self._engine: Engine | None = None
         self._stopped = False
@@ -50,14 +53,15 @@ class Session:
 
     def __call__(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
         """Serve each outbox by a lane of its own; the summaries are in the same order."""
-        self._engine = Engine([self._lane(one) for one in outboxes], on_event=self._on_event)
+        on_event = partial(self._log.event, level="debug")
+        self._engine = Engine([self._lane(one) for one in outboxes], on_event=on_event)
         if self._stopped:
             self._engine.stop()
-        return self._engine.run().lanes
+        return self._engine.serve()
 
-    def _lane(self, outbox: Outbox) -> Lane:
+    def _lane(self, outbox: Outbox) -> LaneOptions:
         settings = self._settings
-        return Lane(
+        return LaneOptions(
             name=outbox.name,
             endpoints=tuple(endpoint_of(relay, settings) for relay in outbox.relays),
             source=outbox,
@@ -69,14 +73,8 @@ class Session:
             cleartext_auth=settings.cleartextauth,
             probe=outbox.is_probe,
             was_throttled=outbox.was_throttled,
-            pace=self._pace,
+            rate_limit=self._rate_limit,
         )
-
-    def _on_event(self, name: str, **facts: object) -> None:
-        # relay_up and relay_down are told once a route by delivery, which knows the breaker.
-        if name in ("relay_up", "relay_down"):
-            name = "connection_lost" if name == "relay_down" else "relay_greeted"
-        self._log.event(name, level="debug", **facts)
 
 
 def endpoint_of(relay: Relay, settings: Settings) -> Endpoint:

@@ -1,9 +1,9 @@
-"""The breaker: after a relay has failed, the spool remembers when to look again.
+"""The breaker: after a relay has failed, the spool remembers when to try it again.
 
-One small JSON file in the spool, `relay-down`, which an administrator can read, and remove to
-have the next run look at once. Its modification time repeats when that is due, so that runs
-before it cost one stat (launch.relay_is_down); with several routes it is in the past unless all
-of them are down, because mail for the others must go on.
+That stands in a small JSON file in the spool, `relay-down`. An administrator can read it, or remove
+it to have the next run try the relay at once. Its modification time repeats when to try again, so
+that the runs before cost one stat (spool/relay_down.py). With several routes that time is in the
+past unless all of them are down, because mail for the others must go on.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FIRST_DELAY_SECONDS = 3
 LONGEST_DELAY_SECONDS = 300
 # More than any date: what a file's time can hold.
 _MOST_SECONDS = 2**40
-assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - or no delay would be believed
+assert LONGEST_DELAY_SECONDS < BREAKER_LIMIT_SECONDS  # noqa: S101 - else the delay is no delay
 
 
 class Outage(Value):
-    """One route that failed; times in Unix seconds."""
+    """One route that is down. Times in Unix seconds: down since, to be tried again at `until`."""
 
     __slots__ = ("since", "until", "failures", "stage", "reason")
 
@@ -43,7 +43,10 @@ class Outage(Value):
 
 
 def read(spool: str) -> dict[str, Outage]:
-    """The routes that are down, by name. A file that makes no sense says that none is."""
+    """Return the routes that are down, by name; none if the file makes no sense.
+
+    Raises SpoolError if it cannot be read.
+    """
     try:
         with open(f"{spool}/{BREAKER}", "rb") as file:
             routes = json.loads(file.read())["routes"]
@@ -63,17 +66,20 @@ def read(spool: str) -> dict[str, Outage]:
     except OSError as exc:
         raise SpoolError("read", f"{spool}/{BREAKER}", exc) from exc
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        # Written by hand, or by something else: to look at the relay again is always right.
+        # Written by hand, or by another program. To try the relay again is always right.
         return {}
 
 
 def is_open(outage: Outage | None, now: float) -> bool:
-    """Say whether a route is not to be looked at yet; a time too far off is a jumped clock."""
+    """Say whether a route is not to be tried yet.
+
+    A time too far off shows that the clock jumped; then it is tried.
+    """
     return outage is not None and now < outage.until <= now + BREAKER_LIMIT_SECONDS
 
 
 def failed(before: Outage | None, *, now: int, stage: str, reason: str) -> Outage:
-    """The outage after one more failure; the delay doubles up to five minutes."""
+    """Return the outage after one more failure; the delay doubles up to five minutes."""
     failures = before.failures + 1 if before else 1
     delay = min(FIRST_DELAY_SECONDS << min(failures - 1, 16), LONGEST_DELAY_SECONDS)
     since = before.since if before else now
@@ -81,13 +87,13 @@ def failed(before: Outage | None, *, now: int, stage: str, reason: str) -> Outag
 
 
 def probing(outage: Outage, *, now: int) -> Outage:
-    """The outage while one run looks again: others keep away for the shortest time."""
+    """Return the outage while one run tries the route: others keep away for the shortest delay."""
     until = now + FIRST_DELAY_SECONDS
     return Outage(outage.since, until, outage.failures, outage.stage, outage.reason)
 
 
 def write(spool: str, outages: Mapping[str, Outage], routes: Iterable[str]) -> None:
-    """Replace the file, or remove it where nothing is down. Raises SpoolError.
+    """Replace the file, or remove it if nothing is down. Raises SpoolError.
 
     `routes` are the names of all routes that there are.
     """
@@ -107,10 +113,10 @@ def write(spool: str, outages: Mapping[str, Outage], routes: Iterable[str]) -> N
             for name, one in outages.items()
         }
         all_down = all(name in outages for name in routes)
-        look_again = min(one.until for one in outages.values()) if all_down else 0
+        try_again = min(one.until for one in outages.values()) if all_down else 0
         text = json.dumps({"routes": body}, indent=1, ensure_ascii=False) + "\n"
-        # A name of our own: several processes find out at the same moment.
+        # A name of its own for each process: several may find the relay down at the same moment.
         scratch = f"{spool}/{TMP}/{BREAKER}.{os.getpid()}"
-        durable.replace(scratch, path, text.encode(), look_again)
+        durable.replace(scratch, path, text.encode(), try_again)
     except OSError as exc:
         raise SpoolError("write", path, exc) from exc

@@ -1,137 +1,392 @@
-"""What a run of the engine is given, and what it says at its end: values only."""
+"""A lane at work: when it opens connections, and what the end of one means for it.
+
+The rule of this module: no octets. Every failure leads either onward in the list of relays or to
+the end of the lane.
+"""
 
 from __future__ import annotations
 
-from picoqmail.value import Value
+import math
+from collections import deque
+
+from picoqmail.relay.connection import Connection
+from picoqmail.relay.failover import Failover
+from picoqmail.relay.lane_options import LaneSummary
+from picoqmail.relay.lookup import literal_addresses
+from picoqmail.relay.loop import Activity
+from picoqmail.relay.throttle import Throttle
+from picoqmail.smtp.conversation import says_too_fast
+from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Final, Protocol
+    from picoqmail.relay.lane_options import LaneOptions
+    from picoqmail.relay.lookup import Endpoint, Found
+    from picoqmail.relay.loop import Loop
+    from picoqmail.smtp.transaction import Transaction
 
-    from picoqmail.relay.lookup import Endpoint
-    from picoqmail.smtp.transaction import RelayFault, Source
+FUTILE_CONNECTIONS_LIMIT = 3
+"""Connections in a row that end in a fault without serving one message: the lane gives up."""
 
-    class LaneSource(Source, Protocol):
-        """Where a lane's messages come from: a source that knows how many there are."""
+EAGER_SECONDS = 0.002
+"""A relay that leaves us waiting for so long is far enough away to be worth more connections."""
 
-        def backlog(self) -> int:
-            """About how many more there are to take; 0 only if there is nothing now."""
+PATIENT_SECONDS = 0.25
+"""A relay that leaves us waiting for so long is slow: each message is worth its own connection."""
+
+MESSAGES_WORTH_A_CONNECTION = 4
+"""A connection costs as many round trips before its first message, so fewer do not pay for it."""
+
+PAUSE_LIMIT_SECONDS = 60.0
+"""No connection waits longer than this; the messages are left for the next run."""
+
+PASSWORD_SECONDS = 75.0
+"""What a password command may take, on top of the lookup; the command has its own, lower limit."""
 
 
-class Lane(Value):
-    """Messages of one source, for the first of some relays that takes them.
+class Lane:
+    """Serves the messages of one source.
 
-    ``concurrency`` is the most links at once, ``messages`` the most messages on one link.
-    ``timeout_connect`` (lookup, connect, TLS) and ``timeout_remote`` (each step, each transaction)
-    are seconds. ``pace`` is asked before each message, and returns the seconds to wait until it
-    may begin; 0 is the leave for one message. ``probe`` allows one link only until a relay has
-    greeted and let us in. ``was_throttled``: the last run ended because a relay said "too fast".
+    ``finished``: nothing is left to do. ``activity`` says when the relay last gave us something to
+    do; the engine moves it on by the time that we needed ourselves.
     """
 
-    __slots__ = (
-        "name",
-        "endpoints",
-        "source",
-        "helo",
-        "concurrency",
-        "messages",
-        "timeout_connect",
-        "timeout_remote",
-        "source_ip",
-        "cleartext_auth",
-        "pace",
-        "probe",
-        "was_throttled",
-        "use_pipelining",
-        "use_chunking",
-    )
+    def __init__(self, options: LaneOptions, loop: Loop) -> None:
+        self.finished = False
+        self.activity = Activity(loop.now)
+        self._options = options
+        self._source = options.source
+        self._loop = loop
+        self._failover = Failover(options.endpoints)
+        self._throttle = Throttle(is_probe=options.was_throttled)
+        self._waiting: deque[Transaction] = deque()
+        self._connections: set[Connection] = set()
+        self._limit = max(1, options.concurrency)
+        self._asked: object | None = None
+        self._asked_until = 0.0
+        self._futile = 0
+        self._grown = 1
+        self._exhausted = False
+        self._gave_up = not options.endpoints
+        self._is_going_on = False
+        self._is_pausing = False
+        self._may_take = True
+        self._reached = False
+        self._connected = False
+        self._too_fast = False
+        self._fault: RelayFault | None = None
+        if self._gave_up:
+            self._fault = RelayFault("lookup", "there is no relay to send to (setting relayip)")
+        self._relay = ""
+        self._opened = 0
 
-    def __init__(  # noqa: PLR0913 - an argument a field
-        self,
-        name: str,
-        endpoints: tuple[Endpoint, ...],
-        source: LaneSource,
-        helo: str,
-        *,
-        concurrency: int = 20,
-        messages: int = 500,
-        timeout_connect: float = 60.0,
-        timeout_remote: float = 1200.0,
-        source_ip: str = "",
-        cleartext_auth: bool = False,
-        pace: Callable[[], float] | None = None,
-        probe: bool = False,
-        was_throttled: bool = False,
-        use_pipelining: bool = True,
-        use_chunking: bool = True,
-    ) -> None:
-        self.name: Final = name
-        self.endpoints: Final = endpoints
-        self.source: Final = source
-        self.helo: Final = helo
-        self.concurrency: Final = concurrency
-        self.messages: Final = messages
-        self.timeout_connect: Final = timeout_connect
-        self.timeout_remote: Final = timeout_remote
-        self.source_ip: Final = source_ip
-        self.cleartext_auth: Final = cleartext_auth
-        self.pace: Final = pace
-        self.probe: Final = probe
-        self.was_throttled: Final = was_throttled
-        self.use_pipelining: Final = use_pipelining
-        self.use_chunking: Final = use_chunking
+    # --- Messages ------------------------------------------------------------------------------
 
+    def _take(self, connection: Connection) -> Transaction | None:
+        """Return the next message for a connection, None if there is none or if it must wait."""
+        conversation = connection.conversation
+        conversation.pause = 0.0
+        if self._loop.stopping or self._gave_up or not self._may_take:
+            return None
+        if not self._waiting:
+            transaction = self._source.take()
+            self._exhausted = transaction is None
+            if transaction is None or not (self._throttle.is_on or self._options.rate_limit):
+                return transaction
+            self._waiting.append(transaction)
+        # The rate limit counts what it allows, so ask it only when there is a message to send.
+        if self._throttle.is_on and self._has_another(connection):
+            return None
+        wait = self._seconds_to_wait()
+        if not wait:
+            return self._waiting.popleft()
+        if wait <= PAUSE_LIMIT_SECONDS:
+            conversation.pause = wait
+        else:
+            self._stop_taking()
+        return None
 
-class LaneSummary(Value):
-    """How a lane ended.
+    def _has_another(self, connection: Connection) -> bool:
+        """Say whether the relay serves another connection of this lane, too."""
+        return any(
+            other is not connection and other.is_ready and not other.is_leaving
+            for other in self._connections
+        )
 
-    ``reached``: some relay let us in. ``fault``: the last fault of a relay, or None. ``gave_up``:
-    the lane stopped because no relay was left. ``answered``: transactions
-    that came to an end without a fault. ``pace``: a relay asked us to be slower. ``throttled`` is
-    what it said when the lane ended because of that, else ``""``.
-    """
+    def _seconds_to_wait(self) -> float:
+        """Return 0.0 if a message may begin, and count it; else the seconds to wait."""
+        # The relay's wish first: the rate limit counts a message as soon as it is asked.
+        wait = self._throttle.wait(self._loop.now)
+        if not wait and self._options.rate_limit is not None:
+            wait = self._options.rate_limit()
+        self._is_pausing = wait > 0
+        if not self._is_pausing:
+            self._throttle.begun(self._loop.now)
+        return wait
 
-    __slots__ = (
-        "name",
-        "reached",
-        "gave_up",
-        "fault",
-        "relay",
-        "answered",
-        "links",
-        "pace",
-        "throttled",
-    )
+    def _stop_taking(self) -> None:
+        """Leave all other messages to the next run."""
+        self._may_take = False
+        self._exhausted = True
 
-    def __init__(  # noqa: PLR0913 - an argument a field
-        self,
-        name: str,
-        *,
-        reached: bool,
-        gave_up: bool,
-        fault: RelayFault | None,
-        relay: str,
-        answered: int,
-        links: int,
-        pace: bool,
-        throttled: str = "",
-    ) -> None:
-        self.name: Final = name
-        self.reached: Final = reached
-        self.gave_up: Final = gave_up
-        self.fault: Final = fault
-        self.relay: Final = relay
-        self.answered: Final = answered
-        self.links: Final = links
-        self.pace: Final = pace
-        self.throttled: Final = throttled
+    def _done(self, connection: Connection, transaction: Transaction, verdict: Verdict) -> None:
+        """Hand a verdict to the source."""
+        if verdict.fault is None:
+            self._futile = 0
+        if connection.address is self._failover.address:
+            self._adapt_pace(connection, verdict)
+        self._source.done(transaction, verdict)
 
+    def _adapt_pace(self, connection: Connection, verdict: Verdict) -> None:
+        """See whether the relay takes messages as fast as they come."""
+        too_fast = ""
+        for result in verdict.results:
+            if result.outcome == "delivered":
+                self._throttle.speed_up()
+                return
+            if result.outcome == "deferred" and not too_fast and result.reply is not None:
+                too_fast = result.text if says_too_fast(result.reply) else ""
+        if too_fast:
+            self._slow_down(connection, too_fast)
 
-class RunSummary(Value):
-    """How a run ended, lane by lane in the order given."""
+    def _slow_down(self, connection: Connection, text: str) -> None:
+        """Use one connection from now on; with a text of the relay's also make pauses."""
+        if not self._too_fast:
+            self._loop.on_event("pace", relay=connection.relay, address=connection.address.text)
+        self._too_fast = True
+        self._limit = 1
+        if text and connection.address is self._failover.address:
+            self._throttle.slow_down(text, self._loop.now)
+            if self._throttle.reason:
+                self._stop_taking()
 
-    __slots__ = ("lanes",)
+    # --- What becomes of connections -----------------------------------------------------------
 
-    def __init__(self, lanes: tuple[LaneSummary, ...] = ()) -> None:
-        self.lanes: Final = lanes
+    def _progressed(self, connection: Connection) -> None:
+        if connection.is_leaving:
+            # The reply to QUIT is not worth waiting for.
+            self.go_on()
+        elif connection.is_ready:
+            self._relay = connection.relay
+            if not self._reached:
+                self._reached = True
+                relay, address = connection.relay, connection.address.text
+                self._loop.on_event("relay_greeted", relay=relay, address=address)
+        else:
+            self._connected = True
+
+    def _ended(self, connection: Connection, fault: RelayFault | None) -> None:
+        """Decide what the end of a connection means, and go on."""
+        self._connections.discard(connection)
+        served = connection.conversation.served
+        if served:
+            self._futile = 0
+        if fault is not None:
+            self._note_fault(fault, connection.relay, connection.address.text)
+            if fault.too_fast:
+                # Without having served a message the relay has too many connections of us, but
+                # does not mean the pace of the messages.
+                self._slow_down(connection, fault.text if served else "")
+            if not served:
+                self._after_futile(connection, fault)
+        self.go_on()
+
+    def _note_fault(self, fault: RelayFault, relay: str, address: str) -> None:
+        self._fault, self._relay = fault, relay
+        self._loop.on_event(
+            "connection_lost", relay=relay, address=address, stage=fault.stage, text=fault.text
+        )
+
+    def _after_futile(self, connection: Connection, fault: RelayFault) -> None:
+        if connection.address is not self._failover.address:
+            return  # another connection failed first, and the lane has moved on already
+        if fault.stage == "tls" and connection.may_go_in_clear:
+            self._failover.in_clear = True
+            return
+        if connection.in_message:
+            # It may be the fault of that message, so others are tried here.
+            self._futile += 1
+            if self._futile >= FUTILE_CONNECTIONS_LIMIT or not self._failover.is_last:
+                self._give_up_or_move_on()
+            return
+        if any(
+            other.address is connection.address and not other.is_leaving
+            for other in self._connections
+        ):
+            # The relay serves another connection of ours, or has yet to say whether it will.
+            # Perhaps it only does not want so many.
+            self._limit = max(1, len(self._connections))
+            return
+        self._give_up_or_move_on()
+
+    def _give_up_or_move_on(self) -> None:
+        if self._failover.is_last:
+            self._gave_up = True
+            return
+        self._failover.move_on()
+        self._connected = False
+        self._throttle = Throttle(is_probe=self._options.was_throttled)
+
+    # --- Opening connections -------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Open a connection if the lane has none and has work; end the lane if it has none."""
+        if self._is_going_on:
+            return  # a connection ended as soon as it was opened; the loop below goes on
+        self._is_going_on = True
+        try:
+            while not (self.finished or self._is_busy):
+                if self._gave_up or not self._peek():
+                    self._finish()
+                else:
+                    self._open()
+        finally:
+            self._is_going_on = False
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._asked is not None or any(not one.is_leaving for one in self._connections)
+
+    def _peek(self) -> bool:
+        """Have a message at hand for a connection that is not open yet."""
+        if self._loop.stopping or not self._may_take:
+            return False
+        if not self._waiting:
+            transaction = self._source.take()
+            self._exhausted = transaction is None
+            if transaction is not None:
+                self._waiting.append(transaction)
+        return bool(self._waiting)
+
+    @property
+    def grow_at(self) -> float:
+        """When to open more connections, if nothing comes from the relay until then."""
+        if (
+            self.finished
+            or self._gave_up
+            or self._loop.stopping
+            or self._failover.address is None
+            or not (left := self._left)
+            or not (self._reached if self._options.probe else self._connected)
+            or len(self._connections) >= self._limit
+            or self._is_pausing
+        ):
+            return math.inf
+        if left >= self._worth_a_connection:
+            return self.activity.at + EAGER_SECONDS
+        # Before it has let us in, nobody can say that a relay is slow with messages.
+        return self.activity.at + PATIENT_SECONDS if self._reached else math.inf
+
+    @property
+    def _left(self) -> int:
+        """About how many messages wait for a connection. Counted, for taking one takes time."""
+        return len(self._waiting) + (0 if self._exhausted else self._source.backlog())
+
+    @property
+    def _worth_a_connection(self) -> int:
+        return MESSAGES_WORTH_A_CONNECTION * (len(self._connections) + 1)
+
+    def may_grow_at(self, now: float) -> bool:
+        """Say whether it is time for more connections. Quick where something came just now."""
+        return now >= self.activity.at + EAGER_SECONDS and now >= self.grow_at
+
+    def grow(self) -> None:
+        """Open more connections: at most twice as many each time, and only for enough messages."""
+        is_patient = self._reached and self._loop.now >= self.activity.at + PATIENT_SECONDS
+        self.activity.at = self._loop.now
+        self._grown *= 2
+        for _ in range(min(self._grown, self._limit - len(self._connections))):
+            if self._failover.address is None or self._loop.stopping or self._gave_up:
+                return
+            if self._left < (1 if is_patient else self._worth_a_connection):
+                return
+            self._open()
+
+    def _open(self) -> None:
+        failover = self._failover
+        endpoint = failover.endpoint
+        if failover.address is None:
+            literal = literal_addresses(endpoint.relay)
+            # The password is fetched along with the lookup, because it may take its time, too.
+            if literal is None or endpoint.credentials is not None:
+                self._look_up(endpoint)
+                return
+            failover.found(literal)
+        assert failover.address is not None  # noqa: S101 - found just now
+        connection = Connection(
+            self._loop,
+            self._options,
+            endpoint,
+            failover.address,
+            self.activity,
+            in_clear=failover.in_clear,
+            take=self._take,
+            done=self._done,
+            on_progress=self._progressed,
+            on_end=self._ended,
+        )
+        self._opened += 1
+        self._connections.add(connection)
+        connection.connect()
+
+    def _look_up(self, endpoint: Endpoint) -> None:
+        asked = self._asked = object()
+        limit = self._options.timeout_connect
+        if endpoint.credentials is not None:
+            limit += PASSWORD_SECONDS
+        self._asked_until = self._loop.now + limit
+        self._loop.watch(self._asked_until)
+        self._loop.lookups.ask(endpoint, lambda found: self._looked_up(asked, found))
+
+    def _looked_up(self, asked: object, found: Found) -> None:
+        """Take what a lookup found, unless it came too late."""
+        if asked is not self._asked:
+            return
+        self._asked = None
+        if isinstance(found, OSError):
+            self._lookup_failed(str(found.strerror or found))
+        elif not found:
+            self._lookup_failed("it has no address")
+        else:
+            self._failover.found(found)
+        self.go_on()
+
+    def check_lookup(self) -> None:
+        """See whether a lookup takes too long."""
+        if self._asked is None:
+            return
+        if self._loop.now < self._asked_until:
+            self._loop.watch(self._asked_until)
+            return
+        self._asked = None
+        self._lookup_failed("the lookup took too long")
+        self.go_on()
+
+    def _lookup_failed(self, why: str) -> None:
+        relay = str(self._failover.endpoint.relay)
+        self._note_fault(RelayFault("lookup", f"cannot look up {relay}: {why}"), relay, "")
+        self._give_up_or_move_on()
+
+    # --- The end -------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Give back what was taken and never offered to a relay."""
+        self.finished = True
+        fault = self._fault if self._gave_up else None
+        while self._waiting:
+            transaction = self._waiting.popleft()
+            untried = (UNTRIED,) * len(transaction.recipients)
+            verdict = Verdict(untried, fault, in_doubt=False, transcript=(), relay=self._relay)
+            self._source.done(transaction, verdict)
+
+    def summary(self) -> LaneSummary:
+        """Return how the lane ended."""
+        return LaneSummary(
+            name=self._options.name,
+            reached=self._reached,
+            gave_up=self._gave_up,
+            fault=self._fault,
+            connections=self._opened,
+            too_fast=self._too_fast,
+            throttled=self._throttle.reason,
+        )

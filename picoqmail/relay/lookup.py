@@ -18,13 +18,17 @@ from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from picoqmail.relay.tls_plan import TlsPolicy
     from picoqmail.smtp.relay_address import Relay
     from picoqmail.smtp.sasl import Credentials
 
-UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
+    Found = tuple["Address", ...] | OSError
+    """What a lookup found: addresses, or why there are none."""
+
+_UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class Endpoint(Value):
@@ -78,8 +82,8 @@ def look_up(relay: Relay) -> tuple[Address, ...]:
         return literal
     try:
         found = socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label that is empty or too long
-        raise OSError(errno.EINVAL, f"not a host name: {error}") from None
+    except UnicodeError as exc:  # a label that is empty or too long
+        raise OSError(errno.EINVAL, f"not a host name: {exc}") from None
     addresses = {}
     for family, _, _, _, target in found:
         if family in (socket.AF_INET, socket.AF_INET6):
@@ -90,55 +94,61 @@ def look_up(relay: Relay) -> tuple[Address, ...]:
 
 
 class Lookups:
-    """Lookups in threads of their own; answers are fetched from the loop that waits on a socket."""
+    """Lookups in threads of their own; a loop that waits on sockets fetches what they found."""
 
     def __init__(self) -> None:
-        self._answers: queue.SimpleQueue[tuple[object, tuple[Address, ...] | OSError]] = (
+        self._finished: queue.SimpleQueue[tuple[Callable[[Found], None], Found]] = (
             queue.SimpleQueue()
         )
         self.reader, self._writer = socket.socketpair()
         self.reader.setblocking(False)  # noqa: FBT003 - the socket module's own way
         self._writer.setblocking(False)  # noqa: FBT003 - the socket module's own way
 
-    def ask(self, key: object, endpoint: Endpoint) -> None:
-        """Start looking up; `answers` will give the same key with what was found."""
-        # A daemon: a resolver that hangs must not keep the program from ending.
-        threading.Thread(target=self._work, args=(key, endpoint), daemon=True).start()
+    def ask(self, endpoint: Endpoint, take: Callable[[Found], None]) -> None:
+        """Start to look a relay up. `finished` will return what was found, with `take`.
 
-    def answers(self) -> list[tuple[object, tuple[Address, ...] | OSError]]:
-        """Return the answers that have come, each with its key."""
+        `take` is for the caller of `finished` to call, in its own thread.
+        """
+        # A daemon: a resolver that hangs must not keep the program from ending.
+        threading.Thread(target=self._work, args=(endpoint, take), daemon=True).start()
+
+    def finished(self) -> list[tuple[Callable[[Found], None], Found]]:
+        """Return what has been found since the last call, each with its `take`.
+
+        When there is something, `reader` can be read.
+        """
         with contextlib.suppress(BlockingIOError):
             self.reader.recv(4096)
-        answers = []
+        finished = []
         while True:
             try:
-                answers.append(self._answers.get_nowait())
+                finished.append(self._finished.get_nowait())
             except queue.Empty:
-                return answers
+                return finished
 
     def wake(self) -> None:
-        """Wake whoever waits for the reader. A signal handler may call this."""
+        """Make `reader` readable. A signal handler may call this."""
         # Closed: nobody waits any more. Full: the reader is awake already.
         with contextlib.suppress(OSError):
             self._writer.send(b".")
 
     def close(self) -> None:
-        """Forget the threads that are still out."""
+        """Forget the threads that have not finished."""
         self.reader.close()
         self._writer.close()
 
-    def _work(self, key: object, endpoint: Endpoint) -> None:
-        answer: tuple[Address, ...] | OSError
+    def _work(self, endpoint: Endpoint, take: Callable[[Found], None]) -> None:
+        found: Found
         try:
             if endpoint.credentials is not None:
-                # A password command may take its time; here it keeps no connection waiting. The
-                # secret remembers the outcome, good or bad, and AUTH tells of a bad one.
+                # A password command may take its time; run here, it keeps no connection waiting.
+                # The secret remembers the result, good or bad, and AUTH reports a bad one.
                 with contextlib.suppress(OSError):
                     endpoint.credentials.secret.reveal()
-            answer = look_up(endpoint.relay)
-        except OSError as error:
-            answer = error
-        self._answers.put((key, answer))
+            found = look_up(endpoint.relay)
+        except OSError as exc:
+            found = exc
+        self._finished.put((take, found))
         self.wake()
 
 
@@ -157,7 +167,7 @@ def open_socket(address: Address, source_ip: str) -> socket.socket:
             if source_ip and (":" in source_ip) == is_ipv6:
                 connecting.bind((source_ip, 0))
         status = connecting.connect_ex(address.target)
-        if status not in UNDER_WAY:
+        if status not in _UNDER_WAY:
             raise OSError(status, os.strerror(status))  # noqa: TRY301 - one way out for all
     except OSError:
         connecting.close()

@@ -1,8 +1,8 @@
 """The setting `ratelimit`: so many messages in so many seconds, over all runs and processes.
 
-One small JSON file in the spool, `rate`: how many messages were begun in each sixtieth of the
-period. An administrator may read or remove it. It is not made durable: power loss forgets a few
-messages that were sent, and no mail.
+The count is kept in a small JSON file in the spool, `rate`: how many messages were begun in each
+sixtieth of the period. An administrator may read or remove it. It is not made durable: power loss
+makes it forget a few messages that were sent, but loses no mail.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ RATE = "rate"
 """The name of the file in the spool."""
 
 SLICES = 60
-"""A period is counted in so many slices: what is forgotten is forgotten a slice at a time."""
+"""So many slices make a period; the count forgets the past one slice at a time."""
 
 
-class Pacer:
-    """Gives leave for one message after another; made for `Lane.pace`.
+class RateLimiter:
+    """Allows one message after another; to be called as `LaneOptions.rate_limit`.
 
-    Never more than `limit.messages` are begun in any `limit.seconds`: a slice counts until all of
-    it is out of the period, so the true rate stays a little below. Bursts within that are allowed.
+    No more than `limit.messages` are begun in any `limit.seconds`. A slice counts until all of it
+    has left the period, so the true rate stays a little below the limit. Bursts are allowed.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class Pacer:
         self._clock = clock
 
     def __call__(self) -> float:
-        """Return 0.0 and count one message, or the seconds to wait before asking again.
+        """Count one message and return 0.0, or return the seconds to wait before asking again.
 
         Raises SpoolError if the file cannot be opened, read or written.
         """
         try:
             with LockedFile(self._path) as file:
                 return self._count_one(file)
-        except OSError as error:
-            raise SpoolError("count messages", self._path, error) from error
+        except OSError as exc:
+            raise SpoolError("count messages", self._path, exc) from exc
 
     def _count_one(self, file: LockedFile) -> float:
         width = self._limit.seconds / SLICES
         now = self._clock()
         this = int(now // width)
-        # Slices of the future are from a clock that was set back: they would wait for ever.
+        # Slices of the future were counted before the clock was set back. They would wait for ever.
         counts = {
             number: count
             for number, count in self._parse(file.read()).items()
@@ -79,5 +79,5 @@ class Pacer:
                 return {}  # the setting was changed: these are slices of another width
             return {int(number): int(count) for number, count in kept["slices"]}
         except (ValueError, KeyError, TypeError):
-            # Empty, or not ours, or half written when the power went: to count anew is all right.
+            # Empty, foreign, or half written when the power was lost: start to count anew.
             return {}

@@ -1,17 +1,17 @@
-"""TLS to a relay: the layer between socket and conversation.
+"""TLS to a relay: the layer between the socket and the conversation, and its certificates.
 
-The rule of this module: it moves octets between two memory buffers and judges certificates; it
-owns no socket, so nothing here can block. Imported when TLS starts: many a relay is on this host
-and offers none, and OpenSSL takes longer to load than a mail to send.
+The rule of this module: it moves octets between two memory buffers and checks certificates. It owns
+no socket, so nothing here can block. It is imported when TLS starts. Many a relay is on this host
+and offers no TLS, and it takes longer to load OpenSSL than to send a mail.
 """
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import ssl
+import time
 from typing import TYPE_CHECKING
-
-from picoqmail.relay import certificate
 
 if TYPE_CHECKING:
     from picoqmail.relay.tls_plan import TlsPlan, TlsPolicy
@@ -21,8 +21,14 @@ _NO_MORE_NOW = (
     ssl.SSLWantReadError,
     ssl.SSLWantWriteError,
     ssl.SSLZeroReturnError,
-    ssl.SSLEOFError,  # an end without the farewell of TLS; SMTP has its own
+    ssl.SSLEOFError,  # the relay closed without TLS's own farewell; SMTP has QUIT
 )
+
+# ASN.1 types (X.690 8.1.2).
+_SEQUENCE = 0x30
+_VERSION = 0xA0
+_UTC_TIME = 0x17
+_GENERALIZED_TIME = 0x18
 
 
 def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
@@ -32,7 +38,7 @@ def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A relay that starts a new handshake in mid-session wants nothing that we need.
+    # No relay needs a second handshake in the middle of a session.
     context.options |= ssl.OP_NO_RENEGOTIATION
     if plan.verify == "authority":
         if policy.ca:
@@ -43,7 +49,7 @@ def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if policy.certificate:
-        # An encrypted key would make OpenSSL ask at the terminal; there is nobody to answer.
+        # For an encrypted key OpenSSL would ask at the terminal, where there is nobody.
         context.load_cert_chain(policy.certificate, password="")
     return context
 
@@ -74,7 +80,7 @@ class TlsLayer:
     def handshake(self) -> bool:
         """Go on with the handshake; return whether it is done.
 
-        Raises ssl.SSLError where it fails or the certificate is not what was demanded.
+        Raises ssl.SSLError if it fails, or if the certificate is not what the plan demands.
         """
         try:
             self._tls.do_handshake()
@@ -86,7 +92,7 @@ class TlsLayer:
         return True
 
     def read(self) -> bytes:
-        """Return all plaintext that came; may be empty. Raises ssl.SSLError."""
+        """Return the plaintext that has come; may be empty. Raises ssl.SSLError."""
         if self._error is not None:
             raise self._error
         parts = []
@@ -95,15 +101,18 @@ class TlsLayer:
                 parts.append(part)
         except _NO_MORE_NOW:
             pass
-        except ssl.SSLError as error:
-            # An answer that came before TLS broke is an answer.
-            self._error = error
+        except ssl.SSLError as exc:
+            # A reply that came before TLS broke still counts; the error is raised at the next read.
+            self._error = exc
             if not parts:
                 raise
         return b"".join(parts)
 
     def write(self, plaintext: memoryview) -> bool:
-        """Take plaintext to send; False if TLS has to hear something first. Raises ssl.SSLError."""
+        """Take plaintext to send; False if TLS must receive something first.
+
+        Raises ssl.SSLError.
+        """
         try:
             self._tls.write(plaintext)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -111,18 +120,18 @@ class TlsLayer:
         return True
 
     def ciphertext(self) -> bytes:
-        """Return what has to go to the socket now."""
+        """Return what must go to the socket now."""
         return self._outgoing.read()
 
     def describe(self) -> dict[str, str]:
-        """Return facts for an event: protocol, cipher, and what the certificate was held to."""
+        """Return facts for an event: version, cipher, and how the certificate was verified."""
         cipher = self._tls.cipher()
         facts = {
             "version": self._tls.version() or "",
             "cipher": cipher[0] if cipher else "",
             "verified": self._plan.verify,
         }
-        end = certificate.not_after(self._tls.getpeercert(binary_form=True) or b"")
+        end = not_after(self._tls.getpeercert(binary_form=True) or b"")
         if end is not None:
             facts["certificate_ends"] = str(end)
         return facts
@@ -136,3 +145,59 @@ class TlsLayer:
                 f"the relay's certificate has the SHA-256 fingerprint {digest}, "
                 f"and tlsfingerprint allows {', '.join(sorted(wanted)) or 'none'}",
             )
+
+
+def not_after(der: bytes) -> int | None:
+    """Return when a certificate ends, in Unix seconds; None if this is none, or has no such date.
+
+    The ssl module gives the dates only of certificates that it has verified, and `tls may` verifies
+    none. So skip to the second time of `validity` in the DER (RFC 5280 4.1).
+    """
+    try:
+        certificate = _content(der, 0, _SEQUENCE)
+        fields = _content(certificate, 0, _SEQUENCE)
+        position = 0
+        if fields[0] == _VERSION:
+            position = _end(fields, position)
+        for _ in range(3):  # serialNumber, signature, issuer
+            position = _end(fields, position)
+        validity = _content(fields, position, _SEQUENCE)
+        position = _end(validity, 0)  # notBefore
+        kind = validity[position]
+        start, length = _header(validity, position)
+        return _seconds(kind, validity[start : start + length].decode("ascii"))
+    except (IndexError, ValueError, OverflowError):
+        return None
+
+
+def _header(data: bytes, position: int) -> tuple[int, int]:
+    """Return where the content of an element starts, and its length (X.690 8.1.3)."""
+    length = data[position + 1]
+    if length < 0x80:
+        return position + 2, length
+    count = length & 0x7F
+    start = position + 2 + count
+    if not count or start > len(data):
+        raise ValueError("a length that DER does not have")
+    return start, int.from_bytes(data[position + 2 : start])
+
+
+def _end(data: bytes, position: int) -> int:
+    start, length = _header(data, position)
+    return start + length
+
+
+def _content(data: bytes, position: int, kind: int) -> bytes:
+    if data[position] != kind:
+        raise ValueError("another kind of element")
+    start, length = _header(data, position)
+    return data[start : start + length]
+
+
+def _seconds(kind: int, text: str) -> int:
+    if kind == _UTC_TIME:
+        # RFC 5280 4.1.2.5.1: two digits of the year, from 1950 to 2049.
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif kind != _GENERALIZED_TIME:
+        raise ValueError("no time")
+    return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))

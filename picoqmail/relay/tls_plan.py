@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from picoqmail.value import Value
 
 TYPE_CHECKING = False
@@ -16,11 +14,10 @@ if TYPE_CHECKING:
 class TlsPolicy(Value):
     """What the settings say about TLS.
 
-    ``mode`` is that of the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``,
-    ``fingerprint``; ``off`` tells us to log in without TLS too, which no other mode does. ``ca``
-    is a PEM file (``""``: the platform's store), ``certificate`` a PEM file with our own
-    certificate and key (``""``: none). ``fingerprints`` are SHA-256 of the
-    relay's certificate (DER), 64 hex digits, colons and case do not matter.
+    ``mode`` is the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``, ``fingerprint``.
+    Only ``off`` allows a login without TLS. ``ca`` is a PEM file (``""``: the platform's store),
+    ``certificate`` a PEM file with our own certificate and key (``""``: none). ``fingerprints`` are
+    SHA-256 of the relay's certificate (DER) in 64 hex digits; colons and case do not matter.
     """
 
     __slots__ = ("mode", "ca", "certificate", "fingerprints")
@@ -43,7 +40,7 @@ DEFAULT_POLICY = TlsPolicy()
 
 
 class TlsPlan(Value):
-    """What to do with one relay: how TLS starts, and what its certificate must show."""
+    """How TLS starts with one relay, and how the relay's certificate is verified."""
 
     __slots__ = ("implicit", "starttls", "verify")
 
@@ -59,14 +56,18 @@ class TlsPlan(Value):
         self.verify: Final = verify
 
 
+IN_CLEAR = TlsPlan(implicit=False, starttls="never", verify="nothing")
+"""The plan that uses no TLS."""
+
+
 def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
     """Return the plan for a relay. Its scheme can demand more than the setting, never less.
 
-    Where we log in, ``may`` counts as ``require``: a password for whoever happens to listen is no
-    opportunity (RFC 8314).
+    With a login ``may`` counts as ``require``: a password must not go to whoever happens to listen
+    (RFC 8314).
     """
     if relay.scheme == "lmtp+unix":
-        return TlsPlan(implicit=False, starttls="never", verify="nothing")
+        return IN_CLEAR
     implicit = relay.scheme == "smtps" or policy.mode == "implicit"
     must = relay.scheme == "smtp+starttls" or policy.mode in ("require", "fingerprint")
     must = must or (policy.mode == "may" and has_login)
@@ -79,9 +80,3 @@ def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
     if not implicit:
         starttls = "must" if must else "never" if policy.mode == "off" else "may"
     return TlsPlan(implicit=implicit, starttls=starttls, verify=verify)
-
-
-def is_tls_error(error: OSError) -> bool:
-    """Say whether TLS raised it and not the socket: nothing can, where nobody imported ssl."""
-    ssl = sys.modules.get("ssl")
-    return ssl is not None and isinstance(error, ssl.SSLError)

@@ -1,9 +1,11 @@
 """A socket that does not block, with TLS on top once it is wanted.
 
-The rule of this module: octets only. It never waits, and it never decides.
+The rule of this module: octets only. It never waits and decides nothing.
 """
 
 from __future__ import annotations
+
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,12 +18,36 @@ _TLS_BLOCK_OCTETS = 65536
 _NOTHING = memoryview(b"")
 
 
-class Transport:
-    """What a link sends through and receives from.
+class BrokenTransportError(Exception):
+    """The socket broke, or TLS on top of it (``in_tls``). The text gives the reason.
 
-    ``unsent`` counts the octets of `send` that were not handed on yet: to the socket, or to TLS.
-    ``is_blocked``: the socket does not take more now. ``at_eof``: the relay sends no more.
-    All methods raise OSError where the socket breaks, ssl.SSLError (an OSError) where TLS does.
+    No OSError, so that nobody takes an error of the disk for one of the connection.
+    """
+
+    def __init__(self, cause: OSError) -> None:
+        # Without TLS nobody has imported ssl, so the error cannot be one of TLS.
+        ssl = sys.modules.get("ssl")
+        self.in_tls = ssl is not None and isinstance(cause, ssl.SSLError)
+        super().__init__(_reason_of_tls(cause) if self.in_tls else reason_of(cause))
+
+
+def reason_of(exc: OSError) -> str:
+    """Return what went wrong, in the system's words, without number and file name."""
+    return exc.strerror or str(exc)
+
+
+def _reason_of_tls(exc: OSError) -> str:
+    reason = getattr(exc, "verify_message", "") or getattr(exc, "reason", "")
+    # TlsLayer's own errors have one argument, the text.
+    return reason or str(exc.args[-1])
+
+
+class Transport:
+    """What a connection sends through and receives from.
+
+    ``unsent`` counts the octets given to `send` that neither the socket nor TLS has taken yet.
+    ``is_blocked``: the socket takes no more now. ``at_eof``: the relay sends no more.
+    All methods raise BrokenTransportError where the socket or TLS breaks.
     """
 
     __slots__ = ("_cipher", "_plain", "_socket", "_tls", "at_eof", "is_blocked", "unsent")
@@ -43,25 +69,32 @@ class Transport:
         """Do what can be done of the handshake now; return whether it is finished."""
         if self._tls is None:
             return True
-        done = self._tls.handshake()
+        try:
+            done = self._tls.handshake()
+        except OSError as exc:
+            raise BrokenTransportError(exc) from exc
         self.flush()
+        if not done and self.at_eof:
+            raise BrokenTransportError(OSError("the relay hung up in the TLS handshake"))
         return done
 
     def receive(self) -> bytes:
         """Return what has come; empty if there is nothing, or nothing whole, now."""
         try:
             data = self._socket.recv(_RECEIVE_OCTETS)
+            if not data:
+                self.at_eof = True
+            if self._tls is None:
+                return data
+            if data:
+                self._tls.receive(data)
+            else:
+                self._tls.receive_eof()
+            return self._tls.read() if self._tls.established else b""
         except (BlockingIOError, InterruptedError):
             return b""
-        if not data:
-            self.at_eof = True
-        if self._tls is None:
-            return data
-        if data:
-            self._tls.receive(data)
-        else:
-            self._tls.receive_eof()
-        return self._tls.read() if self._tls.established else b""
+        except OSError as exc:
+            raise BrokenTransportError(exc) from exc
 
     def send(self, output: list[bytes]) -> bool:
         """Take octets to send, and send what the socket takes; return whether that is all."""
@@ -74,20 +107,23 @@ class Transport:
     def flush(self) -> bool:
         """Send what the socket takes; return whether nothing is left."""
         self.is_blocked = False
-        if self._tls is None:
-            self._plain = self._push(self._plain)
-            self.unsent = len(self._plain)
-            return not self._plain
-        while not self.is_blocked:
-            if not self._cipher:
-                self._cipher = memoryview(self._tls.ciphertext())
-            if self._cipher:
-                self._cipher = self._push(self._cipher)
-                continue
-            if not self._plain or not self._tls.write(self._plain[:_TLS_BLOCK_OCTETS]):
-                break
-            self._plain = self._plain[_TLS_BLOCK_OCTETS:]
-            self.unsent = len(self._plain)
+        try:
+            if self._tls is None:
+                self._plain = self._push(self._plain)
+                self.unsent = len(self._plain)
+                return not self._plain
+            while not self.is_blocked:
+                if not self._cipher:
+                    self._cipher = memoryview(self._tls.ciphertext())
+                if self._cipher:
+                    self._cipher = self._push(self._cipher)
+                    continue
+                if not self._plain or not self._tls.write(self._plain[:_TLS_BLOCK_OCTETS]):
+                    break
+                self._plain = self._plain[_TLS_BLOCK_OCTETS:]
+                self.unsent = len(self._plain)
+        except OSError as exc:
+            raise BrokenTransportError(exc) from exc
         return not self._cipher and not self._plain
 
     def describe_tls(self) -> dict[str, str]:

@@ -1,49 +1,49 @@
-"""The conversation with a relay: what is said when, and whose fault an answer is.
+"""The conversation with a relay: what is said when, and whom a bad reply is charged to.
 
 The rule of this module: no socket, no clock, no file. A driver hands in what it received and takes
 what is to be sent; between the two, the dialogue is a generator that reads like the RFC. Who is
-charged for what is decided here and in `running`, nowhere else:
+charged for what is decided here and in `open_transaction`, nowhere else:
 
     banner, EHLO, STARTTLS, AUTH, 421, 530, a lost connection, a time limit, what is no reply: relay
-    MAIL, DATA and the answer after the data: the message
-    RCPT, and in LMTP each answer after the data: that recipient
+    MAIL, DATA and the reply after the data: the message
+    RCPT, and in LMTP each reply after the data: that recipient
 """
 
 from __future__ import annotations
 
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
+from picoqmail.smtp.open_transaction import OpenTransaction
 from picoqmail.smtp.reply import ReplyError, ReplyParser
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
-from picoqmail.smtp.transaction_run import Running
 from picoqmail.smtp.wire import Encoder
 from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Final, Literal
 
     from picoqmail.smtp.reply import Reply
     from picoqmail.smtp.sasl import Credentials, Login
-    from picoqmail.smtp.transaction import Source
+    from picoqmail.smtp.transaction import Transaction
 
     Steps = Generator[int, None, None]
 
 REPLY, FLUSH, TLS, PAUSE = range(4)
 """What a conversation waits for: octets, its output to be sent, TLS to be set up, time to pass."""
 
-# Seconds to wait for each answer: RFC 5321 4.5.3.2.
+# Seconds to wait for each reply: RFC 5321 4.5.3.2.
 BANNER_LIMIT = 300.0
 COMMAND_LIMIT = 300.0
 DATA_LIMIT = 120.0
 BLOCK_LIMIT = 180.0
 FINAL_LIMIT = 600.0
 QUIT_LIMIT = 0.3
-"""Seconds for the answer to QUIT: it changes nothing, so waiting long for it serves nobody."""
+"""Seconds to wait for the reply to QUIT. It changes nothing, so a long wait serves nobody."""
 
 SLOWEST_OCTETS_PER_SECOND = 16384
-"""A big message adds its size divided by this to the total limit of its transaction."""
+"""A message may take its size divided by this on top of the time limit of a transaction."""
 
 _FLUSH_AT = 131072
 _AUTH_ROUNDS_LIMIT = 8
@@ -52,11 +52,11 @@ _TRY_ANOTHER_MECHANISM = frozenset({504, 534})
 
 
 class SessionOptions(Value):
-    """How to talk to one relay.
+    """How to speak to one relay in one session.
 
     ``helo`` is our name. ``starttls`` says whether to ask for TLS in the conversation.
-    ``cleartext_auth`` allows a login without TLS. ``messages`` is the most that one connection
-    carries, ``timeout`` the seconds that bound each step and each transaction.
+    ``cleartext_auth`` allows a login without TLS. ``messages`` is the most that one session
+    carries, ``timeout`` the seconds that each step and each transaction may take.
     """
 
     __slots__ = (
@@ -96,10 +96,10 @@ class SessionOptions(Value):
 
 
 class FaultError(Exception):
-    """The relay failed us; the session is over. Carries the RelayFault.
+    """The relay did not serve us; the session is over. Carries the RelayFault.
 
-    ``is_muddled``: what the relay said could not be an answer to what we asked, so that the answers
-    before it may not belong where we put them.
+    ``is_muddled``: what the relay said cannot be a reply to what we asked. So the replies before it
+    may not belong to the commands that we took them for.
     """
 
     def __init__(self, fault: RelayFault, *, is_muddled: bool = False) -> None:
@@ -112,8 +112,8 @@ class _HangUpError(Exception):
     """The connection has to be closed, and nobody is to blame."""
 
 
-def is_pace(reply: Reply) -> bool:
-    """Return whether this answer asks us to be slower: 421, 454, 45x with 4.7.x (not greylists)."""
+def says_too_fast(reply: Reply) -> bool:
+    """Return whether the relay asks us to slow down: 421, 454, 45x with 4.7.x (not greylists)."""
     if reply.code in (421, 454):
         return True
     return (
@@ -128,20 +128,27 @@ class Conversation:
     """One session with one relay, any number of transactions.
 
     The driver calls `start` once, then `receive`, `receive_eof`, `flushed`, `tls_established`,
-    `wake` or `fail` as things happen, and after each of them sends what ``output`` holds (and says
-    so in ``sent``), until ``closed``. While it waits, ``want`` says for what, ``stage`` and
-    ``limit`` (seconds) how it is called and how long that may take; ``turn`` changes with each
-    new thing waited for, ``epoch`` with each transaction, which may take ``total_limit`` in all.
+    `wake` or `fail` as things happen. After each call it sends what ``output`` holds, and counts
+    the octets in ``sent``, until ``closed``. While the conversation waits, ``want`` says for what,
+    ``stage`` what that is called, and ``limit`` how many seconds it may take. ``turn`` changes with
+    each new thing that is waited for, ``epoch`` with each transaction. A transaction may take
+    ``total_limit`` seconds.
+
+    The conversation calls ``take`` for the next message; None ends the session, unless ``pause``
+    was set to the seconds after which to ask again. It calls ``done`` with the verdict on each
+    message, before it says anything more.
     """
 
     def __init__(
         self,
         options: SessionOptions,
-        source: Source,
+        take: Callable[[], Transaction | None],
+        done: Callable[[Transaction, Verdict], None],
         relay: str,
         *,
         secure: bool = False,
     ) -> None:
+        """`relay` is the name that the verdicts give."""
         self.options = options
         self.relay = relay
         self.secure = secure
@@ -160,12 +167,13 @@ class Conversation:
         self.served = 0
         self.pause = 0.0
         self.capabilities = Capabilities()
-        self._source = source
+        self._take = take
+        self._done = done
         self._parser = ReplyParser()
-        self._taken = 0
-        self._current: Running | None = None
-        self._following: Running | None = None
-        self._dirty = False
+        self._begun = 0
+        self._current: OpenTransaction | None = None
+        self._following: OpenTransaction | None = None
+        self._dirty = False  # the relay may hold a transaction that was not ended: RSET is due
         self._login_done: Login | None = None
         self._steps = self._session()
 
@@ -198,7 +206,7 @@ class Conversation:
 
     def timed_out(self) -> None:
         """End the session: what was waited for did not come in time."""
-        text = "the relay did not answer in time"
+        text = "the relay did not reply in time"
         if self.stage == "banner" and not self.secure:
             text += "; if it speaks TLS from the first octet, as port 465 does, write smtps://"
         self.fail(self._fault(text))
@@ -225,7 +233,7 @@ class Conversation:
         except StopIteration:
             self.closed = True
 
-    # The session.
+    # --- The session ---------------------------------------------------------------------------
 
     def _session(self) -> Steps:
         try:
@@ -233,8 +241,8 @@ class Conversation:
             self.ready = True
             yield from self._transactions()
             yield from self._quit()
-        except FaultError as error:
-            self._break_off(error.fault, is_muddled=error.is_muddled)
+        except FaultError as exc:
+            self._break_off(exc.fault, is_muddled=exc.is_muddled)
         except _HangUpError:
             pass
 
@@ -265,19 +273,17 @@ class Conversation:
         must = self.options.starttls == "must"
         if not self.capabilities.starttls:
             if must:
-                raise FaultError(
-                    RelayFault("tls", "the relay does not offer STARTTLS", temporary=False),
-                )
+                raise FaultError(RelayFault("tls", "the relay does not offer STARTTLS"))
             return
         reply = yield from self._ask("tls", "STARTTLS")
         if not reply.is_success:
             if must:
                 raise self._refused("tls", "STARTTLS", reply)
             return
-        # What was sent behind the 220 was sent in clear: somebody on the way may have put it there.
+        # What follows the 220 in clear text may have been put there by somebody on the way.
         if not self._parser.is_empty:
             raise FaultError(
-                RelayFault("tls", "octets followed the answer to STARTTLS in clear text"),
+                RelayFault("tls", "octets followed the reply to STARTTLS in clear text"),
             )
         yield TLS
         yield from self._hello()
@@ -290,7 +296,6 @@ class Conversation:
                 RelayFault(
                     "auth",
                     "no password is sent without TLS, and here is none (setting tls)",
-                    temporary=False,
                 ),
             )
         try:
@@ -302,7 +307,6 @@ class Conversation:
                 RelayFault(
                     "auth",
                     f"the relay offers no login that we know: {offered}, not one of {wanted}",
-                    temporary=False,
                 ),
             )
             for mechanism in mechanisms:
@@ -314,8 +318,8 @@ class Conversation:
                 refusal = self._refused("auth", f"the login ({mechanism})", reply)
                 if reply.code not in _TRY_ANOTHER_MECHANISM:
                     break
-        except (OSError, sasl.SaslError) as error:  # an OSError: the password could not be had
-            raise FaultError(RelayFault("auth", str(error))) from None
+        except (OSError, sasl.SaslError) as exc:  # OSError: the password could not be read
+            raise FaultError(RelayFault("auth", str(exc))) from None
         raise refusal
 
     def _login(self, login: Login) -> Generator[int, None, Reply]:
@@ -325,8 +329,8 @@ class Conversation:
             self._write(line + b"\r\n")
             try:
                 reply = yield from self._reply("auth", COMMAND_LIMIT)
-            except FaultError as error:
-                raise FaultError(_redacted_fault(error.fault, login)) from None
+            except FaultError as exc:
+                raise FaultError(_redacted_fault(exc.fault, login)) from None
             if reply.code != 334:
                 login.check(accepted=reply.is_success)
                 return _redacted(reply, login)
@@ -334,70 +338,70 @@ class Conversation:
         raise FaultError(RelayFault("auth", "the relay asks without end"))
 
     def _quit(self) -> Steps:
-        # Everything was recorded before: whatever happens from here on is nobody's concern.
+        # Everything was recorded before, so whatever happens from here on does not matter.
         try:
             self._write(b"QUIT\r\n")
             yield from self._reply("quit", QUIT_LIMIT)
         except FaultError:
             return
 
-    # Transactions.
+    # --- Transactions --------------------------------------------------------------------------
 
     def _transactions(self) -> Steps:
-        following: Running | None = None
+        following: OpenTransaction | None = None
         while True:
-            run = following or (yield from self._next_run())
-            if run is None:
+            transaction = following or (yield from self._next())
+            if transaction is None:
                 return
-            self._current, self._following, following = run, None, None
+            self._current, self._following, following = transaction, None, None
             self.epoch += 1
             self.total_limit = self.options.timeout
-            self.total_limit += run.transaction.body.size / SLOWEST_OCTETS_PER_SECOND
+            self.total_limit += transaction.given.body.size / SLOWEST_OCTETS_PER_SECOND
             blind = False
             if not self._pipelines:
-                yield from self._envelope_in_steps(run)
+                yield from self._envelope_in_steps(transaction)
             else:
-                if not run.written:
+                if not transaction.written:
                     self._quiet("mail")
-                    blind = self._write_envelope(run, blind=True)
-                yield from self._envelope_answers(run)
+                    blind = self._write_envelope(transaction, blind=True)
+                yield from self._envelope_replies(transaction)
             if blind:
-                yield from self._blind_final(run)
-            elif not run.accepted or not run.mail_accepted:
-                yield from self._nobody(run)
-            elif self._chunks(run):
+                yield from self._blind_final(transaction)
+            elif not transaction.accepted or not transaction.mail_accepted:
+                yield from self._nobody(transaction)
+            elif self._chunks(transaction):
                 self._quiet("final-dot")
-                self._write_bdat(run)
+                self._write_bdat(transaction)
                 self._write_following()
-                yield from self._finals(run)
+                yield from self._finals(transaction)
             else:
-                yield from self._data(run)
+                yield from self._data(transaction)
             following = self._following
-            self._finish(run)
+            self._finish(transaction)
 
-    def _next_run(self) -> Generator[int, None, Running | None]:
+    def _next(self) -> Generator[int, None, OpenTransaction | None]:
         while True:
-            run = self._take()
-            if run is not None:
-                return run
-            if self.pause <= 0 or self._taken >= self.options.messages:
+            transaction = self._begin()
+            if transaction is not None:
+                return transaction
+            if self.pause <= 0 or self._begun >= self.options.messages:
                 return None
             self.stage, self.limit = "idle", self.pause
             self.turn += 1
             yield PAUSE
             self._quiet("idle")
 
-    def _take(self) -> Running | None:
-        """Take the next message that this relay can be offered at all."""
-        while self._taken < self.options.messages:
-            transaction = self._source.take()
-            if transaction is None:
+    def _begin(self) -> OpenTransaction | None:
+        """Take the next message that can be offered to this relay at all."""
+        while self._begun < self.options.messages:
+            given = self._take()
+            if given is None:
                 return None
-            run = Running(transaction, self.capabilities, stuffed=not self._may_chunk)
-            if run.offered:
-                self._taken += 1
-                return run
-            self._source.done(transaction, run.verdict(self.relay, None, in_doubt=False))
+            transaction = OpenTransaction(given, self.capabilities, stuffed=not self._may_chunk)
+            if transaction.offered:
+                self._begun += 1
+                return transaction
+            self._done(given, transaction.verdict(self.relay, None, in_doubt=False))
         return None
 
     @property
@@ -408,37 +412,37 @@ class Conversation:
     def _may_chunk(self) -> bool:
         return self.capabilities.chunking and self.options.use_chunking and not self.options.is_lmtp
 
-    def _chunks(self, run: Running) -> bool:
-        return self._may_chunk and run.encoded is not None
+    def _chunks(self, transaction: OpenTransaction) -> bool:
+        return self._may_chunk and transaction.encoded is not None
 
-    def _write_envelope(self, run: Running, *, blind: bool) -> bool:
+    def _write_envelope(self, transaction: OpenTransaction, *, blind: bool) -> bool:
         """Write the commands of an envelope as one group; return whether its data went along."""
-        parts = [run.mail, *run.rcpts]
+        parts = [transaction.mail, *transaction.rcpts]
         if self._dirty:
             parts.insert(0, "RSET")
-            run.rset_written = True
+            transaction.rset_written = True
             self._dirty = False
-        chunks = self._chunks(run)
+        chunks = self._chunks(transaction)
         if not chunks:
             parts.append("DATA")
-            run.data_written = True
+            transaction.data_written = True
         parts.append("")
         self._write("\r\n".join(parts).encode())
-        run.written = True
+        transaction.written = True
         if not chunks or not blind:
             return False
-        # Nothing else is in doubt on this connection, so the data need not wait for the answers.
-        self._write_bdat(run)
+        # Nothing else is in doubt on this connection, so the data need not wait for the replies.
+        self._write_bdat(transaction)
         self._write_following()
         return True
 
-    def _write_bdat(self, run: Running) -> None:
+    def _write_bdat(self, transaction: OpenTransaction) -> None:
         """Write the whole message as the last chunk (RFC 3030 2)."""
-        encoded = run.encoded or b""
-        self._mark_end(run)
+        encoded = transaction.encoded or b""
+        self._mark_end(transaction)
         self._write(b"BDAT %d LAST\r\n" % len(encoded) + encoded)
-        run.dot_at = self.queued
-        run.encoded = b""
+        transaction.dot_at = self.queued
+        transaction.encoded = b""
         # RFC 3030 2: a chunk that is refused leaves the transaction open, until RSET.
         self._dirty = True
 
@@ -446,35 +450,35 @@ class Conversation:
         """Write the next envelope behind the end of this message (RFC 2920 3.1)."""
         if not self._pipelines:
             return
-        following = self._take()
+        following = self._begin()
         if following is not None:
             self._following = following
             self._write_envelope(following, blind=False)
 
-    def _envelope_answers(self, run: Running) -> Steps:
-        if run.rset_written:
+    def _envelope_replies(self, transaction: OpenTransaction) -> Steps:
+        if transaction.rset_written:
             self._check_rset((yield from self._reply("rset", COMMAND_LIMIT)))
         reply = yield from self._reply("mail", COMMAND_LIMIT)
-        self._judge(reply, "mail")
-        run.mail_answer(reply)
-        for position in range(len(run.rcpts)):
+        self._check(reply, "mail")
+        transaction.mail_replied(reply)
+        for position in range(len(transaction.rcpts)):
             reply = yield from self._reply("rcpt", COMMAND_LIMIT)
-            self._judge(reply, "rcpt")
-            run.rcpt_answer(position, reply)
+            self._check(reply, "rcpt")
+            transaction.rcpt_replied(position, reply)
 
-    def _envelope_in_steps(self, run: Running) -> Steps:
+    def _envelope_in_steps(self, transaction: OpenTransaction) -> Steps:
         if self._dirty:
             yield from self._reset()
-        run.written = True
-        reply = yield from self._ask("mail", run.mail)
-        self._judge(reply, "mail")
-        run.mail_answer(reply)
-        if not run.mail_accepted:
+        transaction.written = True
+        reply = yield from self._ask("mail", transaction.mail)
+        self._check(reply, "mail")
+        transaction.mail_replied(reply)
+        if not transaction.mail_accepted:
             return
-        for position, command in enumerate(run.rcpts):
+        for position, command in enumerate(transaction.rcpts):
             reply = yield from self._ask("rcpt", command)
-            self._judge(reply, "rcpt")
-            run.rcpt_answer(position, reply)
+            self._check(reply, "rcpt")
+            transaction.rcpt_replied(position, reply)
 
     def _reset(self) -> Steps:
         self._check_rset((yield from self._ask("rset", "RSET")))
@@ -484,78 +488,78 @@ class Conversation:
         if not reply.is_success:
             raise self._refused("rset", "RSET", reply, is_muddled=_is_intermediate(reply))
 
-    def _nobody(self, run: Running) -> Steps:
+    def _nobody(self, transaction: OpenTransaction) -> Steps:
         """Leave a transaction in which there is nobody to deliver to."""
-        self._dirty = run.mail_accepted
-        if not run.data_written:
+        self._dirty = transaction.mail_accepted
+        if not transaction.data_written:
             return
         reply = yield from self._reply("data", DATA_LIMIT)
-        run.note("DATA", reply)
+        transaction.note("DATA", reply)
         if reply.is_temporary or reply.is_permanent:
             return
         if reply.code != 354:
             raise self._refused("data", "DATA without a recipient", reply, is_muddled=True)
         # RFC 2920 3.1: the relay waits for data that nobody shall get.
-        if run.accepted or self.options.is_lmtp:
-            # A dot would deliver an empty message, or be answered nobody knows how many times.
-            self._finish(run)
+        if transaction.accepted or self.options.is_lmtp:
+            # A dot would deliver an empty message, and nobody knows how many replies LMTP gives.
+            self._finish(transaction)
             raise _HangUpError
         self._quiet("final-dot")
         self._write(b".\r\n")
         reply = yield from self._reply("final-dot", FINAL_LIMIT)
-        run.note(".", reply)
+        transaction.note(".", reply)
         self._dirty = False
 
-    def _blind_final(self, run: Running) -> Steps:
-        """Read the answer to data that did not wait for the answers to their envelope."""
-        if run.accepted and run.mail_accepted:
-            yield from self._finals(run)
+    def _blind_final(self, transaction: OpenTransaction) -> Steps:
+        """Read the reply to data that did not wait for the replies to its envelope."""
+        if transaction.accepted and transaction.mail_accepted:
+            yield from self._finals(transaction)
             return
         reply = yield from self._reply("final-dot", FINAL_LIMIT)
-        run.note("BDAT", reply)
+        transaction.note("BDAT", reply)
 
-    def _data(self, run: Running) -> Steps:
-        if not run.data_written:
+    def _data(self, transaction: OpenTransaction) -> Steps:
+        if not transaction.data_written:
             self._quiet("data")
             self._write(b"DATA\r\n")
         reply = yield from self._reply("data", DATA_LIMIT)
-        run.note("DATA", reply)
+        transaction.note("DATA", reply)
         if reply.is_temporary or reply.is_permanent:
-            self._judge(reply, "data")
-            run.settle(reply)
-            # An answer too many, earlier on, would make this one that of the last RCPT, and charge
-            # everybody with it. Then 354 comes in the place of the answer to RSET.
+            self._check(reply, "data")
+            transaction.settle(reply)
+            # If the relay has sent a reply too many before, this one belongs to the last RCPT and
+            # must not be charged to everybody. RSET shows it: the reply to it would be the 354.
             yield from self._reset()
             return
         if reply.code != 354:
             raise self._refused("data", "DATA", reply, is_muddled=True)
-        run.envelope_is_sure = True
-        if run.encoded is None:
-            yield from self._stream(run)
+        transaction.envelope_is_sure = True
+        if transaction.encoded is None:
+            yield from self._stream(transaction)
             ending = b".\r\n"
         else:
-            ending = run.encoded + b".\r\n"
-            run.encoded = b""
+            ending = transaction.encoded + b".\r\n"
+            transaction.encoded = b""
         self._quiet("final-dot")
-        self._mark_end(run)
+        self._mark_end(transaction)
         self._write(ending)
-        run.dot_at = self.queued
+        transaction.dot_at = self.queued
         self._write_following()
-        yield from self._finals(run)
+        yield from self._finals(transaction)
 
-    def _stream(self, run: Running) -> Steps:
+    def _stream(self, transaction: OpenTransaction) -> Steps:
         """Send a message that is too big to hold, all but the dot."""
         encoder = Encoder()
         try:
-            for block in run.blocks():
+            for block in transaction.blocks():
                 self._write(encoder.encode(block))
                 if self.queued - self.sent >= _FLUSH_AT:
                     yield from self._flush()
             self._write(encoder.finish())
-        except (OSError, PicoqmailError) as error:
-            # Without the dot it was never sent (RFC 5321 4.1.1.10); there is no other way out.
-            run.unreadable(error)
-            self._finish(run)
+        except (OSError, PicoqmailError) as exc:
+            # Without the dot nothing was sent (RFC 5321 4.1.1.10); closing is the only way out.
+            transaction.unreadable(exc)
+            self._finish(transaction)
             raise _HangUpError from None
         yield from self._flush()
 
@@ -566,58 +570,59 @@ class Conversation:
             yield FLUSH
             self._quiet("data")
 
-    def _finals(self, run: Running) -> Steps:
+    def _finals(self, transaction: OpenTransaction) -> Steps:
         if not self.options.is_lmtp:
             reply = yield from self._reply("final-dot", FINAL_LIMIT)
-            run.note(".", reply)
-            self._judge(reply, "final-dot")
-            run.settle(reply)
+            transaction.note(".", reply)
+            self._check(reply, "final-dot")
+            transaction.settle(reply)
             return
-        for index in run.accepted:
+        for index in transaction.accepted:
             reply = yield from self._reply("final-dot", FINAL_LIMIT)
-            run.note(f". for <{run.transaction.recipients[index]}>", reply)
-            self._judge(reply, "final-dot")
-            run.settle_one(index, reply)
+            transaction.note(f". for <{transaction.given.recipients[index]}>", reply)
+            self._check(reply, "final-dot")
+            transaction.settle_one(index, reply)
 
-    def _mark_end(self, run: Running) -> None:
+    def _mark_end(self, transaction: OpenTransaction) -> None:
         """Let the caller note that from here on the message may have arrived."""
         try:
-            run.transaction.mark_in_doubt()
-        except (OSError, PicoqmailError) as error:
-            # Without the mark a crash could not be told from an attempt that never was.
-            run.unreadable(error)
-            self._finish(run)
+            transaction.given.mark_in_doubt()
+        except (OSError, PicoqmailError) as exc:
+            # Without the mark nobody could see after a crash that the message may have been sent.
+            transaction.unreadable(exc)
+            self._finish(transaction)
             raise _HangUpError from None
 
-    def _finish(self, run: Running) -> None:
+    def _finish(self, transaction: OpenTransaction) -> None:
         self._current = None
         self.served += 1
-        self._source.done(run.transaction, run.verdict(self.relay, None, in_doubt=False))
+        self._done(transaction.given, transaction.verdict(self.relay, None, in_doubt=False))
 
     def _break_off(self, fault: RelayFault, *, is_muddled: bool) -> None:
-        """Give back what was taken: nobody is charged, only what was answered counts."""
+        """Give back what was taken: only replies count, and the fault is charged to nobody."""
         if self._login_done is not None:
             fault = _redacted_fault(fault, self._login_done)
         self.fault = fault
-        run, following = self._current, self._following
-        if run is not None and is_muddled:
-            run.forget_envelope()
+        transaction, following = self._current, self._following
+        if transaction is not None and is_muddled:
+            transaction.forget_envelope()
         self._current = self._following = None
-        if run is not None:
-            # A 421 in the place of a final answer is one: this message was not taken.
+        if transaction is not None:
+            # A 421 in place of a final reply is one: this message was not taken.
             reply = fault.reply if fault.stage == "final-dot" else None
-            answered = 1 if reply is not None and reply.code >= 400 else 0
-            if answered and not self.options.is_lmtp:
-                answered = len(run.results)
-            in_doubt = 0 <= run.dot_at <= self.sent and run.unanswered > answered
-            run.note_fault(fault)
-            self._source.done(run.transaction, run.verdict(self.relay, fault, in_doubt=in_doubt))
+            replies = 1 if reply is not None and reply.code >= 400 else 0
+            if replies and not self.options.is_lmtp:
+                replies = len(transaction.results)
+            in_doubt = 0 <= transaction.dot_at <= self.sent and transaction.without_reply > replies
+            transaction.note_fault(fault)
+            verdict = transaction.verdict(self.relay, fault, in_doubt=in_doubt)
+            self._done(transaction.given, verdict)
         if following is not None:
-            untried = (UNTRIED,) * len(following.transaction.recipients)
+            untried = (UNTRIED,) * len(following.given.recipients)
             verdict = Verdict(untried, fault, in_doubt=False, transcript=(), relay=self.relay)
-            self._source.done(following.transaction, verdict)
+            self._done(following.given, verdict)
 
-    # Saying and hearing.
+    # --- Commands and replies ------------------------------------------------------------------
 
     def _write(self, data: bytes) -> None:
         if data:
@@ -637,29 +642,27 @@ class Conversation:
             while reply is None:
                 yield REPLY
                 reply = self._parser.next()
-        except ReplyError as error:
-            raise FaultError(self._fault(str(error)), is_muddled=True) from None
+        except ReplyError as exc:
+            raise FaultError(self._fault(str(exc)), is_muddled=True) from None
         if reply.code in _NEVER_MESSAGE:
             raise self._refused(stage, "us", reply)
         if self._login_done is not None:
             return _redacted(reply, self._login_done)
         return reply
 
-    def _judge(self, reply: Reply, stage: str) -> None:
-        """Refuse an answer that cannot be one here."""
-        if reply.is_success:
-            return
-        if not reply.is_temporary and not reply.is_permanent:
+    def _check(self, reply: Reply, stage: str) -> None:
+        """Raise FaultError for a reply that makes no sense here."""
+        if reply.code >= 300 and not reply.is_temporary and not reply.is_permanent:
             raise self._refused(stage, "what it cannot mean", reply, is_muddled=True)
 
     def _quiet(self, stage: str) -> None:
-        """Make sure that the relay has said nothing that nobody asked for."""
+        """Raise FaultError if the relay has said anything that nobody asked for."""
         if self._parser.is_empty:
             return
         try:
             reply = self._parser.next()
-        except ReplyError as error:
-            raise FaultError(self._fault(str(error)), is_muddled=True) from None
+        except ReplyError as exc:
+            raise FaultError(self._fault(str(exc)), is_muddled=True) from None
         if reply is None:
             raise FaultError(
                 self._fault("the relay speaks though nothing was asked"),
@@ -670,7 +673,7 @@ class Conversation:
                 stage,
                 f"the relay said, though nothing was asked: {reply.text}",
                 reply,
-                pace=is_pace(reply),
+                too_fast=says_too_fast(reply),
             ),
             is_muddled=reply.code not in _NEVER_MESSAGE,
         )
@@ -684,10 +687,10 @@ class Conversation:
         return FaultError(
             RelayFault(
                 stage,
-                f"the relay answered {what} with: {reply.text}",
+                f"the relay replied to {what} with: {reply.text}",
                 reply,
-                temporary=reply.is_temporary,
-                pace=is_pace(reply) and stage != "tls",  # 454 there: no TLS now (RFC 3207 4)
+                too_fast=says_too_fast(reply)
+                and stage != "tls",  # 454 there: no TLS now (RFC 3207 4)
             ),
             is_muddled=is_muddled,
         )

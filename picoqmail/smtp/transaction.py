@@ -1,4 +1,4 @@
-"""What a conversation is given and what it gives back: the words between SMTP and the spool.
+"""What a conversation is given, and what it gives back.
 
 The rule of this module: values and protocols only, and nothing that knows a socket or a file.
 """
@@ -34,17 +34,8 @@ if TYPE_CHECKING:
         def blocks(self) -> Iterator[bytes]:
             """Yield the raw octets, 64 to 256 KiB at a time; a small mail is one block.
 
-            May raise OSError where the body cannot be read: the message is not sent then.
+            Raises OSError where the body cannot be read. Then the message is not sent.
             """
-
-    class Source(Protocol):
-        """Where transactions come from and verdicts go."""
-
-        def take(self) -> Transaction | None:
-            """Return the next transaction, or None if there is nothing for this relay now."""
-
-        def done(self, transaction: Transaction, verdict: Verdict) -> None:
-            """Record how it ended. Called at once, before anything more is sent."""
 
 
 RECIPIENTS_LIMIT = 100
@@ -56,7 +47,7 @@ class Transaction:
 
     ``recipients`` are raw, at most RECIPIENTS_LIMIT, duplicates kept. ``dsn`` may hold ``notify``,
     ``ret``, ``envid``, ``orcpt`` (RFC 3461). ``key`` is the caller's own. ``mark_in_doubt`` is
-    called just before the octets that end the data are handed to the transport.
+    called just before the octets that end the data go to the transport.
     """
 
     __slots__ = ("sender", "recipients", "body", "dsn", "key", "mark_in_doubt")
@@ -101,11 +92,11 @@ class RelayFault(Value):
     """The relay did not serve us, and no message is to blame.
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
-    ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``temporary`` is a hint
-    whether waiting may repair it, ``pace`` whether the relay said that we are too fast.
+    ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``too_fast``:
+    the relay asked us to slow down.
     """
 
-    __slots__ = ("stage", "text", "reply", "temporary", "pace")
+    __slots__ = ("stage", "text", "reply", "too_fast")
 
     def __init__(
         self,
@@ -113,20 +104,18 @@ class RelayFault(Value):
         text: str,
         reply: Reply | None = None,
         *,
-        temporary: bool = True,
-        pace: bool = False,
+        too_fast: bool = False,
     ) -> None:
         self.stage: Final = stage
         self.text: Final = text
         self.reply: Final = reply
-        self.temporary: Final = temporary
-        self.pace: Final = pace
+        self.too_fast: Final = too_fast
 
 
 class Verdict(Value):
     """The end of one transaction, results by index of the recipient.
 
-    ``in_doubt``: the end of the data was handed to the transport, and no final answer came.
+    ``in_doubt``: the end of the data went to the transport, and no final reply came.
     ``transcript`` holds the lines of this dialogue, without anything secret.
     """
 

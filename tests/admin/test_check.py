@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import re
-import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from attrs import evolve
 
 from picoqmail.admin import check
 from picoqmail.admin.check import CRITICAL, OK, UNKNOWN, WARNING
 from picoqmail.layout import BODY, CUR, NEW, UNDELIVERED
-from picoqmail.relay import certificate
 from rig.recording import RecordingRelay
 from temporary_home import age
 
@@ -324,15 +320,3 @@ def test_worst_of_several() -> None:
         ((), UNKNOWN),
     ):
         assert expected == check.worst([evolve(one, level=level) for level in several])
-
-
-def test_the_end_of_a_certificate() -> None:
-    """Read from real ones, of both kinds of date; nothing else is taken for one."""
-    for year, month in ((2031, 2), (2077, 12)):
-        when = dt.datetime(year, month, 3, 4, 5, 6, tzinfo=dt.UTC)
-        made = trustme.CA().issue_cert("relay.example.org", not_after=when)
-        der = ssl.PEM_cert_to_DER_cert(made.cert_chain_pems[0].bytes().decode())
-        assert int(when.timestamp()) == certificate.not_after(der)
-        for length in range(len(der) // 2):
-            assert certificate.not_after(der[:length]) in (None, int(when.timestamp()))
-    assert None is certificate.not_after(b"")

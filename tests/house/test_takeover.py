@@ -23,7 +23,7 @@ from picoqmail.home.paths import Home
 from picoqmail.home.values import RateLimit
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
 from picoqmail.relay import breaker
-from picoqmail.relay.rate_limit import SLICES, Pacer
+from picoqmail.relay.rate_limit import SLICES, RateLimiter
 from picoqmail.submission import quota
 from rig.hostile import HostileRelay
 from trial import Trial
@@ -299,8 +299,8 @@ def test_quotas_and_the_pace_go_on_counting(old: Trial) -> None:
     assert f"{hour} {count + 1}\n" == read(path)
     ((number, begun),) = json.loads(read(f"{old.spool}/rate"))["slices"]
     limit = RateLimit(10000, 86400)
-    pacer = Pacer(f"{old.spool}/rate", limit, lambda: number * limit.seconds / SLICES)
-    assert 0.0 == pacer()
+    limiter = RateLimiter(f"{old.spool}/rate", limit, lambda: number * limit.seconds / SLICES)
+    assert 0.0 == limiter()
     assert [[number, begun + 1]] == json.loads(read(f"{old.spool}/rate"))["slices"]
 
 

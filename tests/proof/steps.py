@@ -21,7 +21,7 @@ from picoqmail.home.limits import Limits
 from picoqmail.home.paths import Home
 from picoqmail.home.settings import load
 from picoqmail.log.logger import open_log
-from picoqmail.relay.lane import LaneSummary
+from picoqmail.relay.lane_options import LaneSummary
 from picoqmail.smtp.reply import Reply
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
 from picoqmail.spool import scan
@@ -200,10 +200,8 @@ def _converse(boxes: Sequence[Outbox], plan: Plan, ledger: Ledger) -> list[LaneS
                 reached=True,
                 gave_up=False,
                 fault=fault,
-                relay="relay",
-                answered=count,
-                links=1,
-                pace=False,
+                connections=1,
+                too_fast=False,
             )
         )
     return summaries

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.home.secret import RelayPassword
-from picoqmail.relay.engine import Engine, Lane
+from picoqmail.relay.engine import Engine
+from picoqmail.relay.lane_options import LaneOptions, LaneSummary
 from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
 from picoqmail.smtp.relay_address import Relay, parse_relay
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Literal
 
-    from picoqmail.relay.engine import LaneSummary
     from rig.faults import Fault
 
 OFF = TlsPolicy(mode="off")
@@ -44,9 +44,9 @@ class Run:
         self.source = source
         self.events: list[tuple[str, dict[str, object]]] = []
         options = {"timeout_connect": PATIENCE, "timeout_remote": PATIENCE} | options
-        lane = Lane("lane", endpoints, source, "me.example", **options)
+        lane = LaneOptions("lane", endpoints, source, "me.example", **options)
         started = time.monotonic()
-        (self.lane,) = Engine([lane], on_event=self._note).run().lanes
+        (self.lane,) = Engine([lane], on_event=self._note).serve()
         self.seconds = time.monotonic() - started
 
     def _note(self, name: str, **facts: object) -> None:
@@ -204,7 +204,7 @@ def test_failover(rig: Callable[..., Any], closed_port: int) -> None:
     relay = rig(HostileRelay())
     run = Run(mails(2), dead(closed_port), to(relay))
     assert run.outcomes() == ["delivered", "delivered"]
-    assert [facts["stage"] for facts in run.named("relay_down")] == ["connect"]
+    assert [facts["stage"] for facts in run.named("connection_lost")] == ["connect"]
     assert not run.lane.gave_up
 
 
@@ -254,17 +254,13 @@ def test_nothing_to_do_opens_nothing(rig: Callable[..., Any]) -> None:
 
 def lane_of(run: Run, *, reached: bool) -> LaneSummary:
     """Return the summary of a lane that had nothing to tell."""
-    from picoqmail.relay.lane import LaneSummary
-
     return LaneSummary(
         run.lane.name,
         reached=reached,
         gave_up=False,
         fault=None,
-        relay="",
-        answered=0,
-        links=0,
-        pace=False,
+        connections=0,
+        too_fast=False,
     )
 
 
@@ -272,7 +268,7 @@ def test_dead_relay_costs_one_connection(closed_port: int) -> None:
     """However many messages wait, one connection finds out, and they all stay as they were."""
     source = mails(50)
     run = Run(source, dead(closed_port))
-    assert run.lane.links == 1
+    assert run.lane.connections == 1
     assert run.outcomes() == ["untried"]
     assert len(source.waiting) == 49
     assert run.lane.gave_up
@@ -295,7 +291,7 @@ def test_421_after_some(rig: Callable[..., Any]) -> None:
     assert not run.lane.gave_up
     assert len(relay.messages) == run.outcomes().count("delivered") == 8
     assert run.outcomes().count("untried") == 2
-    assert run.lane.pace
+    assert run.lane.too_fast
 
 
 ANYWHERE = ("banner", "EHLO", "MAIL", "RCPT", "DATA", ".")
@@ -331,7 +327,7 @@ def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
     assert run.seconds < 20
     assert [] == relay.complaints
     in_doubt = {key for key, verdict in source.verdicts.items() if verdict.in_doubt}
-    assert len(in_doubt) <= run.lane.links
+    assert len(in_doubt) <= run.lane.connections
     # A reset that comes behind the 354 may overtake the dot, or not.
     if step != "." and (step, name) != ("DATA", "reset after"):
         assert in_doubt == set()
@@ -375,7 +371,7 @@ def test_refused_extra_links(rig: Callable[..., Any]) -> None:
     run = Run(mails(20), to(relay))
     assert run.outcomes() == ["delivered"] * 20
     assert not run.lane.gave_up
-    assert run.lane.pace
+    assert run.lane.too_fast
 
 
 def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
@@ -598,20 +594,20 @@ def test_big_message_in_little_memory(rig: Callable[..., Any]) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
-def test_pace(rig: Callable[..., Any]) -> None:
+def test_rate_limit(rig: Callable[..., Any]) -> None:
     """A lane that has to wait between messages waits, on one connection."""
     relay = rig(HostileRelay())
     source = mails(4)
     allowed = [0.0]
 
-    def pace() -> float:
+    def rate_limit() -> float:
         wait = allowed[0] - time.monotonic()
         if wait <= 0:
             allowed[0] = time.monotonic() + 0.1
             return 0.0
         return wait
 
-    run = Run(source, to(relay), pace=pace)
+    run = Run(source, to(relay), rate_limit=rate_limit)
     assert run.outcomes() == ["delivered"] * 4
     assert relay.connections == 1
     assert run.seconds >= 0.3
@@ -628,7 +624,7 @@ def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str)
     assert run.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
     # Half a second, a second; then half of it for each success, until there is none.
     assert 1.5 + 0.5 + 0.25 <= run.seconds
-    assert run.lane.pace
+    assert run.lane.too_fast
     assert (run.lane.throttled, run.lane.gave_up) == ("", False)
 
 
@@ -648,7 +644,7 @@ def test_a_greylist_is_no_pace(rig: Callable[..., Any]) -> None:
     relay = rig(HostileRelay({"RCPT": faults.reply("450 4.7.1 Greylisted, see you later")}))
     run = Run(mails(20), to(relay))
     assert run.outcomes() == ["deferred"] * 20
-    assert not run.lane.pace
+    assert not run.lane.too_fast
 
 
 def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:
@@ -678,8 +674,8 @@ def test_stop(rig: Callable[..., Any]) -> None:
             engine[0].stop()
 
     stopping = Stopping(source.waiting)
-    engine.append(Engine([Lane("x", (to(relay),), stopping, "me.example", concurrency=1)]))
-    engine[0].run()
+    engine.append(Engine([LaneOptions("x", (to(relay),), stopping, "me.example", concurrency=1)]))
+    engine[0].serve()
     outcomes = [stopping.outcomes(key) for key in stopping.verdicts]
     assert all(outcome == ["delivered"] for outcome in outcomes)
     assert 1 <= len(outcomes) <= 3
@@ -691,10 +687,10 @@ def test_lanes_do_not_wait_for_each_other(rig: Callable[..., Any], closed_port: 
     sources = [mails(5), mails(5), mails(5)]
     ends = [to(bad), to(good), dead(closed_port)]
     lanes = [
-        Lane(str(i), (end,), source, "me.example", timeout_remote=0.5)
+        LaneOptions(str(i), (end,), source, "me.example", timeout_remote=0.5)
         for i, (end, source) in enumerate(zip(ends, sources, strict=True))
     ]
-    summaries = Engine(lanes).run().lanes
+    summaries = Engine(lanes).serve()
     assert [True, False, True] == [summary.gave_up for summary in summaries]
     assert len(good.messages) == 5
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import select
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
 from picoqmail.relay.lookup import Endpoint, Lookups, literal_addresses, look_up, open_socket
 from picoqmail.smtp.relay_address import Relay, parse_relay
+
+if TYPE_CHECKING:
+    from picoqmail.relay.lookup import Found
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,7 @@ from picoqmail.smtp.relay_address import Relay, parse_relay
     ],
 )
 def test_literal(text: str, family: int, target: object) -> None:
-    """An address is its own answer, and nobody is asked."""
+    """An address needs no lookup."""
     addresses = literal_addresses(parse_relay(text))
     assert addresses is not None
     assert [(family, target)] == [(address.family, address.target) for address in addresses]
@@ -46,13 +50,14 @@ def test_look_up_nothing(host: str) -> None:
 
 
 def test_lookups() -> None:
-    """The answer comes through the reader, with the key of the question."""
+    """What was found comes through the reader, with the function that was given to take it."""
     lookups = Lookups()
-    key = object()
-    lookups.ask(key, Endpoint(parse_relay("localhost:26")))
+    taken: list[Found] = []
+    lookups.ask(Endpoint(parse_relay("localhost:26")), taken.append)
     assert select.select([lookups.reader], [], [], 10)[0]
-    ((answered, addresses),) = lookups.answers()
-    assert key is answered
+    ((take, found),) = lookups.finished()
+    take(found)
+    (addresses,) = taken
     assert not isinstance(addresses, OSError)
     assert "127.0.0.1:26" in [address.text for address in addresses]
     lookups.close()
@@ -61,7 +66,7 @@ def test_lookups() -> None:
 def test_lookups_closed_early() -> None:
     """A run that ends first leaves a thread behind that troubles nobody."""
     lookups = Lookups()
-    lookups.ask(object(), Endpoint(parse_relay("localhost:26")))
+    lookups.ask(Endpoint(parse_relay("localhost:26")), lambda _found: None)
     lookups.close()
 
 

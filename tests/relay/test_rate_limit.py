@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from picoqmail.errors import SpoolError
 from picoqmail.home.values import RateLimit
-from picoqmail.relay.rate_limit import SLICES, Pacer
+from picoqmail.relay.rate_limit import SLICES, RateLimiter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,12 +33,12 @@ class Clock:
 def test_burst_then_wait(tmp_path: Path) -> None:
     """Three at once if three are allowed; the fourth waits for a period and a slice at most."""
     clock = Clock()
-    pacer = Pacer(f"{tmp_path}/rate", RateLimit(3, 60), clock)
-    assert [0.0, 0.0, 0.0] == [pacer(), pacer(), pacer()]
-    wait = pacer()
+    limiter = RateLimiter(f"{tmp_path}/rate", RateLimit(3, 60), clock)
+    assert [0.0, 0.0, 0.0] == [limiter(), limiter(), limiter()]
+    wait = limiter()
     assert 60 <= wait <= 60 + 60 / SLICES
     clock.now += wait
-    assert pacer() == 0.0
+    assert limiter() == 0.0
 
 
 @given(
@@ -51,11 +51,11 @@ def test_no_window_has_more(messages: int, seconds: int, gaps: list[float]) -> N
     clock = Clock()
     path = f"rate-{os.getpid()}"
     given_at = []
-    pacer = Pacer(path, RateLimit(messages, seconds), clock)
+    limiter = RateLimiter(path, RateLimit(messages, seconds), clock)
     try:
         for gap in gaps:
             clock.now += gap
-            if pacer() == 0.0:
+            if limiter() == 0.0:
                 given_at.append(clock.now)
     finally:
         os.unlink(path)
@@ -68,8 +68,8 @@ def test_over_runs(tmp_path: Path) -> None:
     """What one run has sent, the next one knows."""
     clock = Clock()
     path = f"{tmp_path}/rate"
-    assert Pacer(path, RateLimit(1, 60), clock)() == 0.0
-    assert Pacer(path, RateLimit(1, 60), clock)() > 59
+    assert RateLimiter(path, RateLimit(1, 60), clock)() == 0.0
+    assert RateLimiter(path, RateLimit(1, 60), clock)() > 59
 
 
 def test_over_processes(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_over_processes(tmp_path: Path) -> None:
     for _ in range(4):
         child = os.fork()
         if child == 0:
-            pacer = Pacer(f"{tmp_path}/rate", RateLimit(50, 3600))
-            os._exit(sum(pacer() == 0.0 for _ in range(40)))
+            limiter = RateLimiter(f"{tmp_path}/rate", RateLimit(50, 3600))
+            os._exit(sum(limiter() == 0.0 for _ in range(40)))
         children.append(child)
     counts = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sum(counts) == 50
@@ -102,10 +102,10 @@ def test_over_processes_that_share_one(tmp_path: Path) -> None:
 def test_clock_set_back(tmp_path: Path) -> None:
     """A clock that was years ahead does not stop the mail until then."""
     clock = Clock(time.time() + 1e8)
-    pacer = Pacer(f"{tmp_path}/rate", RateLimit(1, 60), clock)
-    assert pacer() == 0.0
+    limiter = RateLimiter(f"{tmp_path}/rate", RateLimit(1, 60), clock)
+    assert limiter() == 0.0
     clock.now -= 1e8
-    assert pacer() == 0.0
+    assert limiter() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
     """A file that makes no sense is counted anew, and written well."""
     path = tmp_path / "rate"
     path.write_bytes(content)
-    assert Pacer(str(path), RateLimit(1, 60))() == 0.0
-    assert Pacer(str(path), RateLimit(1, 60))() > 0
+    assert RateLimiter(str(path), RateLimit(1, 60))() == 0.0
+    assert RateLimiter(str(path), RateLimit(1, 60))() > 0
 
 
 def test_file_that_cannot_be_made(tmp_path: Path) -> None:
     """An error says which file."""
     with pytest.raises(SpoolError, match="rate"):
-        Pacer(f"{tmp_path}/missing/rate", RateLimit(1, 60))()
+        RateLimiter(f"{tmp_path}/missing/rate", RateLimit(1, 60))()

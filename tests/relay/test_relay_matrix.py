@@ -14,7 +14,8 @@ import pytest
 
 from installation import CHECKOUT
 from picoqmail.home.secret import RelayPassword
-from picoqmail.relay.engine import Engine, Lane
+from picoqmail.relay.engine import Engine
+from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
 from picoqmail.smtp.relay_address import parse_relay
@@ -81,8 +82,8 @@ def body(text: str = "plain") -> MemoryBody:
 def sent(source: MemorySource, *endpoint: Any) -> tuple[MemorySource, list[str]]:
     """Serve a source by one connection; return it, and the names of the engine's events."""
     events: list[str] = []
-    lane = Lane("matrix", (Endpoint(*endpoint),), source, "me.example", concurrency=1)
-    Engine([lane], on_event=lambda name, **_: events.append(name)).run()
+    lane = LaneOptions("matrix", (Endpoint(*endpoint),), source, "me.example", concurrency=1)
+    Engine([lane], on_event=lambda name, **_: events.append(name)).serve()
     return source, events
 
 

@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from picoqmail.home.secret import RelayPassword
-from picoqmail.relay.engine import Engine, Lane
+from picoqmail.relay.engine import Engine
+from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
 from picoqmail.smtp.relay_address import parse_relay
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from picoqmail.relay.engine import LaneSummary
+    from picoqmail.relay.lane_options import LaneSummary
     from rig.certificates import Certificate
     from rig.exim import Exim
     from rig.received import Received
@@ -44,7 +45,7 @@ ARRIVES = b".\n..\n.leading\nline\nMAIL FROM:<x>\n.\nnul cr end\n"
 
 def deliver(source: MemorySource, endpoint: Endpoint, **options: Any) -> LaneSummary:
     """Run one lane to its end."""
-    (summary,) = Engine([Lane("lane", (endpoint,), source, "me.example", **options)]).run().lanes
+    (summary,) = Engine([LaneOptions("lane", (endpoint,), source, "me.example", **options)]).serve()
     return summary
 
 

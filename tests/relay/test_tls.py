@@ -1,12 +1,14 @@
-"""What TLS is demanded of which relay."""
+"""What TLS is demanded of which relay, the layer of TLS, and when a certificate ends."""
 
 from __future__ import annotations
 
+import datetime as dt
 import ssl
 
 import pytest
+import trustme
 
-from picoqmail.relay.tls import TlsLayer, make_context
+from picoqmail.relay.tls import TlsLayer, make_context, not_after
 from picoqmail.relay.tls_plan import TlsPlan, TlsPolicy, plan_tls
 from picoqmail.smtp.relay_address import parse_relay
 from rig import certificates
@@ -109,3 +111,15 @@ def test_layer(spelling: str) -> None:
     incoming.write(layer.ciphertext())
     assert server.read() == b"EHLO x\r\n"
     assert layer.describe()["verified"] == "fingerprint"
+
+
+def test_the_end_of_a_certificate() -> None:
+    """Read from real ones, of both kinds of date; nothing else is taken for one."""
+    for year, month in ((2031, 2), (2077, 12)):
+        when = dt.datetime(year, month, 3, 4, 5, 6, tzinfo=dt.UTC)
+        made = trustme.CA().issue_cert("relay.example.org", not_after=when)
+        der = ssl.PEM_cert_to_DER_cert(made.cert_chain_pems[0].bytes().decode())
+        assert int(when.timestamp()) == not_after(der)
+        for length in range(len(der) // 2):
+            assert not_after(der[:length]) in (None, int(when.timestamp()))
+    assert None is not_after(b"")

@@ -118,7 +118,9 @@ class Scripted:
 
     def __attrs_post_init__(self) -> None:
         """Begin the conversation."""
-        self.conversation = Conversation(self.options, self.source, "relay:25")
+        self.conversation = Conversation(
+            self.options, self.source.take, self.source.done, "relay:25"
+        )
         self.conversation.start()
 
     def says(self, *lines: str) -> bytes:

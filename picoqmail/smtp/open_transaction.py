@@ -1,7 +1,7 @@
-"""One transaction under way: its commands, what was answered, who may still get it.
+"""One transaction under way: its commands, the replies to them, who may still get the message.
 
-The rule of this module: it decides what can be said to this relay and whom an answer concerns;
-when to say it and what to wait for is the conversation's.
+The rule of this module: it decides what can be said to this relay, and whom a reply concerns. The
+conversation decides when to say it, and what to wait for.
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ _TOO_MANY_RECIPIENTS = 552
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
-class Running:
-    """One transaction on one connection. Results are kept by index of the recipient."""
+class OpenTransaction:
+    """One transaction in one session. Results are kept by index of the recipient.
+
+    ``given`` is what the source gave. ``offered`` are the indexes of the recipients that this relay
+    can be asked to take, ``accepted`` those that it took. ``mail`` and ``rcpts`` are the commands.
+    ``encoded`` is the message as it goes over the wire, None if it is too big to hold. ``dot_at``
+    is where its end stands among all octets that the conversation has written, -1 before that.
+    ``envelope_is_sure``: the replies to the envelope were for this envelope, as 354 has shown.
+    """
 
     __slots__ = (
         "accepted",
@@ -35,20 +42,21 @@ class Running:
         "dot_at",
         "encoded",
         "envelope_is_sure",
+        "given",
         "mail",
         "mail_accepted",
         "offered",
         "rcpts",
         "results",
         "rset_written",
-        "transaction",
         "transcript",
         "written",
     )
 
-    def __init__(self, transaction: Transaction, offer: Capabilities, *, stuffed: bool) -> None:
-        self.transaction = transaction
-        self.results: list[RecipientResult] = [UNTRIED] * len(transaction.recipients)
+    def __init__(self, given: Transaction, offer: Capabilities, *, stuffed: bool) -> None:
+        """`offer`: what the relay can do; `stuffed`: the message goes by DATA, not by BDAT."""
+        self.given = given
+        self.results: list[RecipientResult] = [UNTRIED] * len(given.recipients)
         self.offered: list[int] = []
         self.accepted: list[int] = []
         self.rcpts: list[str] = []
@@ -63,30 +71,30 @@ class Running:
         self.dot_at = -1
         try:
             self._prepare(offer, stuffed=stuffed)
-        except (OSError, PicoqmailError) as error:
-            self.unreadable(error)
+        except (OSError, PicoqmailError) as exc:
+            self.unreadable(exc)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the raw body; an error in reading it is an OSError or a PicoqmailError."""
-        return self.transaction.body.blocks()
+        """Yield the raw body. Raises OSError or PicoqmailError where it cannot be read."""
+        return self.given.body.blocks()
 
-    def unreadable(self, error: Exception) -> None:
-        """Note that our side failed: nobody was tried, and no relay is to blame."""
+    def unreadable(self, exc: Exception) -> None:
+        """Note that our side failed: no recipient was tried, and no relay is to blame."""
         self.offered, self.accepted = [], []
-        text = f"the message cannot be sent from here: {error}"
+        text = f"the message cannot be sent from here: {exc}"
         self.results = [RecipientResult("untried", None, text)] * len(self.results)
         self.transcript.append(f"-- {text}")
 
-    def mail_answer(self, reply: Reply) -> None:
-        """Take the answer to MAIL: a refusal is the message's, so everybody's."""
+    def mail_replied(self, reply: Reply) -> None:
+        """Take the reply to MAIL: a refusal concerns the message, so every recipient."""
         self.note(self.mail, reply)
         if reply.is_success:
             self.mail_accepted = True
         else:
             self._settle(self.offered, reply)
 
-    def rcpt_answer(self, position: int, reply: Reply) -> None:
-        """Take the answer to one RCPT. After a refused MAIL it says nothing about anybody."""
+    def rcpt_replied(self, position: int, reply: Reply) -> None:
+        """Take the reply to one RCPT. After a refused MAIL it says nothing about anybody."""
         self.note(self.rcpts[position], reply)
         index = self.offered[position]
         if reply.is_success:
@@ -98,9 +106,9 @@ class Running:
             self.results[index] = RecipientResult(outcome, reply, reply.text)
 
     def forget_envelope(self) -> None:
-        """Take back what answers to the envelope did to anybody: they may be for others.
+        """Take back the results of the envelope: the replies may have been for other commands.
 
-        Not once 354 came in its place: it shows that the answers before it stood in theirs.
+        But not after 354, which shows that each reply before it was for its own command.
         """
         if not self.envelope_is_sure:
             self.accepted = []
@@ -108,20 +116,19 @@ class Running:
                 self.results[index] = UNTRIED
 
     def settle(self, reply: Reply) -> None:
-        """Take an answer that concerns all whom the relay had accepted."""
+        """Take a reply that concerns all recipients that the relay had accepted."""
         self._settle(self.accepted, reply)
 
     def settle_one(self, index: int, reply: Reply) -> None:
-        """Take the answer for one recipient after the data, as LMTP gives it (RFC 2033)."""
+        """Take the reply for one recipient after the data, as LMTP gives it (RFC 2033)."""
         self.results[index] = RecipientResult(_outcome(reply), reply, reply.text)
 
-    def note(self, said: str, reply: Reply) -> None:
-        """Add a command and its answer to the transcript."""
-        self.transcript.append("C: " + said)
-        self.transcript.append("S: " + reply.text)
+    def note(self, command: str, reply: Reply) -> None:
+        """Add a command and the reply to it to the transcript."""
+        self.transcript += ("C: " + command, "S: " + reply.text)
 
     def note_fault(self, fault: RelayFault) -> None:
-        """Add to the transcript how it broke off."""
+        """Add to the transcript how the session broke off."""
         self.transcript.append(f"-- {fault.stage}: {fault.text}")
 
     def verdict(self, relay: str, fault: RelayFault | None, *, in_doubt: bool) -> Verdict:
@@ -135,19 +142,19 @@ class Running:
         )
 
     @property
-    def unanswered(self) -> int:
-        """How many recipients still lack a final answer."""
+    def without_reply(self) -> int:
+        """How many recipients still lack a final reply."""
         return sum(result is UNTRIED for result in self.results)
 
     def _prepare(self, offer: Capabilities, *, stuffed: bool) -> None:
-        """Check what this relay can take, then word the commands."""
-        transaction = self.transaction
+        """Find out what this relay can take, then write the commands."""
+        given = self.given
         try:
-            sender = wire_path(transaction.sender)
-        except UnsendableAddressError as error:
-            self._fail_all(f"5.1.7 {error}")
+            sender = wire_path(given.sender)
+        except UnsendableAddressError as exc:
+            self._fail_all(f"5.1.7 {exc}")
             return
-        if not transaction.body.eight_bit:
+        if not given.body.eight_bit:
             body = ""
         elif offer.eight_bit:
             body = " BODY=8BITMIME"
@@ -157,8 +164,8 @@ class Running:
             )
             return
         smtputf8 = offer.smtputf8
-        if not smtputf8 and needs_smtputf8(transaction.sender):
-            self._fail_all(f"5.6.7 {_no_smtputf8(transaction.sender)}")
+        if not smtputf8 and needs_smtputf8(given.sender):
+            self._fail_all(f"5.6.7 {_no_smtputf8(given.sender)}")
             return
         paths = self._paths(smtputf8=smtputf8)
         if not paths:
@@ -170,7 +177,7 @@ class Running:
         self.mail += body
         if smtputf8 and self._needs_smtputf8():
             self.mail += " SMTPUTF8"
-        if offer.dsn and transaction.dsn:
+        if offer.dsn and given.dsn:
             self.mail += self._dsn_of_mail()
             self.rcpts = [
                 f"RCPT TO:{path}{self._dsn_of_rcpt(index)}"
@@ -181,11 +188,11 @@ class Running:
 
     def _paths(self, *, smtputf8: bool) -> list[str]:
         paths = []
-        for index, address in enumerate(self.transaction.recipients):
+        for index, address in enumerate(self.given.recipients):
             try:
                 path = wire_path(address)
-            except UnsendableAddressError as error:
-                self._fail(index, f"5.1.3 {error}")
+            except UnsendableAddressError as exc:
+                self._fail(index, f"5.1.3 {exc}")
                 continue
             if path == "<>":
                 self._fail(index, f"5.1.3 the recipient {address!a} is empty")
@@ -197,8 +204,8 @@ class Running:
         return paths
 
     def _measure(self, *, stuffed: bool) -> int:
-        """Return the octets on the wire, rarely a few more (RFC 1870 5 wants no fewer)."""
-        body = self.transaction.body
+        """Return the octets on the wire, or rarely a few more; RFC 1870 5 wants no fewer."""
+        body = self.given.body
         if body.size > WHOLE_LIMIT:
             return body.size + body.newlines + 2
         encoder = Encoder(stuffed=stuffed)
@@ -225,13 +232,13 @@ class Running:
         return sum(len(encoder.encode(block)) for block in self.blocks()) + len(encoder.finish())
 
     def _needs_smtputf8(self) -> bool:
-        recipients = self.transaction.recipients
-        return needs_smtputf8(self.transaction.sender) or any(
+        recipients = self.given.recipients
+        return needs_smtputf8(self.given.sender) or any(
             needs_smtputf8(recipients[index]) for index in self.offered
         )
 
     def _dsn_of_mail(self) -> str:
-        dsn = self.transaction.dsn or {}
+        dsn = self.given.dsn or {}
         words = ""
         ret = str(dsn.get("ret") or "").upper()
         if ret in ("FULL", "HDRS"):
@@ -241,7 +248,7 @@ class Running:
         return words
 
     def _dsn_of_rcpt(self, index: int) -> str:
-        dsn = self.transaction.dsn or {}
+        dsn = self.given.dsn or {}
         words = ""
         notify = str(dsn.get("notify") or "").upper().replace(" ", "")
         if notify == "NEVER" or (notify and _NOTIFY.issuperset(notify.split(","))):

@@ -1,0 +1,107 @@
+"""What all lanes and connections share: the time, the sockets, the deadlines, the lookups.
+
+The rule of this module: it does nothing by itself. The engine turns the loop; lanes and connections
+read the time here, register their sockets and announce their deadlines. So none of them has to know
+the engine, and no connection its lane.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+
+from picoqmail.relay.lookup import Lookups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from picoqmail.relay.tls_plan import TlsPlan, TlsPolicy
+
+    class Watched(Protocol):
+        """A connection, as far as the loop needs to know it."""
+
+        deadline: float
+
+        @property
+        def is_closed(self) -> bool:
+            """Whether nothing more will come of it."""
+
+        def on_ready(self, mask: int) -> None:
+            """Go on, because the socket can be read or written."""
+
+        def on_deadline(self) -> None:
+            """Go on, because the deadline has passed."""
+
+        def on_stop(self) -> None:
+            """End a pause, because nothing new will be begun."""
+
+        def discard(self) -> None:
+            """Close the socket and do nothing else."""
+
+
+class Loop:
+    """The state of one engine's loop.
+
+    ``now`` is the monotonic time at which the loop last looked, in seconds. ``watched`` are the
+    connections that are open. ``stopping`` tells lanes to begin nothing new. ``on_event(name,
+    **facts)`` takes what is worth a line of the log.
+    """
+
+    __slots__ = (
+        "_contexts",
+        "check_at",
+        "lookups",
+        "now",
+        "on_event",
+        "selector",
+        "stopping",
+        "watched",
+    )
+
+    def __init__(self, on_event: Callable[..., None]) -> None:
+        self.on_event = on_event
+        self.now = time.monotonic()
+        self.selector = selectors.DefaultSelector()
+        self.lookups = Lookups()
+        self.watched: set[Watched] = set()
+        self.check_at = 0.0
+        self.stopping = False
+        self._contexts: dict[tuple[TlsPolicy, TlsPlan], ssl.SSLContext] = {}
+
+    def watch(self, deadline: float) -> None:
+        """Make sure that the engine checks the deadlines when this one comes."""
+        self.check_at = min(self.check_at, deadline)
+
+    def tls_context(self, policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
+        """Return the TLS context for a plan. It is made once: reading a CA store takes time.
+
+        Raises OSError where a file of the policy cannot be read.
+        """
+        key = (policy, plan)
+        if key not in self._contexts:
+            from picoqmail.relay.tls import make_context
+
+            self._contexts[key] = make_context(policy, plan)
+        return self._contexts[key]
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for connection in list(self.watched):
+            connection.discard()
+        self.lookups.close()
+        self.selector.close()
+
+
+class Activity:
+    """When the relay of a lane last gave us something to do, in the loop's time.
+
+    A lane and its connections share one of these.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float) -> None:
+        self.at = at
