@@ -6,7 +6,7 @@ import signal
 import time
 from functools import partial
 
-from picoqmail.delivery import processes as crew
+from picoqmail.delivery import processes
 from picoqmail.delivery.deliver import Delivery, Summary
 from picoqmail.delivery.lanes import Session
 from picoqmail.delivery.report import Reporter
@@ -45,7 +45,7 @@ class Run:
         self.signals = signals
         self.summary = Summary()
         self.settings = settings_module.load(home)
-        self._hands: list[crew.Hand] = []
+        self._workers: list[processes.Worker] = []
         if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
             raise ConfigurationError(
                 f"{self.home.control}/relayip",
@@ -66,8 +66,8 @@ class Run:
 
     def _stop(self) -> None:
         self._session.stop()
-        for hand in self._hands:
-            hand.stop()
+        for worker in self._workers:
+            worker.stop()
 
     def _demand_password(self) -> None:
         """Send nothing without the login that a relay was given a user for."""
@@ -101,31 +101,31 @@ class Run:
         """
         ids = list(ids)
         busy: set[str] = set()
-        if self._processes(len(ids)) > 1 and breaker.read(self.spool.path):
+        if self._count_processes(len(ids)) > 1 and breaker.read(self.spool.path):
             # One process finds out whether the relay is back.
             busy |= self._deliver_share(ids[:_PROBE_MESSAGES], forced=forced)
             ids = ids[_PROBE_MESSAGES:]
             if breaker.read(self.spool.path):
                 return busy | self._deliver_share(ids, forced=forced)
-        return busy | self._deliver_shares(ids, self._processes(len(ids)), forced=forced)
+        return busy | self._deliver_shares(ids, self._count_processes(len(ids)), forced=forced)
 
-    def _processes(self, messages: int) -> int:
+    def _count_processes(self, messages: int) -> int:
         """How many processes shall deliver: one in somebody else's, or at a limited rate."""
         if not self.signals or self.settings.ratelimit is not None:
             return 1
-        return crew.size(messages, self.settings.concurrencyremote)
+        return processes.useful_processes(messages, self.settings.concurrencyremote)
 
-    def _deliver_shares(self, ids: list[str], processes: int, *, forced: bool) -> set[str]:
+    def _deliver_shares(self, ids: list[str], count: int, *, forced: bool) -> set[str]:
         """Deal the messages out, by age, and hear what became of them."""
-        own = ids[::processes]
-        self._session.shares = processes
+        own = ids[::count]
+        self._session.shares = count
         busy: set[str] = set()
         unserved: list[str] = []
         try:
-            for number in range(1, processes):
-                share = ids[number::processes]
+            for number in range(1, count):
+                share = ids[number::count]
                 try:
-                    self._hands.append(crew.hire(partial(self._work, share, forced)))
+                    self._workers.append(processes.start_worker(partial(self._work, share, forced)))
                 except OSError:
                     # No process to be had: it is done here, only later.
                     own += share
@@ -134,11 +134,11 @@ class Run:
                 self._stop()
             busy |= self._deliver_share(own, unserved, forced=forced)
         finally:
-            for hand in self._hands:
-                busy |= self._hear(hand, unserved)
-            self._hands.clear()
+            for worker in self._workers:
+                busy |= self._hear(worker, unserved)
+            self._workers.clear()
             self._session.shares = 1
-        if processes > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
+        if count > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
             # The relay serves one of us and turns another away: it wants fewer connections.
             self.summary.left -= len(unserved)
             busy |= self._deliver_share(sorted(unserved), forced=forced)
@@ -146,7 +146,7 @@ class Run:
 
     def _work(self, ids: list[str], forced: bool, is_orphan: Callable[[], bool]) -> object:  # noqa: FBT001
         """Deliver a share in a process of its own."""
-        self._hands.clear()
+        self._workers.clear()
         self.summary = Summary()
         self._session.is_orphan = is_orphan
         busy: set[str] = set()
@@ -158,10 +158,10 @@ class Run:
             self.log.event("error", level="error", error=str(exc))
         return {"summary": vars(self.summary), "busy": sorted(busy), "unserved": unserved}
 
-    def _hear(self, hand: crew.Hand, unserved: list[str]) -> set[str]:
+    def _hear(self, worker: processes.Worker, unserved: list[str]) -> set[str]:
         """Add what another process did to what this one did; returns what was busy there."""
         try:
-            told = hand.wait()
+            told = worker.wait()
         except (OSError, ValueError) as exc:
             # Its messages are as any crash leaves them: whole, and for the next run.
             self.summary.errors += 1

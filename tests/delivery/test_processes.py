@@ -41,7 +41,7 @@ def fill(trial: Trial) -> set[str]:
     }
 
 
-def hands(process: subprocess.Popen[bytes]) -> list[int]:
+def workers(process: subprocess.Popen[bytes]) -> list[int]:
     """The children of a run that are still there."""
     with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
@@ -65,10 +65,10 @@ def shared_run(
     wanted = fill(trial)
     relay = slow(rig, trial)
     process = trial.start("send")
-    wait_until(lambda: hands(process), "the run is shared")
+    wait_until(lambda: workers(process), "the run is shared")
     wait_until(lambda: len(relay.messages) >= 8, "mail is delivered")
-    (hand,) = hands(process)
-    return wanted, relay, process, hand
+    (worker,) = workers(process)
+    return wanted, relay, process, worker
 
 
 def check_the_books(
@@ -93,7 +93,7 @@ def test_a_long_run_is_shared(trial: Trial, relay: RecordingRelay) -> None:
     trial.setting("concurrencyremote", "3")
     wanted = fill(trial)
     process = trial.start("send")
-    wait_until(lambda: hands(process), "the run is shared")
+    wait_until(lambda: workers(process), "the run is shared")
     assert 0 == process.wait(60)
     assert [] == trial.files()
     came = Counter(one.recipients[0] for one in relay.messages)
@@ -107,12 +107,12 @@ def test_a_process_that_dies_costs_nothing_but_time(
     trial: Trial, rig: Rig, strict_relay: HostileRelay
 ) -> None:
     """The run says so, and the next one delivers what was left."""
-    wanted, relay, process, hand = shared_run(trial, rig)
-    kill(hand)
+    wanted, relay, process, worker = shared_run(trial, rig)
+    kill(worker)
     process.send_signal(signal.SIGTERM)
     assert 74 == process.wait(30)
     (error,) = [one["error"] for one in trial.events("error")]
-    assert f"a process of this run, {hand}, was killed by signal 9" == error
+    assert f"a process of this run, {worker}, was killed by signal 9" == error
     check_the_books(trial, relay, strict_relay, wanted)
 
 
@@ -132,10 +132,10 @@ def test_no_process_outlives_a_run_that_was_killed(
     trial: Trial, rig: Rig, strict_relay: HostileRelay
 ) -> None:
     """It finishes what it has under way and ends."""
-    wanted, relay, process, hand = shared_run(trial, rig)
+    wanted, relay, process, worker = shared_run(trial, rig)
     process.kill()
     process.wait(30)
-    wait_until(lambda: not os.path.exists(f"/proc/{hand}"), "the other process ends", 30)
+    wait_until(lambda: not os.path.exists(f"/proc/{worker}"), "the other process ends", 30)
     assert len(trial.ids(NEW)) > MESSAGES // 2
     check_the_books(trial, relay, strict_relay, wanted)
 
@@ -197,7 +197,7 @@ def work(is_orphan):
 with open("/dev/full", "w") as full:
     sys.stderr = full
     try:
-        told = processes.hire(work).wait()
+        told = processes.start_worker(work).wait()
         os.write(1, f"parent {told}\\n".encode())
     except BaseException as exc:
         os.write(1, f"escaped {exc!r}\\n".encode())
@@ -224,8 +224,8 @@ def test_a_process_that_just_began_can_be_stopped() -> None:
     try:
         for _ in range(100):
             heard.clear()
-            hand = processes.hire(lambda _is_orphan: heard.wait(20))
-            hand.stop()
-            assert hand.wait()
+            worker = processes.start_worker(lambda _is_orphan: heard.wait(20))
+            worker.stop()
+            assert worker.wait()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -117,7 +117,7 @@ def test_two_processes_write_at_once(spool: str) -> None:
             breaker.write(spool, {"a": Outage(NOW, NOW + number, 1, "connect", "refused")}, ["a"])
         return "done"
 
-    both = [processes.hire(write), processes.hire(write)]
+    both = [processes.start_worker(write), processes.start_worker(write)]
     assert ["done", "done"] == [one.wait() for one in both]
     assert {"a"} == set(breaker.read(spool))
     assert [] == os.listdir(f"{spool}/tmp")
