@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from picoqmail.relay.lane_options import LaneOptions, LaneSummary
 
-_CHECK_SECONDS = 3600.0
+_IDLE_SECONDS = 3600.0
 
 
 def _ignore(_name: str, **_facts: object) -> None:
@@ -98,7 +98,7 @@ class Engine:
 
     def _check_deadlines(self) -> None:
         loop = self._loop
-        loop.check_at = loop.now + _CHECK_SECONDS
+        loop.check_at = loop.now + _IDLE_SECONDS
         for connection in list(loop.watched):
             if connection.deadline <= loop.now:
                 connection.on_deadline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -219,13 +220,18 @@ def test_a_process_ends_where_its_work_does(trial: Trial) -> None:
 
 def test_a_process_that_just_began_can_be_stopped() -> None:
     """A signal that comes before the new process can look is not lost."""
-    heard = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    # A pipe, for a handler that interrupts threading's locks may wait for them for ever.
+    heard, hears = os.pipe()
+    before = signal.signal(signal.SIGTERM, lambda *_: os.write(hears, b"."))
     try:
         for _ in range(100):
-            heard.clear()
-            worker = processes.start_worker(lambda _is_orphan: heard.wait(20))
+            worker = processes.start_worker(
+                lambda _is_orphan: bool(select.select([heard], [], [], 20)[0])
+            )
             worker.stop()
             assert worker.wait()
+            assert b"." == os.read(heard, 2)
     finally:
         signal.signal(signal.SIGTERM, before)
+        os.close(heard)
+        os.close(hears)

@@ -87,13 +87,13 @@ def test_over_processes(tmp_path: Path) -> None:
 
 def test_over_processes_that_share_one(tmp_path: Path) -> None:
     """Made and asked before the others were forked: they keep each other out all the same."""
-    pacer = Pacer(f"{tmp_path}/rate", RateLimit(51, 3600))
-    assert 0.0 == pacer()
+    limiter = RateLimiter(f"{tmp_path}/rate", RateLimit(51, 3600))
+    assert 0.0 == limiter()
     children = []
     for _ in range(4):
         child = os.fork()
         if child == 0:
-            os._exit(sum(pacer() == 0.0 for _ in range(40)))
+            os._exit(sum(limiter() == 0.0 for _ in range(40)))
         children.append(child)
     counts = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert 50 == sum(counts)
