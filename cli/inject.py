@@ -1,11 +1,11 @@
-"""picoqmail-inject: parse the flags, inject one message, map the outcome to 0, 100 or 111."""
+"""picoqmail-inject: parse the flags and inject one message; exit code 0, 100 or 111."""
 
 from __future__ import annotations
 
 import posix
 import sys
 
-from picoqmail.cli.submitting import PERMANENT, octets, run, say
+from picoqmail.submission.caller import PERMANENT, octets, say
 from picoqmail.submission.flags import PLAIN, WITH_ARGUMENT, UsageError, cut
 from picoqmail.submission.inject import (
     FROM_ARGUMENTS,
@@ -13,6 +13,7 @@ from picoqmail.submission.inject import (
     FROM_EITHER,
     FROM_HEADER,
     Request,
+    run,
 )
 
 _FLAGS = {

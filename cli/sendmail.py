@@ -1,6 +1,6 @@
-"""picoqmail-sendmail: parse the flags, do the one thing they ask for, map the outcome.
+"""picoqmail-sendmail: parse the flags and do the one thing that they ask for.
 
-Exit codes are inject's, 0, 100 and 111: PHP would take 75 of sysexits.h for success.
+Exit codes are those of inject: 0, 100 and 111.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import posix
 import sys
 
-from picoqmail.cli.submitting import ACCEPTED, PERMANENT, TEMPORARY, octets, run, say
+from picoqmail.submission.caller import ACCEPTED, PERMANENT, TEMPORARY, octets, read_stdin, say
 from picoqmail.submission.flags import UsageError
-from picoqmail.submission.inject import read_stdin
+from picoqmail.submission.inject import run
 from picoqmail.submission.sendmail import (
     ALIASES,
     LIST,
@@ -57,11 +57,7 @@ def _list() -> int:
 
 
 def _run_queue() -> int:
-    """Send what waits and what is due; deferred again is no failure of -q."""
-    from picoqmail.cli.cron import main as cron
-    from picoqmail.cli.send import main as send
-    from picoqmail.errors import EX_CONFIG
+    """Send what waits and what is due; mail that is deferred again is no failure of -q."""
+    from picoqmail.delivery.sender import run_queue
 
-    sent: int = send([])
-    due: int = cron([])
-    return TEMPORARY if EX_CONFIG in (sent, due) else ACCEPTED
+    return TEMPORARY if run_queue() else ACCEPTED

@@ -35,18 +35,19 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
     except EnvelopeError as exc:
         return TrialResult(is_delivered=False, text=str(exc))
     sender = f"postmaster@{settings.me}"
-    incoming = Incoming(
-        home.spool, read_limits(home), program="picoqmail-check", uid=os.getuid(), pid=os.getpid()
-    )
-    incoming.write(
-        f"Date: {header_date(time.time())}\nFrom: <{sender}>\nTo: <{address}>\n"
-        f"Subject: Trial of the mail system of {settings.me}\n"
-        f"Message-ID: <{incoming.id}.check@{settings.me}>\nAuto-Submitted: auto-generated\n\n"
-        "picoqmail check sent this mail, to see whether mail goes through.\n"
-        "It needs no answer.\n".encode()
-    )
-    # Nobody asked for a report on it: its outcome is told here.
-    message_id = incoming.commit(sender, [address], {"dsn": {"notify": "NEVER"}})
+    uid, pid = os.getuid(), os.getpid()
+    with Incoming(
+        home.spool, read_limits(home), program="picoqmail-check", uid=uid, pid=pid
+    ) as incoming:
+        incoming.write(
+            f"Date: {header_date(time.time())}\nFrom: <{sender}>\nTo: <{address}>\n"
+            f"Subject: Trial of the mail system of {settings.me}\n"
+            f"Message-ID: <{incoming.id}.check@{settings.me}>\nAuto-Submitted: auto-generated\n\n"
+            "picoqmail check sent this mail, to see whether mail goes through.\n"
+            "It needs no answer.\n".encode()
+        )
+        # No report is wanted: the result is printed here.
+        message_id = incoming.commit(sender, [address], {"dsn": {"notify": "NEVER"}})
     run = Run(home, "picoqmail")
     run.deliver([message_id], forced=True)
     try:

@@ -49,6 +49,7 @@ DIGEST = "digest"
 
 _TRY_AGAIN_SECONDS = 60
 _TOOLS = (
+    "contextlib",
     "picoqmail.spool.incoming",
     "picoqmail.home.limits",
     "picoqmail.delivery.report_limit",
@@ -94,17 +95,14 @@ class Reporter:
             incoming = self._write(claim, message, indexes, KIND_FAILED, whom)
         except SpoolError as exc:
             return self._later(claim, message, result, exc)
-        announced = report_state.telling(self._wait(message), incoming.id)
-        try:
+        with incoming:
+            announced = report_state.telling(self._wait(message), incoming.id)
             claim = self.spool.record(claim, announced, CUR, result)
-        except BaseException:
-            incoming.abort()
-            raise
-        try:
-            incoming.commit(whom.sender, [whom.address], {report_state.REPORT_OF: message.id})
-        except SpoolError as exc:
-            self._complain(message, exc)
-            return claim
+            try:
+                incoming.commit(whom.sender, [whom.address], {report_state.REPORT_OF: message.id})
+            except SpoolError as exc:
+                self._complain(message, exc)
+                return claim
         finished = report_state.told(message, indexes, incoming.id)
         claim = self.spool.record(claim, _revised(finished, announced), state)
         self._made(message, incoming.id, whom, indexes, KIND_FAILED)
@@ -221,17 +219,14 @@ class Reporter:
         except SpoolError as exc:
             self._complain(message, exc)
             return claim
-        warned = evolve(message, unknown={**message.unknown, report_state.WARNED: incoming.id})
-        try:
+        with incoming:
+            warned = evolve(message, unknown={**message.unknown, report_state.WARNED: incoming.id})
             claim = self.spool.record(claim, _revised(warned, message), CUR)
-        except BaseException:
-            incoming.abort()
-            raise
-        try:
-            incoming.commit(whom.sender, [whom.address])
-        except SpoolError as exc:
-            self._complain(message, exc)
-            return claim
+            try:
+                incoming.commit(whom.sender, [whom.address])
+            except SpoolError as exc:
+                self._complain(message, exc)
+                return claim
         self._made(message, incoming.id, whom, message.pending, KIND_DELAYED)
         return claim
 
@@ -257,10 +252,9 @@ class Reporter:
             self._make_digest(path)
 
     def _make_digest(self, path: str) -> None:
-        incoming = self._incoming()
-        from picoqmail.delivery import report_text
+        with self._incoming() as incoming:
+            from picoqmail.delivery import report_text
 
-        try:
             overdue = self._governor.take(path, incoming.id)
             done_already = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
             if overdue is None or not overdue.kept or done_already:
@@ -280,9 +274,6 @@ class Reporter:
             incoming.write(text)
             subject = f"{REPORTS}/{os.path.basename(overdue.path)}"
             incoming.commit(sender, [overdue.address], {report_state.REPORT_OF: subject})
-        except BaseException:
-            incoming.abort()
-            raise
         self._governor.finish(overdue.path)
         self.made.append(incoming.id)
         self.log.event(
@@ -322,36 +313,38 @@ class Reporter:
         header = _header_of(claim)
         whole = kind == KIND_FAILED and self._returns_all(message)
         incoming = self._incoming()
+        # Late, as all that only reports need.
+        from contextlib import ExitStack
+
         from picoqmail.delivery import report_text
 
         try:
-            report = report_text.Report(
-                id=incoming.id,
-                kind=kind,
-                message=message,
-                indexes=indexes,
-                host=self.settings.me,
-                author=self._author(),
-                to=whom.address,
-                now=int(self.clock()),
-                header=header,
-                whole=whole,
-                eight_bit=claim.eight_bit if whole else not header.isascii(),
-            )
-            # 128 random bits: no message can hold them by chance or by guessing.
-            before, after = report_text.frame(report, f"=_{os.urandom(16).hex()}")
-            incoming.write(before)
-            for block in claim.blocks() if whole else (header,):
-                incoming.write(block)
-            incoming.write(after)
-        except OSError as exc:
-            incoming.abort()
-            if isinstance(exc, SpoolError):
-                raise
-            raise SpoolError("read the message", message.id, exc) from exc
-        except BaseException:
-            incoming.abort()
+            with ExitStack() as undo:
+                undo.enter_context(incoming)
+                report = report_text.Report(
+                    id=incoming.id,
+                    kind=kind,
+                    message=message,
+                    indexes=indexes,
+                    host=self.settings.me,
+                    author=self._author(),
+                    to=whom.address,
+                    now=int(self.clock()),
+                    header=header,
+                    whole=whole,
+                    eight_bit=claim.eight_bit if whole else not header.isascii(),
+                )
+                # 128 random bits: no message can hold them by chance or by guessing.
+                before, after = report_text.frame(report, f"=_{os.urandom(16).hex()}")
+                incoming.write(before)
+                for block in claim.blocks() if whole else (header,):
+                    incoming.write(block)
+                incoming.write(after)
+                undo.pop_all()
+        except SpoolError:
             raise
+        except OSError as exc:
+            raise SpoolError("read the message", message.id, exc) from exc
         return incoming
 
     def _returns_all(self, message: Message) -> bool:

@@ -1,30 +1,54 @@
-"""What the two sending programs do: look, and only where there is work deliver. Cheap to import.
+"""What picoqmail-send and picoqmail-cron do: look for work, and deliver only if there is some.
 
-The sender's lock and its handing over are explained in launch.py and INTERNALS.md. Whoever has
-it here keeps the one promise that goes with it: let it go, look at new/ once more, and take it
-again if there is anything that nobody else will send.
+Cheap to import. start_sender.py and INTERNALS.md explain the sender's lock and how it is handed
+over. Its holder here keeps the promise that goes with it: release it, look at new/ once more, and
+take it again if there is a message that no other process will send.
 """
 
 from __future__ import annotations
 
 import gc
 import posix
+import sys
 import time
 
-from picoqmail.errors import QUEUE_SPOOL, SpoolError
-from picoqmail.home.paths import exists
+from picoqmail.errors import (
+    EX_CONFIG,
+    EX_IOERR,
+    EX_NOINPUT,
+    EX_OSERR,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    QUEUE_SPOOL,
+    ConfigurationError,
+    PicoqmailError,
+    SpoolError,
+)
+from picoqmail.home.control import Control, own_host_name
+from picoqmail.home.paths import become_owner, exists, locate
 from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
 from picoqmail.spool import retention, scan
-from picoqmail.spool.locks import take_lock, try_lock, unlock
+from picoqmail.spool.locks import (
+    release_cron_lock,
+    take_cron_lock,
+    take_lock,
+    try_lock,
+    unlock,
+)
 from picoqmail.spool.relay_down import relay_is_down
+from picoqmail.submission.start_sender import keep_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from picoqmail.delivery.deliver import Summary
     from picoqmail.delivery.run import Run
     from picoqmail.home.paths import Home
 
 # A sender that hangs keeps its lock. Mail that has lain in new/ for so long is not left to it.
 PATIENCE_SECONDS = 300
+
+_SEND = "picoqmail-send"
+_CRON = "picoqmail-cron"
 
 
 class Sender:
@@ -188,3 +212,102 @@ class Sender:
             self.run.deliver(due)
         if lock >= 0:
             self.send_new(lock)
+
+
+# --- The programs --------------------------------------------------------------------------------
+
+
+def send(names: list[str], *, has_lock: bool = False) -> int:
+    """Do what picoqmail-send does; return its exit code (sysexits.h).
+
+    `names` are IDs or paths: send these messages, due or not, also past an open breaker. Without
+    names send all of new/ that nobody is sending. `has_lock` says that this process was started
+    with the sender's lock (start_sender.py). 0: all delivered; 75: something was deferred; 69:
+    something failed for good; 66: no such message; 78: wrong configuration.
+    """
+    try:
+        lock = keep_lock() if has_lock else -1
+        sender = Sender(_open_home(), _SEND)
+        if names:
+            return _send_named(sender, names)
+        left = sender.send_new(lock)
+        return _status(sender.run.summary) if sender.has_run else EX_TEMPFAIL if left else 0
+    except (PicoqmailError, OSError) as exc:
+        return _complain(_SEND, exc)
+
+
+def retry() -> int:
+    """Do what picoqmail-cron does; return its exit code (sysexits.h).
+
+    0 also while another run is alive, and whatever became of the messages: that is in the log. 78:
+    wrong configuration.
+    """
+    try:
+        home = _open_home()
+        lock = _take_turn(home)
+        if lock >= 0:
+            Sender(home, _CRON).retry()
+            release_cron_lock(lock)
+    except (PicoqmailError, OSError) as exc:
+        return _complain(_CRON, exc)
+    return 0
+
+
+def run_queue() -> int:
+    """Send what waits and what is due; return 78 for a wrong configuration, else 0."""
+    return EX_CONFIG if EX_CONFIG in (send([]), retry()) else 0
+
+
+def _open_home() -> Home:
+    """Find the home, and become the owner of its spool. Raises ConfigurationError, OSError."""
+    posix.umask(0o077)
+    home = locate()
+    become_owner(home)
+    own_host_name(Control(home.control))
+    return home
+
+
+def _take_turn(home: Home) -> int:
+    """Take the lock of cron's runs: a descriptor, -1 if another run is alive. Raises SpoolError."""
+
+    def lifetime_seconds() -> int:
+        from picoqmail.home.settings import load
+
+        return load(home).runlifetime
+
+    try:
+        return take_cron_lock(home.spool, time.time(), lifetime_seconds)
+    except OSError as exc:
+        raise SpoolError("lock the cron run in", home.spool, exc, QUEUE_SPOOL) from exc
+
+
+def _send_named(sender: Sender, names: list[str]) -> int:
+    found, refused = sender.run.find(names)
+    for _, why in refused:
+        _print(f"{_SEND}: {why}")
+    for busy in sorted(sender.run.deliver(found, forced=True)):
+        _print(f"{_SEND}: {busy}: another process is sending it")
+        sender.run.summary.left += 1
+    return EX_NOINPUT if refused else _status(sender.run.summary)
+
+
+def _status(summary: Summary) -> int:
+    if summary.failed or summary.damaged:
+        return EX_UNAVAILABLE
+    if summary.errors:
+        return EX_IOERR
+    return EX_TEMPFAIL if summary.deferred or summary.left else 0
+
+
+def _complain(program: str, exc: PicoqmailError | OSError) -> int:
+    """Report an error on standard error; return the exit code for it. The mail stays as it is."""
+    if isinstance(exc, PicoqmailError):
+        _print(f"{program}: {exc}")
+        return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
+    where = f": {exc.filename}" if exc.filename else ""
+    _print(f"{program}: the system failed us: {exc.strerror or exc}{where}")
+    return EX_OSERR
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201 - what these programs say to their caller

@@ -1,27 +1,23 @@
 """The library: `enqueue` and its kin, for programs that have mail to send and better things to do.
 
-What may live here: the public functions and classes of `import picoqmail`, which put together
-what other modules do. Nothing is kept between two calls but what a `Spool` was told, so all of it
-may be used from threads, and from processes that fork.
+What may live here: the public functions and classes of `import picoqmail`, which put together what
+other modules do. Between two calls only the arguments of a `Spool` are kept, so all of it may be
+used from threads, and from processes that fork.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from picoqmail.errors import ConfigurationError, MessageError
 from picoqmail.home import paths as homes
 from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
-from picoqmail.layout import TMP
-from picoqmail.library.groups import Acceptance, Draft
+from picoqmail.library.groups import Entrance
 from picoqmail.library.mail import Mail, Receipt
 from picoqmail.library.verbs import Verbs
 from picoqmail.spool.keys import DEFAULT_LIFETIME_SECONDS
-from picoqmail.spool.syncfs import LEAST_MESSAGES, open_for_sync
-from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,21 +25,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from picoqmail.home.paths import Home
+    from picoqmail.library.groups import Draft
     from picoqmail.library.mail import Moment, Outcome
     from picoqmail.message.content import MessageLike
-    from picoqmail.spool.syncfs import FileSystemSync
 
 HomeLike: TypeAlias = "Home | str | os.PathLike[str]"
 
 __all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare"]
-
-# A group shares its syncs; it is bounded because each of its messages keeps a descriptor open, of
-# which a process may have no more than 1024, and because none of them is accepted before the last
-# of them is on disk.
-GROUP_MESSAGES = 128
-GROUP_OCTETS = 8 * 1024 * 1024
-# At so many messages in a group a look is taken at how many more there may be.
-_LOOK_AT_MESSAGES = 16
 
 
 class Spool(Verbs):
@@ -145,7 +133,7 @@ class Spool(Verbs):
             not_before=not_before,
             expires=expires,
         )
-        (outcome,) = self._enqueue_group([mail], self._acceptance())
+        (outcome,) = self._entrance().enqueue([mail])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -160,20 +148,8 @@ class Spool(Verbs):
         Raises ConfigurationError where nothing can be accepted at all. What the iterable itself
         raises passes through; messages before that may have been accepted.
         """
-        acceptance = self._acceptance()
-        outcomes: list[Outcome] = []
-        group: list[Mail] = []
-        most = GROUP_MESSAGES
-        for one in mails:
-            group.append(one if isinstance(one, Mail) else Mail(one))
-            if len(group) == _LOOK_AT_MESSAGES:
-                most = _most_together()
-            if len(group) >= most:
-                outcomes += self._enqueue_group(group, acceptance)
-                group = []
-        if group:
-            outcomes += self._enqueue_group(group, acceptance)
-        return outcomes
+        several = (one if isinstance(one, Mail) else Mail(one) for one in mails)
+        return self._entrance().enqueue(several)
 
     def prepare(  # noqa: PLR0913 - as enqueue
         self,
@@ -203,9 +179,7 @@ class Spool(Verbs):
             not_before=not_before,
             expires=expires,
         )
-        acceptance = self._acceptance()
-        acceptance.need_the_spool("a message can be prepared")
-        return Pending(self, acceptance.prepare(acceptance.order(mail)))
+        return Pending(self, self._entrance().prepare(mail))
 
     def commit_many(self, pendings: Iterable[Pending]) -> list[Outcome]:
         """Commit messages that were prepared with this spool, in groups that share an fsync.
@@ -213,27 +187,12 @@ class Spool(Verbs):
         Returns one result for each, in order, as `enqueue_many`: MessageError for one that was
         committed or taken back before, or prepared by another process.
         """
-        outcomes: list[Outcome | None] = []
-        drafts: dict[int, Draft] = {}
-        acceptance = self._acceptance()
-        most = GROUP_MESSAGES
-        for index, one in enumerate(pendings):
-            outcomes.append(None)
-            try:
-                drafts[index] = one.take()
-            except MessageError as exc:
-                outcomes[index] = exc
-            if len(drafts) == _LOOK_AT_MESSAGES:
-                most = _most_together()
-            if len(drafts) >= most:
-                self._settle(drafts, acceptance, outcomes, prepared=True)
-        self._settle(drafts, acceptance, outcomes, prepared=True)
-        return [one for one in outcomes if one is not None]
+        return self._entrance().commit(pendings)
 
     # --- Inside ------------------------------------------------------------------------------
 
-    def _acceptance(self) -> Acceptance:
-        return Acceptance(self.home, self._limits(), self._key_lifetime)
+    def _entrance(self) -> Entrance:
+        return Entrance(self.home, self._limits(), self._key_lifetime, self._starts_sender())
 
     def _limits(self) -> Limits:
         if self._me is not None:
@@ -262,91 +221,12 @@ class Spool(Verbs):
             return self.send
         return os.environ.get("PICOQMAIL_SEND") != "off"
 
-    def _accepted(self, drafts: Iterable[Draft]) -> None:
-        """Have sent what was accepted, but for what waits for its time anyway."""
-        if self._starts_sender() and any("next_attempt" not in one.order.extra for one in drafts):
-            start_sender(self.home, time.time())
-
-    def _enqueue_group(self, mails: list[Mail], acceptance: Acceptance) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [None] * len(mails)
-        drafts: dict[int, Draft] = {}
-        size = 0
-        together = None
-        if len(mails) >= LEAST_MESSAGES and acceptance.may_spool:
-            # Before the first body: only errors from now on will be told.
-            together = open_for_sync(f"{self.home.spool}/{TMP}")
-        try:
-            for index, mail in enumerate(mails):
-                try:
-                    order = acceptance.order(mail)
-                    if acceptance.may_spool:
-                        drafts[index] = acceptance.write(order)
-                        size += drafts[index].incoming.size
-                    else:
-                        outcomes[index] = acceptance.delegate(order, send=self._starts_sender())
-                except Exception as exc:  # noqa: BLE001 - the result of this one message
-                    outcomes[index] = exc
-                if size > GROUP_OCTETS:
-                    self._settle(drafts, acceptance, outcomes, together)
-                    size = 0
-            self._settle(drafts, acceptance, outcomes, together)
-        except BaseException:
-            for draft in drafts.values():
-                draft.incoming.abort()
-            raise
-        finally:
-            if together is not None:
-                together.close()
-        return [one for one in outcomes if one is not None]
-
-    def _settle(
-        self,
-        drafts: dict[int, Draft],
-        acceptance: Acceptance,
-        outcomes: list[Outcome | None],
-        together: FileSystemSync | None = None,
-        *,
-        prepared: bool = False,
-    ) -> None:
-        """Accept all drafts; one whose key is among them already has to wait for the first."""
-        while drafts:
-            first: dict[int, Draft] = {}
-            keys: set[str] = set()
-            for index, draft in drafts.items():
-                key = draft.order.key
-                if key is None or key not in keys:
-                    first[index] = draft
-                if key is not None:
-                    keys.add(key)
-            for index in first:
-                del drafts[index]
-            for index, outcome in acceptance.accept(first, together, prepared=prepared).items():
-                outcomes[index] = outcome
-                if isinstance(outcome, Exception) or outcome.repeated:
-                    del first[index]
-            self._accepted(first.values())
-
-
-def _most_together() -> int:
-    """How many messages a group may have: with half of the descriptors that are free, two each."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return GROUP_MESSAGES
-    try:
-        used = len(os.listdir("/proc/self/fd"))
-    except OSError:
-        # None free to look with, or another system.
-        used = limit // 2
-    return max(_LOOK_AT_MESSAGES, min(GROUP_MESSAGES, (limit - used) // 4))
-
 
 class Pending:
     """A message that is on disk and that nothing sends yet: `commit` it, or `abort`.
 
-    As a context manager it is taken back at the end of the block unless it was committed. What
-    a process that died left behind is swept after 36 hours.
+    As a context manager it is taken back at the end of the block unless it was committed. If the
+    process dies before that, the message is swept after 36 hours.
     """
 
     def __init__(self, spool: Spool, draft: Draft) -> None:
@@ -381,9 +261,9 @@ class Pending:
         return draft
 
     def park(self) -> None:
-        """Close the message's file until the commit, for who prepares more than he may open.
+        """Close the message's file until the commit, to prepare more messages than may be open.
 
-        It loses its lock by that, so that the sweep takes it after 36 hours, live or not.
+        This releases its lock, so the sweep takes the message after 36 hours in any case.
         """
         if self._draft is not None:
             self._draft.incoming.park()
@@ -407,7 +287,7 @@ class Pending:
         return False
 
     def __del__(self) -> None:
-        # Whoever lost it will never commit it: a transaction that was rolled back, as a rule.
+        # Nobody can commit it any more: as a rule, a transaction was rolled back.
         if getattr(self, "_draft", None) is not None:
             self.abort()
 

@@ -1,69 +1,59 @@
-"""Mail of the library on its way into the spool: checked, written, promised, made visible.
+"""The way of mail from the library into the spool, in groups that share their syncs.
 
-Between `api`, which callers see, and `accept`, which does the same for octets alone. Several
-messages go the last steps together and share their syncs; idempotency keys are written down before.
+`Entrance.enqueue` is the loop over groups; a `Group` makes the steps: check, write, lock the keys,
+put on disk, write the keys down, make visible. INTERNALS.md says in which order, and why.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from picoqmail import durable
-from picoqmail.errors import (
-    ConfigurationError,
-    EnvelopeError,
-    MessageError,
-    PicoqmailError,
-    SpoolError,
-)
+from picoqmail.errors import ConfigurationError, MessageError, PicoqmailError, SpoolError
 from picoqmail.importing import importing
-from picoqmail.layout import IDEMPOTENCY, NEW, TMP
+from picoqmail.layout import IDEMPOTENCY, TMP
 from picoqmail.library.mail import Receipt
+from picoqmail.library.orders import check
 from picoqmail.library.threads import abreast
 from picoqmail.message import envelope
-from picoqmail.message.addresses import read_one
-from picoqmail.message.content import Content, is_email_object, open_content
-from picoqmail.message.header_envelope import HeaderEnvelope
 from picoqmail.spool.incoming import Incoming, publish
-from picoqmail.spool.keys import KeyRecord, name_of
-from picoqmail.spool.sidecar import NOT_BEFORE
-from picoqmail.submission.handover import may_spool
+from picoqmail.spool.keys import KeyRecord
+from picoqmail.spool.syncfs import LEAST_MESSAGES, open_for_sync
+from picoqmail.submission.handover import program_in_front
+from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
 
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
     from picoqmail.library.mail import Mail, Outcome
+    from picoqmail.library.orders import Order
     from picoqmail.spool.syncfs import FileSystemSync
 
 PROGRAM = "python"
-# For groups whose file system has no sync to be trusted with all of them.
+# A group shares its syncs. It is bounded, because each of its messages keeps a descriptor open, of
+# which a process may have no more than 1024, and because none of them is accepted before the last
+# of them is on disk.
+GROUP_MESSAGES = 128
+GROUP_OCTETS = 8 * 1024 * 1024
+# Once a group has this many messages, the free descriptors are counted.
+_COUNT_AT_MESSAGES = 16
+# For groups whose file system has no sync that can be trusted with all of them.
 _THREADS = 8
 _LEAST_FOR_THREADS = 8
 
 
 @frozen(eq=False)
-class Order:
-    """A Mail whose envelope and times were checked: nothing of it has touched the disk."""
-
-    sender: str
-    recipients: list[str]
-    content: Content
-    key: str | None
-    extra: dict[str, Any]
-
-
-@frozen(eq=False)
 class Draft:
-    """An order whose body is written."""
+    """An order whose body is written into tmp/. `fingerprint` is for its key, "" without one."""
 
     order: Order
     incoming: Incoming
@@ -72,7 +62,7 @@ class Draft:
 
     @property
     def receipt(self) -> Receipt:
-        """What is told of it once it is accepted."""
+        """The receipt that is returned once it is accepted."""
         return Receipt(
             id=self.incoming.id,
             sender=self.order.sender,
@@ -82,161 +72,92 @@ class Draft:
             next_attempt=self.order.extra.get("next_attempt", self.created),
         )
 
+    def put_on_disk(self, *, synced: bool = True) -> PicoqmailError | None:
+        """Put body and sidecar on disk, in tmp/ still; return the error instead of raising it."""
+        order = self.order
+        try:
+            self.incoming.prepare(order.sender, order.recipients, order.extra, synced=synced)
+        except PicoqmailError as exc:
+            return exc
+        return None
 
-@frozen(eq=False)
-class Acceptance:
-    """One call's way into one spool: settings read once."""
+    def unpark(self) -> PicoqmailError | None:
+        """Open a prepared message again; return the error instead of raising it."""
+        try:
+            self.incoming.unpark()
+        except PicoqmailError as exc:
+            return exc
+        return None
+
+
+class Prepared(Protocol):
+    """A message that `Entrance.prepare` has put on disk."""
+
+    def take(self) -> Draft:
+        """Hand it over, once. Raises MessageError."""
+
+
+@define(eq=False)
+class Entrance:
+    """The way of one call of the library into one spool; its settings are read once.
+
+    `key_lifetime_seconds` is called if a key is used. `send`: start the sender after acceptances.
+    """
 
     home: Home
     limits: Limits
-    _key_lifetime: Callable[[], int]
-    may_spool: bool = field(init=False)
+    key_lifetime_seconds: Callable[[], int]
+    send: bool
+    program: str = field(init=False)
+    """The home's queue program, if mail has to go through that, else ""."""
 
     def __attrs_post_init__(self) -> None:
-        """Look which way mail goes. Raises ConfigurationError if there is none."""
-        ours = may_spool(self.home.spool)
-        object.__setattr__(self, "may_spool", ours)
-        if not ours and not os.access(self._queue_program, os.X_OK):
-            for path in (self.home.spool, *(f"{self.home.spool}/{one}" for one in (NEW, TMP))):
-                if not os.path.isdir(path):
-                    raise ConfigurationError(
-                        path, "is not there, or no directory", "make it with: picoqmail init"
-                    )
-            raise ConfigurationError(
-                self.home.spool,
-                "you may not write to this spool, and its home has no bin/qmail-queue",
-                "ask for picoqmail init to be run again by the spool's owner",
-            )
-
-    @property
-    def _queue_program(self) -> str:
-        return f"{self.home.bin}/qmail-queue"
+        """Find out which way mail goes. Raises ConfigurationError if there is none."""
+        self.program = program_in_front(self.home)
 
     def need_the_spool(self, what: str) -> None:
         """Raise ConfigurationError where mail goes through the home's queue program."""
-        if not self.may_spool:
+        if self.program:
             raise ConfigurationError(
                 self.home.spool,
-                f"only who may write to the spool has a say here: {what}",
-                "run as its owner, or enqueue without that",
+                f"only a process that may write to the spool can {what}",
+                "run as the owner of the spool, or enqueue without that",
             )
 
-    def order(self, mail: Mail) -> Order:
-        """Check everything that can be checked before a file exists."""
-        now = time.time()
-        extra = self._times(mail, now)
-        if mail.idempotency_key is not None:
-            name_of(mail.idempotency_key)
-        if extra or mail.idempotency_key is not None:
-            self.need_the_spool("not_before, expires and idempotency keys are kept there")
-        sender = _checked_sender(mail.sender)
-        recipients = _checked_recipients(mail.recipients)
-        message = mail.message
-        header = HeaderEnvelope.of_object(message) if is_email_object(message) else None
-        content = None
-        try:
-            if header is None:
-                content = open_content(mail.message)
-                if sender is None or recipients is None:
-                    header = HeaderEnvelope.of_fields(content.fields())
-                if recipients is None:
-                    content.drop_bcc()
-            if header is not None and sender is None:
-                sender = envelope.check_sender(header.sender())
-            if header is not None and recipients is None:
-                recipients = envelope.check_recipients(header.recipients())
-            if content is None:
-                international = not all(
-                    one.isascii() for one in (sender or "", *(recipients or ()))
-                )
-                content = open_content(mail.message, utf8=international)
-        except BaseException:
-            if content is not None:
-                content.close()
-            raise
-        return Order(sender or "", recipients or [], content, mail.idempotency_key, extra)
+    def enqueue(self, mails: Iterable[Mail]) -> list[Outcome]:
+        """Accept mails, a group at a time; return an outcome for each, in order."""
+        outcomes: list[Outcome] = []
+        for some in _in_groups(mails):
+            together = None
+            if len(some) >= LEAST_MESSAGES and not self.program:
+                # Before the first body: it reports only errors from now on.
+                together = open_for_sync(f"{self.home.spool}/{TMP}")
+            with Group(self, together) as group:
+                for mail in some:
+                    group.add(mail)
+                outcomes += group.accept()
+        return outcomes
 
-    def _times(self, mail: Mail, now: float) -> dict[str, Any]:
-        """The keys of the sidecar that follow from the times asked for."""
-        extra: dict[str, Any] = {}
-        start = now
-        if mail.not_before is not None:
-            start = _moment("not_before", mail.not_before, now)
-            if start > now:
-                # Rounded up: not before is not before.
-                extra["next_attempt"] = extra[NOT_BEFORE] = int(-(-start // 1))
-                extra["expires"] = extra["next_attempt"] + self.limits.queuelifetime
-        if mail.expires is not None:
-            end = _moment("expires", mail.expires, now)
-            if end <= max(start, now):
-                raise MessageError(
-                    "expires is not after "
-                    + ("not_before" if start > now else "now")
-                    + ": the message would never be tried"
-                )
-            extra["expires"] = int(end)
-        return extra
+    def commit(self, prepared: Iterable[Prepared]) -> list[Outcome]:
+        """Accept prepared messages, a group at a time; return an outcome for each, in order."""
+        outcomes: list[Outcome] = []
+        for some in _in_groups(prepared):
+            with Group(self, are_prepared=True) as group:
+                for one in some:
+                    group.take(one)
+                outcomes += group.accept()
+        return outcomes
 
-    def write(self, order: Order) -> Draft:
-        """Write the body into tmp/; nothing is left of it if that fails."""
-        incoming: Incoming | None = None
-        try:
-            digest = order.content.fingerprint() if order.key is not None else None
-            now_ns = time.time_ns()
-            incoming = Incoming(
-                self.home.spool,
-                self.limits,
-                program=PROGRAM,
-                uid=os.getuid(),
-                pid=os.getpid(),
-                now_ns=now_ns,
-                any_umask=True,
-            )
-            for block in order.content.blocks(digest):
-                incoming.write(block)
-        except BaseException:
-            if incoming is not None:
-                incoming.abort()
-            raise
-        finally:
-            order.content.close()
-        fingerprint = ""
-        if digest is not None:
-            digest.update(envelope.encode_envelope(order.sender, order.recipients))
-            fingerprint = digest.hexdigest()
-        return Draft(order, incoming, fingerprint, now_ns // 1_000_000_000)
-
-    def delegate(self, order: Order, *, send: bool) -> Receipt:
-        """Hand a message to the home's queue program. Raises QueueProgramError, InputError."""
-        with importing:
-            from picoqmail.submission.queue_spawn import SpawnedQueue
-
-        size = 0
-        now = int(time.time())
-        queue = SpawnedQueue(
-            self._queue_program, self.home, order.sender, order.recipients, send=send
-        )
-        try:
-            for block in order.content.blocks():
-                queue.write(block)
-                size += len(block)
-        except BaseException:
-            queue.abort()
-            raise
-        finally:
-            order.content.close()
-        queue.commit()
-        return Receipt(None, order.sender, tuple(order.recipients), size, now, now)
-
-    def prepare(self, order: Order) -> Draft:
-        """Put a message on disk, to be accepted later; a key is only looked at."""
-        draft = self.write(order)
-        try:
+    def prepare(self, mail: Mail) -> Draft:
+        """Put a message on disk, to be accepted later; its key is only checked."""
+        self.need_the_spool("prepare a message")
+        draft = self.write(check(mail, time.time(), self.limits.queuelifetime))
+        order = draft.order
+        with ExitStack() as undo:
+            undo.enter_context(draft.incoming)
             self._check_key(draft)
             draft.incoming.prepare(order.sender, order.recipients, order.extra)
-        except BaseException:
-            draft.incoming.abort()
-            raise
+            undo.pop_all()
         return draft
 
     def _check_key(self, draft: Draft) -> None:
@@ -250,238 +171,319 @@ class Acceptance:
             finally:
                 record.close()
 
-    def accept(
-        self,
-        drafts: dict[int, Draft],
-        together: FileSystemSync | None = None,
-        *,
-        prepared: bool = False,
-    ) -> dict[int, Outcome]:
-        """Make drafts durable and visible, in one group; each key is in it once.
+    def write(self, order: Order) -> Draft:
+        """Write the body of a message into tmp/; if that fails, none of it is left."""
+        with closing(order.content), ExitStack() as undo:
+            digest = order.content.fingerprint() if order.key is not None else None
+            now_ns = time.time_ns()
+            incoming = undo.enter_context(
+                Incoming(
+                    self.home.spool,
+                    self.limits,
+                    program=PROGRAM,
+                    uid=os.getuid(),
+                    pid=os.getpid(),
+                    now_ns=now_ns,
+                    any_umask=True,
+                )
+            )
+            for block in order.content.blocks(digest):
+                incoming.write(block)
+            fingerprint = ""
+            if digest is not None:
+                digest.update(envelope.encode_envelope(order.sender, order.recipients))
+                fingerprint = digest.hexdigest()
+            undo.pop_all()
+        return Draft(order, incoming, fingerprint, now_ns // 1_000_000_000)
 
-        What fails alone is told alone; if a shared step fails, it fails for all. `together` was
-        opened before any of the bodies; `prepared`: body and sidecar are on disk already.
+    def delegate(self, order: Order) -> Receipt:
+        """Hand a message to the home's queue program.
+
+        Raises QueueProgramError, InputError, ConfigurationError for what it cannot carry.
         """
-        outcomes: dict[int, Outcome] = {}
-        with ExitStack() as held:
-            try:
-                records = self._lock_keys(drafts, held, outcomes)
-                ready = {}
-                for index, draft in drafts.items():
-                    if index in outcomes:
-                        draft.incoming.abort()
-                    else:
-                        ready[index] = draft
-                if together is not None and not together.pays(len(ready)):
-                    together = None
-                if together is not None:
-                    self._put_on_disk_together(ready, outcomes, together)
-                else:
-                    self._put_on_disk(ready, outcomes, prepared=prepared)
-                self._promise(ready, records, outcomes, together)
-            except BaseException:
-                for draft in drafts.values():
-                    draft.incoming.abort()
-                raise
-            promised = [records[index] for index in ready if index in records]
-            try:
-                publish([one.incoming for one in ready.values()], lambda: _forget(promised))
-            except SpoolError as exc:
-                outcomes.update(dict.fromkeys(ready, exc))
-            else:
-                outcomes.update((index, one.receipt) for index, one in ready.items())
-                for record in promised:
-                    _note_arrival(record)
-        return outcomes
+        with importing:
+            from picoqmail.submission.queue_program import QueueProgram, spawned
 
-    @staticmethod
-    def _put_on_disk(
-        ready: dict[int, Draft], outcomes: dict[int, Outcome], *, prepared: bool
-    ) -> None:
-        """Sync body and sidecar of every draft by itself; what fails moves to `outcomes`."""
-        drafts = list(ready.values())
-        if prepared:
-            results = [_unpark(one) for one in drafts]
-        elif len(drafts) < _LEAST_FOR_THREADS:
-            results = [_prepare(one) for one in drafts]
-        else:
-            # The disk has a queue of its own: syncs that wait at the same time are done together,
-            # and a file system with a journal writes that once for all of them.
-            results = abreast(_prepare, drafts, _THREADS)
-        for index, error in zip(list(ready), results, strict=True):
-            if error is not None:
-                outcomes[index] = error
-                del ready[index]
+        size = 0
+        now = int(time.time())
+        with closing(order.content):
+            if order.needs_the_spool:
+                self.need_the_spool("use not_before, expires or an idempotency key")
+            start = spawned(self.program, self.home, send=self.send)
+            with QueueProgram(self.program, start) as queue:
+                for block in order.content.blocks():
+                    queue.write(block)
+                    size += len(block)
+                queue.commit(order.sender.encode(), [one.encode() for one in order.recipients])
+        return Receipt(None, order.sender, tuple(order.recipients), size, now, now)
 
-    def _put_on_disk_together(
-        self, ready: dict[int, Draft], outcomes: dict[int, Outcome], together: FileSystemSync
+
+Item = TypeVar("Item")
+
+
+def _in_groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cut items into lists of as many as may go together."""
+    most = GROUP_MESSAGES
+    some: list[Item] = []
+    for one in items:
+        some.append(one)
+        if len(some) == _COUNT_AT_MESSAGES:
+            most = _most_together()
+        if len(some) >= most:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _most_together() -> int:
+    """Return how many messages a group may have: two descriptors each, half of the free ones."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return GROUP_MESSAGES
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        # No descriptor is free to count them with, or the system has no /proc.
+        used = limit // 2
+    return max(_COUNT_AT_MESSAGES, min(GROUP_MESSAGES, (limit - used) // 4))
+
+
+@define(eq=False)
+class Group:
+    """Messages that are accepted together; the end of its `with` block takes back all others.
+
+    `together` was opened before any of the bodies was written; the group closes it.
+    `are_prepared`: body and sidecar of every message are on disk already.
+    """
+
+    entrance: Entrance
+    together: FileSystemSync | None = None
+    are_prepared: bool = False
+    _outcomes: list[Outcome | None] = field(factory=list)
+    _drafts: dict[int, Draft] = field(factory=dict)
+    """What is written and not accepted yet, by index in `_outcomes`."""
+    _octets: int = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Body, sidecar and names of all drafts at once; what fails moves to `outcomes`."""
-        for index, draft in list(ready.items()):
-            error = _prepare(draft, synced=False)
-            if error is not None:
-                outcomes[index] = error
-                del ready[index]
+        for draft in self._drafts.values():
+            draft.incoming.abort()
+        if self.together is not None:
+            self.together.close()
+
+    def add(self, mail: Mail) -> None:
+        """Check and write one message; accept what the group has if that is much."""
+        index = len(self._outcomes)
+        self._outcomes.append(None)
         try:
-            together.sync()
-        except OSError as exc:
-            # Whose data it was that could not be written nobody can tell.
-            refused = SpoolError("make the messages durable in", f"{self.home.spool}/{TMP}", exc)
-            for index in list(ready):
-                ready.pop(index).incoming.abort()
-                outcomes[index] = refused
+            order = check(mail, time.time(), self.entrance.limits.queuelifetime)
+            if self.entrance.program:
+                self._outcomes[index] = self.entrance.delegate(order)
+            else:
+                self._drafts[index] = draft = self.entrance.write(order)
+                self._octets += draft.incoming.size
+        except Exception as exc:  # noqa: BLE001 - the outcome of this one message
+            self._outcomes[index] = exc
+        if self._octets > GROUP_OCTETS:
+            self.accept()
 
-    def _lock_keys(
-        self, drafts: dict[int, Draft], held: ExitStack, outcomes: dict[int, Outcome]
-    ) -> dict[int, KeyRecord]:
-        """Take the keys in hand, all callers in the same order, so that no two wait for each other.
+    def take(self, prepared: Prepared) -> None:
+        """Take one prepared message over."""
+        try:
+            self._drafts[len(self._outcomes)] = prepared.take()
+            self._outcomes.append(None)
+        except MessageError as exc:
+            self._outcomes.append(exc)
 
-        What a key already stands for becomes the outcome of its draft.
+    def accept(self) -> list[Outcome]:
+        """Make all drafts durable and visible; return the outcomes of all messages, in order.
+
+        An error of one message is its outcome alone; if a shared step fails, it is that of all. A
+        message with the same key as another one is accepted after that.
+        """
+        while self._drafts:
+            first: dict[str | int, int] = {}
+            for index, draft in self._drafts.items():
+                # Messages without a key do not wait for each other.
+                first.setdefault(index if draft.order.key is None else draft.order.key, index)
+            self._accept(list(first.values()))
+        self._octets = 0
+        return [one for one in self._outcomes if one is not None]
+
+    def _accept(self, indexes: list[int]) -> None:
+        with ExitStack() as locked:
+            records = self._lock_keys(indexes, locked)
+            ready = self._left(indexes)
+            together = self.together
+            if together is not None and together.pays(len(ready)):
+                self._put_on_disk_together(ready, together)
+            else:
+                together = None
+                self._put_on_disk(ready)
+            self._publish(self._left(ready), records, together)
+
+    def _left(self, indexes: list[int]) -> list[int]:
+        """Return which of these have no outcome yet."""
+        return [index for index in indexes if index in self._drafts]
+
+    def _end(self, index: int, outcome: Outcome) -> None:
+        """Note the outcome of a message; unless it was committed, take it back."""
+        self._drafts.pop(index).incoming.abort()
+        self._outcomes[index] = outcome
+
+    def _lock_keys(self, indexes: list[int], locked: ExitStack) -> dict[int, KeyRecord]:
+        """Lock the keys, all callers in the same order, so that no two wait for each other.
+
+        If a key already stands for a message, that decides the outcome of its draft.
         """
         keyed = [
-            (one.order.key, index) for index, one in drafts.items() if one.order.key is not None
+            (draft.order.key, index)
+            for index, draft in ((index, self._drafts[index]) for index in indexes)
+            if draft.order.key is not None
         ]
         records = {}
         for key, index in sorted(keyed):
-            draft = drafts[index]
+            draft = self._drafts[index]
             try:
-                record = KeyRecord(self.home.spool, key)
-                held.callback(record.close)
+                record = KeyRecord(self.entrance.home.spool, key)
+                locked.callback(record.close)
                 found = record.find(time.time())
                 if found is None:
                     records[index] = record
                     continue
                 record.check(found, draft.fingerprint)
-                outcomes[index] = evolve(
-                    draft.receipt,
-                    id=found["id"],
-                    size=found.get("size", 0),
-                    created=found.get("created", 0),
-                    next_attempt=found.get("next_attempt", 0),
-                    repeated=True,
-                )
             except PicoqmailError as exc:
-                outcomes[index] = exc
+                self._end(index, exc)
+                continue
+            receipt = evolve(
+                draft.receipt,
+                id=found["id"],
+                size=found.get("size", 0),
+                created=found.get("created", 0),
+                next_attempt=found.get("next_attempt", 0),
+                repeated=True,
+            )
+            self._end(index, receipt)
         return records
 
-    def _promise(
-        self,
-        ready: dict[int, Draft],
-        records: dict[int, KeyRecord],
-        outcomes: dict[int, Outcome],
-        together: FileSystemSync | None,
-    ) -> None:
-        """Write down what the keys are going to stand for, before any of it becomes visible.
+    def _put_on_disk(self, indexes: list[int]) -> None:
+        """Sync body and sidecar of every draft by itself."""
+        drafts = [self._drafts[index] for index in indexes]
+        if self.are_prepared:
+            errors = [one.unpark() for one in drafts]
+        elif len(drafts) < _LEAST_FOR_THREADS:
+            errors = [one.put_on_disk() for one in drafts]
+        else:
+            # The disk has a queue of its own: syncs that wait at the same time are done together,
+            # and a file system with a journal writes that once for all of them.
+            errors = abreast(Draft.put_on_disk, drafts, _THREADS)
+        for index, error in zip(indexes, errors, strict=True):
+            if error is not None:
+                self._end(index, error)
 
-        The names in tmp/ are durable first: if `together` was used, they are so already.
+    def _put_on_disk_together(self, indexes: list[int], together: FileSystemSync) -> None:
+        """Sync body, sidecar and names of all drafts at once."""
+        for index in indexes:
+            error = self._drafts[index].put_on_disk(synced=False)
+            if error is not None:
+                self._end(index, error)
+        try:
+            together.sync()
+        except OSError as exc:
+            # Nobody can know whose data could not be written.
+            path = f"{self.entrance.home.spool}/{TMP}"
+            for index in self._left(indexes):
+                self._end(index, SpoolError("make the messages durable in", path, exc))
+
+    def _publish(
+        self, indexes: list[int], records: dict[int, KeyRecord], together: FileSystemSync | None
+    ) -> None:
+        """Write down what the keys are going to stand for, then make the messages visible."""
+        keyed = [index for index in indexes if index in records]
+        with ExitStack() as undo:
+            for index in keyed:
+                undo.callback(_forget, records[index], self._drafts[index].incoming)
+            try:
+                self._promise(keyed, records, together)
+            except OSError as exc:
+                undo.close()
+                path = f"{self.entrance.home.spool}/{IDEMPOTENCY}"
+                for index in keyed:
+                    self._end(index, SpoolError("keep the idempotency key in", path, exc))
+            accepted = {index: self._drafts[index] for index in self._left(indexes)}
+            try:
+                publish([one.incoming for one in accepted.values()])
+            except SpoolError as exc:
+                undo.close()
+                for index in accepted:
+                    self._end(index, exc)
+                return
+        for index, draft in accepted.items():
+            self._end(index, draft.receipt)
+            if index in records:
+                _note_arrival(records[index])
+        is_due = any("next_attempt" not in one.order.extra for one in accepted.values())
+        if is_due and self.entrance.send:
+            start_sender(self.entrance.home, time.time())
+
+    def _promise(
+        self, keyed: list[int], records: dict[int, KeyRecord], together: FileSystemSync | None
+    ) -> None:
+        """Write down what the keys are going to stand for. Raises OSError.
+
+        The names in tmp/ are made durable first; if `together` was used, they are so already.
         """
-        keyed = [index for index in ready if index in records]
         if not keyed:
             return
-        lifetime = self._key_lifetime()
-        try:
-            if together is None:
-                durable.sync_directory(f"{self.home.spool}/{TMP}")
-            for index in keyed:
-                draft = ready[index]
-                receipt = draft.receipt
-                records[index].intend(
-                    {
-                        "id": draft.incoming.id,
-                        "fingerprint": draft.fingerprint,
-                        "size": receipt.size,
-                        "created": receipt.created,
-                        "next_attempt": receipt.next_attempt,
-                        "expires": int(time.time()) + lifetime,
-                    },
-                    synced=together is None,
-                )
-            if together is None:
-                durable.sync_directory(f"{self.home.spool}/{IDEMPOTENCY}")
-            else:
-                together.sync()
-        except OSError as exc:
-            _forget([records[index] for index in keyed])
-            for index in keyed:
-                ready.pop(index).incoming.abort()
-                path = f"{self.home.spool}/{IDEMPOTENCY}"
-                outcomes[index] = SpoolError("keep the idempotency key in", path, exc)
-        except BaseException:
-            _forget([records[index] for index in keyed])
-            raise
+        spool = self.entrance.home.spool
+        expires = int(time.time()) + self.entrance.key_lifetime_seconds()
+        if together is None:
+            durable.sync_directory(f"{spool}/{TMP}")
+        for index in keyed:
+            draft = self._drafts[index]
+            receipt = draft.receipt
+            records[index].intend(
+                {
+                    "id": draft.incoming.id,
+                    "fingerprint": draft.fingerprint,
+                    "size": receipt.size,
+                    "created": receipt.created,
+                    "next_attempt": receipt.next_attempt,
+                    "expires": expires,
+                },
+                synced=together is None,
+            )
+        if together is None:
+            durable.sync_directory(f"{spool}/{IDEMPOTENCY}")
+        else:
+            together.sync()
 
 
-def _prepare(draft: Draft, *, synced: bool = True) -> PicoqmailError | None:
-    """Put a draft on disk; its error is its outcome."""
-    order = draft.order
+def _forget(record: KeyRecord, incoming: Incoming) -> None:
+    """Take a record back, unless its message was committed."""
+    if incoming.committed:
+        return
     try:
-        draft.incoming.prepare(order.sender, order.recipients, order.extra, synced=synced)
-    except PicoqmailError as exc:
-        return exc
-    return None
-
-
-def _unpark(draft: Draft) -> PicoqmailError | None:
-    try:
-        draft.incoming.unpark()
-    except PicoqmailError as exc:
-        return exc
-    return None
-
-
-def _forget(records: Iterable[KeyRecord]) -> None:
-    """Take promises back that will not be kept."""
-    for record in records:
-        try:
-            record.forget()
-        except OSError:
-            # The disk that refuses this has refused the message too. What stays says that the
-            # message is on its way, and whoever finds that looks whether it is in the spool.
-            continue
+        record.forget()
+    except OSError:
+        # The disk that refuses this has refused the message too. What is left says that the
+        # message is on its way; whoever reads that checks whether it is in the spool.
+        return
 
 
 def _note_arrival(record: KeyRecord) -> None:
     try:
         record.arrived()
     except OSError:
-        # The same is found out by looking (idempotency.py).
+        # The same is found out by looking (keys.py).
         return
-
-
-def _checked_sender(given: str | None) -> str | None:
-    if given is None:
-        return None
-    if not isinstance(given, str):
-        raise EnvelopeError(f"the sender {given!a:.100} is no text but {type(given).__name__}")
-    return envelope.check_sender(read_one(given))
-
-
-def _checked_recipients(given: Sequence[str] | str | None) -> list[str] | None:
-    if given is None:
-        return None
-    several = [given] if isinstance(given, str) else list(given)
-    if not several:
-        raise EnvelopeError("there is no recipient: the list is empty")
-    for index, one in enumerate(several):
-        if not isinstance(one, str):
-            raise EnvelopeError(
-                f"recipient {index + 1}, {one!a:.100}, is no text but {type(one).__name__}"
-            )
-    return envelope.check_recipients([read_one(one, index) for index, one in enumerate(several)])
-
-
-def _moment(name: str, given: object, now: float) -> float:
-    """A moment in Unix seconds. Raises MessageError."""
-    if isinstance(given, datetime):
-        if given.tzinfo is None:
-            raise MessageError(
-                f"{name} is {given!r}, which has no zone; give it one, such as datetime.UTC"
-            )
-        return given.timestamp()
-    if isinstance(given, timedelta):
-        return now + given.total_seconds()
-    if isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given < 1 << 40:
-        return float(given)
-    raise MessageError(
-        f"{name} is {given!r}; give a datetime with its zone, a timedelta, or Unix seconds"
-    )

@@ -1,7 +1,7 @@
 """Acceptance: octets and an envelope become a durable message. Hot; builtins only.
 
-The order of the steps is transitions.ACCEPT. Nobody is told yes before the last of them, and
-whoever is told no finds nothing of his message in the spool.
+The order of the steps is transitions.ACCEPT. Success is reported only after the last step. After a
+failure, nothing of the message is left in the spool.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from picoqmail.spool.locks import lock_at_once, unlock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Any, Self
 
     from picoqmail.home.limits import Limits
 
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _ENTROPY_OCTETS = 8
 _TRIES_FOR_A_NAME = 10
-# How much may be written between two looks at the free space: 2 to this power octets.
-_LOOK_AT_SPACE_BITS = 20
+# Each time another 2 to this power octets are written, the free space is checked again.
+_CHECK_SPACE_BITS = 20
 
 
 class Incoming:
     """A message on its way into the spool, its body locked against the sweep.
 
-    `write` the body, then `commit`; or `abort`. After any error the files are gone, whoever
-    raised it, and the object is of no more use.
+    Use it in a `with` statement: `write` the body, then `commit`. Unless the message was
+    committed, the end of the block takes it back: none of its files is left.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Incoming:
         "_origin",
         "_spool",
         "_state",
+        "committed",
         "id",
         "size",
     )
@@ -74,15 +76,16 @@ class Incoming:
     ) -> None:
         """Make the body in `spool`/tmp and lock it; its first line will be the Received: line.
 
-        `program`, `uid` (the real one) and `pid` of the caller are recorded as the origin;
-        `now_ns` is Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask
-        is not ours (durable.create). Raises SpoolError.
+        Record `program`, `uid` (the real one) and `pid` of the caller as the origin. `now_ns` is
+        Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask is not ours
+        (durable.create). Raises SpoolError, and leaves no file then.
         """
         self._spool = spool
         self._limits = limits
         self._any_umask = any_umask
         self._origin = {"uid": uid, "pid": pid, "program": program}
         self._state = NEW
+        self.committed = False
         self._crc32 = 0
         if limits.minfree:
             self._check_free_space()
@@ -103,21 +106,36 @@ class Incoming:
             raise SpoolError("make the message file", body, taken, QUEUE_BODY)
         try:
             lock_at_once(self._descriptor)
-        except OSError as exc:
+            # Written with what follows it, which saves a call.
+            self._first_line = (
+                f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
+                f"{header_date(now_ns // 1_000_000_000)}\n".encode()
+            )
+            self.size = len(self._first_line)
+        except BaseException as exc:
+            # No `with` block has it yet.
             self.abort()
-            raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
-        # Written with what follows it, which saves a call.
-        self._first_line = (
-            f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
-            f"{header_date(now_ns // 1_000_000_000)}\n".encode()
-        )
-        self.size = len(self._first_line)
+            if isinstance(exc, OSError):
+                raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the message back unless it was committed, whatever ends the block."""
+        self.abort()
 
     def _check_free_space(self) -> None:
         try:
             found = posix.statvfs(self._spool)
         except OSError as exc:
-            raise SpoolError("look at the spool", self._spool, exc, QUEUE_SPOOL) from exc
+            raise SpoolError("check the space of", self._spool, exc, QUEUE_SPOOL) from exc
         if found.f_bavail * found.f_frsize < self._limits.minfree:
             import errno
 
@@ -131,40 +149,33 @@ class Incoming:
                 data, self._first_line = self._first_line + data, b""
             durable.write_all(self._descriptor, data)
         except OSError as exc:
-            self.abort()
             raise SpoolError("write the message", self._path(TMP, BODY), exc) from exc
-        except MemoryError:
-            self.abort()
-            raise
         self._crc32 = crc32(data, self._crc32)
 
     def write(self, data: bytes) -> None:
         """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
         if self._limits.databytes and self.size + len(data) > self._limits.databytes:
-            self.abort()
             raise MessageTooLargeError(
                 f"the message is larger than {self._limits.databytes} octets (setting databytes)"
             )
         if self._limits.minfree:
             after = self.size + len(data)
-            if after >> _LOOK_AT_SPACE_BITS != self.size >> _LOOK_AT_SPACE_BITS:
-                try:
-                    self._check_free_space()
-                except SpoolError:
-                    self.abort()
-                    raise
+            if after >> _CHECK_SPACE_BITS != self.size >> _CHECK_SPACE_BITS:
+                self._check_free_space()
         self._put(data)
 
     def commit(
         self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
     ) -> str:
-        """Make the message durable and visible; returns its ID. Raises SpoolError.
+        """Make the message durable and visible; return its ID.
 
         Addresses must have been checked (envelope.py). `extra` are further keys of the sidecar;
-        a `next_attempt` in the future puts the message into cur/, for cron.
+        a `next_attempt` in the future puts the message into cur/, for cron. Raises SpoolError;
+        the message is taken back then.
         """
-        self.prepare(sender, recipients, extra)
-        publish((self,))
+        with self:
+            self.prepare(sender, recipients, extra)
+            publish((self,))
         return self.id
 
     def prepare(
@@ -178,7 +189,7 @@ class Incoming:
         """Put body and sidecar on disk, still invisible in tmp/. Raises SpoolError.
 
         Without `synced` they are only written, and the caller syncs the file system before it
-        publishes anything.
+        calls `publish`.
         """
         if self._first_line:
             self._put(b"")
@@ -198,7 +209,7 @@ class Incoming:
         if extra:
             record.update(extra)
             if record["next_attempt"] > created:
-                # The modification time repeats the due time: an idle run need not read it.
+                # The modification time repeats the due time, so an idle run opens no sidecar.
                 due = record["next_attempt"]
                 self._state = CUR
         path = self._path(TMP, SIDECAR)
@@ -214,14 +225,9 @@ class Incoming:
             finally:
                 posix.close(descriptor)
         except SpoolError:
-            self.abort()
             raise
         except OSError as exc:
-            self.abort()
             raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
-        except BaseException:
-            self.abort()
-            raise
 
     def _sync_body(self) -> None:
         try:
@@ -232,8 +238,8 @@ class Incoming:
     def _enter(self) -> None:
         """Give the body its name in the state, then the sidecar: visible, not durable yet.
 
-        The body keeps its name in tmp/ until that is durable: whatever part of this power loss
-        leaves, a sidecar finds its body.
+        The body keeps its name in tmp/ until both names are durable. So a sidecar finds its body,
+        whichever of the names power loss leaves.
         """
         status = QUEUE_BODY_RENAME
         target = self._path(self._state, BODY)
@@ -249,7 +255,7 @@ class Incoming:
         try:
             durable.link(self._path(TMP, BODY), target)
         except OSError:
-            # No links on this file system, or something lies there: a rename replaces it.
+            # This file system has no links, or something is in the way: a rename replaces it.
             durable.rename(self._path(TMP, BODY), target)
 
     def _leave(self) -> None:
@@ -261,23 +267,28 @@ class Incoming:
             raise SpoolError("remove", path, exc) from exc
 
     def abort(self) -> None:
-        """Take everything back, the sidecar first; what cannot be removed is swept later."""
+        """Take everything back, the sidecar first; do nothing if the message was committed.
+
+        What cannot be removed is swept later.
+        """
+        if self.committed:
+            return
         for suffix in (SIDECAR, BODY):
             for directory in (self._state, TMP):
                 try:
                     durable.unlink_if_there(self._path(directory, suffix))
                 except OSError:
-                    # Whatever keeps it there: the caller is told no anyway, and of what stays a
-                    # body goes after 36 hours, and a sidecar without its body is not sent.
+                    # The caller gets an error in any case. A body that stays is swept after 36
+                    # hours, and a sidecar without its body is not sent.
                     continue
         try:
             self.close()
         except OSError:
-            # The descriptor is gone all the same (close(2)), and nothing hangs on it any more.
+            # The descriptor is gone all the same (close(2)), and nothing depends on it any more.
             return
 
     def close(self) -> None:
-        """Let the lock go. Raises OSError where the file system has bad news only now."""
+        """Release the lock. Raises OSError where the file system reports an error only now."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             try:
@@ -286,9 +297,9 @@ class Incoming:
                 posix.close(descriptor)
 
     def park(self) -> None:
-        """Close the prepared body until `unpark`: only its age keeps the sweep away meanwhile.
+        """Close the prepared body until `unpark`.
 
-        Raises SpoolError.
+        Meanwhile only its age protects it from the sweep. Raises SpoolError.
         """
         try:
             self.close()
@@ -296,30 +307,27 @@ class Incoming:
             raise SpoolError("close", self._path(TMP, BODY), exc) from exc
 
     def unpark(self) -> None:
-        """Open and lock a parked body again; nothing to do for another. Raises SpoolError."""
+        """Open and lock a parked body again; do nothing if it is open. Raises SpoolError."""
         if self._descriptor >= 0:
             return
         path = self._path(TMP, BODY)
         try:
             self._descriptor = posix.open(path, _READ)
             lock_at_once(self._descriptor)
-            # The sweep may have had it in hand at this very moment.
+            # The sweep may have unlinked it just before the lock was taken.
             posix.stat(path)
         except OSError as exc:
-            self.abort()
             raise SpoolError("open the prepared message", path, exc, QUEUE_BODY) from exc
 
     def _path(self, directory: str, suffix: str) -> str:
         return f"{self._spool}/{directory}/{self.id}{suffix}"
 
 
-def publish(
-    group: Sequence[Incoming], before_taking_back: Callable[[], None] | None = None
-) -> None:
+def publish(group: Sequence[Incoming]) -> None:
     """Make prepared messages of one spool visible and durable, all or none.
 
-    They share the directory's fsync. Raises SpoolError after all of them were taken back;
-    `before_taking_back` is called first then, by who made promises elsewhere that hang on them.
+    They share the directory's fsync, and are committed at the return. Raises SpoolError; then none
+    of them is committed, and each has to be taken back.
     """
     try:
         for incoming in group:
@@ -336,11 +344,10 @@ def publish(
                 incoming.close()
             except OSError as exc:
                 raise SpoolError("close", incoming.id, exc, QUEUE_WRITE) from exc
+        for incoming in group:
+            incoming.committed = True
     except BaseException:
-        try:
-            if before_taking_back is not None:
-                before_taking_back()
-        finally:
-            for incoming in group:
-                incoming.abort()
+        # Also those that were marked already: a signal handler may raise between two of them.
+        for incoming in group:
+            incoming.committed = False
         raise

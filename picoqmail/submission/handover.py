@@ -1,7 +1,6 @@
-"""Where an injected message goes: a queue program, the spool, standard output, or nowhere.
+"""Where an injected message goes: to a queue program, into the spool, or nowhere.
 
-All of them are used alike: made with the envelope, `write` for each piece of the message, then
-`commit`; or `abort`. Hot; plain stdlib. What is in the message is nobody's business here.
+Hot; plain stdlib. What is in the message does not matter here.
 """
 
 from __future__ import annotations
@@ -19,115 +18,18 @@ from picoqmail.submission.start_sender import start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any, Protocol
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from picoqmail.home.paths import Home
-
-    class Handover(Protocol):
-        """One message on its way out of our hands."""
-
-        def write(self, data: bytes) -> None:
-            """Take more of the message."""
-
-        def commit(self) -> None:
-            """Say that the message is whole; returns only when it is somebody else's."""
-
-        def abort(self) -> None:
-            """Take everything back; never raises."""
-
 
 # Of st_mode; the module stat would be one more to import.
 _TYPE_BITS = 0o170000
 _DIRECTORY_TYPE = 0o040000
 
 
-class SpoolDirectly:
-    """The spool, written by this very process."""
-
-    __slots__ = ("_extra", "_home", "_incoming", "_leaving", "_recipients", "_send", "_sender")
-
-    def __init__(  # noqa: PLR0913 - the envelope and where it came from
-        self,
-        home: Home,
-        sender: bytes,
-        recipients: list[bytes],
-        extra: dict[str, Any] | None,
-        *,
-        program: str,
-        send: bool,
-        leaving: bool,
-    ) -> None:
-        """Refuse a bad envelope before any file exists; then make the body.
-
-        `send`: start the sender in the background after the commit; `leaving`: this process does
-        nothing else after it. Raises AddressError, AddressTooLongError, ConfigurationError,
-        SpoolError.
-        """
-        self._leaving = leaving
-        self._home = home
-        self._extra = extra
-        self._send = send
-        self._sender = envelope.decode_sender(sender)
-        self._recipients = envelope.decode_recipients(recipients)
-        limits = read_limits(home)
-        self._incoming = Incoming(
-            home.spool, limits, program=program, uid=posix.getuid(), pid=posix.getpid()
-        )
-
-    def write(self, data: bytes) -> None:
-        """Append to the body. Raises SpoolError, MessageTooLargeError."""
-        self._incoming.write(data)
-
-    def commit(self) -> None:
-        """Make the message durable, then have it sent. Raises SpoolError."""
-        self._incoming.commit(self._sender, self._recipients, self._extra)
-        if self._send:
-            start_sender(self._home, time.time(), leaving=self._leaving)
-
-    def abort(self) -> None:
-        """Take the body back."""
-        self._incoming.abort()
-
-
-class Output:
-    """A descriptor that gets the message and not the envelope: the flag -n."""
-
-    __slots__ = ("_descriptor",)
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def write(self, data: bytes) -> None:
-        """Print. Raises OSError."""
-        view = memoryview(data)
-        while view:
-            view = view[posix.write(self._descriptor, view) :]
-
-    def commit(self) -> None:
-        """There is nothing to promise."""
-
-    def abort(self) -> None:
-        """What is printed stays printed."""
-
-
-class Nobody:
-    """A message without recipients: read to its end, and that is all (qmail-queue(8))."""
-
-    __slots__ = ()
-
-    def write(self, data: bytes) -> None:
-        """Let it pass."""
-
-    def commit(self) -> None:
-        """There is nobody to promise anything to."""
-
-    def abort(self) -> None:
-        """Nothing was kept."""
-
-
 def named_program(environ: Mapping[bytes, bytes]) -> bytes:
-    """Return the program that QMAILQUEUE names, b"" if none; a set-id process is not told."""
+    """Return the program that QMAILQUEUE names, b"" if none; a set-id process ignores it."""
     return b"" if is_privileged() else environ.get(b"QMAILQUEUE", b"")
 
 
@@ -136,63 +38,108 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     environ: Mapping[bytes, bytes],
     sender: bytes,
     recipients: list[bytes],
+    pieces: Iterable[bytes],
     *,
     extra: dict[str, Any] | None = None,
     program: str = "inject",
     leaving: bool = True,
-) -> Handover:
-    """Choose the way of one message and open it.
+) -> None:
+    """Hand one message over; return when another program, or the spool, has it durably.
 
-    The program that QMAILQUEUE names (not for a set-id process, whose caller chose it); else the
-    spool, if it is ours and we may write there; else the home's bin/qmail-queue. `extra` are
-    further keys of the sidecar, which only the second way can carry. Raises PicoqmailError.
+    It goes to the program that QMAILQUEUE names (not for a set-id process, whose caller chose it);
+    else into the spool, if that is ours and we may write there; else to the home's bin/qmail-queue.
+    A message without recipients is read to its end and dropped (qmail-queue(8)).
+
+    The octets of the message come from `pieces`, which is asked for the first one when the way is
+    open; an error that it raises takes the message back. `extra` are further keys of the sidecar,
+    which a queue program does not get. `program` is recorded as the origin. `leaving` says that
+    this process does nothing else afterwards. Raises PicoqmailError; nothing was accepted then.
     """
     named = named_program(environ)
     if named:
-        return _queue_program(named, home, sender, recipients)
+        _to_program(named, home, sender, recipients, pieces)
+        return
     if not recipients:
-        return Nobody()
-    program_of_home = f"{home.bin}/qmail-queue"
-    if not may_spool(home.spool):
-        if posix.access(program_of_home, posix.X_OK):
-            return _queue_program(
-                program_of_home.encode("utf-8", "surrogateescape"), home, sender, recipients
-            )
-        if not is_directory(home.spool):
+        for _ in pieces:
+            pass
+        return
+    fronted = program_in_front(home)
+    if fronted:
+        _to_program(fronted.encode("utf-8", "surrogateescape"), home, sender, recipients, pieces)
+        return
+    # A wrong setting is reported before the bad addresses that follow from it, and those before any
+    # file exists.
+    limits = read_limits(home)
+    checked_sender = envelope.decode_sender(sender)
+    checked_recipients = envelope.decode_recipients(recipients)
+    uid, pid = posix.getuid(), posix.getpid()
+    with Incoming(home.spool, limits, program=program, uid=uid, pid=pid) as incoming:
+        for piece in pieces:
+            incoming.write(piece)
+        incoming.commit(checked_sender, checked_recipients, extra)
+    if environ.get(b"PICOQMAIL_SEND", b"") != b"off":
+        start_sender(home, time.time(), leaving=leaving)
+
+
+def _to_program(
+    program: bytes, home: Home, sender: bytes, recipients: list[bytes], pieces: Iterable[bytes]
+) -> None:
+    # Not for every mail: a module costs start-up time even when it is not used.
+    from picoqmail.submission.queue_program import QueueProgram, forked
+
+    name = program.decode("utf-8", "replace")
+    with QueueProgram(name, forked(program, home.root)) as queue:
+        for piece in pieces:
+            queue.write(piece)
+        queue.commit(sender, recipients)
+
+
+def program_in_front(home: Home) -> str:
+    """Return the queue program that stands in front of the spool for this process.
+
+    "" if this process should write to the spool itself. Raises ConfigurationError if it may not,
+    and the home has no such program.
+    """
+    if may_spool(home.spool):
+        return ""
+    program = f"{home.bin}/qmail-queue"
+    if posix.access(program, posix.X_OK):
+        return program
+    for path in (home.spool, *(f"{home.spool}/{one}" for one in (NEW, TMP))):
+        if _is_missing(path):
             raise ConfigurationError(
-                home.spool, "there is no spool", "make a home with: picoqmail init"
+                path, "is missing, or is not a directory", "make it with: picoqmail init"
             )
-        raise ConfigurationError(
-            home.spool,
-            "you may not write to this spool, and its home has no bin/qmail-queue",
-            "ask for picoqmail init to be run again by the spool's owner",
-        )
-    send = environ.get(b"PICOQMAIL_SEND", b"") != b"off"
-    return SpoolDirectly(
-        home, sender, recipients, extra, program=program, send=send, leaving=leaving
+    raise ConfigurationError(
+        home.spool,
+        "you may not write to this spool, and its home has no bin/qmail-queue",
+        "ask the owner of the spool to run picoqmail init again",
     )
 
 
-def _queue_program(program: bytes, home: Home, sender: bytes, recipients: list[bytes]) -> Handover:
-    # Not for every mail: a module costs start-up time even when it is not used.
-    from picoqmail.submission.queue_program import QueueProgram
-
-    return QueueProgram(program, home.root, sender, recipients)
-
-
 def is_directory(path: str) -> bool:
-    """Tell whether there is a directory of this name."""
+    """Say whether there is a directory of this name."""
     try:
         return posix.stat(path).st_mode & _TYPE_BITS == _DIRECTORY_TYPE
     except OSError:
         return False
 
 
-def may_spool(spool: str) -> bool:
-    """Tell whether this process should write to the spool itself.
+def _is_missing(path: str) -> bool:
+    """Say whether there is surely no directory of this name; one that is private may be there."""
+    try:
+        return posix.stat(path).st_mode & _TYPE_BITS != _DIRECTORY_TYPE
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
-    Root may write anywhere, but a file of root's in another user's spool is one that the owner's
-    sender cannot read: so it has to be ours.
+
+def may_spool(spool: str) -> bool:
+    """Say whether this process should write to the spool itself.
+
+    Root may write anywhere, but the owner's sender cannot read a file of root's in another user's
+    spool. So the spool has to belong to this user.
     """
     try:
         ours = posix.stat(f"{spool}/{NEW}").st_uid == posix.geteuid()

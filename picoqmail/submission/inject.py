@@ -1,22 +1,25 @@
 """A message with a header becomes a message with an envelope, as qmail-inject(8) does it. Hot.
 
-What is done to which field, who the sender is and who the recipients are is decided here; reading
-lines, tokens, single addresses and the way out are the business of `header`, `tokens`, `rewrite`
-and `handover`. Everything is octets, because mail is.
+This module decides what is done to each field, and who the sender and the recipients are. Lines,
+tokens and single addresses are read by `header`, `tokens` and `completion`; `handover` takes the
+message on. Everything is octets, because mail is.
 """
 
 from __future__ import annotations
 
 import posix
+import time
 
+from picoqmail.durable import write_all
 from picoqmail.errors import (
     QUEUE_REFUSED,
     ConfigurationError,
     EnvelopeError,
-    InputError,
     MessageTooLargeError,
+    PicoqmailError,
 )
 from picoqmail.home.control import Control, read_text
+from picoqmail.home.paths import locate
 from picoqmail.message.completion import (
     VERP_SUFFIX,
     Completion,
@@ -39,18 +42,18 @@ from picoqmail.message.tokens import (
     quote_address,
     unparse,
 )
-from picoqmail.submission.handover import Nobody, Output, hand_over, is_directory, named_program
+from picoqmail.submission.caller import ACCEPTED, PERMANENT, TEMPORARY, read_stdin, say
+from picoqmail.submission.handover import hand_over, is_directory, named_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from picoqmail.home.control import ControlValue
     from picoqmail.home.paths import Home
     from picoqmail.message.rewriting import LocalNames, SenderRules
     from picoqmail.message.tokens import Rewrite, Token
-    from picoqmail.submission.handover import Handover
 
 FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
 """Where recipients come from: the flags -h, -a, -H, -A."""
@@ -62,9 +65,8 @@ MAX_RECIPIENTS = 500_000
 """The most recipients of one header; `a a a a` would make one out of every other byte."""
 
 _NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
-_READ_AT_ONCE = 65536
 _LONGEST_SHOWN = 200
-_STDIN, _STDOUT = 0, 1
+_STDOUT = 1
 
 # What happens to the addresses of a field. The two sorts of recipient fields may be unparsable.
 _TO_CC, _BCC, _RESENT, _RETURN_PATH, _AUTHOR, _OTHER = range(6)
@@ -509,14 +511,6 @@ def _until_nul(address: bytes) -> bytes:
     return address.partition(b"\0")[0]
 
 
-def read_stdin() -> bytes:
-    """Return the next bytes of descriptor 0, b"" at its end. Raises InputError."""
-    try:
-        return posix.read(_STDIN, _READ_AT_ONCE)
-    except OSError as exc:
-        raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
-
-
 def _with_names_in_one_line(environ: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
     changed = {
         name: environ[name].replace(b"\r", b" ").replace(b"\n", b" ")
@@ -539,14 +533,14 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
 ) -> None:
     """Read one message from `read` and hand it over, or print it if the request says so.
 
-    Returns only when somebody else is responsible for the message, durably. Memory: the header,
-    and one buffer of the body. `now` are Unix seconds; `warn` gets one text at a time; `leaving`:
+    Return only when the spool, or another program, has the message durably. Memory: the header,
+    and one buffer of the body. `now` is Unix seconds; `warn` gets one text at a time; `leaving`:
     this process does nothing else afterwards. Raises PicoqmailError, after which nothing was
     accepted; OSError if printing fails.
     """
-    # What stands in front of a queue of qmail's gives it qmail's bytes. Our own spool gets what the
-    # caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and no name is
-    # meant to have line ends, which would add lines to the header.
+    # In front of another program's queue, the octets are those of qmail-inject. Our own spool gets
+    # what the caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and a name
+    # with line ends would add lines to the header.
     own_queue = not named_program(environ)
     if own_queue:
         environ = _with_names_in_one_line(environ)
@@ -560,30 +554,62 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     injection.add_followup(lists)
     header = injection.header()
     sender = injection.sender or b""
-    way: Handover
+    recipients = injection.recipients
+    if not recipients and request.queue and own_queue and request.recipients_from == FROM_ARGUMENTS:
+        text = "no recipients: name them as arguments, or let them be taken from the header"
+        raise NoRecipientsError(text)
+
+    def pieces() -> Iterator[bytes]:
+        yield header
+        yield from message.body()
+        # The message was read whole; it is committed next.
+        for text in injection.warnings():
+            warn(text)
+
     if request.queue:
-        way = hand_over(
+        hand_over(
             home,
             environ,
             sender,
-            injection.recipients,
+            recipients,
+            pieces(),
             extra=request.extra,
             program=request.program,
             leaving=leaving,
         )
-        if isinstance(way, Nobody) and request.recipients_from == FROM_ARGUMENTS:
-            text = "no recipients: name them as arguments, or let them be taken from the header"
-            raise NoRecipientsError(text)
     else:
-        way = Output(_STDOUT)
-        way.write(b"Return-Path: <" + quote_address(sender) + b">\n")
+        write_all(_STDOUT, b"Return-Path: <" + quote_address(sender) + b">\n")
+        for piece in pieces():
+            write_all(_STDOUT, piece)
+
+
+def run(
+    request: Request, environ: Mapping[bytes, bytes], read: Callable[[], bytes] = read_stdin
+) -> int:
+    """Inject the message that `read` gives, and say what went wrong; return the exit code."""
     try:
-        way.write(header)
-        for chunk in message.body():
-            way.write(chunk)
-    except BaseException:
-        way.abort()
-        raise
-    for text in injection.warnings():
-        warn(text)
-    way.commit()
+        inject(
+            request,
+            environ,
+            locate(),
+            read,
+            now=time.time(),
+            pid=posix.getpid(),
+            warn=lambda text: say(f"qmail-inject: warning: {text}"),
+        )
+    except PicoqmailError as exc:
+        say(f"qmail-inject: fatal: {str(exc).removesuffix(chr(10))}")
+        return PERMANENT if exc.permanent else TEMPORARY
+    except OSError as exc:
+        say(f"qmail-inject: fatal: {exc}")
+        return TEMPORARY
+    except MemoryError:
+        say("qmail-inject: fatal: out of memory")
+        return TEMPORARY
+    except KeyboardInterrupt:
+        say("qmail-inject: fatal: interrupted")
+        return TEMPORARY
+    except Exception as exc:  # noqa: BLE001 - a traceback would exit 1, which no caller of inject knows
+        say(f"qmail-inject: fatal: internal bug, please report it: {exc!r}")
+        return TEMPORARY
+    return ACCEPTED

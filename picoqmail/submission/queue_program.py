@@ -1,6 +1,8 @@
 """Another program's qmail-queue interface, from the caller's side: pipes, exit codes, explanations.
 
-Hot where QMAILQUEUE is set; plain stdlib. Which program it is was decided by `handover`.
+Hot where QMAILQUEUE is set; plain stdlib. Which program it is was decided by `handover`. It is
+started in one of two ways. inject and sendmail fork, as a program that does nothing else may. The
+library uses posix_spawn: between a fork and its exec another thread's lock may be held.
 """
 
 from __future__ import annotations
@@ -9,11 +11,30 @@ import errno
 import fcntl
 import posix
 
-from picoqmail.errors import QUEUE_ADDRESS_TOO_LONG, QUEUE_READ, QUEUE_REFUSED, PicoqmailError
+from picoqmail.errors import (
+    QUEUE_ADDRESS_TOO_LONG,
+    QUEUE_EXPLAINED,
+    QUEUE_HOME,
+    QUEUE_READ,
+    QUEUE_REFUSED,
+    PicoqmailError,
+)
+from picoqmail.home.paths import environment
+from picoqmail.submission.queue import ENVELOPE, EXPLANATION, MESSAGE
+from picoqmail.submission.start_sender import IGNORED_BY_PYTHON
 
-_EXPLANATION_FD = 6
-_EXPLAINED = 82
-_LONGEST_EXPLANATION_BYTES = 1000
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from picoqmail.home.paths import Home
+
+    Descriptors = tuple[int, int, int]
+    Start = Callable[[Descriptors], int]
+
+_LONGEST_EXPLANATION_OCTETS = 1000
 _EXEC_FAILED = 120
 _ABOVE_THE_FIXED_FDS = 10
 
@@ -45,7 +66,7 @@ _OLD_ADDRESS_TOO_LONG = 115
 
 
 class QueueProgramError(PicoqmailError):
-    """A queue program said no, or could not be run; `qmail_status` is what it said."""
+    """A queue program refused the message, or could not be run; `qmail_status` is its code."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text, status)
@@ -60,47 +81,67 @@ def judge(status: int, explanation: bytes = b"") -> QueueProgramError:
     """Return the error for a queue program's exit code other than 0 (qmail-queue(8)).
 
     Code 82 is explained on descriptor 6: `D` for a permanent or `Z` for a temporary problem, then
-    the text for the user; without one it is a temporary problem like any other.
+    the text for the user; without an explanation it is a temporary problem like any other.
     """
     if status == _OLD_ADDRESS_TOO_LONG:
         status = QUEUE_ADDRESS_TOO_LONG
-    if status == _EXPLAINED and explanation[:1] in (b"D", b"Z") and len(explanation) > 1:
+    if status == QUEUE_EXPLAINED and explanation[:1] in (b"D", b"Z") and len(explanation) > 1:
         text = explanation[1:].decode("utf-8", "replace").replace("\n", " ").strip()
-        return QueueProgramError(text, QUEUE_REFUSED if explanation[:1] == b"D" else _EXPLAINED)
+        permanent = explanation[:1] == b"D"
+        return QueueProgramError(text, QUEUE_REFUSED if permanent else QUEUE_EXPLAINED)
     permanent = QueueProgramError("", status).permanent
     usual = "qq permanent problem (#5.3.0)" if permanent else "qq temporary problem (#4.3.0)"
     return QueueProgramError(_TEXTS.get(status, usual), status)
 
 
 class QueueProgram:
-    """A program that speaks the qmail-queue interface: message on its fd 0, envelope on its fd 1.
+    """One message for a program that speaks the qmail-queue interface.
 
-    It runs in the home, as qmail runs it, so that a relative name is one in the home. Raises
-    QueueProgramError, from `commit` too.
+    Use it in a `with` statement: `write` the message, then `commit`. If the block ends before the
+    envelope was sent, the program gets no envelope, and keeps nothing. Raises QueueProgramError,
+    from `commit` too.
     """
 
-    __slots__ = ("_envelope", "_explanation", "_failed", "_message", "_pid", "_wire")
+    __slots__ = ("_envelope", "_explanation", "_failed", "_message", "_pid")
 
-    def __init__(
-        self, program: bytes, directory: str, sender: bytes, recipients: list[bytes]
-    ) -> None:
-        """Start it, to run in `directory`. Raises QueueProgramError."""
+    def __init__(self, program: str, start: Start) -> None:
+        """Start it: `start`, of `forked` or `spawned`, gets its three ends of the pipes.
+
+        `program` is its name for errors. Raises QueueProgramError.
+        """
         self._failed = False
-        self._wire = b"".join(
-            (b"F", sender, b"\0", *(b"T" + one + b"\0" for one in recipients), b"\0")
-        )
+        opened: list[int] = []
         try:
-            pipes = [posix.pipe() for _ in range(3)]
-            self._pid = posix.fork()
+            message, self._message = _pipe(opened)
+            envelope, self._envelope = _pipe(opened)
+            self._explanation, explanation = _pipe(opened)
+            self._pid = start((message, envelope, explanation))
         except OSError as exc:
-            text = f"unable to run {program.decode('utf-8', 'replace')}: {exc.strerror} (#4.3.0)"
-            raise QueueProgramError(text, _EXEC_FAILED) from exc
-        (message_in, self._message), (envelope_in, self._envelope) = pipes[:2]
-        self._explanation, explanation_out = pipes[2]
-        if not self._pid:
-            _become(program, directory, (message_in, envelope_in, explanation_out))
-        for descriptor in (message_in, envelope_in, explanation_out):
+            for descriptor in opened:
+                posix.close(descriptor)
+            raise QueueProgramError(
+                f"unable to run {program}: {exc.strerror} (#4.3.0)", _EXEC_FAILED
+            ) from exc
+        for descriptor in (message, envelope, explanation):
             posix.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Hang up, and wait for the program's end, unless the whole envelope was sent."""
+        hangs_up = self._envelope >= 0
+        self._message = _close(self._message)
+        self._envelope = _close(self._envelope)
+        # Before the wait: the program may be writing more there than a pipe holds.
+        self._explanation = _close(self._explanation)
+        if hangs_up:
+            posix.waitpid(self._pid, 0)
 
     def _put(self, descriptor: int, data: bytes) -> None:
         view = memoryview(data)
@@ -110,26 +151,26 @@ class QueueProgram:
         except OSError as exc:
             if exc.errno != errno.EPIPE:
                 raise
-            # It stopped reading: its exit code says why, and is asked for in commit.
+            # It stopped reading: its exit code says why, and `commit` asks for that.
             self._failed = True
 
     def write(self, data: bytes) -> None:
         """Send more of the message."""
         self._put(self._message, data)
 
-    def commit(self) -> None:
-        """Send the envelope and wait for the verdict. Raises QueueProgramError."""
+    def commit(self, sender: bytes, recipients: list[bytes]) -> None:
+        """Send the envelope and wait for the exit code. Raises QueueProgramError."""
         self._message = _close(self._message)
-        self._put(self._envelope, self._wire)
+        wire = b"".join((b"F", sender, b"\0", *(b"T" + one + b"\0" for one in recipients), b"\0"))
+        self._put(self._envelope, wire)
         self._envelope = _close(self._envelope)
         _, found = posix.waitpid(self._pid, 0)
-        # Not read to its end: somebody in the background may still hold the other side.
+        # Not read to its end: a process in the background may still hold the other side.
         posix.set_blocking(self._explanation, False)
         try:
-            explanation = posix.read(self._explanation, _LONGEST_EXPLANATION_BYTES)
+            explanation = posix.read(self._explanation, _LONGEST_EXPLANATION_OCTETS)
         except BlockingIOError:
             explanation = b""
-        self._explanation = _close(self._explanation)
         status = posix.waitstatus_to_exitcode(found)
         if status < 0:
             text = "qq crashed (#4.3.0)"
@@ -139,12 +180,19 @@ class QueueProgram:
         if self._failed:
             raise judge(QUEUE_READ)
 
-    def abort(self) -> None:
-        """Hang up before the envelope: the program then keeps nothing. Waits for its end."""
-        self._message = _close(self._message)
-        self._envelope = _close(self._envelope)
-        self._explanation = _close(self._explanation)
-        posix.waitpid(self._pid, 0)
+
+def _pipe(opened: list[int]) -> tuple[int, int]:
+    """Make a pipe whose descriptors are not among the numbers that the program gets."""
+    low = posix.pipe()
+    opened += low
+    ends = []
+    for descriptor in low:
+        high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_FIXED_FDS)
+        opened.append(high)
+        ends.append(high)
+        posix.close(descriptor)
+        opened.remove(descriptor)
+    return ends[0], ends[1]
 
 
 def _close(descriptor: int) -> int:
@@ -153,23 +201,55 @@ def _close(descriptor: int) -> int:
     return -1
 
 
-def _become(program: bytes, directory: str, descriptors: tuple[int, int, int]) -> None:
-    """Turn the forked child into the queue program; never returns."""
+_NUMBERS = (MESSAGE, ENVELOPE, EXPLANATION)
+
+
+def spawned(program: str, home: Home, *, send: bool) -> Start:
+    """Start a home's queue program by posix_spawn, in the environment of this process."""
+    environ = {**environment(), "PICOQMAIL_HOME": home.root}
+    if not send:
+        environ["PICOQMAIL_SEND"] = "off"
+
+    def start(descriptors: Descriptors) -> int:
+        pairs = zip(descriptors, _NUMBERS, strict=True)
+        return posix.posix_spawn(
+            program,
+            [program],
+            environ,
+            file_actions=[(posix.POSIX_SPAWN_DUP2, *pair) for pair in pairs],
+            setsigdef=IGNORED_BY_PYTHON,
+        )
+
+    return start
+
+
+def forked(program: bytes, directory: str) -> Start:
+    """Start a program by fork and exec, in `directory`, the home.
+
+    qmail runs it there, so that a relative name is one in the home.
+    """
+
+    def start(descriptors: Descriptors) -> int:
+        pid = posix.fork()
+        if not pid:
+            _become(program, directory, descriptors)
+        return pid
+
+    return start
+
+
+def _become(program: bytes, directory: str, descriptors: Descriptors) -> None:
+    """Turn the forked child into the queue program; never return."""
     try:
-        # Our pipes may themselves have got the numbers 0, 1 or 6, if those were closed.
-        high = [
-            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_FIXED_FDS)
-            for descriptor in descriptors
-        ]
-        for descriptor, number in zip(high, (0, 1, _EXPLANATION_FD), strict=True):
+        for descriptor, number in zip(descriptors, _NUMBERS, strict=True):
             posix.dup2(descriptor, number)
         try:
             posix.chdir(directory)
         except OSError:
-            posix._exit(61)  # noqa: SLF001 - public as os._exit
+            posix._exit(QUEUE_HOME)  # noqa: SLF001 - public as os._exit
         posix.execv(program, [program])
     except OSError:
         posix._exit(_EXEC_FAILED)  # noqa: SLF001 - public as os._exit
     finally:
-        # Also after what nobody thought of: a second copy of the caller must not go on.
+        # Also after an error that was not foreseen: a second copy of the caller must not go on.
         posix._exit(_EXEC_FAILED)  # noqa: SLF001 - public as os._exit

@@ -10,12 +10,14 @@ from __future__ import annotations
 import posix
 import time
 
+from picoqmail.durable import write_all
 from picoqmail.errors import InputError, PicoqmailError
 from picoqmail.home.control import Control
 from picoqmail.home.limits import read_limits
 from picoqmail.home.paths import locate
 from picoqmail.message.tokens import AT, ATOM, COLON, COMMA, DOT, LITERAL, QUOTE, parse, unquote
-from picoqmail.submission.inject import FROM_ARGUMENTS, Request, inject, read_stdin
+from picoqmail.submission.caller import ACCEPTED, TEMPORARY, read_stdin
+from picoqmail.submission.inject import FROM_ARGUMENTS, Request, inject
 from picoqmail.submission.sendmail import make_author
 
 TYPE_CHECKING = False
@@ -35,7 +37,6 @@ MAX_IDLE_COMMANDS = 1000
 
 _STDOUT = 1
 _END = b"\r\n.\r\n"
-_OK, _TEMPORARY = 0, 111
 _WORDS = (ATOM, QUOTE, LITERAL)
 _PATH_KINDS = frozenset((*_WORDS, DOT, AT))
 _HOST_SPECIALS = frozenset(b' \t\r\n\0<>(),;\\"')
@@ -247,8 +248,8 @@ class Submission:
         except _LostClientError:
             # Between two messages that is an end like QUIT; within one nothing was accepted, and
             # there is nobody left to be told.
-            return _OK
-        return _OK
+            return ACCEPTED
+        return ACCEPTED
 
     def _next(self) -> bool:
         """Do one command; False if it was the last."""
@@ -405,9 +406,7 @@ class Submission:
 
 
 def _write_stdout(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[posix.write(_STDOUT, view) :]
+    write_all(_STDOUT, data)
 
 
 def serve_stdin(environ: dict[bytes, bytes]) -> int:
@@ -419,8 +418,8 @@ def serve_stdin(environ: dict[bytes, bytes]) -> int:
         try:
             _write_stdout(f"421 4.3.0 {text}\r\n".encode("ascii", "replace"))
         except OSError:
-            return _TEMPORARY
-        return _TEMPORARY
+            return TEMPORARY
+        return TEMPORARY
     except OSError:
         # The client does not read our replies: there is nobody left to be told.
-        return _TEMPORARY
+        return TEMPORARY

@@ -1,9 +1,9 @@
 """Starting the sender in the background. Hot; builtins only.
 
-The sender's lock decides who starts one. It is taken by whoever just accepted a message, after
-the acceptance, and handed to the sender that he starts: it is never free in between. Who finds it
-taken need not start anything, because its holder lets it go before he looks at new/ for the last
-time (cli/send.py), so that look comes after our message. INTERNALS.md has the whole argument.
+The sender's lock decides which process starts one. A process that has just accepted a message
+takes the lock and hands it to the sender that it starts, so the lock is never free in between. A
+process that finds it taken need not start anything: the holder releases it before its last look at
+new/ (delivery/sender.py), so that look finds the message. INTERNALS.md has the whole argument.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
 LOCK_DESCRIPTOR = 3
-# What a relay's password command, name lookup or certificate store may need; nothing else of the
+LOCK_OPTION = f"--lock={LOCK_DESCRIPTOR}"
+# What a relay's password command, name lookup or certificate store may need. Nothing else of the
 # caller's environment reaches the sender, which behaves as it does when cron starts it.
 _ENVIRONMENT = ("HOME", "LANG", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER")
 
 
 def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
-    """Start the sender if none is active; returns at once, True if one was started.
+    """Start the sender if none is active; return at once, True if one was started.
 
-    Mail was accepted before, so nothing that goes wrong here is an error: cron will send it.
-    Safe in threads: nothing is forked. `leaving` says that this process does nothing else any
-    more: then its descriptors are closed first, those of its caller above all, and the sender is
-    left to init. Otherwise the sender is made nobody's child by way of a shell, so that a
-    long-lived process gets no zombie, and closes what it inherited by itself.
+    The mail was accepted before, so no failure here is an error: cron will send it. Safe in
+    threads: nothing is forked. `leaving` says that this process does nothing else afterwards. Then
+    its descriptors are closed first, those of its caller above all, and init adopts the sender.
+    Otherwise a shell in between makes init adopt it, so that a long-lived process gets no zombie,
+    and the sender closes what it inherited.
     """
     try:
         if relay_is_down(home.spool, now):
             return False
         if leaving:
             posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
-        # Who does something else afterwards is an application, and its umask its own.
+        # A process that goes on afterwards is an application, and its umask is its own.
         lock = take_lock(f"{home.spool}/{SENDER_LOCK}", any_umask=not leaving)
         if lock < 0:
             return False
@@ -52,9 +53,20 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
         finally:
             posix.close(lock)
     except OSError:
-        # No descriptor, memory or process to be had: the message is safe and waits for cron.
+        # There is no descriptor, memory or process left: the message is safe and waits for cron.
         return False
     return True
+
+
+def keep_lock() -> int:
+    """Keep the lock that `start_sender` handed to this process; return its descriptor.
+
+    Close what else was inherited, and leave the caller's directory. Raises OSError.
+    """
+    posix.set_inheritable(LOCK_DESCRIPTOR, False)  # noqa: FBT003 - it takes no keywords
+    posix.chdir("/")
+    posix.closerange(LOCK_DESCRIPTOR + 1, posix.sysconf("SC_OPEN_MAX"))
+    return LOCK_DESCRIPTOR
 
 
 def sender_command() -> list[str]:
@@ -79,13 +91,13 @@ def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]
 
 
 # Python ignores these, and an ignored signal stays ignored over exec.
-_IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ; the module signal would import enum
+IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ; the module signal would import enum
 _ABOVE_THE_STANDARD = 10
 
 
 def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
     """Run the sender in a session of its own: null on 0 to 2, the lock on 3."""
-    command = [*sender_command(), f"--lock={LOCK_DESCRIPTOR}"]
+    command = [*sender_command(), LOCK_OPTION]
     program = command[0]
     if not leaving:
         program, command = "/bin/sh", ["sh", "-c", '"$@" &', "sh", *command]
@@ -105,7 +117,7 @@ def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
             ],
             setsid=True,
             setsigmask=(),
-            setsigdef=_IGNORED_BY_PYTHON,
+            setsigdef=IGNORED_BY_PYTHON,
         )
     finally:
         for descriptor in opened:

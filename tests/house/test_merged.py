@@ -250,12 +250,12 @@ def test_a_traceback_names_the_file_and_the_line(installed: Installation) -> Non
     code = (
         BEGIN.format(program="queue")
         + "import traceback\n"
-        + "try: sys.modules['picoqmail.spool.incoming'].Incoming.commit(None, None, None)\n"
+        + "try: sys.modules['picoqmail.spool.incoming'].Incoming.write(None, b'')\n"
         + "except AttributeError as exc: traceback.print_exc(file=sys.stdout)\n"
     )
     lines = python(installed, code).stdout.splitlines()
     assert any("picoqmail/merged/picoqmail_queue.py" in line for line in lines)
-    assert any("in commit" in line for line in lines)
+    assert any("in write" in line for line in lines)
 
 
 def test_programs_write_nothing_into_the_installation(own: Installation, tmp_path: Path) -> None:

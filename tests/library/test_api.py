@@ -22,7 +22,7 @@ import pytest
 
 import picoqmail
 from picoqmail.layout import TMP
-from picoqmail.library.api import GROUP_MESSAGES
+from picoqmail.library.groups import GROUP_MESSAGES
 from rig.waiting import wait_until
 from temporary_home import FROM_A_TO_B, TemporaryHome
 
@@ -274,8 +274,8 @@ def test_a_bad_address_is_named_before_any_file_exists(
     ("arguments", "error", "text"),
     [
         ({"message": b"", **FROM_A_TO_B, "recipients": []}, picoqmail.EnvelopeError, "empty"),
-        ({"message": b"", **FROM_A_TO_B, "recipients": [3]}, picoqmail.EnvelopeError, "no text"),
-        ({"message": b"", **FROM_A_TO_B, "sender": b"a@b"}, picoqmail.EnvelopeError, "no text"),
+        ({"message": b"", **FROM_A_TO_B, "recipients": [3]}, picoqmail.EnvelopeError, "not text"),
+        ({"message": b"", **FROM_A_TO_B, "sender": b"a@b"}, picoqmail.EnvelopeError, "not text"),
         ({"message": b"To: a@b\n\n"}, picoqmail.EnvelopeError, "no sender.*Sender nor From"),
         ({"message": b"From: a@b\n\n"}, picoqmail.EnvelopeError, "no recipient.*To, Bcc, Cc"),
         ({"message": b"From: a@b\nTo: <a@b\n\n"}, picoqmail.EnvelopeError, "field To .*no list"),

@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -113,10 +114,10 @@ def test_too_many_octets_leave_nothing(spool: str) -> None:
     message = incoming(spool, databytes=line + 10)
     message.write(b"x" * 10)
     message.commit("a@b", ["c@d"])
-    message = incoming(spool, databytes=line + 10)
-    message.write(b"x" * 10)
-    with pytest.raises(MessageTooLargeError, match="databytes") as caught:
-        message.write(b"x")
+    with incoming(spool, databytes=line + 10) as message:
+        message.write(b"x" * 10)
+        with pytest.raises(MessageTooLargeError, match="databytes") as caught:
+            message.write(b"x")
     assert 31 == caught.value.qmail_status
     assert 2 == len(files(spool))
 
@@ -153,8 +154,11 @@ def test_a_group_is_accepted_whole_or_not_at_all(spool: str) -> None:
     assert 6 == len(files(spool))
     # The middle one cannot get in: its name is taken by a directory.
     os.mkdir(f"{spool}/new/{group[1].id}.json")
-    with pytest.raises(SpoolError) as caught:
-        publish(group)
+    with ExitStack() as taken_back:
+        for message in group:
+            taken_back.enter_context(message)
+        with pytest.raises(SpoolError) as caught:
+            publish(group)
     assert 66 == caught.value.qmail_status
     os.rmdir(f"{spool}/new/{group[1].id}.json")
     assert [] == files(spool)

@@ -14,7 +14,7 @@ import pytest
 import picoqmail
 from picoqmail import Mail
 from picoqmail.admin import filesystem
-from picoqmail.library.api import GROUP_MESSAGES
+from picoqmail.library.groups import GROUP_MESSAGES
 from picoqmail.spool import syncfs
 from picoqmail.spool.syncfs import (
     LEAST_MESSAGES,
@@ -199,7 +199,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     def opened(directory: str) -> Any:
         return FileSystemSync(os.open(directory, os.O_RDONLY), call)
 
-    monkeypatch.setattr("picoqmail.library.api.open_for_sync", opened)
+    monkeypatch.setattr("picoqmail.library.groups.open_for_sync", opened)
     monkeypatch.setattr(syncfs, "dirty_octets", lambda: 0)
     yield answers
     assert not answers

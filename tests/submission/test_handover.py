@@ -144,9 +144,8 @@ def as_nobody(home: Home, said: Path) -> int:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            way = hand_over(home, {b"PICOQMAIL_SEND": b"off"}, b"a@f.test", [b"t@t.test"])
-            way.write(MAIL)
-            way.commit()
+            off = {b"PICOQMAIL_SEND": b"off"}
+            hand_over(home, off, b"a@f.test", [b"t@t.test"], [MAIL])
             status = 0
         except PicoqmailError as exc:
             said.write_text(str(exc))

@@ -1,0 +1,38 @@
+"""The caller of inject and sendmail: its arguments, its message, and what it is told. Hot.
+
+Exit codes are qmail-inject's: 75 of sysexits.h would be success to PHP.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+from picoqmail.errors import InputError
+
+ACCEPTED, PERMANENT, TEMPORARY = 0, 100, 111
+
+_STDIN, _STDERR = 0, 2
+_BLOCK_OCTETS = 65536
+
+
+def octets(words: list[str]) -> list[bytes]:
+    """Return arguments as the caller gave them; Python decodes them with surrogateescape."""
+    encoding = sys.getfilesystemencoding()
+    return [word.encode(encoding, "surrogateescape") for word in words]
+
+
+def read_stdin() -> bytes:
+    """Return the next octets of descriptor 0, b"" at its end. Raises InputError."""
+    try:
+        return posix.read(_STDIN, _BLOCK_OCTETS)
+    except OSError as exc:
+        raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
+
+
+def say(text: str) -> None:
+    """Print a line for the user; if standard error is closed or full, the mail goes on."""
+    try:
+        posix.write(_STDERR, f"{text}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return
