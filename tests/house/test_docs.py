@@ -1,12 +1,14 @@
-"""The manual: pages that are made from code are what the code says, and name every program."""
+"""The manual: pages made from code are fresh, and pages name only what exists."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -35,7 +37,7 @@ def page(name: str) -> str:
     ],
 )
 def test_generated_pages_are_fresh(name: str, made: object) -> None:
-    """Python docs/generate.py writes them; this tells when it is time for it."""
+    """The pages are those that docs/generate.py writes."""
     assert callable(made)
     assert made() == page(name)
 
@@ -46,6 +48,22 @@ def test_every_program_has_a_man_page() -> None:
     assert {"picoqmail", *(f"picoqmail-{name}" for name in PROGRAMS)} < set(listed.values())
     for source in listed:
         assert os.path.exists(f"{DOCS}/{source}.md")
+
+
+def test_internals_lists_the_rooms_of_the_contract() -> None:
+    """Each room of the contract has one row, in its order, with what it may import."""
+    with open(f"{CHECKOUT}/INTERNALS.md", encoding="utf-8") as file:
+        table = file.read().partition("<!-- rooms -->")[2].partition("<!-- /rooms -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    with open(f"{CHECKOUT}/pyproject.toml", "rb") as file:
+        contract = tomllib.load(file)["tool"]["importlinter"]["contracts"][0]
+    floors = [floor.split(" | ") for floor in contract["layers"]]
+    expected = []
+    for floor, below in itertools.zip_longest(floors, floors[1:]):
+        names = ", ".join(f"`{room}`" for room in below or ())
+        further = "" if below in (None, floors[-1]) else " and below"
+        expected += [[f"`{room}`", names + further or "none"] for room in floor]
+    assert expected == [[row[0], row[2]] for row in rows]
 
 
 def test_what_the_manual_names_exists() -> None:
