@@ -227,8 +227,8 @@ def _relay_or_nothing(text: str) -> object:
 def _checked(read: Callable[[str], object], text: str, option: str, allowed: str) -> str:
     try:
         read(text)
-    except ValueError as error:
-        raise ConfigurationError(option, str(error), f"allowed: {allowed}") from error
+    except ValueError as exc:
+        raise ConfigurationError(option, str(exc), f"allowed: {allowed}") from exc
     return text
 
 
@@ -241,8 +241,8 @@ def _ask(question: str, guess: str, read: Callable[[str], object]) -> str:
             raise KeyboardInterrupt from None
         try:
             read(answer)
-        except ValueError as error:
-            print(f"{error}; once more, please")
+        except ValueError as exc:
+            print(f"{exc}; once more, please")
         else:
             return answer
 

@@ -77,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = int(module.run(arguments))
         sys.stdout.flush()
-    except PicoqmailError as error:
-        return _tell(name, str(error), error.sysexit, as_json=arguments.json)
+    except PicoqmailError as exc:
+        return _tell(name, str(exc), exc.sysexit, as_json=arguments.json)
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EX_OSERR
-    except OSError as error:
-        return _tell(name, str(error), EX_OSERR, as_json=arguments.json)
+    except OSError as exc:
+        return _tell(name, str(exc), EX_OSERR, as_json=arguments.json)
     except KeyboardInterrupt:
         return EX_INTERRUPTED
     return code

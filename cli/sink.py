@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop. Returns 0, 64 for a wrong word, 69 without the extra `demo`."""
     try:
         from picoqmail.admin import sink
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "aiosmtpd":
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "aiosmtpd":
             raise
         print(
             "picoqmail sink: needs aiosmtpd, which is not installed; install the extra demo: "
@@ -91,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         tell = _Teller(as_json=arguments.json)
         maildir = sink.Maildir(arguments.maildir, unix_lines=arguments.unix_lines)
         asyncio.run(_serve(arguments, maildir, rules, tell))
-    except ValueError as error:
-        print(f"picoqmail sink: {printable(str(error))}", file=sys.stderr)
+    except ValueError as exc:
+        print(f"picoqmail sink: {printable(str(exc))}", file=sys.stderr)
         return EX_USAGE
     return 0
 

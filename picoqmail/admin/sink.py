@@ -172,7 +172,7 @@ class Sink:
         self._on_refusal = on_refusal
         self._transactions = 0
         self._sessions = 0
-        self._connections: set[_Connection] = set()
+        self._connections: set[_SinkConnection] = set()
         self._stopping = asyncio.Event()
         self.mails = 0
 
@@ -216,7 +216,7 @@ class Sink:
             self.stop()
 
     def _connection(self) -> SMTP:
-        return _Connection(
+        return _SinkConnection(
             self,
             self._connections,
             data_size_limit=self._size_limit,
@@ -327,10 +327,10 @@ class Sink:
             self._on_refusal(phase, reply)
 
 
-class _Connection(SMTP):
+class _SinkConnection(SMTP):
     """One client's connection; adds the refusal of DATA, and that 421 ends it (RFC 5321 3.8)."""
 
-    def __init__(self, sink: Sink, connections: set[_Connection], **options: Any) -> None:  # noqa: ANN401 - aiosmtpd's own
+    def __init__(self, sink: Sink, connections: set[_SinkConnection], **options: Any) -> None:  # noqa: ANN401 - aiosmtpd's own
         super().__init__(sink, **options)
         self._sink = sink
         self._connections = connections

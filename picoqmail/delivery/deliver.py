@@ -177,7 +177,7 @@ class Delivery:
     def run(self, ids: Iterable[str], *, forced: bool = False) -> Summary:
         """Try to deliver the messages of these IDs, in this order.
 
-        `forced`: due or not, breaker or not. Raises SpoolError where the end of the session could
+        `forced`: due or not, breaker or not. Raises SpoolError where the end of the run could
         not be made durable; what a single message does never stops the others.
         """
         self._forced = forced
@@ -427,7 +427,7 @@ class Delivery:
                 work.parts += 1
         work.open_parts = work.parts
         if not work.parts:
-            # Every outcome was noted by a session that died before it recorded them.
+            # Every outcome was noted by a sender that died before it recorded them.
             self._finish(work)
 
     def _ready_to_try(self, claim: Claim) -> Claim | None:
@@ -652,7 +652,7 @@ class Delivery:
 
     @staticmethod
     def _result_text(now: int, relay: str, transcript: Sequence[str], message: Message) -> str:
-        """One session's part of ID.result: when, with whom, the dialogue, and what came of it."""
+        """One attempt's part of ID.result: when, with whom, the dialogue, and what came of it."""
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
         lines = [f"--- {when}, attempt {message.attempts}, relay {relay or 'none reached'}"]
         lines += transcript

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from picoqmail.smtp.relay_address import Relay
 
 
-class Session:
-    """One run's conversations; calling it drives the outboxes until they are empty."""
+class Lanes:
+    """The lanes of one run; calling it drives the outboxes until they are empty."""
 
     def __init__(self, settings: Settings, log: Log, spool: str) -> None:
         """Nothing is opened before there is mail for it. `spool`: where the pace is kept."""

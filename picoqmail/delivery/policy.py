@@ -1,4 +1,4 @@
-"""What becomes of a message: the schedule of attempts and the judgement of a session. Pure."""
+"""What becomes of a message: the schedule of attempts and the judgement of an attempt. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT_LIMIT = 500
 
 
 class Judgement(Value):
-    """A message after a session: what its sidecar will say, and the events to tell.
+    """A message after an attempt: what its sidecar will say, and the events to tell.
 
     `step` is `remove`, `defer` or `fail`; `failed_now` are the indexes that failed this time.
     """
@@ -74,7 +74,7 @@ def is_due(message: Message, now: float) -> bool:
     return isinstance(last, (int, float)) and last > now + QUADRATIC_STEP_SECONDS
 
 
-def judge(  # noqa: PLR0913 - what is known at the end of a session
+def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     message: Message,
     results: Mapping[int, RecipientResult],
     *,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from picoqmail.delivery.report_limit import Governor
+    from picoqmail.delivery.report_limit import ReportLimit
     from picoqmail.delivery.report_state import Addressee
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
@@ -72,11 +72,11 @@ class Reporter:
         self._to_log: list[dict[str, Any]] = []
 
     @property
-    def _governor(self) -> Governor:
+    def _report_limit(self) -> ReportLimit:
         _load()
-        from picoqmail.delivery.report_limit import Governor
+        from picoqmail.delivery.report_limit import ReportLimit
 
-        return Governor(self.spool.path, self.settings.bouncelimit)
+        return ReportLimit(self.spool.path, self.settings.bouncelimit)
 
     # --- Failures ----------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Reporter:
         if not indexes or whom is None:
             return self.spool.record(claim, message, state, result)
         try:
-            if not self._governor.may_report(whom.address, self.clock()):
+            if not self._report_limit.may_report(whom.address, self.clock()):
                 return self._keep(claim, message, state, result, whom)
             incoming = self._write(claim, message, indexes, KIND_FAILED, whom)
         except SpoolError as exc:
@@ -146,7 +146,7 @@ class Reporter:
             }
             for index in indexes
         ]
-        self._governor.keep(whom.address, failures, self.clock())
+        self._report_limit.keep(whom.address, failures, self.clock())
         return self.spool.record(claim, report_state.told(message, indexes, DIGEST), state, result)
 
     def before_trying(self, claim: Claim) -> Claim | None:
@@ -171,7 +171,7 @@ class Reporter:
         """See to it that a report's message knows that it was told; False if it cannot now."""
         subject = str(report.unknown[report_state.REPORT_OF])
         if subject.startswith(f"{REPORTS}/"):
-            self._governor.finish(f"{self.spool.path}/{REPORTS}/{os.path.basename(subject)}")
+            self._report_limit.finish(f"{self.spool.path}/{REPORTS}/{os.path.basename(subject)}")
             return True
         try:
             state, message = self.spool.read(subject)
@@ -248,19 +248,19 @@ class Reporter:
 
     def make_digests(self) -> None:
         """Tell what was kept while too much was told, an hour at a time. Raises SpoolError."""
-        for path in self._governor.overdue(self.clock()):
+        for path in self._report_limit.overdue(self.clock()):
             self._make_digest(path)
 
     def _make_digest(self, path: str) -> None:
         with self._incoming() as incoming:
             from picoqmail.delivery import report_text
 
-            overdue = self._governor.take(path, incoming.id)
+            overdue = self._report_limit.take(path, incoming.id)
             done_already = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
             if overdue is None or not overdue.kept or done_already:
                 incoming.abort()
                 if overdue is not None:
-                    self._governor.finish(overdue.path)
+                    self._report_limit.finish(overdue.path)
                 return
             sender = str(overdue.kept[0].get("sender") or "")
             text = report_text.digest(
@@ -274,7 +274,7 @@ class Reporter:
             incoming.write(text)
             subject = f"{REPORTS}/{os.path.basename(overdue.path)}"
             incoming.commit(sender, [overdue.address], {report_state.REPORT_OF: subject})
-        self._governor.finish(overdue.path)
+        self._report_limit.finish(overdue.path)
         self.made.append(incoming.id)
         self.log.event(
             "bounced", id=incoming.id, kind=DIGEST, to=overdue.address, failures=len(overdue.kept)

@@ -49,7 +49,7 @@ class Overdue:
 
 
 @frozen
-class Governor:
+class ReportLimit:
     """The limits of one spool; `limit` reports an hour and address, 0 for no limit."""
 
     spool: str
@@ -128,8 +128,8 @@ class Governor:
 class _Ledger:
     """The file of one address and hour, locked while it is open; a context manager."""
 
-    def __init__(self, governor: Governor, address: str, now: float) -> None:
-        self._directory = governor.directory
+    def __init__(self, limit: ReportLimit, address: str, now: float) -> None:
+        self._directory = limit.directory
         self._hash = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:32]
         self._now = now
         self._descriptor = -1

@@ -286,7 +286,7 @@ def digest(  # noqa: PLR0913 - one argument a fact
 ) -> bytes:
     """One mail about the failures of an hour in which too many reports were made already.
 
-    `kept` are `id`, `recipient`, `reply` and `when` of each, as the governor wrote them down.
+    `kept` are `id`, `recipient`, `reply` and `when` of each, as `report_limit` wrote them down.
     """
     # A crash between writing down and recording makes one of them twice.
     failures = list({(one.get("id"), one.get("index")): one for one in kept}.values())

@@ -8,7 +8,7 @@ from functools import partial
 
 from picoqmail.delivery import processes
 from picoqmail.delivery.deliver import Delivery, Summary
-from picoqmail.delivery.lanes import Session
+from picoqmail.delivery.lanes import Lanes
 from picoqmail.delivery.report import Reporter
 from picoqmail.errors import ConfigurationError, NoSuchMessageError, SpoolError
 from picoqmail.home import settings as settings_module
@@ -60,12 +60,12 @@ class Run:
             privacy=self.settings.logprivacy,
         )
         self.spool = Store(home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
-        self._session = Session(self.settings, self.log, home.spool)
+        self._lanes = Lanes(self.settings, self.log, home.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             signal.signal(number, lambda *_: self._stop())
 
     def _stop(self) -> None:
-        self._session.stop()
+        self._lanes.stop()
         for worker in self._workers:
             worker.stop()
 
@@ -85,7 +85,7 @@ class Run:
     @property
     def stopped(self) -> bool:
         """Whether a signal asked this run to end."""
-        return self._session.is_stopped()
+        return self._lanes.is_stopped()
 
     def _on_damage(self, damage: Damage) -> None:
         self.summary.damaged += 1
@@ -118,7 +118,7 @@ class Run:
     def _deliver_shares(self, ids: list[str], count: int, *, forced: bool) -> set[str]:
         """Deal the messages out, by age, and hear what became of them."""
         own = ids[::count]
-        self._session.shares = count
+        self._lanes.shares = count
         busy: set[str] = set()
         unserved: list[str] = []
         try:
@@ -137,7 +137,7 @@ class Run:
             for worker in self._workers:
                 busy |= self._hear(worker, unserved)
             self._workers.clear()
-            self._session.shares = 1
+            self._lanes.shares = 1
         if count > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
             # The relay serves one of us and turns another away: it wants fewer connections.
             self.summary.left -= len(unserved)
@@ -148,7 +148,7 @@ class Run:
         """Deliver a share in a process of its own."""
         self._workers.clear()
         self.summary = Summary()
-        self._session.is_orphan = is_orphan
+        self._lanes.is_orphan = is_orphan
         busy: set[str] = set()
         unserved: list[str] = []
         try:
@@ -202,7 +202,7 @@ class Run:
 
     def _deliver(self, ids: Iterable[str], summary: Summary, *, forced: bool) -> Delivery:
         delivery = Delivery(
-            self.spool, self.settings, self.log, self._session, stop=self._session.is_stopped
+            self.spool, self.settings, self.log, self._lanes, stop=self._lanes.is_stopped
         )
         delivery.summary = summary
         before = _counts(summary)

@@ -182,8 +182,8 @@ class Login:
             response = self._dialogue.send(decode(challenge)) or b""
         except StopIteration:
             return b"*"
-        except SaslError as error:
-            self._failure = error
+        except SaslError as exc:
+            self._failure = exc
             return b"*"
         self._said.append(response)
         return base64.b64encode(response)

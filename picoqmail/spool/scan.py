@@ -143,7 +143,7 @@ REPORT_WINDOW_SECONDS = 3600
 
 
 def overdue_reports(spool: str, now: float) -> list[str]:
-    """Paths of the governor's files whose hour is over (governor.py). Raises OSError."""
+    """Paths of the files of reports/ whose hour is over (report_limit.py). Raises OSError."""
     directory = f"{spool}/{REPORTS}"
     try:
         names = posix.listdir(directory)

@@ -1,4 +1,4 @@
-"""What becomes of a message: qmail's schedule to the second, and the judgement of a session."""
+"""What becomes of a message: qmail's schedule to the second, and the judgement of an attempt."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def message(count: int = 1) -> Message:
 
 
 def judged(*outcomes: Outcome, now: int = CREATED, in_doubt: bool = False) -> Judgement:
-    """The judgement after a session with these outcomes."""
+    """The judgement after an attempt with these outcomes."""
     results = {index: RESULTS[outcome] for index, outcome in enumerate(outcomes)}
     return policy.judge(
         message(len(outcomes)), results, now=now, relay="r", in_doubt=in_doubt, schedule=None
@@ -129,7 +129,7 @@ def test_each_recipient_keeps_its_own_reply() -> None:
 
 
 def test_what_was_settled_before_stays() -> None:
-    """A second session speaks of the pending ones only."""
+    """A second attempt speaks of the pending ones only."""
     first = judged("delivered", "deferred", "failed").message
     second = policy.judge(first, {1: RESULTS["delivered"]}, now=CREATED + 400, relay="r")
     assert "fail" == second.step

@@ -72,6 +72,15 @@ def test_a_plain_word_stands_where_there_is_one(word: str) -> None:
     assert [] == offenders, f"say {PLAIN[word]!r}"
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: os.path.relpath(path, CHECKOUT))
+def test_exceptions_are_exc(path: str) -> None:
+    """One name for the exception in hand, everywhere."""
+    with open(path, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    assert [] == [f"{one.lineno}: {one.name}" for one in handlers if one.name not in (None, "exc")]
+
+
 def test_locks_are_made_in_one_module() -> None:
     """Only spool/locks.py calls flock, and only it imports portalocker."""
     offenders = []
