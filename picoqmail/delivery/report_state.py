@@ -2,7 +2,7 @@
 
 A recipient's failure is told once: the key `told` of the recipient names the report. `telling` of
 the message names the report that is being made; `report_of` of a report names its message. With
-the three no crash makes a report twice, and none is forgotten: bounce.py has the order.
+the three no crash makes a report twice, and none is forgotten: report.py has the order.
 """
 
 from __future__ import annotations

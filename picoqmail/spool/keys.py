@@ -7,7 +7,7 @@ spool. Without it the message was on its way there when the record was written:
 
     1. body and sidecar of the message are on disk in tmp/, and so are their names
     2. the record is written, without the bit, and is on disk               (`KeyRecord.intend`)
-    3. the message becomes visible: its rename into new/ or cur/            (accept.publish)
+    3. the message becomes visible: its rename into new/ or cur/            (incoming.publish)
     4. the bit is set                                                       (`KeyRecord.arrived`)
 
 A bit that a crash, or a copy of the spool without its modes, took away costs a look and nothing

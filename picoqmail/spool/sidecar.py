@@ -1,7 +1,7 @@
 """The sidecar: the JSON text of one message's envelope and retry state, written. Hot, pure.
 
 Without the json module, which the once-a-mail programs cannot afford to import; those who deliver
-read it (sidecar_reading.py) with that. Only builtins: the model (model.py) wraps them.
+read it (sidecar_reading.py) with that. Only builtins: message.py wraps them.
 """
 
 from __future__ import annotations
