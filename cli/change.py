@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING
 from attrs import asdict
 
 from picoqmail.admin import change, selection
-from picoqmail.cli.output import print_json, printable
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import complain, print_json
 from picoqmail.cli.progress import progress
 from picoqmail.cli.spool import (
     CommandLineError,
     add_messages,
-    complain,
     filter_of,
     may_go_on,
     meant,
-    open_home,
 )
 from picoqmail.errors import EX_DATAERR, EX_NOINPUT, EX_TEMPFAIL
-from picoqmail.home import control
 from picoqmail.home.limits import read_limits
+from picoqmail.home.opening import open_home
 from picoqmail.layout import CUR, NEW, UNDELIVERED
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.admin.change import Admin, VerbResult
-    from picoqmail.home.paths import Home
 
 # What a filter of each verb looks at, if it names no state itself.
 _STATES = {
@@ -86,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         outcomes = _do_all(tool, ids, _action(tool, arguments), verb)
         if verb == "retry" and not arguments.later:
-            outcomes = _send(home, tool, outcomes)
+            outcomes = change.send_now(home, tool, outcomes)
     _tell(arguments, outcomes, missing)
     return _status(outcomes, missing)
 
@@ -121,41 +119,6 @@ def _intended(tool: Admin, message_id: str, verb: str) -> VerbResult:
     return change.VerbResult(message_id, "dry-run", f"would {verb}", states[0] if states else "")
 
 
-def _send(home: Home, tool: Admin, outcomes: list[VerbResult]) -> list[VerbResult]:
-    """Try what is due now, past an open breaker, and tell what came of it."""
-    from picoqmail.delivery.run import Run
-
-    control.own_host_name(control.Control(home.control))
-    due = [one.id for one in outcomes if one.result in (change.DONE, change.UNCHANGED)]
-    if not due:
-        return outcomes
-    busy = Run(home, "picoqmail").deliver(due, forced=True)
-    return [_after(tool, one, busy) if one.id in due else one for one in outcomes]
-
-
-def _after(tool: Admin, before: VerbResult, busy: set[str]) -> VerbResult:
-    """What became of a message that was tried."""
-    states = tool.spool.where(before.id)
-    if not states:
-        return change.VerbResult(before.id, change.DONE, "is delivered")
-    if before.id in busy:
-        return change.VerbResult(
-            before.id, change.BUSY, "is being sent by another process", states[0]
-        )
-    entry = selection.entry_of(tool.spool, before.id)
-    message = entry.message
-    if message is None:
-        return change.VerbResult(
-            before.id, change.REFUSED, f"is damaged: {entry.damage}", entry.state
-        )
-    said = str(message.history[-1].get("reply", "")) if message.history else ""
-    if entry.state == UNDELIVERED:
-        return change.VerbResult(before.id, change.REFUSED, f"failed for good: {said}", entry.state)
-    if message.history and message.attempts:
-        return change.VerbResult(before.id, "deferred", f"deferred: {said}", entry.state)
-    return change.VerbResult(before.id, "deferred", "its relay cannot be reached", entry.state)
-
-
 def _tell(arguments: argparse.Namespace, outcomes: list[VerbResult], missing: list[str]) -> None:
     for text in missing:
         complain(printable(text))
@@ -183,7 +146,7 @@ def _status(outcomes: list[VerbResult], missing: list[str]) -> int:
         return EX_NOINPUT
     if change.REFUSED in results:
         return EX_DATAERR
-    if results & {change.BUSY, "deferred"}:
+    if results & {change.BUSY, change.DEFERRED}:
         return EX_TEMPFAIL
     if outcomes and results == {change.GONE}:
         return EX_NOINPUT

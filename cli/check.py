@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from attrs import asdict
 
 from picoqmail.admin import check, metrics
-from picoqmail.admin.check import CRITICAL, LEVELS, OK, UNKNOWN, Finding, Thresholds
-from picoqmail.cli.output import bold, print_json, printable
-from picoqmail.cli.spool import age, open_home
+from picoqmail.admin.check import CRITICAL, LEVELS, UNKNOWN, Finding, Thresholds
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import bold, print_json
+from picoqmail.cli.spool import age
 from picoqmail.cli.writer import Writer
 from picoqmail.errors import ConfigurationError, PicoqmailError
-from picoqmail.home import settings
+from picoqmail.home.opening import open_home
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from picoqmail.admin.relay_probe import Probe
     from picoqmail.admin.status import Status
-    from picoqmail.home.paths import Home
-    from picoqmail.home.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
         home = open_home()
         if arguments.repair:
             repaired = check.repair(home, Store(home.spool))
-        now, probes = _look(home, arguments, findings)
+        now, probes = check.examine(
+            home,
+            _thresholds(arguments),
+            findings,
+            relays=not arguments.no_relay,
+            deep=arguments.deep,
+            send_to=arguments.send_to or "",
+        )
     except ConfigurationError as exc:
         findings.append(Finding("home", UNKNOWN, str(exc)))
     except PicoqmailError as exc:
@@ -107,35 +113,6 @@ def _thresholds(arguments: argparse.Namespace) -> Thresholds:
         last=pair("last"),
         certificate_days=pair("certificate_days"),
     )
-
-
-def _look(
-    home: Home, arguments: argparse.Namespace, findings: list[Finding]
-) -> tuple[Status | None, list[Probe]]:
-    """Look at everything in turn; what is found goes to `findings` at once."""
-    limits = _thresholds(arguments)
-    spool = Store(home.spool)
-    chosen = settings.examine(home).settings
-    findings += [*check.check_settings(home), *check.check_modes(home)]
-    findings += check.check_filesystem(home)
-    probes: list[Probe] = []
-    if chosen is not None and not arguments.no_relay:
-        relays, probes = check.check_relays(chosen, limits)
-        findings += relays
-    if chosen is not None and arguments.send_to:
-        findings.append(_send(home, chosen, arguments.send_to))
-    findings += check.check_spool(spool, deep=arguments.deep)
-    now = check.gather(home)
-    findings += [*check.check_flow(now, limits, chosen), *check.check_cron(home, now)]
-    return now, probes
-
-
-def _send(home: Home, chosen: Settings, address: str) -> Finding:
-    """Send one mail through the spool and all, and tell what came of it."""
-    from picoqmail.admin.trial_mail import send
-
-    outcome = send(home, chosen, address)
-    return Finding("mail", OK if outcome.is_delivered else CRITICAL, outcome.text)
 
 
 def _print(level: int, findings: list[Finding], now: Status | None, repaired: list[str]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from picoqmail.cli.main import COMMANDS, Parser
+from picoqmail.cli.commands import COMMANDS, parser_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +37,10 @@ class CommandHelp:
 
 def commands() -> Iterator[CommandHelp]:
     """All commands in the order of --help."""
-    for name, (module_name, summary) in COMMANDS.items():
-        module = importlib.import_module(f"picoqmail.cli.{module_name}")
-        parser = Parser(prog=f"picoqmail {name}", add_help=False)
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
-        module.add_arguments(parser)
-        options = tuple(_option(action) for action in parser._actions)  # noqa: SLF001 - argparse has no other way
+    for name, (_, summary) in COMMANDS.items():
+        _, parser = parser_of(name)
+        # The first one is --help.
+        options = tuple(_option(action) for action in parser._actions[1:])  # noqa: SLF001 - argparse has no other way
         yield CommandHelp(name, summary, options, parser.epilog or "")
 
 

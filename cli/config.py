@@ -7,7 +7,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from picoqmail.cli.output import bold, print_json, printable
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import EX_CONFIG, EX_USAGE
 from picoqmail.home import page, settings
 from picoqmail.home.paths import locate

@@ -11,7 +11,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import demo
-from picoqmail.cli.output import print_json, printable
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import print_json
 from picoqmail.errors import PicoqmailError
 
 if TYPE_CHECKING:

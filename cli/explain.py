@@ -8,13 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.admin import selection
-from picoqmail.admin.explain import explain, is_in_doubt
-from picoqmail.cli import words
-from picoqmail.cli.output import print_json, printable
-from picoqmail.cli.spool import complain, open_home
-from picoqmail.errors import EX_NOINPUT, DamagedMessageError, NoSuchMessageError
-from picoqmail.relay import breaker
+from picoqmail.admin import words
+from picoqmail.admin.explain import explain_message, is_in_doubt
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import complain, print_json
+from picoqmail.errors import EX_NOINPUT, NoSuchMessageError
+from picoqmail.home.opening import open_home
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -35,13 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     missing = 0
     for name in arguments.id:
         try:
-            entry = selection.entry_of(spool, spool.find(name))
+            entry, text = explain_message(spool, spool.find(name), time.time())
         except NoSuchMessageError as exc:
             complain(printable(str(exc)))
             complain("what was delivered is not in the spool any more: look into the log")
             missing += 1
             continue
-        text = explain(entry, time.time(), breaker.read(spool.path), damage=_damage(spool, entry))
         if arguments.json:
             documents.append(_document(entry, text))
         else:
@@ -50,16 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(documents)
     return EX_NOINPUT if missing else 0
-
-
-def _damage(spool: Store, entry: Entry) -> str:
-    if entry.message is None:
-        return entry.damage
-    try:
-        spool.check_body(entry.message)
-    except DamagedMessageError as exc:
-        return str(exc)
-    return ""
 
 
 def _document(entry: Entry, text: str) -> dict[str, object]:

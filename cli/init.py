@@ -8,8 +8,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from picoqmail.admin.words import printable
 from picoqmail.cli import units
-from picoqmail.cli.output import is_terminal, print_json, printable
+from picoqmail.cli.output import is_terminal, print_json
 from picoqmail.errors import EX_USAGE, ConfigurationError
 from picoqmail.home import make, make_system, secret, values
 from picoqmail.home.control import Control

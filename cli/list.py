@@ -7,10 +7,10 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.admin import selection
-from picoqmail.cli import words
-from picoqmail.cli.output import bold, printable
-from picoqmail.cli.spool import add_filters, filter_of, open_home
+from picoqmail.admin import listing, selection, words
+from picoqmail.cli.output import bold
+from picoqmail.cli.spool import add_filters, filter_of
+from picoqmail.home.opening import open_home
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from picoqmail.admin.selection import Entry
-
-_RECIPIENTS_SHOWN = 5
 
 _KEYS: dict[str, Callable[[Entry], Any]] = {
     "size": lambda one: one.message.size if one.message else 0,
@@ -59,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(entries, now)
     else:
-        _print(entries, now, ids_only=arguments.ids)
+        found = (one.id for one in entries)
+        for line in found if arguments.ids else listing.lines(entries, now, emphasize=bold):
+            print(line)
     return 0
 
 
@@ -79,44 +79,3 @@ def _print_json(entries: Iterable[Entry], now: float) -> None:
         print(separator, json.dumps(words.document(entry, now)), end="", sep="\n")
         separator = ","
     print("[]" if separator == "[" else "\n]")
-
-
-def _print(entries: Iterable[Entry], now: float, *, ids_only: bool) -> None:
-    total = octets = 0
-    for entry in entries:
-        if ids_only:
-            print(entry.id)
-            continue
-        total += 1
-        octets += entry.message.size if entry.message else 0
-        print("\n".join(_lines(entry, now)))
-    if not ids_only:
-        print(f"{words.count(total, 'message')}, {words.size(octets)}")
-
-
-def _lines(entry: Entry, now: float) -> Iterator[str]:
-    yield bold(entry.id)
-    message = entry.message
-    age = f"{words.ago(now - entry.created)} old"
-    if message is None:
-        yield f"    {entry.state}  {age}  cannot be read: {printable(entry.damage)}"
-        return
-    facts = (
-        entry.state,
-        age,
-        words.size(message.size),
-        words.count(message.attempts, "attempt"),
-        words.when_next(entry, now),
-    )
-    yield "    " + "  ".join(facts)
-    yield f"    from {printable(words.path(message.sender))}"
-    waiting = [one for one in message.recipients if one.state != "delivered"]
-    for one in (waiting or message.recipients)[:_RECIPIENTS_SHOWN]:
-        said = f": {printable(one.reply)}" if one.reply else ""
-        yield f"    to {printable(words.path(one.address))} {one.state}{said}"
-    more = len(waiting or message.recipients) - _RECIPIENTS_SHOWN
-    if more > 0:
-        yield f"    and {words.count(more, 'recipient')} more"
-    said = words.last_reply(message)
-    if said and not any(one.reply and one.reply in said for one in message.recipients):
-        yield f"    {message.history[-1].get('outcome')}: {printable(said)}"

@@ -49,11 +49,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _list() -> int:
-    """Print what waits, as `picoqmail list` does."""
-    from picoqmail.cli.main import main as administer
+    """Print all messages of the spool, as `picoqmail list` does."""
+    from picoqmail.admin import listing
+    from picoqmail.cli.output import report_errors
 
-    status: int = administer(["list"])
-    return TEMPORARY if status else ACCEPTED
+    def print_all() -> int:
+        for line in listing.everything():
+            print(line)
+        return ACCEPTED
+
+    return TEMPORARY if report_errors("sendmail", print_all) else ACCEPTED
 
 
 def _run_queue() -> int:

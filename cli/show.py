@@ -11,11 +11,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from picoqmail.admin import selection
-from picoqmail.cli import words
-from picoqmail.cli.output import bold, print_json, printable
-from picoqmail.cli.spool import open_home
+from picoqmail.admin import selection, words
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import DamagedMessageError
+from picoqmail.home.opening import open_home
 from picoqmail.layout import SIDECAR
 from picoqmail.spool.store import Store
 

@@ -12,7 +12,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from picoqmail.cli.output import printable
+from picoqmail.admin.words import printable
 from picoqmail.errors import EX_UNAVAILABLE, EX_USAGE
 from picoqmail.home.values import whole_number
 

@@ -6,27 +6,17 @@ it means.
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import selection
 from picoqmail.cli.output import is_terminal
-from picoqmail.errors import (
-    EX_USAGE,
-    QUEUE_SPOOL,
-    ConfigurationError,
-    NoSuchMessageError,
-    SpoolError,
-)
-from picoqmail.home.paths import become_owner, locate
+from picoqmail.errors import EX_USAGE, ConfigurationError, NoSuchMessageError
 from picoqmail.home.values import duration
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from picoqmail.home.paths import Home
     from picoqmail.spool.store import Store
 
 MANY = 10
@@ -37,28 +27,6 @@ class CommandLineError(ConfigurationError):
     """The command line asks for nothing that can be done."""
 
     sysexit = EX_USAGE
-
-
-def open_home() -> Home:
-    """The home of this process, its spool there and ours to use.
-
-    Root becomes the spool's owner: a file that root left there could not be read by the sender.
-    Raises ConfigurationError, SpoolError.
-    """
-    home = locate()
-    try:
-        os.stat(home.spool)
-    except FileNotFoundError:
-        raise ConfigurationError(
-            home.spool,
-            "there is no spool",
-            "set PICOQMAIL_HOME if the home is elsewhere, or make one: picoqmail init",
-        ) from None
-    except OSError as exc:
-        raise SpoolError("look at", home.spool, exc, QUEUE_SPOOL) from exc
-    become_owner(home)
-    os.umask(0o077)
-    return home
 
 
 def age(text: str) -> int:
@@ -162,8 +130,3 @@ def may_go_on(arguments: argparse.Namespace, verb: str, count: int) -> bool:
             "add --yes if that is meant, or look first: --dry-run",
         )
     return True
-
-
-def complain(text: str) -> None:
-    """Print one line of complaint."""
-    print(f"picoqmail: {text}", file=sys.stderr)

@@ -9,11 +9,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.admin import status
-from picoqmail.cli import words
-from picoqmail.cli.output import bold, print_json, printable
-from picoqmail.cli.spool import age, open_home
+from picoqmail.admin import status, words
+from picoqmail.admin.words import printable
+from picoqmail.cli.output import bold, print_json
+from picoqmail.cli.spool import age
 from picoqmail.home import settings
+from picoqmail.home.opening import open_home
+from picoqmail.home.values import rough_duration
 from picoqmail.layout import UNDELIVERED
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def _lines(spool: str, now: Status) -> Iterator[str]:
         heap = now.heaps[name]
         oldest = ""
         if heap.oldest:
-            oldest = f", the oldest {words.ago(now.taken - heap.oldest)} old"
+            oldest = f", the oldest {rough_duration(now.taken - heap.oldest)} old"
         yield (
             f"  {name:12} {words.count(heap.messages, 'message')}, "
             f"{words.size(heap.octets)}{oldest}   ({what})"
@@ -96,33 +98,33 @@ def _summary(now: Status) -> str:
         return "nothing waits"
     waits = f"{words.count(now.waiting, 'message')} to send"
     oldest = now.oldest_waiting
-    return f"{waits}, the oldest {words.ago(now.taken - oldest)} old" if oldest else waits
+    return f"{waits}, the oldest {rough_duration(now.taken - oldest)} old" if oldest else waits
 
 
 def _next(now: Status) -> str:
     if not now.waiting - now.held:
         return "nothing to try"
     down = [one.until for one in now.outages.values() if one.until > now.taken]
-    wait = words.ago(min(down, default=now.taken) - now.taken)
+    wait = rough_duration(min(down, default=now.taken) - now.taken)
     later = f"; relays that are down are looked at in {wait}"
     if now.due:
         return f"{words.count(now.due, 'message')} due now" + (later if down else "")
     if now.next_attempt is None:
         return "nothing to try"
-    return f"in {words.ago(now.next_attempt - now.taken)}" + (later if down else "")
+    return f"in {rough_duration(now.next_attempt - now.taken)}" + (later if down else "")
 
 
 def _ago(when: int | None, now: Status) -> str:
     if when is None:
         return "never, as far as this spool knows"
-    return f"{words.ago(now.taken - when)} ago, {words.moment(when)}"
+    return f"{rough_duration(now.taken - when)} ago, {words.moment(when)}"
 
 
 def _relays(now: Status) -> Iterator[str]:
     if not now.outages:
         yield f"{bold('relays')}     none is known to be down"
     for name, one in now.outages.items():
-        since = words.ago(now.taken - one.since)
+        since = rough_duration(now.taken - one.since)
         failures = words.count(one.failures, "failure")
         yield (
             f"{bold('relays')}     {printable(name)} is down for {since}, {failures}, "
@@ -135,6 +137,6 @@ def _workers(now: Status) -> str:
     if now.sender is not None:
         found.append(f"a sender (pid {now.sender or 'unknown'})")
     if now.cron is not None:
-        since = f", for {words.ago(now.taken - now.cron_since)}" if now.cron_since else ""
+        since = f", for {rough_duration(now.taken - now.cron_since)}" if now.cron_since else ""
         found.append(f"a run of cron (pid {now.cron or 'unknown'}{since})")
     return " and ".join(found) or "nobody"

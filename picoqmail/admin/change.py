@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
+from picoqmail.admin.selection import entry_of
 from picoqmail.delivery.report_state import untold
 from picoqmail.errors import NoSuchMessageError
+from picoqmail.home.control import Control, own_host_name
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 from picoqmail.spool.sidecar import NOT_BEFORE
@@ -30,6 +32,7 @@ UNCHANGED = "unchanged"
 REFUSED = "refused"
 BUSY = "busy"
 GONE = "gone"
+DEFERRED = "deferred"
 
 
 @frozen
@@ -192,3 +195,38 @@ class Admin:
             return VerbResult(message_id, GONE, "is not in the spool any more")
         detail = "is being sent, or another process has it; try again in a moment"
         return VerbResult(message_id, BUSY, detail, states[0])
+
+
+def send_now(home: Home, admin: Admin, results: list[VerbResult]) -> list[VerbResult]:
+    """Try to send messages that a verb made due, past an open breaker; return the new results.
+
+    Raises ConfigurationError, SpoolError.
+    """
+    from picoqmail.delivery.run import Run
+
+    own_host_name(Control(home.control))
+    due = [one.id for one in results if one.result in (DONE, UNCHANGED)]
+    if not due:
+        return results
+    busy = Run(home, "picoqmail").deliver(due, forced=True)
+    return [_after_sending(admin.spool, one, busy) if one.id in due else one for one in results]
+
+
+def _after_sending(store: Store, before: VerbResult, busy: set[str]) -> VerbResult:
+    """Return what became of a message that was tried."""
+    message_id = before.id
+    states = store.where(message_id)
+    if not states:
+        return VerbResult(message_id, DONE, "is delivered")
+    if message_id in busy:
+        return VerbResult(message_id, BUSY, "is being sent by another process", states[0])
+    entry = entry_of(store, message_id)
+    message = entry.message
+    if message is None:
+        return VerbResult(message_id, REFUSED, f"is damaged: {entry.damage}", entry.state)
+    reply = str(message.history[-1].get("reply", "")) if message.history else ""
+    if entry.state == UNDELIVERED:
+        return VerbResult(message_id, REFUSED, f"failed for good: {reply}", entry.state)
+    if message.history and message.attempts:
+        return VerbResult(message_id, DEFERRED, f"deferred: {reply}", entry.state)
+    return VerbResult(message_id, DEFERRED, "its relay cannot be reached", entry.state)

@@ -15,9 +15,10 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.admin import filesystem, selection, status
+from picoqmail.admin.words import count
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.home import settings
-from picoqmail.home.values import spelled_duration
+from picoqmail.home.values import rough_duration
 from picoqmail.layout import (
     BODY,
     CRON_LOCK,
@@ -91,6 +92,43 @@ def worst(findings: list[Finding]) -> int:
     """The level of all together, the exit code of a monitoring plugin."""
     levels = {one.level for one in findings}
     return next((level for level in _WORST if level in levels), UNKNOWN)
+
+
+def examine(  # noqa: PLR0913 - what is to be checked
+    home: Home,
+    limits: Thresholds,
+    findings: list[Finding],
+    *,
+    relays: bool = True,
+    deep: bool = False,
+    send_to: str = "",
+) -> tuple[Status, list[Probe]]:
+    """Check everything in turn; add what is found to `findings` at once.
+
+    `relays`: connect to them; `deep`: compare every body with what was accepted; `send_to`: send a
+    mail to this address. Raises SpoolError where the spool cannot be read.
+    """
+    store = Store(home.spool)
+    chosen = settings.examine(home).settings
+    findings += [*check_settings(home), *check_modes(home), *check_filesystem(home)]
+    probes: list[Probe] = []
+    if chosen is not None and relays:
+        found, probes = check_relays(chosen, limits)
+        findings += found
+    if chosen is not None and send_to:
+        findings.append(_send(home, chosen, send_to))
+    findings += check_spool(store, deep=deep)
+    now = status.gather(home.spool)
+    findings += [*check_flow(now, limits, chosen), *check_cron(home, now)]
+    return now, probes
+
+
+def _send(home: Home, chosen: Settings, address: str) -> Finding:
+    """Send one mail by way of the spool; report what became of it."""
+    from picoqmail.admin.trial_mail import send
+
+    result = send(home, chosen, address)
+    return Finding("mail", OK if result.is_delivered else CRITICAL, result.text)
 
 
 # --- Settings ------------------------------------------------------------------------------------
@@ -284,10 +322,12 @@ def leftovers(spool: Store) -> list[str]:
 def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iterator[Finding]:
     """Ages, counts, relays that are known to be down, cron, space."""
     oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
-    age = f", the oldest for {_short(oldest)}" if oldest else ""
+    age = f", the oldest for {rough_duration(oldest)}" if oldest else ""
     level = max(limits.level(oldest, limits.age), limits.level(now.waiting, limits.waiting))
     held = f" ({now.held} held)" if now.held else ""
-    yield Finding("queue", level, f"{_count(now.waiting)}{held} to send{age}", "picoqmail status")
+    yield Finding(
+        "queue", level, f"{count(now.waiting, 'message')}{held} to send{age}", "picoqmail status"
+    )
     fresh = now.heaps[UNDELIVERED].fresh
     text = f"{now.heaps[UNDELIVERED].messages} kept, {fresh} of the last day"
     level = limits.level(fresh, limits.failed)
@@ -295,7 +335,8 @@ def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iter
     yield _last_delivery(now, limits)
     for name, one in now.outages.items():
         level = max(WARNING, limits.level(now.taken - one.since, limits.age))
-        text = f"{name} is down for {_short(now.taken - one.since)} ({one.stage}: {one.reason})"
+        down = rough_duration(now.taken - one.since)
+        text = f"{name} is down for {down} ({one.stage}: {one.reason})"
         yield Finding("relay", level, text, "picoqmail check tries it now; see the relay's host")
     yield from _space(now, chosen)
 
@@ -305,7 +346,7 @@ def _last_delivery(now: Status, limits: Thresholds) -> Finding:
         return Finding("last delivery", OK, "nothing was delivered yet")
     age = now.taken - now.last_delivery
     level = limits.level(age, limits.last)
-    return Finding("last delivery", level, f"{_short(age)} ago", "picoqmail status")
+    return Finding("last delivery", level, f"{rough_duration(age)} ago", "picoqmail status")
 
 
 def _space(now: Status, chosen: Settings | None) -> Iterator[Finding]:
@@ -326,10 +367,10 @@ def check_cron(home: Home, now: Status) -> Iterator[Finding]:
         level = WARNING if now.waiting else OK
         yield Finding("cron", level, "picoqmail-cron never ran", remedy)
     elif now.taken - last > CRON_LATE_SECONDS:
-        text = f"picoqmail-cron last ran {_short(now.taken - last)} ago"
+        text = f"picoqmail-cron last ran {rough_duration(now.taken - last)} ago"
         yield Finding("cron", WARNING, text, remedy)
     else:
-        yield Finding("cron", OK, f"last ran {_short(now.taken - last)} ago")
+        yield Finding("cron", OK, f"last ran {rough_duration(now.taken - last)} ago")
 
 
 def cron_ran(spool: str) -> int | None:
@@ -481,16 +522,3 @@ def _repair_modes(home: Home) -> Iterator[str]:
                 yield f"{path}: {text}; now it does not"
             except OSError as exc:
                 yield f"{path}: {text}; cannot be changed: {exc.strerror}; {remedy}"
-
-
-def gather(home: Home) -> Status:
-    """The figures of the spool. Raises SpoolError."""
-    return status.gather(home.spool)
-
-
-def _short(seconds: float) -> str:
-    return " ".join(spelled_duration(max(seconds, 0)).split()[:2])
-
-
-def _count(number: int) -> str:
-    return f"{number} message" if number == 1 else f"{number} messages"

@@ -1,16 +1,19 @@
-"""A message's story in sentences: what happened, what the relay said, what comes next. Pure.
+"""A message's story in sentences: what happened, what the relay said, what comes next.
 
 For a reader who has never heard of picoqmail and wants to know where a mail is.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
+from picoqmail.admin.selection import entry_of
+from picoqmail.admin.words import count, moment
 from picoqmail.delivery.report_state import TELLING, TOLD, WARNED
+from picoqmail.errors import DamagedMessageError
 from picoqmail.home.values import spelled_duration
 from picoqmail.layout import CUR, NEW
+from picoqmail.relay import breaker
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 
 if TYPE_CHECKING:
@@ -19,8 +22,21 @@ if TYPE_CHECKING:
     from picoqmail.admin.selection import Entry
     from picoqmail.relay.breaker import Outage
     from picoqmail.spool.message import Message
+    from picoqmail.spool.store import Store
 
 _DO_NOTHING = "Nobody needs to do anything."
+
+
+def explain_message(store: Store, message_id: str, now: float) -> tuple[Entry, str]:
+    """Return a message and its whole story; `now` is Unix seconds. Raises NoSuchMessageError."""
+    entry = entry_of(store, message_id)
+    damage = entry.damage
+    if entry.message is not None:
+        try:
+            store.check_body(entry.message)
+        except DamagedMessageError as exc:
+            damage = str(exc)
+    return entry, explain(entry, now, breaker.read(store.path), damage=damage)
 
 
 def explain(entry: Entry, now: float, outages: Mapping[str, Outage], *, damage: str = "") -> str:
@@ -54,8 +70,8 @@ def _arrival(message: Message) -> str:
     who = f" for user {origin['uid']}" if "uid" in origin else ""
     sender = f"<{message.sender}>" if message.sender else "nobody (<>: it is a report)"
     return (
-        f"Message {message.id} was accepted on {_moment(message.created)} by {program}{who}: "
-        f"{message.size} octets from {sender} to {_count(len(message.recipients), 'recipient')}."
+        f"Message {message.id} was accepted on {moment(message.created)} by {program}{who}: "
+        f"{message.size} octets from {sender} to {count(len(message.recipients), 'recipient')}."
     )
 
 
@@ -78,16 +94,14 @@ def _events(message: Message) -> Iterator[str]:
         yield (
             "No attempt has been made that concerned it."
             if message.attempts == 0
-            else (
-                f"{_count(message.attempts, 'attempt')} were made; nothing more is known of them."
-            )
+            else (f"{count(message.attempts, 'attempt')} were made; nothing more is known of them.")
         )
         return
     known = [event for event in message.history if isinstance(event, dict)]
     first = message.attempts - sum(event.get("outcome") in _ATTEMPTS for event in known)
-    lines = [f"What happened ({_count(message.attempts, 'attempt')}):"]
+    lines = [f"What happened ({count(message.attempts, 'attempt')}):"]
     if first > 0:
-        lines.append(f"  - {_count(first, 'earlier attempt')}, no longer written down")
+        lines.append(f"  - {count(first, 'earlier attempt')}, no longer written down")
     lines += [f"  - {_event(event)}" for event in known]
     yield "\n".join(lines)
 
@@ -101,7 +115,7 @@ def _event(event: Mapping[str, Any]) -> str:
     what = _WHAT.get(outcome, outcome).replace("{relay}", relay)
     said = str(event.get("reply") or "")
     when = event.get("when")
-    stamp = _moment(when) if isinstance(when, int | float) else "at an unknown time"
+    stamp = moment(when) if isinstance(when, int | float) else "at an unknown time"
     return f"{stamp}: {what}{f': {said}' if said else ''}"
 
 
@@ -151,7 +165,7 @@ def _future(
         what = "Its next attempt is due now: the next run of cron makes it."
     else:
         left = spelled_duration(message.next_attempt - now)
-        what = f"The next attempt comes in {left}, on {_moment(message.next_attempt)}."
+        what = f"The next attempt comes in {left}, on {moment(message.next_attempt)}."
     return " ".join([what, *_relays(outages, now), _expiry(entry, message, now), _DO_NOTHING])
 
 
@@ -164,7 +178,7 @@ def _final(entry: Entry, message: Message) -> str:
             f"picoqmail delete {entry.id}."
         )
     return (
-        f"It has failed for good for {_count(failed, 'recipient')}, and nothing more happens "
+        f"It has failed for good for {count(failed, 'recipient')}, and nothing more happens "
         f"to it. To try those again: picoqmail requeue {entry.id}. To be rid of it: "
         f"picoqmail delete {entry.id}."
     )
@@ -185,17 +199,6 @@ def _expiry(entry: Entry, message: Message, now: float) -> str:
         return "It has reached its greatest age: if that attempt fails, it is given up."
     left = spelled_duration(message.expires - now)
     return (
-        f"It is given up if no relay has taken it in {left}, on {_moment(message.expires)}. "
+        f"It is given up if no relay has taken it in {left}, on {moment(message.expires)}. "
         f"To send it now: picoqmail retry {entry.id}."
     )
-
-
-def _moment(seconds: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-    except (ValueError, OverflowError, OSError):
-        return f"Unix time {seconds}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

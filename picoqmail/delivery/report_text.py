@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
-from picoqmail.home.values import spelled_duration
+from picoqmail.home.values import rough_duration
 from picoqmail.message.dates import header_date
 from picoqmail.smtp.address import UnsendableAddressError, to_xtext, wire_path
 
@@ -121,7 +121,7 @@ def _sentences(report: Report) -> Iterator[str]:
             f"{about} could not be delivered to {whom}, and will not be tried again:"
         )
     else:
-        age = " ".join(spelled_duration(report.now - message.created).split()[:2])
+        age = rough_duration(report.now - message.created)
         yield from _wrapped(f"{about} has waited for {age} and was not taken yet for {whom}:")
     for index in report.indexes[:_RECIPIENTS_IN_TEXT]:
         one = message.recipients[index]

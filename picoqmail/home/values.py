@@ -258,6 +258,11 @@ def plain_text(text: str) -> str:
     return _printable(text)
 
 
+def rough_duration(seconds: float) -> str:
+    """Return a duration in its two largest units, `2h 5m`; below zero it is `0s`."""
+    return " ".join(spelled_duration(max(seconds, 0)).split()[:2])
+
+
 def spelled_duration(seconds: float) -> str:
     """Return `90` seconds as `1m 30s`, for people; parts of a second are rounded up."""
     left = math.ceil(seconds)

@@ -68,18 +68,10 @@ class Verbs:
 
         Raises NoSuchMessageError.
         """
-        from picoqmail.admin.explain import explain
-        from picoqmail.errors import DamagedMessageError
-        from picoqmail.relay import breaker
+        from picoqmail.admin.explain import explain_message
 
-        entry = self.get(message_id)
-        damage = entry.damage
-        if entry.message is not None:
-            try:
-                self._directories().check_body(entry.message)
-            except DamagedMessageError as exc:
-                damage = str(exc)
-        return explain(entry, time.time(), breaker.read(self.home.spool), damage=damage)
+        spool = self._directories()
+        return explain_message(spool, spool.find(message_id), time.time())[1]
 
     def body(self, message_id: str) -> Iterator[bytes]:
         """The octets of a message as spooled, in blocks, our Received line first.

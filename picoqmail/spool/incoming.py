@@ -90,34 +90,43 @@ class Incoming:
         if limits.minfree:
             self._check_free_space()
         now_ns = now_ns or time.time_ns()
-        for _ in range(_TRIES_FOR_A_NAME):
-            self.id = make_id(limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
-            body = self._path(TMP, BODY)
-            try:
-                self._descriptor = durable.create(body, any_umask=any_umask)
-                break
-            except FileExistsError as exc:
-                taken = exc
-            except OSError as exc:
-                missing = not exists(f"{spool}/{TMP}")
-                status = QUEUE_SPOOL if missing else QUEUE_BODY
-                raise SpoolError("make the message file", body, exc, status) from exc
-        else:
-            raise SpoolError("make the message file", body, taken, QUEUE_BODY)
+        self._descriptor = -1
         try:
-            lock_at_once(self._descriptor)
+            self._make_body(pid, now_ns)
             # Written with what follows it, which saves a call.
             self._first_line = (
                 f"Received: by {limits.host} (picoqmail {pid} invoked by uid {uid}) id {self.id}; "
                 f"{header_date(now_ns // 1_000_000_000)}\n".encode()
             )
             self.size = len(self._first_line)
-        except BaseException as exc:
-            # No `with` block has it yet.
-            self.abort()
-            if isinstance(exc, OSError):
-                raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
+        except SpoolError:
             raise
+        except BaseException:
+            # Raised by a signal's handler; no `with` block has the message yet.
+            self.abort()
+            raise
+
+    def _make_body(self, pid: int, now_ns: int) -> None:
+        """Make and lock a file of a name that no other message has. Raises SpoolError."""
+        for _ in range(_TRIES_FOR_A_NAME):
+            self.id = make_id(self._limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
+            body = self._path(TMP, BODY)
+            try:
+                self._descriptor = durable.create(body, any_umask=self._any_umask)
+                break
+            except FileExistsError as exc:
+                taken = exc
+            except OSError as exc:
+                missing = not exists(f"{self._spool}/{TMP}")
+                status = QUEUE_SPOOL if missing else QUEUE_BODY
+                raise SpoolError("make the message file", body, exc, status) from exc
+        else:
+            raise SpoolError("make the message file", body, taken, QUEUE_BODY)
+        try:
+            lock_at_once(self._descriptor)
+        except OSError as exc:
+            self.abort()
+            raise SpoolError("lock the message file", body, exc, QUEUE_BODY) from exc
 
     def __enter__(self) -> Self:
         return self

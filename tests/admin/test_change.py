@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail._version import VERSION
-from picoqmail.cli.main import COMMANDS
+from picoqmail.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
     from pathlib import Path

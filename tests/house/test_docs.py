@@ -14,7 +14,7 @@ import pytest
 
 from installation import CHECKOUT, PROGRAMS
 from picoqmail.cli import command_table
-from picoqmail.cli.main import COMMANDS
+from picoqmail.cli.commands import COMMANDS
 from picoqmail.home import page as settings_page
 from picoqmail.home import settings
 from picoqmail.log import events

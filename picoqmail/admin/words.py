@@ -1,11 +1,11 @@
-"""How the commands say times, sizes and messages to people."""
+"""How times, sizes, addresses and messages are written for people, and messages as JSON. Pure."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.home.values import spelled_duration
+from picoqmail.home.values import rough_duration
 
 if TYPE_CHECKING:
     from typing import Any
@@ -17,8 +17,19 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _KIBI = 1024
 
 
+def printable(text: str) -> str:
+    """Return a text with everything escaped that would move a cursor or change a colour.
+
+    A text of a file or a relay must not drive the terminal.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def size(octets: int) -> str:
-    """Say `1.5 KiB`."""
+    """Write `1.5 KiB`."""
     amount = float(octets)
     for unit in _UNITS:
         if amount < _KIBI or unit == _UNITS[-1]:
@@ -28,35 +39,30 @@ def size(octets: int) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Say `2026-05-04 13:02:01 UTC`; a time that no calendar has is said as it is."""
+    """Write `2026-05-04 13:02:01 UTC`; a time that is in no calendar stays a number."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
     except (ValueError, OverflowError, OSError):
         return f"Unix time {seconds}"
 
 
-def ago(seconds: float) -> str:
-    """Say `2h 5m`: a duration in its two largest units."""
-    return " ".join(spelled_duration(max(seconds, 0)).split()[:2])
-
-
 def count(number: int, noun: str) -> str:
-    """Say `1 message`, `2 messages`."""
+    """Write `1 message`, `2 messages`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def path(address: str) -> str:
-    """Say `<a@b>`."""
+    """Write `<a@b>`."""
     return f"<{address}>"
 
 
 def last_reply(message: Message) -> str:
-    """What was said last of a message, "" if nothing."""
+    """Return the latest reply in a message's history, "" if there is none."""
     return str(message.history[-1].get("reply") or "") if message.history else ""
 
 
 def when_next(entry: Entry, now: float) -> str:
-    """Say what the clock will do to a message."""
+    """Write when a message is tried next, or why it is not."""
     message = entry.message
     if message is None or entry.put_aside:
         return "put aside"
@@ -66,11 +72,11 @@ def when_next(entry: Entry, now: float) -> str:
         return "held"
     if entry.state == "new" or message.next_attempt <= now:
         return "due now"
-    return f"next in {ago(message.next_attempt - now)}"
+    return f"next in {rough_duration(message.next_attempt - now)}"
 
 
 def document(entry: Entry, now: float) -> dict[str, Any]:
-    """One message for JSON, as it is listed."""
+    """Return a message for JSON, as `picoqmail list` has it."""
     found: dict[str, Any] = {
         "id": entry.id,
         "state": entry.state,

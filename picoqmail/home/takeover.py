@@ -1,0 +1,74 @@
+"""Taking over the settings of another mailer: its files read, ours written.
+
+What may live here: the reading and the writing. What the files mean is in foreign.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from picoqmail.home import make
+from picoqmail.home.control import Control, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from picoqmail.home.paths import Home
+
+WROTE = "wrote"
+KEPT = "kept"
+LEFT_ALONE = "left alone"
+
+
+def read_files(paths: Sequence[str]) -> dict[str, str]:
+    """Read files, and those in directories; return the texts of those that are there, by name.
+
+    Raises ConfigurationError.
+    """
+    texts = {}
+    for path in paths:
+        files = [path]
+        if os.path.isdir(path):
+            files = [f"{path}/{name}" for name in sorted(os.listdir(path))]
+        for name in files:
+            text = None if os.path.isdir(name) else read_text(name)
+            if text is not None:
+                texts[os.path.basename(name)] = text
+    return texts
+
+
+def write_settings(home: Home, settings: Mapping[str, list[str]]) -> dict[str, str]:
+    """Write each setting that is not set yet; return by name what became of each.
+
+    `wrote`; `kept`: it had this value; `left alone`: it has another one. Raises OSError,
+    ConfigurationError.
+    """
+    outcomes = {}
+    control = Control(home.control)
+    for name, lines in settings.items():
+        value = control.read(name)
+        if value is not None:
+            same = [text for text, _ in value.lines] == lines
+            outcomes[name] = KEPT if same else LEFT_ALONE
+            continue
+        path = f"{home.control}/{name}"
+        made = make.create_durably(path, "".join(f"{line}\n" for line in lines).encode())
+        if made:
+            _let_the_sender_read(home, path, secret=name == "relaypass")
+        outcomes[name] = WROTE if made else LEFT_ALONE
+    return outcomes
+
+
+def _let_the_sender_read(home: Home, path: str, *, secret: bool) -> None:
+    """In a home that root makes for another user, let that user read what root wrote."""
+    try:
+        owner = os.stat(home.spool)
+    except FileNotFoundError:
+        return
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    if secret:
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    else:
+        os.chmod(path, 0o644)
