@@ -59,12 +59,8 @@ def pip(*arguments: str, python: str = sys.executable, **environ: str) -> None:
         raise RuntimeError(f"pip {' '.join(arguments)}: {ran.stdout}{ran.stderr}")
 
 
-def build_wheel(directory: str) -> str:
-    """Build the wheel from a copy of the sources, and return its path.
-
-    A copy, for the build leaves files behind, and so that nothing but `SOURCES` can be needed.
-    """
-    copy = os.path.join(directory, "sources")
+def copy_sources(copy: str) -> str:
+    """Make a directory with what is needed to build the package, and return its path."""
     os.mkdir(copy)
     for name in SOURCES:
         source, target = os.path.join(CHECKOUT, name), os.path.join(copy, name)
@@ -72,6 +68,15 @@ def build_wheel(directory: str) -> str:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)
+    return copy
+
+
+def build_wheel(directory: str) -> str:
+    """Build the wheel from a copy of the sources, and return its path.
+
+    A copy, for the build leaves files behind, and so that nothing but `SOURCES` can be needed.
+    """
+    copy = copy_sources(os.path.join(directory, "sources"))
     # Where setuptools is here it serves; else pip fetches it into an environment for the build.
     here = importlib.util.find_spec("setuptools") and importlib.util.find_spec("wheel")
     isolation = ["--no-build-isolation"] if here else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import glob
 import os
 import re
 import shutil
@@ -262,6 +263,82 @@ def test_runs_from_a_user_s_own_directory(wheel: str, home: str, tmp_path: Path)
     assert_accepts(run_queue(str(tmp_path / "local/bin/picoqmail-queue"), home), home)
 
 
+def interpreters() -> dict[str, str]:
+    """Interpreters that we run on, by version: on the path, or installed beside ours."""
+    found = {}
+    for minor in range(11, 15):
+        name = f"python3.{minor}"
+        beside = sorted(glob.glob(f"{os.path.dirname(sys.base_prefix)}/3.{minor}.*/bin/{name}"))
+        path = beside[-1] if beside else shutil.which(name)
+        if path:
+            found[f"3.{minor}"] = path
+    return found
+
+
+def without_modules(packages: Path) -> None:
+    """Take away what only a program without a merged file needs, so that it would be noticed."""
+    (module,) = packages.glob("picoqmail/cli/queue.py")
+    module.unlink()
+
+
+@pytest.mark.parametrize(
+    "version", [f"3.{minor}" for minor in range(11, 15) if minor != sys.version_info.minor]
+)
+def test_runs_on_each_python(wheel: str, home: str, tmp_path: Path, version: str) -> None:
+    """In a virtual environment of each interpreter that is here, from the merged file."""
+    if version not in (found := interpreters()):
+        pytest.skip(f"no python{version} here")
+    directory = tmp_path / "environment"
+    subprocess.run([found[version], "-m", "venv", "--without-pip", directory], check=True)
+    installation.install(wheel, str(directory / "bin" / "python3"))
+    without_modules(directory / "lib" / f"python{version}" / "site-packages")
+    assert_accepts(run_queue(str(directory / "bin" / "picoqmail-queue"), home), home)
+    for program in PROGRAMS:
+        assert_answers(str(directory / "bin" / f"picoqmail-{program}"), program, tmp_path)
+
+
+def test_runs_from_a_target_directory(wheel: str, home: str, tmp_path: Path) -> None:
+    """`pip install --target`: the package lies beside bin/, and no lib/ is there."""
+    target = tmp_path / "the target"
+    installation.install(wheel, sys.executable, "--target", str(target))
+    without_modules(target)
+    assert_accepts(run_queue(str(target / "bin" / "picoqmail-queue"), home), home)
+
+
+@pytest.mark.parametrize("library", ["lib/python3", "lib/python{}.{}"])
+def test_runs_from_a_distribution_s_packages(
+    wheel: str, home: str, tmp_path: Path, library: str
+) -> None:
+    """Debian's packages and Debian's pip put modules into directories named dist-packages."""
+    installation.install(wheel, sys.executable, "--target", str(tmp_path / "target"))
+    packages = tmp_path / "usr" / library.format(*sys.version_info) / "dist-packages"
+    packages.parent.mkdir(parents=True)
+    (tmp_path / "target").rename(packages)
+    (packages / "bin").rename(tmp_path / "usr" / "bin")
+    without_modules(packages)
+    assert_accepts(run_queue(str(tmp_path / "usr" / "bin" / "picoqmail-queue"), home), home)
+
+
+def test_an_editable_install_runs_the_modules_as_they_are(home: str, tmp_path: Path) -> None:
+    """There is no merged file, and an edit of a module counts with the next start."""
+    pytest.importorskip("setuptools", "70.1", reason="the extra test has it")
+    sources = installation.copy_sources(str(tmp_path / "sources"))
+    code = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    subprocess.run(command, check=True, cwd=sources, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    environment = installation.make_environment(str(tmp_path / "environment"))
+    installation.install(str(wheel), environment.python)
+    installation.share_dependencies(environment.python)
+    assert [] == list(tmp_path.glob("**/picoqmail_queue.py"))
+    for program in PROGRAMS:
+        assert_answers(environment.program(program), program, tmp_path)
+    assert_accepts(run_queue(environment.program("queue"), home), home)
+    with open(f"{sources}/cli/queue.py", "a", encoding="utf-8") as file:
+        file.write("\n\ndef main(argv: list[str]) -> int:\n    return 78\n")
+    assert 78 == run_queue(environment.program("queue"), home).returncode
+
+
 @pytest.mark.parametrize(("linked", "forks"), [(False, 0), (True, 1)])
 def test_the_common_case_costs_no_fork(
     installed: Installation, home: str, tmp_path: Path, *, linked: bool, forks: int
@@ -299,11 +376,16 @@ def test_every_program_starts_and_has_its_own_words_for_a_missing_home(
     installed: Installation, tmp_path: Path, program: str
 ) -> None:
     """Without a home each ends by a code of its own, with one line and no traceback."""
+    assert_answers(installed.program(program), program, tmp_path)
+
+
+def assert_answers(path: str, program: str, directory: Path) -> None:
+    """A program that finds no home says so, and ends by its own code."""
     ran = subprocess.run(
-        [installed.program(program), *(["b@example.net"] if program == "sendmail" else [])],
+        [path, *(["b@example.net"] if program == "sendmail" else [])],
         input=b"To: b@example.net\n\nx\n",
         capture_output=True,
-        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(tmp_path / "none")},
+        env={"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(directory / "none")},
         timeout=30,
         check=False,
     )

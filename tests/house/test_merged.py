@@ -62,6 +62,7 @@ print(json.dumps(sorted(one.__qualname__ for one in classes if one.__module__ in
 @pytest.fixture(scope="module")
 def build() -> Any:
     """The module of the build, setup.py."""
+    pytest.importorskip("setuptools", reason="the extra test has it")
     spec = importlib.util.spec_from_file_location("build_of_picoqmail", f"{CHECKOUT}/setup.py")
     assert spec is not None
     assert spec.loader is not None
