@@ -20,16 +20,15 @@ import symtable
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-# Each program is these modules and what they import at once, not inside functions. `start` comes
-# last: a file that was cut lacks its function, and the program then starts from the modules.
+# Each program is these modules and what they import at once, not inside functions.
 PROGRAMS = {
-    "queue": ("picoqmail.cli.queue", "picoqmail.start"),
-    "inject": ("picoqmail.cli.inject", "picoqmail.start"),
-    "sendmail": ("picoqmail.cli.sendmail", "picoqmail.start"),
-    "send": ("picoqmail.cli.send", "picoqmail.delivery.run", "picoqmail.start"),
-    "cron": ("picoqmail.cli.cron", "picoqmail.start"),
+    "queue": ("picoqmail.cli.start", "picoqmail.cli.queue"),
+    "inject": ("picoqmail.cli.start", "picoqmail.cli.inject"),
+    "sendmail": ("picoqmail.cli.start", "picoqmail.cli.sendmail"),
+    "send": ("picoqmail.cli.start", "picoqmail.cli.send", "picoqmail.delivery.run"),
+    "cron": ("picoqmail.cli.start", "picoqmail.cli.cron"),
 }
-# Shared objects in most Pythons; finding them is a hundredth of a start (picoqmail/extensions.py).
+# Shared objects of the standard library, which merged files load by `start.load_extension`.
 EXTENSIONS = ("fcntl", "zlib")
 
 
@@ -110,8 +109,7 @@ class _Merger:
             return ""
         source = alias.name if isinstance(statement, ast.Import) else statement.module
         if source in EXTENSIONS:
-            self.add("picoqmail.extensions")
-            return f"load_extension({source!r})\n{line}"
+            line = f"load_extension({source!r})\n{line}"
         return line
 
     def _define(self, name: str, meaning: str, module: str) -> bool:

@@ -206,7 +206,7 @@ int main(void)
         "    from picoqmail_queue import run_program\n"
         "except Exception:\n"
         "    sys.path.append(sys.argv[2])\n"
-        "    from picoqmail.start import run_program\n"
+        "    from picoqmail.cli.start import run_program\n"
         "run_program('queue')";
     static const struct sched_param no_priority;
     char *arguments[] = { python, isolated, no_site, code, program, none, packages, name, NULL };

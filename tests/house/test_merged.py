@@ -240,7 +240,8 @@ def test_extension_modules_are_as_import_makes_them(installed: Installation) -> 
         + "    found = importlib.util.find_spec(name)\n"
         + "    ours = ours.__spec__\n"
         + "    assert (ours.name, ours.origin) == (found.name, found.origin)\n"
-        + "    assert type(ours.loader) is type(found.loader)\n"
+        + "    assert (type(ours.loader), ours.cached) == (type(found.loader), found.cached)\n"
+        + "    assert ours.has_location == found.has_location\n"
         + "assert 3421780262 == zlib.crc32(b'123456789')\n"
     )
     python(installed, code)

@@ -1,6 +1,7 @@
 """How the installed programs begin and end. Builtins only.
 
-The launchers call `run_program`, of a merged file (setup.py) or, without one, of this module.
+The launchers call `run_program`: that of a merged file (setup.py), or of this module if there is
+none. `picoqmail-queue`, `-inject` and `-sendmail` start once a mail, so each microsecond counts.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import gc
 import posix
 import sys
+from _frozen_importlib import ModuleSpec, module_from_spec
+from _frozen_importlib_external import EXTENSION_SUFFIXES, ExtensionFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
@@ -23,9 +25,9 @@ def run_program(name: str) -> None:
     The interpreter is not torn down. All files are closed and flushed by then, and the kernel does
     the rest in a tenth of the time.
     """
-    # What the launcher gave us comes first: Python's -c, the fallback, and where it lies.
+    # Before the program's own name: Python's -c, and two words of the launcher.
     del sys.argv[:3]
-    # Merged files are not beside the package but in it, apart, and nothing else is.
+    # Where merged files are there is nothing else; later imports find the package itself.
     sys.path[:] = [place.removesuffix("/picoqmail/merged") for place in sys.path]
     # The launcher disabled the collector: what was loaded stays, and searching it takes time.
     gc.freeze()
@@ -60,3 +62,26 @@ def find_spec(
         if spec := finder.find_spec(name, path, target):
             return spec
     return None
+
+
+def load_extension(name: str) -> None:
+    """Load a shared object of the standard library from where it must lie; for merged files.
+
+    An import would ask five finders and list a directory, which is a hundredth of a start. If the
+    module does not lie there, nothing is done, and an import finds it.
+    """
+    if name in sys.modules or name in sys.builtin_module_names:
+        return
+    for directory in sys.path:
+        if directory.endswith("/lib-dynload"):
+            path = f"{directory}/{name}{EXTENSION_SUFFIXES[0]}"
+            loader = ExtensionFileLoader(name, path)
+            spec = ModuleSpec(name, loader, origin=path)
+            spec.has_location = True
+            try:
+                module = module_from_spec(spec)
+            except ImportError:
+                return
+            sys.modules[name] = module
+            loader.exec_module(module)
+            return
