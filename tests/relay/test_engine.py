@@ -7,6 +7,7 @@ import resource
 import socket
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from rig.hostile import EVERYTHING, OFFERS, HostileRelay
 from rig.proxy import SlowLine
 from rig.recording import RecordingRelay
 from rig.sink import Sink
+from rig.waiting import wait_until
 from smtp.scripted import MemoryBody, MemorySource
 
 if TYPE_CHECKING:
@@ -620,12 +622,36 @@ TOO_FAST = "450 4.7.1 too fast"
 def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str) -> None:
     """Two messages meet "too fast", and are charged; those behind them wait, and get through."""
     relay = rig(HostileRelay({step: [None, None, *[faults.reply(TOO_FAST)] * 2]}))
-    run = Run(mails(8), to(relay))
+    # With several connections the order of the replies would be anybody's guess.
+    run = Run(mails(8), to(relay), concurrency=1)
     assert run.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
     # Half a second, a second; then half of it for each success, until there is none.
     assert 1.5 + 0.5 + 0.25 <= run.seconds
     assert run.lane.too_fast
     assert (run.lane.throttled, run.lane.gave_up) == ("", False)
+
+
+def test_a_relay_that_is_hurried_gets_one_connection(rig: Callable[..., Any]) -> None:
+    """Of several connections one is left as soon as the relay says "too fast" on any of them."""
+    told = threading.Event()
+
+    def too_fast(line: faults.Line, _ordinary: bytes) -> bool:
+        wait_until(lambda: relay.connections > 1, "the engine has opened another connection")
+        line.send(TOO_FAST.encode() + b"\r\n")
+        told.set()
+        return True
+
+    def greet(line: faults.Line, ordinary: bytes) -> bool:
+        told.wait(PATIENCE)
+        line.send(ordinary)
+        return True
+
+    relay = rig(HostileRelay({"RCPT": [too_fast], "banner": [None, *[greet] * 20]}))
+    run = Run(mails(8), to(relay))
+    assert Counter(run.outcomes()) == {"deferred": 1, "delivered": 7}
+    assert run.lane.too_fast
+    numbers = [number for number, line in relay.commands if line.startswith(b"MAIL")]
+    assert (8, 1) == (len(numbers), len(set(numbers[1:])))
 
 
 @pytest.mark.parametrize("answer", [TOO_FAST, "454 4.7.0 too fast"])

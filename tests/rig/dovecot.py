@@ -9,12 +9,10 @@ from attrs import evolve
 
 from rig import maildir
 from rig.private_root import PrivateRoot
-from rig.programs import Daemon, discard
-from rig.waiting import accepts_on, answers, free_port, wait_until
+from rig.server import DaemonRelay
+from rig.waiting import accepts_on, answers, free_port
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from rig.received import Received
 
 CONFIGURATION = """\
@@ -61,16 +59,15 @@ HELPERS = (
 )
 
 
-class DovecotLmtp:
+class DovecotLmtp(DaemonRelay):
     """Dovecot on a free port of 127.0.0.1 and on `socket`, an LMTP server for every address.
 
     `settings` are more lines of dovecot.conf(5).
     """
 
     def __init__(self, settings: str = "") -> None:
-        self.host = "127.0.0.1"
         self.port = free_port()
-        root = self._root = PrivateRoot(
+        root = PrivateRoot(
             "dovecot",
             ["dovecot-core", "dovecot-lmtpd"],
             ["dovecot", "dovenull", "vmail", "nobody"],
@@ -86,41 +83,19 @@ class DovecotLmtp:
             CONFIGURATION.format(port=self.port, settings=settings),
         )
         root.own("mail", "vmail")
-        self.log = root.inside("output")
-        self._daemon = Daemon(
+        super().__init__(
             root.command("/usr/sbin/dovecot", "-F", "-c", "/etc/dovecot/dovecot.conf"),
-            lambda: answers(self.port) and accepts_on(self.socket),
-            self.log,
+            root.path,
+            output=root.inside("output"),
+            ready=lambda: answers(self.port) and accepts_on(self.socket),
         )
-
-    @property
-    def address(self) -> str:
-        """The value for `relayip`, after lmtp://: host:port."""
-        return f"{self.host}:{self.port}"
-
-    def said(self) -> str:
-        """Return Dovecot's log so far."""
-        return self._daemon.said()
 
     @property
     def messages(self) -> list[Received]:
         """The delivered messages, one for each recipient, without the fields that Dovecot added."""
-        mail = self._root.inside("mail")
+        mail = os.path.join(self.directory, "mail")
         return [
             evolve(message, recipients=(user,))
             for user in sorted(os.listdir(mail))
             for message in maildir.messages(os.path.join(mail, user, "Maildir"))
         ]
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
-        return self.messages
-
-    def __enter__(self) -> Self:
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._daemon.__exit__()
-        discard(self._root.path)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
 
-from rig import certificates, maildir
+from rig import certificates
 from rig.private_root import PrivateRoot
-from rig.programs import Daemon, discard
-from rig.waiting import answers, free_port, wait_until
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from rig.received import Received
+from rig.server import DaemonRelay
+from rig.waiting import free_port
 
 CONFIGURATION = """\
 primary_hostname = exim.rig
@@ -76,7 +70,7 @@ login:
 """
 
 
-class Exim:
+class Exim(DaemonRelay):
     """Exim on a free port of 127.0.0.1; AUTH PLAIN and LOGIN know ann, whose password is secret.
 
     `rcpt` and `data` are statements of Exim's ACL language before the final accept, such as
@@ -84,10 +78,9 @@ class Exim:
     """
 
     def __init__(self, *, rcpt: str = "", data: str = "", settings: str = "") -> None:
-        self.host = "127.0.0.1"
         self.port = free_port()
         self.certificate = certificates.default()
-        root = self._root = PrivateRoot(
+        root = PrivateRoot(
             "exim",
             ["exim4-base", "exim4-daemon-light"],
             ["Debian-exim", "vmail", "mail", "nobody"],
@@ -104,33 +97,10 @@ class Exim:
         for directory in ("var/spool/exim4", "var/log/exim4", "run/exim4"):
             root.own(directory, "Debian-exim", 0o750)
         root.own("mail", "vmail")
-        self.log = root.inside("var/log/exim4/mainlog")
-        self._inbox = root.inside("mail/inbox")
-        self._daemon = Daemon(
+        super().__init__(
             root.command("/usr/sbin/exim4", "-bdf", "-oX", str(self.port)),
-            lambda: answers(self.port),
-            root.inside("output"),
+            root.path,
+            output=root.inside("output"),
+            log=root.inside("var/log/exim4/mainlog"),
+            inbox=root.inside("mail/inbox"),
         )
-
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def messages(self) -> list[Received]:
-        """The delivered messages, one for each recipient, without the fields that Exim added."""
-        return maildir.messages(self._inbox)
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
-        return self.messages
-
-    def __enter__(self) -> Self:
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._daemon.__exit__()
-        discard(self._root.path)

@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING, Literal
 
 from rig import certificates, strict
-from rig.received import Mailbox, Received
+from rig.received import Received
+from rig.server import MailboxRelay, ThreadServer
 
 if TYPE_CHECKING:
     import re
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Self
+    from collections.abc import Mapping, Sequence
 
     from rig.faults import Fault
 
 # No connection of a test lives longer than this without a byte, so threads always end.
 IDLE_SECONDS = 60
-JOIN_SECONDS = 60
 OFFERS = ("PIPELINING", "SIZE 50000000", "8BITMIME", "ENHANCEDSTATUSCODES", "SMTPUTF8")
 EVERYTHING = (*OFFERS, "CHUNKING", "BINARYMIME", "DSN", "AUTH PLAIN LOGIN XOAUTH2")
 
 
-class HostileRelay:
+class HostileRelay(MailboxRelay, ThreadServer):
     """An SMTP (or LMTP) server on a free port of 127.0.0.1; a context manager.
 
     `faults` maps a step to one fault, which applies every time, or to a list with one fault for
@@ -50,41 +49,19 @@ class HostileRelay:
         lmtp: bool = False,
         certificate: certificates.Certificate | None = None,
     ) -> None:
-        self.host = "127.0.0.1"
+        super().__init__()
         self.certificate = certificate or certificates.default()
-        self.mailbox = Mailbox()
-        self.connections = 0
         self.commands: list[tuple[int, bytes]] = []
         self.complaints: list[str] = []
-        self.wire: dict[int, bytearray] = {}
+        self.wire: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.offers = offers
         self.tls = tls
         self.lmtp = lmtp
-        self.stopping = threading.Event()
         self._faults = {
             step: fault if callable(fault) else list(fault)
             for step, fault in (faults or {}).items()
         }
-        self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
-        self._threads: list[threading.Thread] = []
-        self._open: set[socket.socket] = set()
-        self._listener = socket.create_server((self.host, 0), backlog=128)
-        self.port: int = self._listener.getsockname()[1]
-
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def messages(self) -> list[Received]:
-        """Each message whose end arrived, even if the client got no 2xx (see its `reply`)."""
-        return self.mailbox.all()
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        return self.mailbox.wait_for(count, seconds)
 
     def verbs(self, connection: int | None = None) -> list[str]:
         """Return the verbs of the received commands, of one connection (from 1) or of all."""
@@ -94,26 +71,15 @@ class HostileRelay:
             if connection in (None, number)
         ]
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Accept connections."""
         if self.tls:
             self._context = self.certificate.server_context()
-        self._spawn(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopping.set()
-        # Wakes accept(), which close() alone does not.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            for connection in self._open:
-                _shut(connection)
-        for thread in list(self._threads):
-            thread.join(JOIN_SECONDS)
+        super().start()
 
     def fault_at(self, *steps: str) -> Fault | None:
         """Take the fault for the first of these steps that has one now."""
-        with self._lock:
+        with self.lock:
             for step in steps:
                 faults = self._faults.get(step)
                 if callable(faults):
@@ -126,53 +92,25 @@ class HostileRelay:
         """Do the TLS handshake on an accepted connection."""
         if self._context is None:
             raise RuntimeError("a relay without tls= was asked for TLS")
-        with self._lock:
-            self._open.discard(connection)
-        secure = self._context.wrap_socket(connection, server_side=True)
-        with self._lock:
-            self._open.add(secure)
+        secure = self._context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
+        self.exchange(connection, secure)
+        try:
+            secure.do_handshake()
+        except BaseException:
+            self.release(secure)
+            raise
         return secure
 
-    def _spawn(self, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, name="hostile-relay", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _listen(self) -> None:
-        while not self.stopping.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.settimeout(IDLE_SECONDS)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self.connections += 1
-                number = self.connections
-                self._open.add(connection)
-            self.wire[number] = bytearray()
-            self._spawn(self._serve, connection, number)
-            if self.stopping.is_set():
-                _shut(connection)
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
+    def serve(self, connection: socket.socket, number: int) -> None:
+        """Talk, as long as the client does."""
+        connection.settimeout(IDLE_SECONDS)
         talk = _Talk(self, connection, number)
         try:
             talk.run()
-        except OSError:
-            # The client left, or the relay is being stopped; all input is recorded already.
-            pass
         finally:
-            with self._lock:
-                self._open.discard(talk.connection)
-            talk.connection.close()
-
-
-def _shut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return
+            self.release(talk.connection)
 
 
 class _Talk:

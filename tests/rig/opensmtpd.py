@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
 
-from rig import certificates, maildir
+from rig import certificates
 from rig.private_root import PrivateRoot
-from rig.programs import Daemon, discard
-from rig.waiting import answers, free_port, wait_until
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from rig.received import Received
+from rig.server import DaemonRelay
+from rig.waiting import free_port
 
 CONFIGURATION = """\
 pki rig cert "/etc/chain.pem"
@@ -29,7 +23,7 @@ match from any for any action inbox
 PROGRAMS = ("mail.maildir", "mail.mda", "lockspool")
 
 
-class OpenSMTPD:
+class OpenSMTPD(DaemonRelay):
     """OpenSMTPD on a free port of 127.0.0.1.
 
     It adds `Date` and `Message-ID` to a mail that lacks them. With `broken_tls` it offers STARTTLS,
@@ -40,10 +34,9 @@ class OpenSMTPD:
     """
 
     def __init__(self, rules: str = "", *, broken_tls: bool = False) -> None:
-        self.host = "127.0.0.1"
         self.port = free_port()
         self.certificate = certificates.default()
-        root = self._root = PrivateRoot(
+        root = PrivateRoot(
             "opensmtpd",
             ["opensmtpd"],
             ["opensmtpd", "opensmtpq", "vmail", "nobody"],
@@ -62,33 +55,9 @@ class OpenSMTPD:
         root.own("mail", "vmail")
         os.makedirs(root.inside("var/spool"), exist_ok=True)
         os.makedirs(root.inside("var/lib/opensmtpd/empty"), exist_ok=True)
-        self.log = root.inside("output")
-        self._inbox = root.inside("mail/inbox")
-        self._daemon = Daemon(
+        super().__init__(
             root.command("/usr/sbin/smtpd", "-d", "-f", "/etc/smtpd.conf"),
-            lambda: answers(self.port),
-            self.log,
+            root.path,
+            output=root.inside("output"),
+            inbox=root.inside("mail/inbox"),
         )
-
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def messages(self) -> list[Received]:
-        """The delivered messages, one for each recipient, without the fields it added."""
-        return maildir.messages(self._inbox)
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
-        return self.messages
-
-    def __enter__(self) -> Self:
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._daemon.__exit__()
-        discard(self._root.path)

@@ -8,15 +8,14 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
-from rig import certificates, maildir
-from rig.programs import Daemon, discard, find, missing
-from rig.waiting import answers, free_port, wait_until
+from rig import certificates
+from rig.programs import find, missing
+from rig.server import DaemonRelay
+from rig.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Self
 
-    from rig.received import Received
 
 # The lines of master.cf that every Postfix needs to send mail.
 DAEMONS = """\
@@ -49,7 +48,7 @@ def stop(configuration: str) -> None:
     subprocess.run(command, capture_output=True, timeout=60, check=False)
 
 
-class Postfix:
+class Postfix(DaemonRelay):
     """Postfix on a free port of 127.0.0.1; it delivers every address into one Maildir.
 
     `settings` are added to main.cf, as `{"smtpd_recipient_restrictions": "check_recipient_access
@@ -61,25 +60,23 @@ class Postfix:
         find("postfix", "postfix")
         if os.getuid() != 0:
             missing("a Postfix of our own can only be started by root")
-        self.host = "127.0.0.1"
         self.port = free_port()
         self.certificate = certificates.default()
-        self.directory = tempfile.mkdtemp(prefix="rig-postfix-")
-        os.chmod(self.directory, 0o755)
-        self.log = os.path.join(self.directory, "maillog")
-        self._inbox = os.path.join(self.directory, "mail", "inbox")
-        self._configuration = self._configure(settings or {})
-        self._daemon = Daemon(
+        directory = tempfile.mkdtemp(prefix="rig-postfix-")
+        os.chmod(directory, 0o755)
+        log = os.path.join(directory, "maillog")
+        self._configuration = self._configure(directory, log, settings or {})
+        super().__init__(
             [find("postfix", "postfix"), "-c", self._configuration, "start-fg"],
-            lambda: answers(self.port),
-            os.path.join(self.directory, "output"),
+            directory,
+            output=os.path.join(directory, "output"),
+            log=log,
+            inbox=os.path.join(directory, "mail", "inbox"),
         )
 
-    def _configure(self, settings: Mapping[str, str]) -> str:
+    def _configure(self, directory: str, log: str, settings: Mapping[str, str]) -> str:
         nobody, postfix = pwd.getpwnam("nobody"), pwd.getpwnam("postfix")
-        paths = {
-            name: os.path.join(self.directory, name) for name in ("etc", "queue", "data", "mail")
-        }
+        paths = {name: os.path.join(directory, name) for name in ("etc", "queue", "data", "mail")}
         for path in paths.values():
             os.mkdir(path, 0o755)
         os.chown(paths["data"], postfix.pw_uid, postfix.pw_gid)
@@ -88,8 +85,8 @@ class Postfix:
             "compatibility_level": "3.6",
             "queue_directory": paths["queue"],
             "data_directory": paths["data"],
-            "maillog_file": self.log,
-            "maillog_file_prefixes": self.directory,
+            "maillog_file": log,
+            "maillog_file_prefixes": directory,
             "myhostname": "postfix.rig",
             "mydestination": "",
             "mynetworks": "127.0.0.0/8",
@@ -121,26 +118,7 @@ class Postfix:
             file.write(MASTER.format(port=self.port))
         return paths["etc"]
 
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def messages(self) -> list[Received]:
-        """The delivered messages, one for each recipient, without the fields that Postfix added."""
-        return maildir.messages(self._inbox)
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        wait_until(lambda: len(self.messages) >= count, f"{count} deliveries: {self.log}", seconds)
-        return self.messages
-
-    def __enter__(self) -> Self:
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End Postfix and its daemons, and remove its files."""
         stop(self._configuration)
-        self._daemon.__exit__()
-        discard(self.directory)
+        super().stop()

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from typing import Self
+from rig.server import LoopServer
 
-START_SECONDS = 60
 PIECE = 262144
 
 
-class SlowLine:
+class SlowLine(LoopServer):
     """A proxy on a free port of 127.0.0.1 in front of `host:port`; a context manager."""
 
     def __init__(
@@ -32,45 +28,15 @@ class SlowLine:
         seconds_each_way: float = 0.025,
         handshake: bool = True,
     ) -> None:
-        self.host = "127.0.0.1"
-        self.port = 0
+        super().__init__()
         self.connections = 0
         self._target = (host, port)
         self._delay = seconds_each_way
         self._before = 3 * seconds_each_way if handshake else 0.0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="slow-line", daemon=True)
-        self._listening = threading.Event()
 
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        if not self._listening.wait(START_SECONDS):
-            raise TimeoutError(f"the proxy does not listen after {START_SECONDS} s")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(START_SECONDS)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, self.host, 0, backlog=1024)
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        self._listening.set()
-        self._loop.run_forever()
-        server.close()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
+    async def listen(self) -> asyncio.Server:
+        """Listen for clients."""
+        return await asyncio.start_server(self._serve, self.host, 0, backlog=1024)
 
     async def _serve(self, near: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self.connections += 1

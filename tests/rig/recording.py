@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
 from rig import certificates
-from rig.received import Mailbox, Received
+from rig.received import Received
+from rig.server import LoopServer, MailboxRelay
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping, Sequence
-    from typing import Self
 
     from aiosmtpd.smtp import Envelope, Session
 
 START_SECONDS = 60
 
 
-class RecordingRelay:
+class RecordingRelay(MailboxRelay, LoopServer):
     """An SMTP server on a free port of 127.0.0.1; a context manager.
 
     `tls` is `starttls` (offered), `starttls-required` or `implicit`. With `users` (name to
@@ -39,10 +38,8 @@ class RecordingRelay:
         smtputf8: bool = True,
         without: Sequence[str] = (),
     ) -> None:
-        self.host = "127.0.0.1"
-        self.port = 0
+        super().__init__()
         self.certificate = certificates.default()
-        self.mailbox = Mailbox()
         self.connections = 0
         self._tls = tls
         self._users = users
@@ -54,55 +51,11 @@ class RecordingRelay:
             "hostname": "relay.rig",
             "ident": "rig",
         }
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="recording-relay", daemon=True)
-        self._listening = threading.Event()
 
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
-
-    @property
-    def messages(self) -> list[Received]:
-        """The messages accepted so far."""
-        return self.mailbox.all()
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        return self.mailbox.wait_for(count, seconds)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        if not self._listening.wait(START_SECONDS):
-            raise TimeoutError(f"aiosmtpd does not listen after {START_SECONDS} s")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(START_SECONDS)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        context = self.certificate.server_context() if self._tls else None
-        server = self._loop.run_until_complete(
-            self._loop.create_server(
-                self._session,
-                self.host,
-                0,
-                ssl=context if self._tls == "implicit" else None,
-            )
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        self._listening.set()
-        self._loop.run_forever()
-        server.close()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+    async def listen(self) -> asyncio.Server:
+        """Listen, for TLS at once if that is wanted."""
+        context = self.certificate.server_context() if self._tls == "implicit" else None
+        return await self._loop.create_server(self._session, self.host, 0, ssl=context)
 
     def _session(self) -> SMTP:
         self.connections += 1

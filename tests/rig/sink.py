@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from rig.programs import Daemon, discard, find
+from rig.programs import find
 from rig.received import Received
-from rig.waiting import answers, free_port, wait_until
+from rig.server import DaemonRelay
+from rig.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Self
 
 
 @frozen
@@ -25,7 +25,7 @@ class _Dump:
     content: bytes
 
 
-class Sink:
+class Sink(DaemonRelay):
     """smtp-sink on a free port of 127.0.0.1; a context manager.
 
     Each mail goes to its own file, unless `keep` is false (for measuring). `options` are passed to
@@ -34,13 +34,12 @@ class Sink:
     """
 
     def __init__(self, options: Sequence[str] = (), *, keep: bool = True) -> None:
-        self.host = "127.0.0.1"
         self.port = free_port()
-        self.directory = tempfile.mkdtemp(prefix="rig-sink-")
-        dump = ["-d", os.path.join(self.directory, "mail.")] if keep else []
+        directory = tempfile.mkdtemp(prefix="rig-sink-")
+        dump = ["-d", os.path.join(directory, "mail.")] if keep else []
         # Started by root, the program requires a user to become.
         user = ["-u", "root"] if os.getuid() == 0 else []
-        self._daemon = Daemon(
+        super().__init__(
             [
                 find("smtp-sink", "postfix"),
                 "-4",
@@ -50,14 +49,9 @@ class Sink:
                 f"{self.host}:{self.port}",
                 "1024",
             ],
-            lambda: answers(self.port),
-            os.path.join(self.directory, "log"),
+            directory,
+            output=os.path.join(directory, "log"),
         )
-
-    @property
-    def address(self) -> str:
-        """The value for `relayip`: host:port."""
-        return f"{self.host}:{self.port}"
 
     @property
     def messages(self) -> list[Received]:
@@ -69,19 +63,6 @@ class Sink:
         ]
         paths.sort(key=lambda path: os.stat(path).st_mtime_ns)
         return [_received(path) for path in paths]
-
-    def wait_for(self, count: int, seconds: float = 60) -> list[Received]:
-        """Return all messages as soon as there are `count`; TimeoutError after `seconds`."""
-        wait_until(lambda: len(self.messages) >= count, f"{count} mails in the sink", seconds)
-        return self.messages
-
-    def __enter__(self) -> Self:
-        self._daemon.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._daemon.__exit__()
-        discard(self.directory)
 
 
 def _received(path: str) -> Received:
