@@ -11,7 +11,7 @@ import pytest
 
 import picoqmail
 from picoqmail.smtp.transaction import Transaction
-from picoqmail.spool.store import Claim
+from picoqmail.spool.claim import Claim
 from picoqmail.value import EMPTY, Value, asdict, evolve
 
 if TYPE_CHECKING:

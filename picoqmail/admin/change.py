@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Claim, Damage
+    from picoqmail.spool.claim import Claim, Damage
 
 DONE = "done"
 UNCHANGED = "unchanged"

@@ -35,7 +35,8 @@ from picoqmail.layout import (
     USERS,
 )
 from picoqmail.spool import scan
-from picoqmail.spool.store import HELD_UNTIL, Store
+from picoqmail.spool.files import HELD_UNTIL
+from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from picoqmail.layout import (
 )
 from picoqmail.relay import breaker
 from picoqmail.spool import counters, locks
-from picoqmail.spool.store import HELD_UNTIL
+from picoqmail.spool.files import HELD_UNTIL
 
 if TYPE_CHECKING:
     from typing import Any

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from picoqmail.relay.breaker import Outage
     from picoqmail.relay.lane_options import LaneSummary
     from picoqmail.smtp.transaction import RelayFault, Verdict
+    from picoqmail.spool.claim import Claim
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Claim, Store
+    from picoqmail.spool.store import Store
 
 # A fault in the middle of a part is the relay's; the second for the same part in one run may be
 # the message's doing, so it steps aside.

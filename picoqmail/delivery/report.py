@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from picoqmail.delivery.report_state import Addressee
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
+    from picoqmail.spool.claim import Claim
     from picoqmail.spool.incoming import Incoming
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Claim, Store
+    from picoqmail.spool.store import Store
 
 DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""

@@ -16,7 +16,7 @@ from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
 from picoqmail.spool import counters, retention
-from picoqmail.spool.store import Damage, Store
+from picoqmail.spool.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
     from picoqmail.log.logger import Log
+    from picoqmail.spool.claim import Damage
 
 # How many messages the first process takes to a relay that was down, before others join it.
 _PROBE_MESSAGES = 50

@@ -79,18 +79,18 @@ PLANTS: Sequence[Plant] = (
     Plant(
         "the old place given up before the new one is there",
         "            if state != claim.state:\n"
-        "                self._carry_body(message_id, state)\n",
+        "                self._files.carry_body(message_id, state)\n",
         "            if state != claim.state:\n"
-        "                durable.unlink(self._join(claim.state, message_id + SIDECAR))\n"
-        "                self._carry_body(message_id, state)\n"
+        "                durable.unlink(self._files.join(claim.state, message_id + SIDECAR))\n"
+        "                self._files.carry_body(message_id, state)\n"
         "                durable.create_whole("
-        "self._join(claim.state, message_id + SIDECAR), b'')\n",
+        "self._files.join(claim.state, message_id + SIDECAR), b'')\n",
         "kill",
         "send, some refused",
     ),
     Plant(
         "the source unlinked before the target is durable",
-        "            durable.sync_directory(self._join(state))\n"
+        "            durable.sync_directory(self._files.join(state))\n"
         "            if state != claim.state:\n",
         "            if state != claim.state:\n",
         "power",

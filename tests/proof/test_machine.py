@@ -20,7 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from picoqmail.errors import DamagedMessageError
 from picoqmail.layout import DIRECTORIES, IN_DOUBT_BIT
+from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.message import Message
+from picoqmail.spool.progress import merge_progress
 from proof.steps import DIED, Steps, start
 from temporary_home import TemporaryHome
 
@@ -191,8 +193,7 @@ class SpoolMachine(RuleBasedStateMachine):
         return any(os.stat(path).st_mode & IN_DOUBT_BIT for path in paths if os.path.exists(path))
 
     def _with_progress(self, state: str, message: Message) -> Message:
-        spool = Steps(self.root, self.now).spool()
-        merged, _ = spool._merge_progress(message, state)
+        merged, _ = merge_progress(SpoolFiles(f"{self.root}/spool"), message, state)
         return merged
 
     def _is_held(self, message_id: str) -> bool:

@@ -12,7 +12,9 @@ from zlib import crc32
 
 import pytest
 
+from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.store import Store
+from picoqmail.spool.sweep import sweep_files
 from proof import invariant
 from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
@@ -208,7 +210,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
     body = path[:-4] + "eml"
     seen: list[str] = []
 
-    class Racing(Store):
+    class Racing(SpoolFiles):
         """A spool whose message is completed between the check and the lock."""
 
         def where(self, message_id: str) -> list[str]:
@@ -218,7 +220,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
                 os.rename(hidden, path)
             return found
 
-    assert ([], []) == Racing(world.spool).sweep([body])
+    assert ([], []) == sweep_files(Racing(world.spool), [body])
     assert os.path.exists(body)
     # The control: without a sidecar it is removed.
     os.unlink(path)

@@ -25,14 +25,16 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
+from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event
-from picoqmail.spool.store import Claim, Damage, Store
+from picoqmail.spool.store import Store
 from picoqmail.value import evolve
 from temporary_home import age
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from picoqmail.spool.claim import Claim, Damage
     from rig.hostile import HostileRelay
     from trial import Trial
 
@@ -127,17 +129,17 @@ def test_a_lock_on_an_unlinked_body_is_no_claim(
     """
     message_id = trial.accepted()
     path = trial.path(NEW, message_id, BODY)
-    opened = Store._open_body
+    opened = SpoolFiles.open_body
 
-    def then_it_goes(self: Store, stem: str) -> int:
+    def then_it_goes(self: SpoolFiles, stem: str) -> int:
         descriptor = opened(self, stem)
         os.unlink(path)
         return descriptor
 
-    monkeypatch.setattr(Store, "_open_body", then_it_goes)
+    monkeypatch.setattr(SpoolFiles, "open_body", then_it_goes)
     assert None is spool.claim(message_id)
 
-    def then_it_is_another(self: Store, stem: str) -> int:
+    def then_it_is_another(self: SpoolFiles, stem: str) -> int:
         descriptor = opened(self, stem)
         os.rename(path, path + ".old")
         with open(path, "wb") as file:
@@ -146,7 +148,7 @@ def test_a_lock_on_an_unlinked_body_is_no_claim(
 
     with open(path, "wb") as file:
         file.write(b"x")
-    monkeypatch.setattr(Store, "_open_body", then_it_is_another)
+    monkeypatch.setattr(SpoolFiles, "open_body", then_it_is_another)
     assert None is spool.claim(message_id)
 
 
@@ -155,11 +157,11 @@ def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
 ) -> None:
     """Moved to cur/ with one recipient served while we opened: what counts is what it says now."""
     message_id = trial.accepted(recipients=["a@b", "c@d"])
-    opened = Store._open_body
+    opened = SpoolFiles.open_body
 
-    def then_it_moves(self: Store, stem: str) -> int:
+    def then_it_moves(self: SpoolFiles, stem: str) -> int:
         descriptor = opened(self, stem)
-        monkeypatch.setattr(Store, "_open_body", opened)
+        monkeypatch.setattr(SpoolFiles, "open_body", opened)
         other = Store(trial.spool)
         claim = claimed(other, message_id)
         one, two = claim.message.recipients
@@ -169,7 +171,7 @@ def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
         claim.release()
         return descriptor
 
-    monkeypatch.setattr(Store, "_open_body", then_it_moves)
+    monkeypatch.setattr(SpoolFiles, "open_body", then_it_moves)
     claim = claimed(spool, message_id)
     assert (CUR, (1,)) == (claim.state, claim.message.pending)
     claim.release()

@@ -1,0 +1,362 @@
+"""Claiming a message: its lock, what a crash left of it, and whether it is what was accepted.
+
+A message's lock is the kernel's lock (flock) on its body, whose inode stays the same all its life,
+wherever it is moved and however often the sidecar is replaced. If there is no body, the lock is on
+the sidecar. It is freed when its holder dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from zlib import crc32
+
+from picoqmail import durable
+from picoqmail.errors import DamagedMessageError, SpoolError
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    IN_DOUBT_BIT,
+    NEW,
+    PRIVATE_FILE_MODE,
+    SIDECAR,
+    UNDELIVERED,
+)
+from picoqmail.spool.files import (
+    BODY_BLOCK_OCTETS,
+    BODY_ORDER,
+    READ_FLAGS,
+    is_same_file,
+    link_or_rename,
+)
+from picoqmail.spool.locks import is_at, try_lock
+from picoqmail.spool.progress import merge_progress
+from picoqmail.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Final
+
+    from picoqmail.spool.files import SpoolFiles
+    from picoqmail.spool.message import Message
+
+
+class Damage(Value):
+    """A message that was put aside: its ID and why."""
+
+    __slots__ = ("id", "reason")
+
+    def __init__(self, id: str, reason: str) -> None:  # noqa: A002 - the sidecar's name for it
+        self.id: Final = id
+        self.reason: Final = reason
+
+
+class Claim:
+    """A message that this process alone may touch, until `release` or the end of the process.
+
+    `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
+    127 (both are what a relay must be told); `was_in_doubt` that an earlier sender died between
+    the end of the data and the answer.
+    """
+
+    __slots__ = (
+        "message",
+        "state",
+        "_descriptor",
+        "_data",
+        "newlines",
+        "eight_bit",
+        "was_in_doubt",
+        "has_progress",
+    )
+
+    def __init__(  # noqa: PLR0913 - an argument a field
+        self,
+        message: Message,
+        state: str,
+        descriptor: int,
+        data: bytes | None,
+        *,
+        newlines: int,
+        eight_bit: bool,
+        was_in_doubt: bool,
+        has_progress: bool,
+    ) -> None:
+        self.message: Final = message
+        self.state: Final = state
+        self._descriptor: Final = descriptor
+        self._data: Final = data
+        self.newlines: Final = newlines
+        self.eight_bit: Final = eight_bit
+        self.was_in_doubt: Final = was_in_doubt
+        self.has_progress: Final = has_progress
+
+    @property
+    def size(self) -> int:
+        """Octets of the body as spooled."""
+        return self.message.size
+
+    def blocks(self) -> Iterator[bytes]:
+        """The body's octets, one block for a small mail. Raises OSError."""
+        if self._data is not None:
+            yield self._data
+            return
+        offset = 0
+        while block := os.pread(self._descriptor, BODY_BLOCK_OCTETS, offset):
+            offset += len(block)
+            yield block
+
+    def mark_in_doubt(self) -> None:
+        """Leave a mark that survives kill -9: the end of the data is sent now."""
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+
+    def clear_doubt(self) -> None:
+        """Take the mark back: the reply came and is recorded."""
+        os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the mark is there. Raises OSError."""
+        return bool(os.fstat(self._descriptor).st_mode & IN_DOUBT_BIT)
+
+    def release(self) -> None:
+        """Release the message; the claim cannot be used any more."""
+        os.close(self._descriptor)
+
+
+class _BusyError(Exception):
+    """Another process has a second body of the message."""
+
+
+class Claimer:
+    """Takes messages of one spool for this process.
+
+    `clock` gives Unix seconds. `on_damage` is called for each message that is put aside, `on_copy`
+    with the path of each body that was unlinked because it was a damaged copy of a whole one.
+    """
+
+    def __init__(
+        self,
+        files: SpoolFiles,
+        clock: Callable[[], float],
+        on_damage: Callable[[Damage], None],
+        on_copy: Callable[[str], None],
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._on_damage = on_damage
+        self._on_copy = on_copy
+
+    def claim(self, message_id: str, states: Iterable[str]) -> Claim | None:
+        """Take a message, as Store.claim describes it."""
+        descriptor = self._files.open_body(message_id)
+        if descriptor < 0:
+            self._claim_without_body(message_id)
+            return None
+        kept = False
+        try:
+            if not self.lock_body(descriptor, message_id):
+                return None
+            state = self._settle(message_id, descriptor)
+            if state is None or state not in states:
+                return None
+            claim = self._examine(message_id, state, descriptor)
+            kept = claim is not None
+        except _BusyError:
+            return None
+        except OSError as exc:
+            raise SpoolError("claim", f"{self._files.path}/*/{message_id}", exc) from exc
+        finally:
+            if not kept:
+                os.close(descriptor)
+        return claim
+
+    def lock_body(self, descriptor: int, message_id: str) -> bool:
+        """Lock a body; False if another process has it or it is not the message's any more."""
+        if not try_lock(descriptor):
+            return False
+        # Its last holder may have finished the message meanwhile: a lock on a file that has lost
+        # its name is a lock on nothing.
+        if os.fstat(descriptor).st_nlink == 0:
+            return False
+        for directory in BODY_ORDER:
+            found = is_at(self._files.join(directory, message_id + BODY), descriptor)
+            if found is not None:
+                return found
+        return False
+
+    def _settle(self, message_id: str, descriptor: int) -> str | None:
+        """Return the state of a locked message, None if it has no sidecar.
+
+        After a crash between two states, the later revision stays and the other sidecar goes.
+        """
+        found = self._files.where(message_id)
+        if len(found) <= 1:
+            return found[0] if found else None
+        revisions = {}
+        for state in found:
+            try:
+                revisions[state] = self._files.read_sidecar(state, message_id).revision
+            except DamagedMessageError:
+                revisions[state] = -1
+        # `found` has the order of recovery, and max keeps the first of equals.
+        best = max(found, key=lambda state: revisions[state])
+        try:
+            self._verify_any(self._files.read_sidecar(best, message_id), descriptor)
+            is_whole = True
+        except DamagedMessageError:
+            # `_examine` reports it. A damaged body is not replaced by another damaged one.
+            is_whole = False
+        if is_whole:
+            # Perhaps only the body's new name was lost.
+            self._files.carry_body(message_id, best)
+        durable.sync_directory(self._files.join(best))
+        for state in found:
+            if state != best:
+                durable.unlink(self._files.join(state, message_id + SIDECAR))
+                if is_whole:
+                    self._files.drop_body(message_id, state)
+                self._files.sync_later(state)
+        return best
+
+    def _examine(self, message_id: str, state: str, descriptor: int) -> Claim | None:
+        """Read a locked message and compare its body with what was accepted."""
+        try:
+            message = self._files.read_sidecar(state, message_id)
+            mode, data, newlines, eight_bit = self._verify_any(message, descriptor)
+        except DamagedMessageError as exc:
+            self._quarantine(message_id, state, str(exc))
+            return None
+        message, has_progress = merge_progress(self._files, message, state)
+        in_doubt = bool(mode & IN_DOUBT_BIT)
+        return Claim(
+            message,
+            state,
+            descriptor,
+            data,
+            newlines=newlines,
+            eight_bit=eight_bit,
+            was_in_doubt=in_doubt,
+            has_progress=has_progress,
+        )
+
+    def _verify_any(self, message: Message, descriptor: int) -> tuple[int, bytes | None, int, bool]:
+        """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
+
+        A copy or a restore that was cut can leave a part of a body where it is looked for first.
+        Then `descriptor` becomes that of the whole one, locked, and the damaged ones are unlinked.
+        Return the body's mode, and what `verify_body` returns. Raises DamagedMessageError if there
+        is no whole one, _BusyError.
+        """
+        before = os.fstat(descriptor)
+        try:
+            check_size(message, before.st_size)
+            return before.st_mode, *verify_body(message, descriptor)
+        except DamagedMessageError as exc:
+            reason = exc
+        in_the_way = []
+        for directory in BODY_ORDER:
+            path = self._files.join(directory, message.id + BODY)
+            try:
+                other = os.open(path, READ_FLAGS)
+            except FileNotFoundError:
+                continue
+            try:
+                found = os.fstat(other)
+                if os.path.samestat(before, found):
+                    in_the_way.append(path)
+                    continue
+                if not try_lock(other):
+                    raise _BusyError
+                try:
+                    check_size(message, found.st_size)
+                    verified = verify_body(message, other)
+                except DamagedMessageError:
+                    in_the_way.append(path)
+                    continue
+                if before.st_mode & IN_DOUBT_BIT:
+                    os.fchmod(other, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+                for damaged in in_the_way:
+                    durable.unlink_if_there(damaged)
+                    self._on_copy(damaged)
+                os.dup2(other, descriptor, inheritable=False)
+                return os.fstat(descriptor).st_mode, *verified
+            finally:
+                os.close(other)
+        raise reason
+
+    def _claim_without_body(self, message_id: str) -> None:
+        """Put aside a sidecar whose body is nowhere, under the sidecar's own lock."""
+        for state in (NEW, CUR):
+            path = self._files.join(state, message_id + SIDECAR)
+            try:
+                descriptor = os.open(path, READ_FLAGS)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise SpoolError("open", path, exc) from exc
+            try:
+                if not try_lock(descriptor):
+                    continue
+                # The body may have appeared since: by a move, or a restore from a backup.
+                if self._files.body_is_nowhere(message_id) and is_at(path, descriptor):
+                    self._quarantine(message_id, state, "its body is missing")
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise SpoolError("put aside", path, exc) from exc
+            finally:
+                os.close(descriptor)
+
+    def _quarantine(self, message_id: str, state: str, reason: str) -> None:
+        """Move a message that must not be sent to undelivered/, its octets untouched."""
+        damage = Damage(message_id, reason)
+        if state != UNDELIVERED:
+            self._files.append_result(message_id, f"{_stamp(self._clock())} not sent: {reason}\n")
+            self._files.carry_body(message_id, UNDELIVERED)
+            source = self._files.join(state, message_id + SIDECAR)
+            link_or_rename(source, self._files.join(UNDELIVERED, message_id + SIDECAR))
+            durable.sync_directory(self._files.join(UNDELIVERED))
+            durable.unlink_if_there(source)
+            # Where there are several, all damaged, all are kept: a person may repair one of them.
+            body = message_id + BODY
+            if is_same_file(self._files.join(state, body), self._files.join(UNDELIVERED, body)):
+                self._files.drop_body(message_id, state)
+            self._files.sync_later(state)
+        self._on_damage(damage)
+
+
+def check_size(message: Message, octets: int) -> None:
+    """Raise DamagedMessageError if a body has another size than was accepted."""
+    if octets != message.size:
+        raise DamagedMessageError(f"its body has {octets} octets, and {message.size} were accepted")
+
+
+def verify_body(message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:
+    """Check a body's CRC. Raises DamagedMessageError.
+
+    Return its octets if they are few, the number of LF, and whether any octet is over 127.
+    """
+    checksum, newlines, eight_bit, offset = 0, 0, False, 0
+    data = b""
+    while offset < message.size:
+        # One octet more than there should be shows most bodies that are too long. To ask for
+        # much more costs a small mail a twentieth of its time: buffers come from the kernel.
+        wanted = min(BODY_BLOCK_OCTETS, message.size - offset + 1)
+        data = os.pread(descriptor, wanted, offset)
+        if not data:
+            break
+        offset += len(data)
+        checksum = crc32(data, checksum)
+        newlines += data.count(b"\n")
+        eight_bit = eight_bit or not data.isascii()
+    if checksum != message.crc32 or offset != message.size:
+        raise DamagedMessageError(
+            f"its body is not what was accepted: CRC-32 {checksum}, not {message.crc32}"
+        )
+    return (data if offset == len(data) else None), newlines, eight_bit
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,84 @@
+"""What became of some recipients of a message that takes several transactions: ID.progress.
+
+One line for each transaction: the revision of the sidecar that it counts for, and the outcomes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from picoqmail import durable
+from picoqmail.errors import SpoolError
+from picoqmail.layout import PROGRESS
+from picoqmail.spool.files import read_whole
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.value import evolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from picoqmail.spool.files import SpoolFiles
+    from picoqmail.spool.message import Message
+
+
+def append_progress(
+    files: SpoolFiles,
+    message: Message,
+    state: str,
+    results: Mapping[int, tuple[str, str]],
+    *,
+    is_first: bool,
+) -> None:
+    """Append one line, and sync it; `results` are pairs of state and reply by index.
+
+    So the cost is that of these recipients, and a crash repeats none of them. `is_first` says that
+    the file has to be made. Raises SpoolError.
+    """
+    path = files.join(state, message.id + PROGRESS)
+    # A line of its own also where a crash cut the one before.
+    line = f"\n{json.dumps([message.revision, [[i, *r] for i, r in results.items()]])}\n"
+    try:
+        descriptor = durable.open_append(path)
+        try:
+            durable.write_all(descriptor, line.encode())
+            durable.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_first:
+            durable.sync_directory(files.join(state))
+    except OSError as exc:
+        raise SpoolError("note progress in", path, exc) from exc
+
+
+def merge_progress(files: SpoolFiles, message: Message, state: str) -> tuple[Message, bool]:
+    """Return a message with what an earlier run noted and did not record; and if there was a file.
+
+    Raises OSError.
+    """
+    if len(message.recipients) == 1:
+        # Nothing is noted of a message that goes in one part.
+        return message, False
+    try:
+        lines = read_whole(files.join(state, message.id + PROGRESS)).split(b"\n")
+    except FileNotFoundError:
+        return message, False
+    recipients = list(message.recipients)
+    for line in lines:
+        try:
+            revision, results = json.loads(line)
+            noted = [(recipients[i], i, str(s), str(r)) for i, s, r in results]
+        except (ValueError, TypeError, IndexError):
+            continue  # The end of a line that a crash cut: nothing relies on it.
+        if revision == message.revision:
+            for recipient, index, noted_state, reply in noted:
+                if recipient.state == PENDING and noted_state in (DELIVERED, FAILED, PENDING):
+                    recipients[index] = evolve(recipient, state=noted_state, reply=reply)
+    return evolve(message, recipients=tuple(recipients)), True
+
+
+def drop_progress(files: SpoolFiles, message_id: str, state: str) -> None:
+    """Unlink the file of a message whose sidecar has it all. Raises OSError."""
+    if durable.unlink_if_there(files.join(state, message_id + PROGRESS)):
+        files.sync_later(state)
