@@ -134,7 +134,7 @@ class Debian:
 
     def command(self, *words: str) -> list[str]:
         """The command line that runs a command within."""
-        return ["nsenter", "--target", str(self._pid), "--mount", "--pid", "--uts", "--root", "--wd=/", *words]
+        return ["nsenter", "--target", str(self._pid), "--mount", "--pid", "--uts", "--root", "--wd", *words]
 
     def run(
         self, *words: str, give: str = "", expect: int | None = 0, user: str = "", **environ: str

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from debian.system import Debian
     from rig.recording import RecordingRelay
 
-INSTALL = ("install", "/root/picoqmail.deb")
+INSTALL = ("install", "/root/picoqmail.deb", "bsd-mailx")
 SPOOL = "/var/spool/picoqmail"
 
 
@@ -52,7 +52,7 @@ def test_one_command_on_a_fresh_system(
     fresh.answer(**answers_for(login_relay))
     began = time.monotonic()
     fresh.apt("update")
-    said = fresh.apt(*INSTALL, "cron", "bsd-mailx")
+    said = fresh.apt(*INSTALL, "cron")
     fresh.sh("echo body | mail -s first you@example.net")
     first = login_relay.wait_for(1)[0]
     record_property("seconds to the first delivered mail", round(time.monotonic() - began, 1))
@@ -60,7 +60,6 @@ def test_one_command_on_a_fresh_system(
     assert first.tls
     assert ("you@example.net",) == first.recipients
     assert b"\nSubject: first\n" in first.unix
-    assert "root@host.example.org" == first.sender
 
     fresh.write("/etc/cron.d/trial", "@reboot root echo output of a job\n")
     with fresh.start("cron", "-f"):
@@ -76,3 +75,232 @@ def test_one_command_on_a_fresh_system(
     assert [] == waiting(fresh)
     assert PASSWORD not in said
     assert PASSWORD not in fresh.sh("cat /var/cache/debconf/*.dat")
+
+
+def test_without_answers_mail_waits(debian: Debian) -> None:
+    """Nobody is asked, nothing is said; mail is accepted and waits, and check says what is missing."""
+    said = debian.apt(*INSTALL)
+    assert "picoqmail:" not in said
+    message = leave_mail(debian)
+    done = debian.run("picoqmail", "check", "--no-relay", expect=2)
+    assert "no relay is named" in done.output
+    assert "/etc/picoqmail/relayip" in done.output
+    assert message in debian.run("setpriv", "--reuid=picoqmail", "--regid=picoqmail", "--init-groups",
+                                 "picoqmail", "list", "--ids").output
+    assert message in debian.run("mailq").output
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "setting", "reason"),
+    [
+        ("mailname", "two words", "me", "host name"),
+        ("relay", "smtp.example.org:99999", "relayip", "port"),
+        ("relay", "ftp://smtp.example.org", "relayip", "scheme"),
+        ("user", "joe:secret", "relayip", "password"),
+        ("admin", "ad min@example.org", "adminaddr", "--admin"),
+    ],
+)
+def test_a_wrong_answer_is_refused_with_the_reason(
+    debian: Debian, answer: str, value: str, setting: str, reason: str
+) -> None:
+    """Others are taken, the package is installed, and mail is accepted all the same."""
+    good = {"mailname": "host.example.org", "relay": "smtp.example.org", "admin": "a@example.org"}
+    debian.answer(**{**good, answer: value})
+    said = debian.apt(*INSTALL)
+    (told,) = [line for line in said.splitlines() if line.startswith("picoqmail init: ")]
+    assert reason in told
+    assert "the answer is refused" in said
+    files = {"me": "host.example.org", "relayip": "smtp+starttls://smtp.example.org", "adminaddr": "a@example.org"}
+    for name, text in files.items():
+        if name != setting:
+            assert f"{text}\n" == debian.read(f"/etc/picoqmail/{name}")
+        elif name == "me":
+            assert "localhost\n" == debian.read("/etc/picoqmail/me")
+        else:
+            assert not debian.has(f"/etc/picoqmail/{name}")
+    leave_mail(debian)
+
+
+def test_a_person_is_asked_again(debian: Debian) -> None:
+    """A wrong answer is refused with the reason, and the question comes again; the files follow."""
+    debian.answer(mailname="host.example.org", relay="smtp.example.org", admin="a@example.org")
+    debian.apt(*INSTALL)
+    typed = "\n".join(("new.example.org", "no port:x", "", "mx.example.org:465", "2", "joe", "#secret", "b@example.org"))
+    done = debian.run(
+        "dpkg-reconfigure", "--frontend=teletype", "picoqmail", give=f"{typed}\n", DEBIAN_FRONTEND="teletype"
+    )
+    print(done.output)
+    assert '"no port:x" is no relay' in done.output
+    assert "new.example.org\n" == debian.read("/etc/picoqmail/me")
+    assert "smtps://joe@mx.example.org:465\n" == debian.read("/etc/picoqmail/relayip")
+    assert "b@example.org\n" == debian.read("/etc/picoqmail/adminaddr")
+    assert "#=#secret\n" in debian.read("/etc/picoqmail/relaypass")
+    assert "#secret" not in debian.sh("cat /var/cache/debconf/*.dat")
+
+
+def newer(debian: Debian) -> str:
+    """Make a later version of the package, and return its path within."""
+    debian.sh(
+        "dpkg-deb -R /root/picoqmail.deb /tmp/newer; sed -i 's/^Version: .*/Version: 99/' /tmp/newer/DEBIAN/control;"
+        "dpkg-deb -b /tmp/newer /root/newer.deb"
+    )
+    return "/root/newer.deb"
+
+
+def test_upgrade_and_reinstallation_keep_mail_and_settings(debian: Debian) -> None:
+    """What an administrator wrote stays as it is, owners and modes that he chose stand, mail waits."""
+    debian.answer(mailname="host.example.org", relay="localhost:1", user="joe", password="x")
+    debian.apt(*INSTALL)
+    message = leave_mail(debian)
+    debian.write("/etc/picoqmail/relayip", "# ours\nsmtp://joe@localhost:1\nmx2.example.org:2525\n")
+    debian.write("/etc/picoqmail/rewritefrom", "me@example.org\n")
+    program = "/usr/lib/picoqmail/bin/qmail-queue"
+    debian.run("dpkg-statoverride", "--update", "--add", "root", "mail", "4710", program)
+    before = {name: debian.read(f"/etc/picoqmail/{name}") for name in os.listdir(f"{debian.path}/etc/picoqmail")}
+    for words in (("install", newer(debian)), ("install", "--reinstall", "--allow-downgrades", "/root/picoqmail.deb")):
+        said = debian.apt(*words)
+        assert "picoqmail:" not in said
+        after = {name: debian.read(f"/etc/picoqmail/{name}") for name in os.listdir(f"{debian.path}/etc/picoqmail")}
+        assert before == after
+        assert [message] == waiting(debian)
+        assert "root mail 4710\n" == debian.run("stat", "-c", "%U %G %a", program).output
+        assert "picoqmail 600\n" == debian.run("stat", "-c", "%U %a", "/etc/picoqmail/relaypass").output
+
+
+def test_mail_outlives_removal_and_is_sent_later(debian: Debian, relay: RecordingRelay) -> None:
+    """Removed with mail waiting, which stays; installed again it goes to the relay."""
+    debian.answer(mailname="host.example.org", relay="localhost:1", tls="optional")
+    debian.apt(*INSTALL)
+    message = leave_mail(debian, "survivor")
+    said = debian.apt("remove", "picoqmail")
+    assert "picoqmail: 1 messages wait in /var/spool/picoqmail" in said
+    assert not debian.has("/usr/sbin/sendmail")
+    assert debian.has(f"{SPOOL}/new/{message}.json") or debian.has(f"{SPOOL}/cur/{message}.json")
+    debian.write("/etc/picoqmail/relayip", f"{relay.address}\n")
+    debian.apt(*INSTALL)
+    debian.run("picoqmail", "retry", "--all")
+    assert b"survivor" in relay.wait_for(1)[0].content
+
+
+# What dpkg, apt and debconf keep for themselves.
+BOOKS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/log/", "/var/cache/debconf/", "/etc/passwd-",
+         "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid", "/etc/subgid", "/var/lib/systemd/deb-systemd",
+         "/etc/.pwd.lock", "/root/")
+
+
+def test_nothing_is_left_after_a_purge(debian: Debian) -> None:
+    """find(1) before the installation and after the purge says the same."""
+    before = debian.files()
+    users = debian.read("/etc/passwd")
+    debian.answer(mailname="host.example.org", relay="localhost:1", user="joe", password="x", admin="a@example.org")
+    debian.apt(*INSTALL)
+    debian.sh("echo body | mail -s gone you@example.net; picoqmail-cron")
+    debian.run("picoqmail", "delete", *waiting(debian))
+    debian.apt("purge", "picoqmail")
+    left = {path for path in debian.files() - before if not path.startswith(BOOKS)}
+    assert set() == left
+    assert set() == {path for path in before - debian.files() if not path.startswith(BOOKS)}
+    assert users == debian.read("/etc/passwd")
+
+
+@pytest.mark.parametrize("wish", ["", "true"])
+def test_a_purge_keeps_mail_that_was_never_delivered(debian: Debian, wish: str) -> None:
+    """It is kept with its owner, unless somebody has answered that it is to go."""
+    debian.apt(*INSTALL)
+    message = leave_mail(debian)
+    if wish:
+        debian.answer(purge_mail=wish)
+    said = debian.apt("purge", "picoqmail")
+    assert not debian.has("/etc/picoqmail")
+    if wish:
+        assert not debian.has(SPOOL)
+        assert "picoqmail" not in debian.read("/etc/passwd")
+    else:
+        assert "1 messages were never delivered, and are kept" in said
+        assert debian.sh(f"find {SPOOL} -name {message}.json -user picoqmail")
+        debian.apt(*INSTALL)
+        assert [message] == waiting(debian)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_program_of_the_host_is_never_overwritten(debian: Debian, kept: bool) -> None:  # noqa: FBT001
+    """A file that no package brought stops the installation, unless it was given another place."""
+    text = "#!/bin/sh\nexec cat\n"
+    debian.write("/usr/sbin/sendmail", text, 0o755)
+    if kept:
+        words = ("--local", "--no-rename", "--divert", "/usr/sbin/sendmail.distrib", "--add", "/usr/sbin/sendmail")
+        debian.run("dpkg-divert", *words)
+    said = debian.apt(*INSTALL, expect=0 if kept else 100)
+    assert text == debian.read("/usr/sbin/sendmail")
+    if kept:
+        assert debian.has("/usr/sbin/sendmail.distrib")
+    else:
+        assert "/usr/sbin/sendmail belongs to no package, and is left alone" in said
+        assert "picoqmail" not in debian.installed()
+
+
+def test_cron_retries_where_systemd_does_not_run(debian: Debian) -> None:
+    """The line of cron.d sends what is due; with systemd it leaves that to the timer; it is silent."""
+    debian.answer(mailname="host.example.org", relay="localhost:1")
+    debian.apt(*INSTALL)
+    line = [line for line in debian.read("/etc/cron.d/picoqmail").splitlines() if line[:1] == "*"][0]
+    schedule, _, command = line.partition(" picoqmail ")
+    assert "* * * * *" == schedule
+    debian.sh("mkdir -p /run/systemd/system")
+    assert "" == debian.sh(command)
+    assert not debian.has(f"{SPOOL}/cron.lock")
+    debian.sh("rm -r /run/systemd")
+    assert "" == debian.sh(command)
+    assert debian.has(f"{SPOOL}/cron.lock")
+    assert debian.has("/usr/lib/systemd/system/picoqmail.timer")
+    assert debian.has("/etc/systemd/system/timers.target.wants/picoqmail.timer")
+
+
+PRESEED = {
+    "exim4-daemon-light": ("exim4-config", "exim4/dc_eximconfig_configtype select internet site; mail is sent and received directly using SMTP"),
+    "postfix": ("postfix", "postfix/main_mailer_type select Satellite system"),
+    "nullmailer": ("nullmailer", "nullmailer/relayhost string localhost smtp --port=1"),
+    "msmtp-mta": ("msmtp", "msmtp/apparmor boolean false"),
+}
+# How each is handed a mail that it keeps, and where it keeps it.
+THEIR_QUEUES = {
+    "exim4-daemon-light": ("sendmail -odq you@example.net", "/var/spool/exim4/input"),
+    "postfix": ("sendmail you@example.net", "/var/spool/postfix/maildrop"),
+    "nullmailer": ("sendmail you@example.net", "/var/spool/nullmailer/queue"),
+    "msmtp-mta": ("", ""),
+}
+
+
+@pytest.mark.parametrize("other", THEIR_QUEUES)
+def test_takes_the_place_of_another_mailer_and_gives_it_back(
+    debian: Debian, other: str, relay: RecordingRelay
+) -> None:
+    """In both directions with mail waiting: each queue stays, and ours is sent when we are back."""
+    package, line = PRESEED[other]
+    debian.run("debconf-set-selections", give=f"{package} {line}\n")
+    debian.apt("install", other)
+    submit, queue = THEIR_QUEUES[other]
+    if submit:
+        debian.sh(f"printf 'Subject: theirs\n\nbody\n' | {submit}")
+    theirs = debian.sh(f"find {queue} -type f") if queue else ""
+    assert bool(queue) == bool(theirs)
+
+    debian.answer(mailname="host.example.org", relay="localhost:1", tls="optional")
+    said = debian.apt(*INSTALL)
+    assert other not in debian.installed()
+    assert "picoqmail-sendmail" in debian.run("readlink", "/usr/sbin/sendmail").output
+    assert ("1 messages wait in " + queue in said) == bool(queue)
+    assert theirs == (debian.sh(f"find {queue} -type f") if queue else "")
+    message = leave_mail(debian, "ours")
+
+    said = debian.apt("install", other)
+    assert "picoqmail" not in debian.installed()
+    assert "picoqmail: 1 messages wait in /var/spool/picoqmail" in said
+    assert "picoqmail" not in debian.run("readlink", "-f", "/usr/sbin/sendmail").output
+    assert debian.sh(f"find {SPOOL} -name {message}.json")
+
+    debian.apt(*INSTALL)
+    debian.write("/etc/picoqmail/relayip", f"{relay.address}\n")
+    debian.run("picoqmail", "retry", "--all")
+    assert b"ours" in relay.wait_for(1)[0].content
+    assert theirs == (debian.sh(f"find {queue} -type f") if queue else "")
