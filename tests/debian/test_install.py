@@ -125,11 +125,10 @@ def test_a_person_is_asked_again(debian: Debian) -> None:
     """A wrong answer is refused with the reason, and the question comes again; the files follow."""
     debian.answer(mailname="host.example.org", relay="smtp.example.org", admin="a@example.org")
     debian.apt(*INSTALL)
-    typed = "\n".join(("new.example.org", "no port:x", "", "mx.example.org:465", "2", "joe", "#secret", "b@example.org"))
+    typed = "\n".join(("new.example.org", "no port:x", "mx.example.org:465", "2", "joe", "#secret", "b@example.org"))
     done = debian.run(
         "dpkg-reconfigure", "--frontend=teletype", "picoqmail", give=f"{typed}\n", DEBIAN_FRONTEND="teletype"
     )
-    print(done.output)
     assert '"no port:x" is no relay' in done.output
     assert "new.example.org\n" == debian.read("/etc/picoqmail/me")
     assert "smtps://joe@mx.example.org:465\n" == debian.read("/etc/picoqmail/relayip")
