@@ -17,6 +17,7 @@ from picoqmail.cli.spool import age
 from picoqmail.cli.writer import Writer
 from picoqmail.errors import ConfigurationError, PicoqmailError
 from picoqmail.home.opening import open_home
+from picoqmail.home.paths import locate
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
     now: Status | None = None
     probes: list[Probe] = []
     try:
+        if arguments.repair:
+            repaired += check.repair_password(locate())
         home = open_home()
         if arguments.repair:
-            repaired = check.repair(home, Store(home.spool))
+            repaired += check.repair(home, Store(home.spool))
         now, probes = check.examine(
             home,
             _thresholds(arguments),

@@ -11,7 +11,7 @@ from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import EX_CONFIG, EX_USAGE
 from picoqmail.home import page, settings
-from picoqmail.home.paths import locate
+from picoqmail.home.paths import become_owner, locate
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
             hint = f"did you mean {' or '.join(close)}?" if close else "see picoqmail config"
             print(f"picoqmail config: {name!r} is not a setting; {hint}", file=sys.stderr)
             return EX_USAGE
-    found = settings.examine(locate())
+    home = locate()
+    # As those who send see it: a password that only root can read is none for them.
+    become_owner(home)
+    found = settings.examine(home)
     entries = [entry for entry in found.entries if not names or entry.name in names]
     if arguments.json:
         print_json(_document(found, entries))

@@ -1,7 +1,8 @@
 """picoqmail-cron: retry what is due; one at a time; take over from a run that hangs.
 
 Silent and 0 when there is nothing to do, also while another run is alive, and whatever became of
-the messages: that is in the log. Exit code 78 where a setting is wrong (sysexits.h).
+the messages: that is in the log. Exit code 78 where a setting is wrong (sysexits.h). What is wrong
+is printed once, not in every run: cron would mail it each minute.
 """
 
 from __future__ import annotations

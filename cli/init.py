@@ -12,7 +12,7 @@ from picoqmail.admin.words import printable
 from picoqmail.cli import units
 from picoqmail.cli.output import is_terminal, print_json
 from picoqmail.errors import EX_USAGE, ConfigurationError
-from picoqmail.home import make, make_system, secret, values
+from picoqmail.home import host_sendmail, make, make_system, secret, values
 from picoqmail.home.control import Control
 from picoqmail.home.paths import PACKAGED_HOME, QMAIL_HOME, Home, locate, personal_root
 
@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "submit through a set-id bin/qmail-queue",
     )
     parser.add_argument(
+        "--sendmail",
+        action="store_true",
+        help="with --system: let /usr/sbin/sendmail, /usr/lib/sendmail, mailq and newaliases lead "
+        "to this home (dpkg-divert, where dpkg is); never in the place of a file that no package "
+        "brought",
+    )
+    parser.add_argument(
         "--units",
         choices=["print", "cron", "systemd"],
         nargs="?",
@@ -43,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "install those for one of the two",
     )
     parser.add_argument(
-        "--uninstall", action="store_true", help="remove the files that --units installed"
+        "--uninstall",
+        action="store_true",
+        help="remove the files that --units installed, and give back the names of --sendmail",
     )
     parser.add_argument(
         "--destdir", metavar="DIR", default="", help="a directory to put before their paths"
@@ -78,6 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     home = locate()
     if arguments.units or arguments.uninstall:
         return units.run(home, arguments)
+    if arguments.sendmail and not arguments.system:
+        problem = "makes a home the mailer of a whole host"
+        raise ConfigurationError("--sendmail", problem, "say --system, too")
     # Ours, or a directory could be made that nobody can enter.
     os.umask(0o077)
     if arguments.system:
@@ -106,6 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = make_it(
             home, settings=first, replace=arguments.replace, programs=make.find_programs()
         )
+    if arguments.sendmail:
+        steps_done = (*outcome.steps, *host_sendmail.take(home))
+        outcome = make.HomeResult(outcome.root, steps_done)
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))
@@ -266,13 +281,11 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
     steps = []
     if control.read("relayip") is None:
         steps.append(f"name your relay: echo 'smtp://RELAY' > {home.control}/relayip")
-    password = f"{home.control}/relaypass"
-    how = f"{password}, mode 0600"
-    if system:
-        owner = make_system.OWNER
-        how = f"a file of {owner}'s: install -m 600 -o {owner} -g {owner} /dev/stdin {password}"
+    which = " --system" if system else ""
     steps.append(
-        f"if the relay wants a login: user@ in {home.control}/relayip, and the password in {how}",
+        f"if the relay wants a login: user@ in {home.control}/relayip, and the password, which is "
+        f"read from standard input into {home.control}/relaypass: "
+        f"picoqmail init{which} --password-stdin",
     )
     steps.append("see all settings: picoqmail config")
     if system:

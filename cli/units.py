@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from picoqmail.cli.output import print_json
-from picoqmail.home import settings, units
+from picoqmail.home import host_sendmail, make_system, settings, units
 from picoqmail.home.make import crontab_line
 
 if TYPE_CHECKING:
@@ -14,16 +16,14 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
 _ENABLE = "systemctl daemon-reload && systemctl enable --now picoqmail.timer"
+_ALTERNATIVE = "/etc/alternatives/sendmail"
 _DISABLE = "systemctl disable --now picoqmail.timer; systemctl daemon-reload"
 
 
 def run(home: Home, arguments: argparse.Namespace) -> int:
     """Print, install or remove. Raises InitError (73)."""
     if arguments.uninstall:
-        removed = units.uninstall(arguments.destdir)
-        _tell(arguments, [f"removed {path}" for path in removed] or ["there was nothing of ours"])
-        if any(path.endswith(".timer") for path in removed) and not arguments.json:
-            print(f"then, if it was enabled: {_DISABLE}")
+        _uninstall(home, arguments)
         return 0
     account = units.account_of(home)
     chosen = settings.examine(home).settings
@@ -36,6 +36,40 @@ def run(home: Home, arguments: argparse.Namespace) -> int:
     if arguments.units == units.SYSTEMD and not arguments.json:
         print(f"now start it: {_ENABLE}")
     return 0
+
+
+def _uninstall(home: Home, arguments: argparse.Namespace) -> None:
+    removed = units.uninstall(arguments.destdir)
+    if not arguments.destdir:
+        removed += host_sendmail.give_back(home)
+    left = _what_is_left(home, timer=any(path.endswith(".timer") for path in removed))
+    if arguments.json:
+        print_json({"done": [f"removed {path}" for path in removed], "left": left})
+        return
+    print("\n".join([f"removed {path}" for path in removed] or ["there was nothing of ours"]))
+    if left:
+        print("\nWhat is left, and how it is removed:")
+        print("\n".join(f"  {line}" for line in left))
+
+
+def _what_is_left(home: Home, *, timer: bool) -> list[str]:
+    """What an uninstallation does not decide: lines for a person, the mail first."""
+    lines = []
+    if timer:
+        lines.append(f"the timer, if it was enabled: {_DISABLE}")
+    alternative = os.path.realpath(host_sendmail.SENDMAIL) if os.path.islink(_ALTERNATIVE) else ""
+    if alternative and os.path.realpath(f"{home.bin}/sendmail") == alternative:
+        lines.append(f"the alternative: update-alternatives --remove sendmail {home.bin}/sendmail")
+    if os.path.isdir(home.spool):
+        lines.append(
+            f"settings and mail, once picoqmail status shows that nothing waits: rm -r {home.root}"
+        )
+        user = units.account_of(home).user
+        if user == make_system.OWNER:
+            lines.append(f"the user that the mail belongs to: userdel {user}")
+    if sys.prefix != sys.base_prefix:
+        lines.append(f"the programs: rm -r {sys.prefix}")
+    return lines
 
 
 def _tell(arguments: argparse.Namespace, lines: list[str]) -> None:
@@ -59,6 +93,5 @@ def _print(
         print(f"--- {one.path}\n{one.text}")
     print(
         "Install: picoqmail init --units cron, or --units systemd; remove: picoqmail init "
-        "--uninstall.\nTo be this host's sendmail, where no other one is installed (Debian):\n"
-        f"    update-alternatives --install /usr/sbin/sendmail sendmail {home.bin}/sendmail 50"
+        "--uninstall.\nTo be this host's sendmail: picoqmail init --system --sendmail"
     )

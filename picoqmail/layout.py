@@ -23,6 +23,8 @@ PROGRESS = ".progress"
 SENDER_LOCK = "sender.lock"
 CRON_LOCK = "cron.lock"
 BREAKER = "relay-down"
+# What the last run of cron complained of; none if it went well.
+CRON_COMPLAINT = "cron-complaint"
 USERS = "users"
 # A directory, made when a caller first gives a key (spool/keys.py).
 IDEMPOTENCY = "idempotency"

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
+from picoqmail.admin.remedies import why_not_sent
 from picoqmail.admin.selection import entry_of
 from picoqmail.delivery.report_state import untold
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.home.control import Control, own_host_name
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
+from picoqmail.relay import breaker
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 from picoqmail.spool.sidecar import NOT_BEFORE
 from picoqmail.spool.store import Store
@@ -229,4 +231,4 @@ def _after_sending(store: Store, before: VerbResult, busy: set[str]) -> VerbResu
         return VerbResult(message_id, REFUSED, f"failed for good: {reply}", entry.state)
     if message.history and message.attempts:
         return VerbResult(message_id, DEFERRED, f"deferred: {reply}", entry.state)
-    return VerbResult(message_id, DEFERRED, "its relay cannot be reached", entry.state)
+    return VerbResult(message_id, DEFERRED, why_not_sent(breaker.read(store.path)), entry.state)

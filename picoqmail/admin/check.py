@@ -15,9 +15,11 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.admin import filesystem, selection, status
+from picoqmail.admin.remedies import REMEDIES
 from picoqmail.admin.words import count
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.home import settings
+from picoqmail.home import host_sendmail, make_system, settings
+from picoqmail.home.paths import PACKAGED_HOME, host_root
 from picoqmail.home.values import rough_duration
 from picoqmail.layout import (
     BODY,
@@ -112,6 +114,7 @@ def examine(  # noqa: PLR0913 - what is to be checked
     store = Store(home.spool)
     chosen = settings.examine(home).settings
     findings += [*check_settings(home), *check_modes(home), *check_filesystem(home)]
+    findings += check_host(home)
     probes: list[Probe] = []
     if chosen is not None and relays:
         found, probes = check_relays(chosen, limits)
@@ -242,6 +245,38 @@ def _wrong(
         level = CRITICAL if found.st_mode & 0o022 else WARNING
         text = f"mode {stat.S_IMODE(found.st_mode):04o} lets others at mail"
         yield path, level, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
+
+
+# --- The host ------------------------------------------------------------------------------------
+
+
+def check_host(home: Home) -> Iterator[Finding]:
+    """Whether this host's mail comes here: whose its sendmail is, and whether init is due again."""
+    if home.root != host_root():
+        return
+    packaged = home.root == PACKAGED_HOME
+    whose = host_sendmail.whose(host_sendmail.SENDMAIL, home)
+    if not whose:
+        yield Finding("sendmail", OK, f"{host_sendmail.SENDMAIL} leads here")
+    else:
+        # In a home that init made the name is taken on request only.
+        missing = whose.startswith("nobody's") and not packaged
+        again = "install picoqmail again" if packaged else "picoqmail init --system --sendmail"
+        yield Finding(
+            "sendmail",
+            OK if missing else WARNING,
+            f"{host_sendmail.SENDMAIL} is {whose}: what programs give to it does not come here",
+            f"to have it here: {again}",
+        )
+    setid = f"{home.bin}/qmail-queue"
+    is_setid = os.path.isfile(setid) and os.stat(setid).st_mode & stat.S_ISUID
+    if is_setid and not packaged and make_system.is_outdated(home):
+        text = f"{setid} was made before the last update of picoqmail, Python or the owner's groups"
+        yield Finding("set-id program", WARNING, text, "as root: picoqmail init --system")
+    if not packaged and os.path.exists(f"{PACKAGED_HOME}/bin/qmail-queue"):
+        text = f"the package of Debian is installed, too, and {home.root} goes before its home"
+        remedy = f"remove the package, or let this spool run empty and move {home.control}/me away"
+        yield Finding("homes", WARNING, text, remedy)
 
 
 # --- The spool -----------------------------------------------------------------------------------
@@ -402,16 +437,8 @@ def check_relays(chosen: Settings, limits: Thresholds) -> tuple[list[Finding], l
         else:
             level = WARNING if spare and one.relay in own else CRITICAL
             text = f"{one.relay}: {one.stage}: {one.reason}"
-            findings.append(Finding("relay", level, text, _RELAY_REMEDIES.get(one.stage, "")))
+            findings.append(Finding("relay", level, text, REMEDIES.get(one.stage, "")))
     return findings, probes
-
-
-_RELAY_REMEDIES = {
-    "lookup": "see the name in relayip, and /etc/resolv.conf",
-    "connect": "see host and port in relayip, and whether a firewall is between",
-    "tls": "see the settings tls, tlsca and tlsfingerprint",
-    "auth": "see the user in relayip, and relaypass",
-}
 
 
 def _relay_up(one: Probe, limits: Thresholds) -> Finding:
@@ -460,6 +487,34 @@ def repair(home: Home, spool: Store) -> list[str]:
     except SpoolError as exc:
         done.append(f"not finished: {exc}")
     return done
+
+
+def repair_password(home: Home) -> list[str]:
+    """Have those who send, and nobody else, read `relaypass`; returns what was done.
+
+    To be called before root has become the owner of the spool, for only root can give a file away.
+    """
+    path = f"{home.control}/relaypass"
+    try:
+        owner = os.stat(home.spool)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []  # None is there, or what is wrong with it is said by the look at the settings.
+    try:
+        found = os.fstat(descriptor)
+        wanted = owner.st_uid if os.geteuid() == 0 else found.st_uid
+        is_right = found.st_uid == wanted and not found.st_mode & 0o077
+        if is_right or not stat.S_ISREG(found.st_mode):
+            return []
+        os.fchmod(descriptor, PRIVATE_FILE_MODE)
+        if found.st_uid != wanted:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    except OSError as exc:
+        return [f"{path}: cannot be given to those who send: {exc.strerror}"]
+    finally:
+        os.close(descriptor)
+    was = f"belonged to user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}"
+    return [f"{path}: {was}; now user {wanted}, mode 0600"]
 
 
 def _repair_message(spool: Store, message_id: str) -> list[str]:

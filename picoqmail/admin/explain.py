@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from picoqmail.admin.remedies import needs_somebody
 from picoqmail.admin.selection import entry_of
 from picoqmail.admin.words import count, moment
 from picoqmail.delivery.report_state import TELLING, TOLD, WARNED
@@ -166,7 +167,8 @@ def _future(
     else:
         left = spelled_duration(message.next_attempt - now)
         what = f"The next attempt comes in {left}, on {moment(message.next_attempt)}."
-    return " ".join([what, *_relays(outages, now), _expiry(entry, message, now), _DO_NOTHING])
+    todo = needs_somebody(outages) or _DO_NOTHING
+    return " ".join([what, *_relays(outages, now), _expiry(entry, message, now), todo])
 
 
 def _final(entry: Entry, message: Message) -> str:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from picoqmail.admin.remedies import why_not_sent
 from picoqmail.delivery.run import Run
 from picoqmail.errors import EnvelopeError, NoSuchMessageError
 from picoqmail.home.limits import read_limits
 from picoqmail.message.dates import header_date
 from picoqmail.message.envelope import check_recipients
+from picoqmail.relay import breaker
 from picoqmail.spool.incoming import Incoming
 
 if TYPE_CHECKING:
@@ -56,5 +58,5 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
         return TrialResult(
             is_delivered=True, text=f"the relay took a mail for {address}: {message_id}"
         )
-    said = message.recipients[0].reply or "its relay cannot be reached"
+    said = message.recipients[0].reply or why_not_sent(breaker.read(home.spool))
     return TrialResult(is_delivered=False, text=f"{message_id} lies in {state}/: {said}")

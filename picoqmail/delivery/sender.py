@@ -12,6 +12,7 @@ import posix
 import sys
 import time
 
+from picoqmail.durable import replace, unlink_if_there
 from picoqmail.errors import (
     EX_CONFIG,
     EX_IOERR,
@@ -26,7 +27,15 @@ from picoqmail.errors import (
 )
 from picoqmail.home.control import Control, own_host_name
 from picoqmail.home.paths import become_owner, exists, locate
-from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, SENDER_LOCK, accepted_at
+from picoqmail.layout import (
+    BODY,
+    CRON_COMPLAINT,
+    CUR,
+    IDEMPOTENCY,
+    NEW,
+    SENDER_LOCK,
+    accepted_at,
+)
 from picoqmail.spool import retention, scan
 from picoqmail.spool.locks import (
     release_cron_lock,
@@ -240,17 +249,42 @@ def retry() -> int:
     """Do what picoqmail-cron does; return its exit code (sysexits.h).
 
     0 also while another run is alive, and whatever became of the messages: that is in the log. 78:
-    wrong configuration.
+    wrong configuration. What is wrong is printed once, not in each run.
     """
+    complaint = ""
     try:
+        complaint = f"{locate().spool}/{CRON_COMPLAINT}"
         home = _open_home()
         lock = _take_turn(home)
         if lock >= 0:
             Sender(home, _CRON).retry()
+            unlink_if_there(complaint)
             release_cron_lock(lock)
     except (PicoqmailError, OSError) as exc:
-        return _complain(_CRON, exc)
+        return _complain(_CRON, exc, is_told=bool(complaint) and _is_repeated(complaint, exc))
     return 0
+
+
+def _is_repeated(path: str, exc: PicoqmailError | OSError) -> bool:
+    """Say whether the run before complained of the same, and nobody needs to be told again.
+
+    Cron mails what its jobs print, and would do so each minute, into the very spool that cannot
+    send. So what was said is noted in the spool. A person at a terminal is always told. Where
+    nothing can be noted it is said each time: then the spool takes no mail of cron's either.
+    """
+    data = str(exc).encode("utf-8", "replace")
+    try:
+        with open(path, "rb") as file:
+            before = file.read()
+    except OSError:
+        before = b""  # There was none; or it cannot be replaced either.
+    if before == data:
+        return not posix.isatty(2)
+    try:
+        replace(f"{path}.{posix.getpid()}", path, data)
+    except OSError:
+        return False  # Said each time.
+    return False
 
 
 def run_queue() -> int:
@@ -299,14 +333,21 @@ def _status(summary: Summary) -> int:
     return EX_TEMPFAIL if summary.deferred or summary.left else 0
 
 
-def _complain(program: str, exc: PicoqmailError | OSError) -> int:
-    """Report an error on standard error; return the exit code for it. The mail stays as it is."""
+def _complain(program: str, exc: PicoqmailError | OSError, *, is_told: bool = False) -> int:
+    """Report an error on standard error; return the exit code for it. The mail stays as it is.
+
+    `is_told`: it was reported before, and only the exit code is wanted.
+    """
     if isinstance(exc, PicoqmailError):
-        _print(f"{program}: {exc}")
-        return EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
-    where = f": {exc.filename}" if exc.filename else ""
-    _print(f"{program}: the system failed us: {exc.strerror or exc}{where}")
-    return EX_OSERR
+        line = f"{program}: {exc}"
+        code = EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
+    else:
+        where = f": {exc.filename}" if exc.filename else ""
+        line = f"{program}: the system failed us: {exc.strerror or exc}{where}"
+        code = EX_OSERR
+    if not is_told:
+        _print(line)
+    return code
 
 
 def _print(line: str) -> None:

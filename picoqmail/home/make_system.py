@@ -15,6 +15,7 @@ directory from the root of the file system to the home must be in root's hands.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pwd
 import shutil
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 OWNER = "picoqmail"
 SETID_MODE = 0o4711
+STAMP = ".set-id"
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = f"{PACKAGE}/home/qmail_queue_setid.c"
 COMPILE_SECONDS = 60
@@ -100,6 +102,9 @@ def make_system_home(
         target = f"{home.bin}/qmail-queue"
         _refuse_foreign(target, work.made_before)
         _install(compile_setid(home, owner), target)
+        stamp = f"{home.root}/{STAMP}"
+        durable.replace(f"{stamp}.new", stamp, _fingerprint(home, owner).encode())
+        os.chmod(stamp, 0o644)
         work.steps.append(Step(target, "made", f"set-id, for the spool of {OWNER}"))
         for name, program in links(programs, home).items():
             work.link(f"{home.bin}/{name}", program)
@@ -349,18 +354,7 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
             "install a C compiler (Debian: apt-get install gcc libc6-dev), or see the sudo rule in "
             "docs/security.md",
         )
-    paths = {
-        "HOME_PATH": home.root,
-        "PYTHON_PATH": interpreter(),
-        "PACKAGES_PATH": os.path.dirname(PACKAGE),
-    }
-    for path in paths.values():
-        if not _PLAIN.issuperset(path):
-            raise InitError(path, "has a character that a fixed path may not have", "rename it")
-    defines = {name: f'"{path}"' for name, path in paths.items()}
-    defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
-    defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
-    defines["AGAIN"] = '"run picoqmail init --system again"'
+    defines = _defines(home, owner)
     with tempfile.TemporaryDirectory() as scratch:
         built = f"{scratch}/qmail-queue"
         command = [compiler, *_HARDENING, *(f"-D{name}={value}" for name, value in defines.items())]
@@ -377,6 +371,44 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
             raise InitError(SOURCE, f"cannot be compiled: {done.stderr.strip()[-500:]}")
         with open(built, "rb") as file:
             return file.read()
+
+
+def _defines(home: Home, owner: Owner) -> dict[str, str]:
+    """What is fixed in the set-id program at compile time. Raises InitError."""
+    paths = {
+        "HOME_PATH": home.root,
+        "PYTHON_PATH": interpreter(),
+        "PACKAGES_PATH": os.path.dirname(PACKAGE),
+    }
+    for path in paths.values():
+        if not _PLAIN.issuperset(path):
+            raise InitError(path, "has a character that a fixed path may not have", "rename it")
+    defines = {name: f'"{path}"' for name, path in paths.items()}
+    defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
+    defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
+    defines["AGAIN"] = '"run picoqmail init --system again"'
+    return defines
+
+
+def _fingerprint(home: Home, owner: Owner) -> str:
+    """A text that changes with the source of the set-id program and with what is fixed in it."""
+    with open(SOURCE, "rb") as file:
+        digest = hashlib.sha256(file.read())
+    digest.update(repr(sorted(_defines(home, owner).items())).encode())
+    return digest.hexdigest() + "\n"
+
+
+def is_outdated(home: Home) -> bool:
+    """Say whether the set-id program of a system home is not the one that would be made now.
+
+    So it is after an update of picoqmail, or of Python, or of the owner's groups. Anybody may ask:
+    the program itself can be read by root only, so what it was made of stands beside the home.
+    """
+    try:
+        with open(f"{home.root}/{STAMP}", encoding="utf-8") as file:
+            return file.read() != _fingerprint(home, _owner())
+    except (FileNotFoundError, KeyError):
+        return True
 
 
 def _refuse_foreign(target: str, made_before: frozenset[str]) -> None:

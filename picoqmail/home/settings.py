@@ -507,7 +507,8 @@ def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
     try:
         raw = control.read(name)
     except ConfigurationError as exc:
-        return SettingEntry(name, spec, None, error=exc)
+        about = _about_the_owner(f"{control.directory}/{name}") if spec.secret else None
+        return SettingEntry(name, spec, None, error=about or exc)
     if raw is None and spec.mandatory:
         missing = ConfigurationError(
             f"{control.directory}/{name}",
@@ -555,6 +556,21 @@ def _read_line(spec: Spec, line: str, where: str) -> object:
     return RelayPassword(line, where) if spec.secret else spec.read(line)
 
 
+def _about_the_owner(path: str) -> ConfigurationError | None:
+    """What is wrong with a secret that cannot be read, if it is its owner; else None."""
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        return None
+    if owner == os.geteuid():
+        return None
+    return ConfigurationError(
+        path,
+        f"belongs to user {owner}, and cannot be read by user {os.geteuid()}, who sends the mail",
+        f"run as root: picoqmail check --repair, or chown {os.geteuid()} {path}",
+    )
+
+
 def _refuse_if_others_can_read(path: str) -> None:
     """Raise ConfigurationError if a file with a secret is open to others, or belongs to others."""
     try:
@@ -566,7 +582,8 @@ def _refuse_if_others_can_read(path: str) -> None:
         raise ConfigurationError(
             path,
             f"holds a password, and its mode {mode:04o} lets others at it",
-            f"run: chmod 600 {path}; and change the password if others use this host",
+            f"run: chmod 600 {path}, or picoqmail check --repair; and change the password if "
+            "others use this host",
         )
     if status.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(

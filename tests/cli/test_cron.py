@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.layout import CRON_LOCK, CUR, NEW, SENDER_LOCK
+from picoqmail.layout import CRON_COMPLAINT, CRON_LOCK, CUR, NEW, SENDER_LOCK
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.waiting import wait_until
@@ -165,3 +165,22 @@ def test_locks_are_private_and_stay(trial: Trial, strict_relay: HostileRelay) ->
     for name in (CRON_LOCK, SENDER_LOCK):
         assert 0o600 == os.stat(f"{trial.spool}/{name}").st_mode & 0o777
     assert [] == trial.names(NEW)
+
+
+def test_a_wrong_setting_is_printed_once(trial: Trial, strict_relay: HostileRelay) -> None:
+    """Cron mails what its jobs print: once, and again when something else is wrong, or again."""
+    trial.deferred()
+    trial.setting("relayip", strict_relay.address)
+    trial.setting("tls", "perhaps")
+    first, second = trial.run("cron"), trial.run("cron")
+    assert (78, 78) == (first.returncode, second.returncode)
+    assert b"perhaps" in first.stderr
+    assert b"" == second.stderr
+    trial.setting("tls", "sometimes")
+    assert b"sometimes" in trial.run("cron").stderr
+    trial.setting("tls", "off")
+    trial.cron()
+    assert not os.path.exists(f"{trial.spool}/{CRON_COMPLAINT}")
+    trial.setting("tls", "sometimes")
+    trial.deferred()
+    assert b"sometimes" in trial.run("cron").stderr

@@ -198,6 +198,25 @@ def test_explain_tells_the_story(
     assert ([False], message_id) == ([one["maybe_duplicate"] for one in found], found[0]["id"])
 
 
+def test_a_refused_login_is_somebodys_business(
+    trial: Trial, picoqmail: Command, rig: Callable[..., RecordingRelay]
+) -> None:
+    """Waiting does not help: explain and retry say that the login was refused, and what to do."""
+    relay = rig(RecordingRelay(users={"joe": "right"}))
+    trial.setting("relayip", f"joe@{relay.address}")
+    trial.setting("relaypass", "wrong")
+    trial.setting("cleartextauth", "on")
+    trial.setting("tls", "off")
+    os.chmod(f"{trial.root}/control/relaypass", 0o600)
+    message_id = trial.accepted()
+    said = picoqmail(trial, "retry", message_id)
+    assert "refused the login: 535" in said.stdout
+    text = picoqmail(trial, "explain", message_id).stdout
+    assert "relaypass" in text
+    assert "Somebody has to act" in text
+    assert "Nobody needs to do anything" not in text
+
+
 def test_explain_names_a_possible_duplicate(trial: Trial, picoqmail: Command) -> None:
     """An attempt that ended without the answer to the final dot is said to be one."""
     event = {"when": 1, "relay": "r", "outcome": "in_doubt", "reply": "no answer"}

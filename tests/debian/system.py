@@ -19,6 +19,7 @@ from installation import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 BUILD = f"{CHECKOUT}/packaging/build-deb"
 # What the build needs of Debian, and how to ask for it; see debian/control.
@@ -33,7 +34,11 @@ NEEDED = {
 }
 SUITES = {"12": "bookworm", "13": "trixie"}
 INSTALL_SECONDS = 300
-_UNATTENDED = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+_UNATTENDED = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+}
 # dpkg need not sync in a root that lives for a minute.
 _APT = ("apt-get", "--quiet", "--yes", "-o", "Dpkg::Options::=--force-unsafe-io")
 
@@ -50,15 +55,30 @@ def missing() -> str:
 
 def build_package(directory: str) -> str:
     """Build the package from this checkout into a directory, and return its path."""
-    subprocess.run([BUILD, directory], check=True, timeout=INSTALL_SECONDS, stdout=subprocess.DEVNULL)
-    (path,) = [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith("picoqmail_") and name.endswith(".deb")]
+    subprocess.run(
+        [BUILD, directory], check=True, timeout=INSTALL_SECONDS, stdout=subprocess.DEVNULL
+    )
+    (path,) = [
+        f"{directory}/{name}"
+        for name in os.listdir(directory)
+        if name.startswith("picoqmail_") and name.endswith(".deb")
+    ]
     return path
 
 
 def mirror() -> list[str]:
     """Where this machine gets Debian's packages from, as an argument of mmdebstrap's."""
     targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Component: main", "Origin: Debian", "Label: Debian"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+            "Component: main",
+            "Origin: Debian",
+            "Label: Debian",
+        ],
         check=False,
         capture_output=True,
         text=True,
@@ -100,7 +120,7 @@ class Debian:
     _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
     path: str = ""
 
-    def __enter__(self) -> Debian:
+    def __enter__(self) -> Self:
         """Mount the overlay in namespaces of its own, and hold them."""
         scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="debian-"))
         os.mkdir(f"{scratch}/root")
@@ -117,7 +137,11 @@ class Debian:
         """
         names = ("unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "sh", "-ec")
         holder = self._stack.enter_context(
-            subprocess.Popen([*names, script, "sh", self.base, scratch, changes], stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*names, script, "sh", self.base, scratch, changes],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
         self._stack.callback(holder.kill)
         if holder.stdout is None or holder.stdout.readline() != "ready\n":
@@ -134,7 +158,17 @@ class Debian:
 
     def command(self, *words: str) -> list[str]:
         """The command line that runs a command within."""
-        return ["nsenter", "--target", str(self._pid), "--mount", "--pid", "--uts", "--root", "--wd", *words]
+        return [
+            "nsenter",
+            "--target",
+            str(self._pid),
+            "--mount",
+            "--pid",
+            "--uts",
+            "--root",
+            "--wd",
+            *words,
+        ]
 
     def run(
         self, *words: str, give: str = "", expect: int | None = 0, user: str = "", **environ: str
@@ -155,9 +189,9 @@ class Debian:
         assert expect in (None, done.returncode), f"{words}: exit {done.returncode}\n{done.stdout}"
         return Ran(done.returncode, done.stdout)
 
-    def sh(self, script: str, **options: str) -> str:
+    def sh(self, script: str) -> str:
         """Run a shell's line that must succeed, and return what it printed."""
-        return self.run("sh", "-ec", script, **options).output
+        return self.run("sh", "-ec", script).output
 
     def start(self, *words: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         """Run a daemon in the foreground until the end of the context."""

@@ -1,9 +1,8 @@
-"""One command makes a host's mailer: installed, asked, upgraded, removed and purged in real systems."""
+"""One command makes a host's mailer: installed, asked, upgraded, removed, purged, for real."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,8 @@ from debian.conftest import PASSWORD, USER
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from debian.system import Debian
     from rig.recording import RecordingRelay
 
@@ -46,7 +47,7 @@ def waiting(debian: Debian) -> list[str]:
 
 
 def test_one_command_on_a_fresh_system(
-    fresh: Debian, login_relay: RecordingRelay, record_property: pytest.RecordProperty
+    fresh: Debian, login_relay: RecordingRelay, record_property: Callable[[str, object], None]
 ) -> None:
     """Real cron and mail send, to a relay with STARTTLS and a login; no other mailer is brought."""
     fresh.answer(**answers_for(login_relay))
@@ -68,7 +69,9 @@ def test_one_command_on_a_fresh_system(
     assert b"output of a job" in second.unix
     assert b"\nTo: root\n" in second.unix or b"\nTo: root@" in second.unix
 
-    others = {name for name in fresh.installed() if name.startswith(("exim4", "postfix", "nullmailer"))}
+    others = {
+        name for name in fresh.installed() if name.startswith(("exim4", "postfix", "nullmailer"))
+    }
     assert set() == others
     assert [] == [line for line in said.splitlines() if line.startswith("picoqmail:")]
     assert "OK" in fresh.run("picoqmail", "check").output
@@ -78,15 +81,25 @@ def test_one_command_on_a_fresh_system(
 
 
 def test_without_answers_mail_waits(debian: Debian) -> None:
-    """Nobody is asked, nothing is said; mail is accepted and waits, and check says what is missing."""
+    """Nothing is asked or said; mail is accepted and waits, and check says what is missing."""
     said = debian.apt(*INSTALL)
     assert "picoqmail:" not in said
     message = leave_mail(debian)
     done = debian.run("picoqmail", "check", "--no-relay", expect=2)
     assert "no relay is named" in done.output
     assert "/etc/picoqmail/relayip" in done.output
-    assert message in debian.run("setpriv", "--reuid=picoqmail", "--regid=picoqmail", "--init-groups",
-                                 "picoqmail", "list", "--ids").output
+    assert (
+        message
+        in debian.run(
+            "setpriv",
+            "--reuid=picoqmail",
+            "--regid=picoqmail",
+            "--init-groups",
+            "picoqmail",
+            "list",
+            "--ids",
+        ).output
+    )
     assert message in debian.run("mailq").output
 
 
@@ -110,7 +123,11 @@ def test_a_wrong_answer_is_refused_with_the_reason(
     (told,) = [line for line in said.splitlines() if line.startswith("picoqmail init: ")]
     assert reason in told
     assert "the answer is refused" in said
-    files = {"me": "host.example.org", "relayip": "smtp+starttls://smtp.example.org", "adminaddr": "a@example.org"}
+    files = {
+        "me": "host.example.org",
+        "relayip": "smtp+starttls://smtp.example.org",
+        "adminaddr": "a@example.org",
+    }
     for name, text in files.items():
         if name != setting:
             assert f"{text}\n" == debian.read(f"/etc/picoqmail/{name}")
@@ -125,9 +142,13 @@ def test_a_person_is_asked_again(debian: Debian) -> None:
     """A wrong answer is refused with the reason, and the question comes again; the files follow."""
     debian.answer(mailname="host.example.org", relay="smtp.example.org", admin="a@example.org")
     debian.apt(*INSTALL)
-    typed = "\n".join(("new.example.org", "no port:x", "mx.example.org:465", "2", "joe", "#secret", "b@example.org"))
+    typed = "new.example.org\nno port:x\nmx.example.org:465\n2\njoe\n#secret\nb@example.org"
     done = debian.run(
-        "dpkg-reconfigure", "--frontend=teletype", "picoqmail", give=f"{typed}\n", DEBIAN_FRONTEND="teletype"
+        "dpkg-reconfigure",
+        "--frontend=teletype",
+        "picoqmail",
+        give=f"{typed}\n",
+        DEBIAN_FRONTEND="teletype",
     )
     assert '"no port:x" is no relay' in done.output
     assert "new.example.org\n" == debian.read("/etc/picoqmail/me")
@@ -140,14 +161,15 @@ def test_a_person_is_asked_again(debian: Debian) -> None:
 def newer(debian: Debian) -> str:
     """Make a later version of the package, and return its path within."""
     debian.sh(
-        "dpkg-deb -R /root/picoqmail.deb /tmp/newer; sed -i 's/^Version: .*/Version: 99/' /tmp/newer/DEBIAN/control;"
+        "dpkg-deb -R /root/picoqmail.deb /tmp/newer;"
+        "sed -i 's/^Version: .*/Version: 99/' /tmp/newer/DEBIAN/control;"
         "dpkg-deb -b /tmp/newer /root/newer.deb"
     )
     return "/root/newer.deb"
 
 
 def test_upgrade_and_reinstallation_keep_mail_and_settings(debian: Debian) -> None:
-    """What an administrator wrote stays as it is, owners and modes that he chose stand, mail waits."""
+    """What an administrator wrote or chose stays as it is, and so does mail that waits."""
     debian.answer(mailname="host.example.org", relay="localhost:1", user="joe", password="x")
     debian.apt(*INSTALL)
     message = leave_mail(debian)
@@ -155,15 +177,27 @@ def test_upgrade_and_reinstallation_keep_mail_and_settings(debian: Debian) -> No
     debian.write("/etc/picoqmail/rewritefrom", "me@example.org\n")
     program = "/usr/lib/picoqmail/bin/qmail-queue"
     debian.run("dpkg-statoverride", "--update", "--add", "root", "mail", "4710", program)
-    before = {name: debian.read(f"/etc/picoqmail/{name}") for name in os.listdir(f"{debian.path}/etc/picoqmail")}
-    for words in (("install", newer(debian)), ("install", "--reinstall", "--allow-downgrades", "/root/picoqmail.deb")):
+    before = {
+        name: debian.read(f"/etc/picoqmail/{name}")
+        for name in os.listdir(f"{debian.path}/etc/picoqmail")
+    }
+    for words in (
+        ("install", newer(debian)),
+        ("install", "--reinstall", "--allow-downgrades", "/root/picoqmail.deb"),
+    ):
         said = debian.apt(*words)
         assert "picoqmail:" not in said
-        after = {name: debian.read(f"/etc/picoqmail/{name}") for name in os.listdir(f"{debian.path}/etc/picoqmail")}
+        after = {
+            name: debian.read(f"/etc/picoqmail/{name}")
+            for name in os.listdir(f"{debian.path}/etc/picoqmail")
+        }
         assert before == after
         assert [message] == waiting(debian)
         assert "root mail 4710\n" == debian.run("stat", "-c", "%U %G %a", program).output
-        assert "picoqmail 600\n" == debian.run("stat", "-c", "%U %a", "/etc/picoqmail/relaypass").output
+        assert (
+            "picoqmail 600\n"
+            == debian.run("stat", "-c", "%U %a", "/etc/picoqmail/relaypass").output
+        )
 
 
 def test_mail_outlives_removal_and_is_sent_later(debian: Debian, relay: RecordingRelay) -> None:
@@ -182,16 +216,35 @@ def test_mail_outlives_removal_and_is_sent_later(debian: Debian, relay: Recordin
 
 
 # What dpkg, apt and debconf keep for themselves.
-BOOKS = ("/var/lib/dpkg/", "/var/lib/apt/", "/var/cache/apt/", "/var/log/", "/var/cache/debconf/", "/etc/passwd-",
-         "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/subuid", "/etc/subgid", "/var/lib/systemd/deb-systemd",
-         "/etc/.pwd.lock", "/root/")
+BOOKS = (
+    "/var/lib/dpkg/",
+    "/var/lib/apt/",
+    "/var/cache/apt/",
+    "/var/log/",
+    "/var/cache/debconf/",
+    "/etc/passwd-",
+    "/etc/group-",
+    "/etc/shadow-",
+    "/etc/gshadow-",
+    "/etc/subuid",
+    "/etc/subgid",
+    "/var/lib/systemd/deb-systemd",
+    "/etc/.pwd.lock",
+    "/root/",
+)
 
 
 def test_nothing_is_left_after_a_purge(debian: Debian) -> None:
     """find(1) before the installation and after the purge says the same."""
     before = debian.files()
     users = debian.read("/etc/passwd")
-    debian.answer(mailname="host.example.org", relay="localhost:1", user="joe", password="x", admin="a@example.org")
+    debian.answer(
+        mailname="host.example.org",
+        relay="localhost:1",
+        user="joe",
+        password="x",
+        admin="a@example.org",
+    )
     debian.apt(*INSTALL)
     debian.sh("echo body | mail -s gone you@example.net; picoqmail-cron")
     debian.run("picoqmail", "delete", *waiting(debian))
@@ -227,7 +280,14 @@ def test_a_program_of_the_host_is_never_overwritten(debian: Debian, kept: bool) 
     text = "#!/bin/sh\nexec cat\n"
     debian.write("/usr/sbin/sendmail", text, 0o755)
     if kept:
-        words = ("--local", "--no-rename", "--divert", "/usr/sbin/sendmail.distrib", "--add", "/usr/sbin/sendmail")
+        words = (
+            "--local",
+            "--no-rename",
+            "--divert",
+            "/usr/sbin/sendmail.distrib",
+            "--add",
+            "/usr/sbin/sendmail",
+        )
         debian.run("dpkg-divert", *words)
     said = debian.apt(*INSTALL, expect=0 if kept else 100)
     assert text == debian.read("/usr/sbin/sendmail")
@@ -239,10 +299,11 @@ def test_a_program_of_the_host_is_never_overwritten(debian: Debian, kept: bool) 
 
 
 def test_cron_retries_where_systemd_does_not_run(debian: Debian) -> None:
-    """The line of cron.d sends what is due; with systemd it leaves that to the timer; it is silent."""
+    """The line of cron.d sends what is due, and leaves that to the timer where systemd runs."""
     debian.answer(mailname="host.example.org", relay="localhost:1")
     debian.apt(*INSTALL)
-    line = [line for line in debian.read("/etc/cron.d/picoqmail").splitlines() if line[:1] == "*"][0]
+    lines = debian.read("/etc/cron.d/picoqmail").splitlines()
+    (line,) = [line for line in lines if not line.startswith("#")]
     schedule, _, command = line.partition(" picoqmail ")
     assert "* * * * *" == schedule
     debian.sh("mkdir -p /run/systemd/system")
@@ -256,7 +317,10 @@ def test_cron_retries_where_systemd_does_not_run(debian: Debian) -> None:
 
 
 PRESEED = {
-    "exim4-daemon-light": ("exim4-config", "exim4/dc_eximconfig_configtype select internet site; mail is sent and received directly using SMTP"),
+    "exim4-daemon-light": (
+        "exim4-config",
+        "exim4/dc_eximconfig_configtype select local delivery only; not on a network",
+    ),
     "postfix": ("postfix", "postfix/main_mailer_type select Satellite system"),
     "nullmailer": ("nullmailer", "nullmailer/relayhost string localhost smtp --port=1"),
     "msmtp-mta": ("msmtp", "msmtp/apparmor boolean false"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import shutil
@@ -60,6 +61,50 @@ def test_init_again_changes_nothing(host: Host) -> None:
     assert 0 == host.init("--me", "host.example").returncode
     assert before == owners(host)
     accepted(host)
+
+
+def test_settings_are_judged_as_the_sender_sees_them(host: Host) -> None:
+    """A password of the sender's is right to root, too; one of root's is repaired once."""
+    path = f"{host.home.control}/relaypass"
+    host.setting("relayip", "smtps://joe@localhost:1")
+    host.setting("relaypass", "secret")
+    os.chmod(path, 0o600)
+    try:
+        wrong = host.picoqmail("config", "relaypass")
+        assert 78 == wrong.returncode
+        assert "picoqmail check --repair" in wrong.stderr
+        repaired = host.picoqmail("check", "--no-relay", "--repair").stdout
+        assert f"{path}: belonged to user 0" in repaired
+        assert (host.owner.pw_uid, 0o100600) == (os.stat(path).st_uid, os.stat(path).st_mode)
+        right = host.picoqmail("config", "relaypass")
+        assert (0, "") == (right.returncode, right.stderr)
+        assert "relaypass" not in host.picoqmail("check", "--no-relay").stdout
+    finally:
+        os.unlink(path)
+        os.unlink(f"{host.home.control}/relayip")
+
+
+def test_an_update_without_init_is_noticed(host: Host) -> None:
+    """What the set-id program was made of is compared with what it would be made of now."""
+    assert 0 == host.init("--me", "host.example").returncode
+    probe = (
+        "from picoqmail.home import make_system; from picoqmail.home.paths import Home; "
+        f"print(make_system.is_outdated(Home({host.home.root!r})))"
+    )
+    command = [host.python, "-I", "-c", probe]
+    assert "False\n" == subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (source,) = glob.glob(f"{host.directory}/env/lib/*/site-packages/picoqmail/home/*.c")
+    with open(source, encoding="utf-8") as file:
+        text = file.read()
+    with open(source, "a", encoding="utf-8") as file:
+        file.write("/* a later version */\n")
+    try:
+        assert (
+            "True\n" == subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+    finally:
+        with open(source, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 @pytest.fixture
