@@ -210,7 +210,7 @@ def test_a_refused_login_is_somebodys_business(
     os.chmod(f"{trial.root}/control/relaypass", 0o600)
     message_id = trial.accepted()
     said = picoqmail(trial, "retry", message_id)
-    assert "refused the login: 535" in said.stdout
+    assert "refused the login" in said.stdout
     text = picoqmail(trial, "explain", message_id).stdout
     assert "relaypass" in text
     assert "Somebody has to act" in text
