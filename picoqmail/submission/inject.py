@@ -43,7 +43,7 @@ from picoqmail.message.tokens import (
     unparse,
 )
 from picoqmail.submission.caller import ACCEPTED, PERMANENT, TEMPORARY, read_stdin, say
-from picoqmail.submission.handover import hand_over, is_directory, named_program
+from picoqmail.submission.handover import hand_over, is_directory, may_spool, named_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -546,6 +546,9 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
         environ = _with_names_in_one_line(environ)
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = InjectSettings(home, environ)
+    if not (own_queue and may_spool(home.spool)):
+        # Imported before anything is read, so that an upgrade meanwhile cannot mix two versions.
+        from picoqmail.submission import queue_program  # noqa: F401 - `hand_over` uses it
     injection = Injection(request, settings, environ, now=now, pid=pid)
     message = MessageReader(read, crlf_blank=own_queue)
     for field in message.fields():

@@ -177,6 +177,52 @@ def test_of_all_our_files_one_is_opened(
     assert [compiled_file(installed, program)] == [os.path.normpath(path) for path in opened]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "settings", "environ"),
+    [
+        (["-i", "-t"], {}, {}),
+        (["-i", "-t"], {"rewritefrom": "joe:sales@f.test", "adminaddr": "admin@f.test"}, {}),
+        (["-i", "-t"], {"minivars": "DEFAULTHOST=f.test"}, {}),
+        (["-i", "-t"], {}, {"QMAILQUEUE": "QUEUE"}),
+        (["-bs"], {}, {}),
+    ],
+    ids=["usual", "mapping", "minivars", "QMAILQUEUE", "-bs"],
+)
+def test_nothing_of_ours_is_imported_once_something_was_read(
+    trial: Trial,
+    tmp_path: Path,
+    arguments: list[str],
+    settings: dict[str, str],
+    environ: dict[str, str],
+) -> None:
+    """An upgrade while a message arrives cannot mix two versions, on no way of a message."""
+    for name, text in settings.items():
+        trial.setting(name, text)
+    if environ:
+        program = trial.installed.program("queue")
+        environ = {"QMAILQUEUE": program}
+    trace = tmp_path / "trace"
+    strace = [find("strace", "strace"), "-e", "trace=open,openat,read", "-o", str(trace)]
+    said = b"Subject: x\nTo: b@example.net\n\nbody\n"
+    if arguments == ["-bs"]:
+        said = b"HELO x\nMAIL FROM:<a@f.test>\nRCPT TO:<b@f.test>\nDATA\n\nx\n.\nQUIT\n"
+        said = said.replace(b"\n", b"\r\n")
+    ran = subprocess.run(
+        [*strace, trial.installed.program("sendmail"), *arguments],
+        input=said,
+        capture_output=True,
+        env={**trial.variables(), **environ},
+        check=False,
+        timeout=SECONDS,
+    )
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    assert 1 == len(trial.ids(NEW))
+    # Python's own reads of descriptor 0 are none: it is given by -c.
+    _, began, after = trace.read_text().partition("\nread(0, ")
+    assert began
+    assert [] == re.findall(r'"([^"]*/picoqmail/[^"]*\.pyc?)"', after)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_no_class_exists_twice_whatever_is_imported_later(
     installed: Installation, program: str

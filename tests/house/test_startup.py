@@ -83,6 +83,13 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PICOQMAIL_HOME": str(home), "PICOQMAIL_SEND": "off"}
 
 
+def site_packages(installed: Installation) -> str:
+    """The directory of the installed package."""
+    environment = os.path.dirname(installed.bin)
+    (library,) = os.listdir(os.path.join(environment, "lib"))
+    return os.path.join(environment, "lib", library, "site-packages")
+
+
 def envelope(directory: Path) -> int:
     """Return a descriptor from which the envelope of one mail can be read."""
     path = directory / "envelope"
@@ -107,9 +114,7 @@ def test_a_mail_is_accepted_without_a_heavy_import(
     arguments: tuple[str, ...],
 ) -> None:
     """From the start to the yes, nothing is imported that is not needed for it."""
-    environment = os.path.dirname(installed.bin)
-    (library,) = os.listdir(os.path.join(environment, "lib"))
-    packages = os.path.join(environment, "lib", library, "site-packages")
+    packages = site_packages(installed)
     report = tmp_path / "report.json"
     script = REPORT.format(module=module)
     descriptor = envelope(tmp_path)
@@ -127,6 +132,36 @@ def test_a_mail_is_accepted_without_a_heavy_import(
     assert [] == [name for name in names if name.startswith("picoqmail")]
     new = os.path.join(environ["PICOQMAIL_HOME"], "spool", "new")
     assert 2 == len(os.listdir(new))
+
+
+# What the sending programs may import beyond that, once there is mail: the sender's own way.
+SENDING = {
+    *("collections", "contextlib", "enum", "functools", "json"),
+    *("re", "signal", "socket", "threading"),
+}
+
+
+@pytest.mark.parametrize(("module", "allowed"), [("cron", set()), ("send", SENDING)])
+def test_a_sending_program_starts_without_a_heavy_import(
+    installed: Installation,
+    environ: dict[str, str],
+    tmp_path: Path,
+    module: str,
+    allowed: set[str],
+) -> None:
+    """With nothing to do cron imports little; the sender no package and no module for reports."""
+    report = tmp_path / "report.json"
+    script = REPORT.format(module=module)
+    subprocess.run(
+        [installed.python, "-I", "-S", "-c", script, site_packages(installed), str(report)],
+        check=True,
+        env=environ,
+        timeout=30,
+    )
+    status, names = json.loads(report.read_text())
+    assert 0 == status
+    assert [] == sorted(HEAVY.intersection(names) - allowed)
+    assert [] == [name for name in names if name.startswith("picoqmail")]
 
 
 def test_the_queue_starts_nearly_as_fast_as_bare_python(
