@@ -206,7 +206,13 @@ int main(void)
         "    from picoqmail_queue import run_program\n"
         "except Exception:\n"
         "    sys.path.append(sys.argv[2])\n"
-        "    from picoqmail.cli.start import run_program\n"
+        "    try:\n"
+        "        from picoqmail.cli.start import run_program\n"
+        "        import picoqmail.cli.queue\n"
+        "    except Exception as exc:\n"
+        "        text = 'qmail-queue: cannot be loaded: %r; install picoqmail again'\n"
+        "        print(text % exc, file=sys.stderr)\n"
+        "        sys.exit(71)\n"
         "run_program('queue')";
     static const struct sched_param no_priority;
     char *arguments[] = { python, isolated, no_site, code, program, none, packages, name, NULL };

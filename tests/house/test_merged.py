@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import importlib.util
 import json
@@ -382,6 +383,26 @@ def test_where_nothing_can_be_loaded_it_says_so(
     assert (code, 1) == (ran.returncode, ran.stderr.count("\n"))
     assert ran.stderr.startswith(f"picoqmail-{program}: cannot be loaded: SyntaxError(")
     assert "install picoqmail again" in ran.stderr
+
+
+@pytest.mark.parametrize("lost", [(), ("merged",), ("merged", "cli")])
+def test_the_set_id_program_starts_from_what_there_is(
+    own: Installation, trial: Trial, lost: tuple[str, ...]
+) -> None:
+    """Its few lines of Python: the merged file, else the modules, else one line and code 71."""
+    with open(f"{site_packages(own)}/picoqmail/home/qmail_queue_setid.c", encoding="utf-8") as file:
+        _, _, lines = file.read().partition("program[] =\n")
+    code = ast.literal_eval("(" + lines.partition('";')[0] + '")')
+    for name in lost:
+        shutil.rmtree(f"{site_packages(own)}/picoqmail/{name}")
+    command = [own.python, "-I", "-S", "-c", code, "", site_packages(own), "qmail-queue"]
+    status, said = queue(command, trial)
+    if "cli" not in lost:
+        assert (0, b"") == (status, said)
+        assert 1 == len(trial.ids(NEW))
+    else:
+        assert (71, 1, []) == (status, said.count(b"\n"), trial.ids(NEW))
+        assert said.startswith(b"qmail-queue: cannot be loaded: ModuleNotFoundError(")
 
 
 def assert_answers(ran: subprocess.CompletedProcess[str], program: str) -> None:
