@@ -14,6 +14,8 @@ import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from picoqmail.admin.selection import Entry
+    from picoqmail.delivery.deliver import Summary
     from picoqmail.errors import (
         AddressError,
         AddressTooLongError,
@@ -30,7 +32,19 @@ if TYPE_CHECKING:
         SpoolError,
     )
     from picoqmail.home.paths import Home
-    from picoqmail.library.api import Mail, Pending, Receipt, Spool, enqueue, enqueue_many, prepare
+    from picoqmail.library.api import (
+        Mail,
+        MessageLike,
+        Moment,
+        Outcome,
+        Outcomes,
+        Pending,
+        Receipt,
+        Spool,
+        enqueue,
+        enqueue_many,
+        prepare,
+    )
 
     __version__: str
 
@@ -39,27 +53,54 @@ __all__ = [
     "AddressTooLongError",
     "ConfigurationError",
     "DamagedMessageError",
+    "Entry",
     "EnvelopeError",
     "Home",
     "InputError",
     "KeyReusedError",
     "Mail",
     "MessageError",
+    "MessageLike",
     "MessageTooLargeError",
     "MessageTypeError",
+    "Moment",
     "NoSuchMessageError",
+    "Outcome",
+    "Outcomes",
     "Pending",
     "PicoqmailError",
     "Receipt",
     "Spool",
     "SpoolError",
+    "Summary",
     "__version__",
     "enqueue",
     "enqueue_many",
     "prepare",
 ]
 
-_API = ("Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare")
+# The modules of the names; the errors are all in one.
+_MODULES = {
+    "Entry": "picoqmail.admin.selection",
+    "Home": "picoqmail.home.paths",
+    "Summary": "picoqmail.delivery.deliver",
+    **dict.fromkeys(
+        (
+            "Mail",
+            "MessageLike",
+            "Moment",
+            "Outcome",
+            "Outcomes",
+            "Pending",
+            "Receipt",
+            "Spool",
+            "enqueue",
+            "enqueue_many",
+            "prepare",
+        ),
+        "picoqmail.library.api",
+    ),
+}
 
 
 # Held during late imports and across fork(). Otherwise a child forked while another thread imports
@@ -80,25 +121,20 @@ if not TYPE_CHECKING:
         if name not in __all__:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
         with _import_lock:
-            if name in _API:
-                from picoqmail.library import api
-
-                value = getattr(api, name)
-            elif name == "Home":
-                from picoqmail.home import paths
-
-                value = paths.Home
-            elif name == "__version__":
+            if name == "__version__":
                 from picoqmail import _version
 
                 value = _version.VERSION
             else:
-                from picoqmail import errors
+                import sys
 
-                value = getattr(errors, name)
+                module = _MODULES.get(name, "picoqmail.errors")
+                __import__(module)
+                value = getattr(sys.modules[module], name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, and not the modules that they come from."""
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.mime.text import MIMEText
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import pathlib
 
 
-def send(path: pathlib.Path) -> str | None:
+def send(path: pathlib.Path) -> str:
     """Every form of a message, and what comes back."""
     message = EmailMessage()
     picoqmail.enqueue(message)
@@ -31,7 +32,13 @@ def send(path: pathlib.Path) -> str | None:
     )
     good: list[picoqmail.Receipt] = [one for one in results if isinstance(one, picoqmail.Receipt)]
     sizes: list[int] = [one.size for one in good]
-    return committed.id if sizes else None
+    results.raise_for_errors()
+    first: picoqmail.Outcome = results[0]
+    moment: picoqmail.Moment = dt.timedelta(hours=1)
+    picoqmail.enqueue(b"", Address("", "a", "x"), {"b@example.net"}, not_before=moment)
+    picoqmail.enqueue(b"", ("A", "a@x"), [("B", "b@y"), "c@z"], on_reuse="return", add_missing=True)
+    assert isinstance(results.receipts[0], picoqmail.Receipt)
+    return committed.id if sizes and isinstance(first, Exception) else results.receipts[0].id
 
 
 def look() -> tuple[str, ...]:

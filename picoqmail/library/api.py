@@ -10,36 +10,48 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from picoqmail.errors import ConfigurationError, MessageError
+from picoqmail.errors import ConfigurationError, MessageError, MessageTypeError
 from picoqmail.home import paths as homes
 from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
 from picoqmail.library.groups import Entrance
-from picoqmail.library.mail import Mail, Receipt
+from picoqmail.library.mail import Mail, Moment, Outcome, Outcomes, Receipt
 from picoqmail.library.verbs import Verbs
+from picoqmail.message.content import MessageLike, is_email_object
 from picoqmail.spool.keys import DEFAULT_LIFETIME_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
     from picoqmail.home.paths import Home
     from picoqmail.library.groups import Draft
-    from picoqmail.library.mail import Moment, Outcome
-    from picoqmail.message.content import MessageLike
+    from picoqmail.library.mail import AddressLike, OnReuse, Recipients
 
 HomeLike: TypeAlias = "Home | str | os.PathLike[str]"
 
-__all__ = ["Mail", "Pending", "Receipt", "Spool", "enqueue", "enqueue_many", "prepare"]
+__all__ = [
+    "Mail",
+    "MessageLike",
+    "Moment",
+    "Outcome",
+    "Outcomes",
+    "Pending",
+    "Receipt",
+    "Spool",
+    "enqueue",
+    "enqueue_many",
+    "prepare",
+]
 
 
 class Spool(Verbs):
     """A spool, by the home that it belongs to; cheap to make, nothing is opened or kept open.
 
-    `home` is a directory, or None for the one that the environment names (PICOQMAIL_HOME; see the
-    manual). Values given here go before the home's settings of the same name, and who gives `me`
-    needs no control files. Sizes in octets, times in seconds; 0 is no limit.
+    `home` is a directory, or None for the one that the environment names at the time of each call
+    (PICOQMAIL_HOME; see the manual). Values given here go before the home's settings of the same
+    name; with `me` no control files are needed. Sizes in octets, times in seconds; 0 is no limit.
 
     `send`: start the sender in the background after each acceptance; None is yes, unless the
     environment has PICOQMAIL_SEND=off. The sender is a process of its own and goes by the
@@ -58,7 +70,7 @@ class Spool(Verbs):
         send: bool | None = None,
     ) -> None:
         """Raises MessageError where a number is below 0 or no number."""
-        self.home = _home(home)
+        self._home = None if home is None else _home(home)
         self.send = send
         self._me = me
         self._given = {
@@ -78,19 +90,29 @@ class Spool(Verbs):
 
     def __repr__(self) -> str:
         """Show the home."""
-        return f"Spool({self.home.root!r})"
+        return "Spool()" if self._home is None else f"Spool({self._home.root!r})"
+
+    @property
+    def home(self) -> Home:
+        """The home of the spool; that of the environment is looked up each time.
+
+        Raises ConfigurationError where the environment names none, and the user has none.
+        """
+        return homes.locate(os.environ) if self._home is None else self._home
 
     # --- Accepting ---------------------------------------------------------------------------
 
     def enqueue(  # noqa: PLR0913 - one argument a wish
         self,
         message: MessageLike,
-        sender: str | None = None,
-        recipients: Sequence[str] | str | None = None,
+        sender: AddressLike | None = None,
+        recipients: Recipients | None = None,
         *,
         idempotency_key: str | None = None,
+        on_reuse: OnReuse = "raise",
         not_before: Moment | None = None,
         expires: Moment | None = None,
+        add_missing: bool = False,
     ) -> Receipt:
         """Put one message into the spool; returns when it is durable, and never waits for a relay.
 
@@ -100,22 +122,28 @@ class Spool(Verbs):
                 read to its end and never held whole. Octets are kept as they are.
             sender: the envelope sender; "" is the null sender. None takes it from the header
                 (Sender, else From).
-            recipients: one address or several; an address given twice gets two. None takes them
-                from the header (To, Cc, Bcc), and Bcc is left out of what is sent. The Resent-
-                fields go before both, as in `smtplib.SMTP.send_message`. Of a message object Bcc
-                is always left out.
+            recipients: one address or any iterable of them; an address given twice gets two. An
+                address is text, an `email.headerregistry.Address`, or a pair (name, address). None
+                takes them from the header (To, Cc, Bcc), and Bcc is left out of what is sent. The
+                Resent- fields go before both, as in `smtplib.SMTP.send_message`. Of a message
+                object Bcc is always left out.
             idempotency_key: a text of up to 1024 octets. For as long as the setting
                 idempotencylifetime says the same key enqueues once, whoever calls; repeating it
-                returns the first receipt, `repeated`. The message may differ in Date and
-                Message-ID only.
+                returns the first receipt, `repeated`. The message must say the same again: same
+                envelope, same content. What is made anew may differ: Date, Message-ID, boundaries,
+                Content-IDs, signatures, encodings.
+            on_reuse: what a used key means if it comes with another message or envelope: "raise"
+                KeyReusedError, or "return" the first receipt, for the key alone decides.
             not_before: when the first attempt is made at the earliest: a datetime with its zone,
                 a timedelta from now, or Unix seconds. From then on it is cron that sends it.
             expires: until when it is tried (the same forms), instead of the setting
                 queuelifetime.
+            add_missing: add Date and Message-ID if the header has none.
 
         Raises:
-            EnvelopeError: an address is malformed, or none was found; no file was made.
-                AddressError tells which recipient, by its `index`.
+            EnvelopeError: an address is malformed, or none was found, or a header field was not
+                understood whole; no file was made. AddressError tells which recipient, by its
+                `index`.
             MessageError: the message, a time or the key makes no sense. KeyReusedError: the key
                 stands for another message. MessageTooLargeError: over the setting databytes.
                 MessageTypeError: it is nothing that could be a message.
@@ -130,36 +158,42 @@ class Spool(Verbs):
             sender,
             recipients,
             idempotency_key=idempotency_key,
+            on_reuse=on_reuse,
             not_before=not_before,
             expires=expires,
+            add_missing=add_missing,
         )
         (outcome,) = self._entrance().enqueue([mail])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def enqueue_many(self, mails: Iterable[Mail | MessageLike]) -> list[Outcome]:
+    def enqueue_many(self, mails: Iterable[Mail | MessageLike]) -> Outcomes:
         """Put many messages into the spool, quicker than one by one: groups share their syncs.
 
         Each item is a Mail, or a message whose header names the envelope. Returns one result for
         each, in order: its Receipt, or the exception that `enqueue` would have raised. One bad
         message never stops the others. When this returns, all that have a receipt are durable.
 
-        Raises ConfigurationError where nothing can be accepted at all. What the iterable itself
-        raises passes through; messages before that may have been accepted.
+        Raises ConfigurationError where nothing can be accepted at all, MessageTypeError for one
+        message instead of several. What the iterable itself raises passes through; messages before
+        that may have been accepted.
         """
+        _refuse_one(mails)
         several = (one if isinstance(one, Mail) else Mail(one) for one in mails)
         return self._entrance().enqueue(several)
 
     def prepare(  # noqa: PLR0913 - as enqueue
         self,
         message: MessageLike,
-        sender: str | None = None,
-        recipients: Sequence[str] | str | None = None,
+        sender: AddressLike | None = None,
+        recipients: Recipients | None = None,
         *,
         idempotency_key: str | None = None,
+        on_reuse: OnReuse = "raise",
         not_before: Moment | None = None,
         expires: Moment | None = None,
+        add_missing: bool = False,
     ) -> Pending:
         """Put one message on disk, where nothing sends it before its `commit`.
 
@@ -176,12 +210,14 @@ class Spool(Verbs):
             sender,
             recipients,
             idempotency_key=idempotency_key,
+            on_reuse=on_reuse,
             not_before=not_before,
             expires=expires,
+            add_missing=add_missing,
         )
         return Pending(self, self._entrance().prepare(mail))
 
-    def commit_many(self, pendings: Iterable[Pending]) -> list[Outcome]:
+    def commit_many(self, pendings: Iterable[Pending]) -> Outcomes:
         """Commit messages that were prepared with this spool, in groups that share an fsync.
 
         Returns one result for each, in order, as `enqueue_many`: MessageError for one that was
@@ -294,26 +330,73 @@ class Pending:
 
 def enqueue(  # noqa: PLR0913 - one argument a wish
     message: MessageLike,
-    sender: str | None = None,
-    recipients: Sequence[str] | str | None = None,
+    sender: AddressLike | None = None,
+    recipients: Recipients | None = None,
     *,
     home: HomeLike | None = None,
     send: bool | None = None,
     idempotency_key: str | None = None,
+    on_reuse: OnReuse = "raise",
     not_before: Moment | None = None,
     expires: Moment | None = None,
+    add_missing: bool = False,
 ) -> Receipt:
-    """Put one message into the spool of this host; see `Spool.enqueue` for arguments and errors.
+    """Put one message into the spool of this host; returns when it is durable.
 
-    `home` and `send` are those of `Spool`.
+    It never waits for a relay: a sender in the background, and cron after it, bring it there.
+
+    Args:
+        message: bytes, str (which becomes UTF-8), an `email.message.EmailMessage` or
+            `Message`, a path object, or a stream open for reading in binary mode, which is
+            read to its end and never held whole. Octets are kept as they are.
+        sender: the envelope sender; "" is the null sender. None takes it from the header
+            (Sender, else From).
+        recipients: one address or any iterable of them; an address given twice gets two. An
+            address is text, an `email.headerregistry.Address`, or a pair (name, address). None
+            takes them from the header (To, Cc, Bcc), and Bcc is left out of what is sent. The
+            Resent- fields go before both, as in `smtplib.SMTP.send_message`. Of a message
+            object Bcc is always left out.
+        idempotency_key: a text of up to 1024 octets. For as long as the setting
+            idempotencylifetime says the same key enqueues once, whoever calls; repeating it
+            returns the first receipt, `repeated`. The message must say the same again: same
+            envelope, same content. What is made anew may differ: Date, Message-ID, boundaries,
+            Content-IDs, signatures, encodings.
+        on_reuse: what a used key means if it comes with another message or envelope: "raise"
+            KeyReusedError, or "return" the first receipt, for the key alone decides.
+        not_before: when the first attempt is made at the earliest: a datetime with its zone,
+            a timedelta from now, or Unix seconds. From then on it is cron that sends it.
+        expires: until when it is tried (the same forms), instead of the setting
+            queuelifetime.
+        add_missing: add Date and Message-ID if the header has none.
+        home: the home whose spool it is, a directory; None is that of the environment.
+        send: start the sender in the background; None is yes, unless the environment has
+            PICOQMAIL_SEND=off.
+
+    Returns:
+        The receipt: the message is on disk, and survives a power cut.
+
+    Raises:
+        EnvelopeError: an address is malformed, or none was found, or a header field was not
+            understood whole; no file was made. AddressError tells which recipient, by its
+            `index`.
+        MessageError: the message, a time or the key makes no sense. KeyReusedError: the key
+            stands for another message. MessageTooLargeError: over the setting databytes.
+            MessageTypeError: it is nothing that could be a message.
+        InputError: the stream or file could not be read.
+        ConfigurationError: the home is not there, or one of its settings is wrong.
+        SpoolError: the disk refused; nothing was accepted, and the same may be tried again.
+
+        All of them are PicoqmailError, whose `permanent` says whether the same can ever work.
     """
     return Spool(home, send=send).enqueue(
         message,
         sender,
         recipients,
         idempotency_key=idempotency_key,
+        on_reuse=on_reuse,
         not_before=not_before,
         expires=expires,
+        add_missing=add_missing,
     )
 
 
@@ -322,36 +405,75 @@ def enqueue_many(
     *,
     home: HomeLike | None = None,
     send: bool | None = None,
-) -> list[Outcome]:
-    """Put many messages into the spool of this host; see `Spool.enqueue_many`."""
+) -> Outcomes:
+    """Put many messages into the spool of this host, quicker than one by one.
+
+    Args:
+        mails: an iterable of Mail, or of messages whose header names the envelope.
+        home: the home whose spool it is, a directory; None is that of the environment.
+        send: start the sender in the background; None is yes, unless the environment has
+            PICOQMAIL_SEND=off.
+
+    Returns:
+        One result for each, in order: its Receipt, or the exception that `enqueue` would have
+        raised. One bad message never stops the others. When this returns, all that have a
+        receipt are durable.
+
+    Raises:
+        MessageTypeError: `mails` is one message, or no iterable.
+        ConfigurationError: nothing can be accepted at all.
+
+        What the iterable itself raises passes through; messages before that may have been
+        accepted.
+    """
     return Spool(home, send=send).enqueue_many(mails)
 
 
 def prepare(  # noqa: PLR0913 - as enqueue
     message: MessageLike,
-    sender: str | None = None,
-    recipients: Sequence[str] | str | None = None,
+    sender: AddressLike | None = None,
+    recipients: Recipients | None = None,
     *,
     home: HomeLike | None = None,
     send: bool | None = None,
     idempotency_key: str | None = None,
+    on_reuse: OnReuse = "raise",
     not_before: Moment | None = None,
     expires: Moment | None = None,
+    add_missing: bool = False,
 ) -> Pending:
-    """Put one message on disk, to be committed or taken back; see `Spool.prepare`."""
+    """Put one message on disk, where nothing sends it before its `commit`.
+
+    For callers with a transaction of their own; see `Spool.prepare`. Arguments and errors are those
+    of `enqueue`.
+    """
     return Spool(home, send=send).prepare(
         message,
         sender,
         recipients,
         idempotency_key=idempotency_key,
+        on_reuse=on_reuse,
         not_before=not_before,
         expires=expires,
+        add_missing=add_missing,
     )
 
 
-def _home(given: HomeLike | None) -> Home:
-    if given is None:
-        return homes.locate(os.environ)
+def _refuse_one(mails: object) -> None:
+    """Raise MessageTypeError for what is one message and not several."""
+    is_one = isinstance(mails, (str, bytes, bytearray, memoryview, os.PathLike, Mail))
+    if is_one or is_email_object(mails) or hasattr(mails, "read"):
+        raise MessageTypeError(
+            f"enqueue_many takes several messages, not one {type(mails).__name__}; put it into a "
+            "list, or call enqueue"
+        )
+    if not hasattr(mails, "__iter__"):
+        raise MessageTypeError(
+            f"enqueue_many takes an iterable of messages, not {type(mails).__name__}"
+        )
+
+
+def _home(given: HomeLike) -> Home:
     if isinstance(given, homes.Home):
         return given
     return homes.Home(os.path.abspath(os.fspath(given)))

@@ -17,10 +17,10 @@ from picoqmail import durable
 from picoqmail.errors import ConfigurationError, MessageError, PicoqmailError, SpoolError
 from picoqmail.importing import importing
 from picoqmail.layout import IDEMPOTENCY, TMP
-from picoqmail.library.mail import Receipt
+from picoqmail.library.mail import Outcomes, Receipt
 from picoqmail.library.orders import check
 from picoqmail.library.threads import abreast
-from picoqmail.message import envelope
+from picoqmail.message.fingerprint import Fingerprint
 from picoqmail.spool.incoming import Incoming, publish
 from picoqmail.spool.keys import KeyRecord
 from picoqmail.spool.syncfs import LEAST_MESSAGES, open_for_sync
@@ -30,7 +30,7 @@ from picoqmail.submission.start_sender import start_sender
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
@@ -71,6 +71,11 @@ class Draft:
             created=self.created,
             next_attempt=self.order.extra.get("next_attempt", self.created),
         )
+
+    def check_key(self, record: KeyRecord, found: dict[str, Any]) -> None:
+        """Raise KeyReusedError if its key stands for another message, and that matters."""
+        if not self.order.key_decides:
+            record.check(found, self.fingerprint)
 
     def put_on_disk(self, *, synced: bool = True) -> PicoqmailError | None:
         """Put body and sidecar on disk, in tmp/ still; return the error instead of raising it."""
@@ -124,9 +129,9 @@ class Entrance:
                 "run as the owner of the spool, or enqueue without that",
             )
 
-    def enqueue(self, mails: Iterable[Mail]) -> list[Outcome]:
+    def enqueue(self, mails: Iterable[Mail]) -> Outcomes:
         """Accept mails, a group at a time; return an outcome for each, in order."""
-        outcomes: list[Outcome] = []
+        outcomes = Outcomes()
         for some in _in_groups(mails):
             together = None
             if len(some) >= LEAST_MESSAGES and not self.program:
@@ -138,9 +143,9 @@ class Entrance:
                 outcomes += group.accept()
         return outcomes
 
-    def commit(self, prepared: Iterable[Prepared]) -> list[Outcome]:
+    def commit(self, prepared: Iterable[Prepared]) -> Outcomes:
         """Accept prepared messages, a group at a time; return an outcome for each, in order."""
-        outcomes: list[Outcome] = []
+        outcomes = Outcomes()
         for some in _in_groups(prepared):
             with Group(self, are_prepared=True) as group:
                 for one in some:
@@ -151,7 +156,7 @@ class Entrance:
     def prepare(self, mail: Mail) -> Draft:
         """Put a message on disk, to be accepted later; its key is only checked."""
         self.need_the_spool("prepare a message")
-        draft = self.write(check(mail, time.time(), self.limits.queuelifetime))
+        draft = self.write(self.order(mail))
         order = draft.order
         with ExitStack() as undo:
             undo.enter_context(draft.incoming)
@@ -160,6 +165,10 @@ class Entrance:
             undo.pop_all()
         return draft
 
+    def order(self, mail: Mail) -> Order:
+        """Check everything about a mail that can be checked before a file exists."""
+        return check(mail, time.time(), self.limits.queuelifetime, self.limits.host)
+
     def _check_key(self, draft: Draft) -> None:
         """Raise KeyReusedError at once if the key already stands for something else."""
         if draft.order.key is not None:
@@ -167,14 +176,14 @@ class Entrance:
             try:
                 found = record.find(time.time())
                 if found is not None:
-                    record.check(found, draft.fingerprint)
+                    draft.check_key(record, found)
             finally:
                 record.close()
 
     def write(self, order: Order) -> Draft:
         """Write the body of a message into tmp/; if that fails, none of it is left."""
         with closing(order.content), ExitStack() as undo:
-            digest = order.content.fingerprint() if order.key is not None else None
+            fingerprint = Fingerprint() if order.key is not None else None
             now_ns = time.time_ns()
             incoming = undo.enter_context(
                 Incoming(
@@ -187,14 +196,13 @@ class Entrance:
                     any_umask=True,
                 )
             )
-            for block in order.content.blocks(digest):
+            for block in order.content.blocks():
                 incoming.write(block)
-            fingerprint = ""
-            if digest is not None:
-                digest.update(envelope.encode_envelope(order.sender, order.recipients))
-                fingerprint = digest.hexdigest()
+                if fingerprint is not None:
+                    fingerprint.update(block)
             undo.pop_all()
-        return Draft(order, incoming, fingerprint, now_ns // 1_000_000_000)
+        said = "" if fingerprint is None else fingerprint.of(order.sender, order.recipients)
+        return Draft(order, incoming, said, now_ns // 1_000_000_000)
 
     def delegate(self, order: Order) -> Receipt:
         """Hand a message to the home's queue program.
@@ -215,7 +223,7 @@ class Entrance:
                     queue.write(block)
                     size += len(block)
                 queue.commit(order.sender.encode(), [one.encode() for one in order.recipients])
-        return Receipt(None, order.sender, tuple(order.recipients), size, now, now)
+        return Receipt("", order.sender, tuple(order.recipients), size, now, now)
 
 
 Item = TypeVar("Item")
@@ -286,7 +294,7 @@ class Group:
         index = len(self._outcomes)
         self._outcomes.append(None)
         try:
-            order = check(mail, time.time(), self.entrance.limits.queuelifetime)
+            order = self.entrance.order(mail)
             if self.entrance.program:
                 self._outcomes[index] = self.entrance.delegate(order)
             else:
@@ -305,7 +313,7 @@ class Group:
         except MessageError as exc:
             self._outcomes.append(exc)
 
-    def accept(self) -> list[Outcome]:
+    def accept(self) -> Outcomes:
         """Make all drafts durable and visible; return the outcomes of all messages, in order.
 
         An error of one message is its outcome alone; if a shared step fails, it is that of all. A
@@ -318,7 +326,7 @@ class Group:
                 first.setdefault(index if draft.order.key is None else draft.order.key, index)
             self._accept(list(first.values()))
         self._octets = 0
-        return [one for one in self._outcomes if one is not None]
+        return Outcomes(one for one in self._outcomes if one is not None)
 
     def _accept(self, indexes: list[int]) -> None:
         with ExitStack() as locked:
@@ -361,7 +369,7 @@ class Group:
                 if found is None:
                     records[index] = record
                     continue
-                record.check(found, draft.fingerprint)
+                draft.check_key(record, found)
             except PicoqmailError as exc:
                 self._end(index, exc)
                 continue

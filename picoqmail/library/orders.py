@@ -20,10 +20,9 @@ from picoqmail.spool.keys import name_of
 from picoqmail.spool.sidecar import NOT_BEFORE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
-    from picoqmail.library.mail import Mail
+    from picoqmail.library.mail import AddressLike, Mail, Recipients
 
 _LATEST_SECONDS = 1 << 40
 
@@ -32,7 +31,8 @@ _LATEST_SECONDS = 1 << 40
 class Order:
     """A Mail whose envelope and times were checked; its content is open, and to be closed.
 
-    `extra` are keys of the sidecar.
+    `extra` are keys of the sidecar. `key_decides`: a used key is a repetition, whatever comes with
+    it.
     """
 
     sender: str
@@ -40,6 +40,7 @@ class Order:
     content: Content
     key: str | None
     extra: dict[str, Any]
+    key_decides: bool = False
 
     @property
     def needs_the_spool(self) -> bool:
@@ -47,14 +48,18 @@ class Order:
         return bool(self.extra) or self.key is not None
 
 
-def check(mail: Mail, now: float, lifetime_seconds: int) -> Order:
+def check(mail: Mail, now: float, lifetime_seconds: int, host: str) -> Order:
     """Check a Mail at `now` (Unix seconds); `lifetime_seconds` is how long it is tried.
+
+    `host` is for a Message-ID that is missing.
 
     Raises EnvelopeError, MessageError, InputError; no file was made then.
     """
     extra = _times(mail, now, lifetime_seconds)
     if mail.idempotency_key is not None:
         name_of(mail.idempotency_key)
+    if mail.on_reuse not in ("raise", "return"):
+        raise MessageError(f'on_reuse is {mail.on_reuse!a:.60}; it may be "raise" or "return"')
     sender = _checked_sender(mail.sender)
     recipients = _checked_recipients(mail.recipients)
     message = mail.message
@@ -75,8 +80,17 @@ def check(mail: Mail, now: float, lifetime_seconds: int) -> Order:
         if content is None:
             international = not all(one.isascii() for one in (sender or "", *(recipients or ())))
             content = open_content(message, utf8=international)
+        if mail.add_missing:
+            content.add_missing(now, host)
         opened.pop_all()
-    return Order(sender or "", recipients or [], content, mail.idempotency_key, extra)
+    return Order(
+        sender or "",
+        recipients or [],
+        content,
+        mail.idempotency_key,
+        extra,
+        key_decides=mail.on_reuse == "return",
+    )
 
 
 def _times(mail: Mail, now: float, lifetime_seconds: int) -> dict[str, Any]:
@@ -101,26 +115,34 @@ def _times(mail: Mail, now: float, lifetime_seconds: int) -> dict[str, Any]:
     return extra
 
 
-def _checked_sender(given: str | None) -> str | None:
+def _checked_sender(given: AddressLike | None) -> str | None:
     if given is None:
         return None
-    if not isinstance(given, str):
-        raise EnvelopeError(f"the sender {given!a:.100} is not text but {type(given).__name__}")
-    return envelope.check_sender(read_one(given))
+    return envelope.check_sender(read_one(_text_of(given, "the sender")))
 
 
-def _checked_recipients(given: Sequence[str] | str | None) -> list[str] | None:
+def _checked_recipients(given: Recipients | None) -> list[str] | None:
     if given is None:
         return None
-    several = [given] if isinstance(given, str) else list(given)
-    if not several:
+    several: Any = [given] if isinstance(given, str) or hasattr(given, "addr_spec") else given
+    if isinstance(several, (bytes, bytearray)) or not hasattr(several, "__iter__"):
+        raise EnvelopeError(
+            f"recipients is {given!a:.100}; give text, an Address, or an iterable of such"
+        )
+    texts = [_text_of(one, f"recipient {n}") for n, one in enumerate(several, 1)]
+    if not texts:
         raise EnvelopeError("there is no recipient: the list is empty")
-    for index, one in enumerate(several):
-        if not isinstance(one, str):
-            raise EnvelopeError(
-                f"recipient {index + 1}, {one!a:.100}, is not text but {type(one).__name__}"
-            )
-    return envelope.check_recipients([read_one(one, index) for index, one in enumerate(several)])
+    return envelope.check_recipients([read_one(one, n) for n, one in enumerate(texts)])
+
+
+def _text_of(given: object, what: str) -> str:
+    """Return the address of a text, an Address of the email package, or a (name, address)."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str):
+        given = given[1]
+    given = getattr(given, "addr_spec", given)
+    if not isinstance(given, str):
+        raise EnvelopeError(f"{what}, {given!a:.100}, is not text but {type(given).__name__}")
+    return given
 
 
 def _moment(name: str, given: object, now: float) -> float:

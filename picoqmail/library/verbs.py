@@ -30,7 +30,10 @@ class Verbs:
     They are for who owns the spool; another user gets SpoolError too.
     """
 
-    home: Home
+    @property
+    def home(self) -> Home:
+        """The home of the spool."""
+        raise NotImplementedError
 
     def list(  # noqa: PLR0913 - one argument a condition
         self,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from hashlib import sha256
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from picoqmail.errors import InputError, MessageError, MessageTooLargeError, MessageTypeError
 from picoqmail.importing import importing
-from picoqmail.message.header import field_name
+from picoqmail.message.header import date_field, field_name, message_id_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +29,6 @@ BLOCK_OCTETS = 262144
 HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
 
 _BCC = frozenset((b"bcc", b"resent-bcc"))
-# Fields that a program which builds its mail anew for another try will have made anew.
-_MADE_ANEW = frozenset((b"date", b"message-id", b"resent-date", b"resent-message-id"))
 
 Field: TypeAlias = tuple[bytes, bytes]
 
@@ -70,29 +67,35 @@ class Content:
         """Leave out who is to stay unknown (RFC 5322 section 3.6.3)."""
         self._fields = [one for one in self.fields() if one[0] not in _BCC]
 
-    def blocks(self, digest: Any = None) -> Iterator[bytes]:  # noqa: ANN401 - see `fingerprint`
-        """All octets, in order; what `fingerprint` has not seen of them goes into `digest`.
+    def add_missing(self, now: float, host: str) -> None:
+        """Add Date and Message-ID behind the other fields, if the header lacks them.
 
-        Raises InputError, MessageTypeError.
+        `now` is Unix seconds; `host` stands in the Message-ID.
         """
+        fields = self.fields()
+        names = {name for name, _ in fields}
+        end = b"\r\n" if fields and fields[0][1].endswith(b"\r\n") else b"\n"
+        added = []
+        if b"date" not in names:
+            added.append((b"date", date_field(now)))
+        if b"message-id" not in names:
+            token = os.urandom(8).hex()
+            field = message_id_field(now, os.getpid(), token, host.encode())
+            added.append((b"message-id", field))
+        if added and fields and not fields[-1][1].endswith(b"\n"):
+            fields[-1] = (fields[-1][0], fields[-1][1] + end)
+        fields += [(name, raw.removesuffix(b"\n") + end) for name, raw in added]
+        if added and self._rest and not self._rest.startswith((b"\n", b"\r\n")):
+            # A body without a header: its first line must not become one.
+            self._rest = end + self._rest
+
+    def blocks(self) -> Iterator[bytes]:
+        """All octets, in order. Raises InputError, MessageTypeError."""
         if self._fields is not None:
             yield b"".join([raw for _, raw in self._fields])
-            if digest is not None:
-                digest.update(self._rest)
             yield self._rest
         while block := self._read():
-            if digest is not None:
-                digest.update(block)
             yield block
-
-    def fingerprint(self) -> Any:  # noqa: ANN401 - hashlib has no public name for its objects
-        """A hash of the header but for what differs from one try to the next; of nothing else."""
-        digest = sha256()
-        for name, raw in self.fields():
-            if name not in _MADE_ANEW:
-                digest.update(raw)
-        digest.update(b"\0")
-        return digest
 
     def _source_header(self) -> bytes:
         """Read until the header surely ended."""
@@ -116,9 +119,14 @@ class Content:
     def _read(self) -> bytes:
         try:
             block: object = self._source.read(BLOCK_OCTETS)
-        except OSError as exc:
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # A stream of anybody's raises what it likes: http.client, zlib, a closed file.
+            number = exc.errno if isinstance(exc, OSError) else None
+            reason = (exc.strerror if isinstance(exc, OSError) else "") or str(exc)
             raise InputError(
-                exc.errno, f"the message cannot be read: {exc.strerror or exc}"
+                number, f"the message cannot be read: {reason or type(exc).__name__}"
             ) from exc
         if isinstance(block, bytes):
             return block

@@ -14,9 +14,13 @@ from __future__ import annotations
 import binascii
 import re
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from picoqmail.message.envelope import encode_envelope
 from picoqmail.message.header import field_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 VERSION = "2:"
 """Begins a fingerprint. Those of the version before had none, and were of octets."""
@@ -80,15 +84,24 @@ class Fingerprint:
         self._waiting += data
         self._go_on(last=False)
 
+    def of(self, sender: str, recipients: Iterable[str]) -> str:
+        """The hash of the message with its envelope, as text, with its version."""
+        self._end()
+        self._digest.update(encode_envelope(sender, recipients))
+        return VERSION + self._digest.hexdigest()
+
     def hexdigest(self) -> str:
-        """The hash as text, with its version."""
+        """The hash of the message alone, as text, with its version."""
+        self._end()
+        return VERSION + self._digest.hexdigest()
+
+    def _end(self) -> None:
         self._go_on(last=True)
         if self._header is not None:
             self._begin_body()
         self._end_leaf()
         if self._preamble is not None:
             self._digest.update(self._preamble.digest())
-        return VERSION + self._digest.hexdigest()
 
     # --- Cutting -------------------------------------------------------------------------------
 
@@ -161,7 +174,7 @@ class Fingerprint:
         return stop
 
     def _take(self, start: int, stop: int) -> None:
-        """Count content; what stands before the first delimiter and behind the last is not shown."""
+        """Count content; what stands outside of all delimiters is not shown to anybody."""
         data = self._waiting[start:stop]
         if data:
             self._at_line_start = data.endswith(b"\n")

@@ -100,7 +100,9 @@ class KeyRecord:
 
     def check(self, found: dict[str, Any], fingerprint: str) -> None:
         """Raise KeyReusedError if the record is that of another message or envelope."""
-        if found["fingerprint"] != fingerprint:
+        known = found["fingerprint"]
+        # One without a version is of another kind, and cannot be compared: then the key decides.
+        if known != fingerprint and known.rpartition(":")[0] == fingerprint.rpartition(":")[0]:
             raise KeyReusedError(
                 f"the idempotency key {self.key!a:.60} stands for another message or envelope, "
                 f"{found['id']}; use a key of its own for each message"

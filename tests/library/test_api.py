@@ -564,7 +564,7 @@ def test_the_queue_program_of_the_home_serves_who_may_not_write(
         os.chown(f"{home.spool}/new", 12345, -1)
     octets = b"From: a@example.org\nTo: b@example.net\nBcc: c@example.net\n\n" + b"x" * 300000
     receipt = picoqmail.enqueue(octets)
-    assert (None, ("b@example.net", "c@example.net")) == (receipt.id, receipt.recipients)
+    assert ("", ("b@example.net", "c@example.net")) == (receipt.id, receipt.recipients)
     assert octets.replace(b"Bcc: c@example.net\n", b"") == (tmp_path / "got.message").read_bytes()
     assert (
         b"Fa@example.org\0Tb@example.net\0Tc@example.net\0\0"
