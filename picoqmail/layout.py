@@ -33,6 +33,11 @@ REPORTS = "reports"
 # Its time is that of the last search for messages older than keepundelivered.
 PURGED = "purged"
 
+# Envelope senders with a meaning, as qmail writes them: that of a report on a report, and the end
+# of a VERP sender, which stands for a sender of its own for each recipient.
+DOUBLE_BOUNCE = "#@[]"
+VERP_END = "-@[]"
+
 FORMAT_VERSION = 1
 PRIVATE_FILE_MODE = 0o600
 PRIVATE_DIRECTORY_MODE = 0o700
@@ -44,7 +49,6 @@ IN_DOUBT_BIT = 0o100
 QUEUE_TIME_LIMIT_SECONDS = 86400
 LEFTOVER_AGE_SECONDS = 129600
 
-TRANSACTION_RECIPIENTS = 100
 HISTORY_LENGTH = 20
 DEFAULT_QUEUE_LIFETIME_SECONDS = 604800
 

@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from picoqmail.admin.remedies import why_not_sent
 from picoqmail.admin.selection import entry_of
-from picoqmail.delivery.report_state import untold
+from picoqmail.delivery.report_state import not_reported
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.home.control import Control, own_host_name
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
@@ -137,7 +137,7 @@ class Admin:
             return VerbResult(message.id, REFUSED, "has not failed; retry it", claim.state)
         again = (FAILED, DELIVERED) if all_recipients else (FAILED,)
         recipients = tuple(
-            untold(evolve(one, state=PENDING)) if one.state in again else one
+            not_reported(evolve(one, state=PENDING)) if one.state in again else one
             for one in message.recipients
         )
         count = sum(one.state == PENDING for one in recipients)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from picoqmail.errors import QUEUE_SPOOL, DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, NEW, SIDECAR, STATES, UNDELIVERED, is_id
+from picoqmail.layout import CUR, DOUBLE_BOUNCE, NEW, SIDECAR, STATES, UNDELIVERED, is_id
 from picoqmail.spool.message import FAILED, PENDING
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def failed_or_pending(message: Message) -> str:
 def _fits(pattern: str, address: str) -> bool:
     pattern, address = pattern.casefold(), address.casefold()
     if pattern == "<>":
-        return address in ("", "#@[]")
+        return address in ("", DOUBLE_BOUNCE)
     if pattern.startswith("@") and "*" not in pattern:
         return address.endswith(pattern)
     return fnmatch.fnmatchcase(address, pattern)

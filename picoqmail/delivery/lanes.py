@@ -1,6 +1,7 @@
-"""From settings to conversations: the engine's lanes for a run, with what they need to log in.
+"""From settings to sessions with relays: a lane for each outbox, and the login that it needs.
 
-The glue between delivery, which knows messages, and the engine, which knows sockets.
+The rule of this module: it joins delivery, which knows messages, to the engine, which knows
+sockets, and decides nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Lanes:
-    """The lanes of one run; calling it drives the outboxes until they are empty."""
+    """The lanes of one run."""
 
     def __init__(self, settings: Settings, log: Log, spool: str) -> None:
-        """Nothing is opened before there is mail for it. `spool`: where the pace is kept."""
+        """Nothing is opened before there is mail. `spool`: where the rate limit is kept."""
         self._settings = settings
         self._rate_limit = None
         if settings.ratelimit is not None:
@@ -37,29 +38,29 @@ class Lanes:
         self._engine: Engine | None = None
         self._stopped = False
         self.shares = 1
-        """How many processes share the connections that this one would be allowed."""
+        """How many processes share the connections that the settings allow."""
         self.is_orphan: Callable[[], bool] = bool
-        """Whether the process that this one works for is gone; who works for itself has none."""
+        """Whether the parent of this process is gone, if it is a worker of another; else False."""
 
     def stop(self) -> None:
-        """End soon: what is under way is finished, nothing new is begun. Safe in a handler."""
+        """End soon: finish what is under way, begin nothing new. A signal handler may call this."""
         self._stopped = True
         if self._engine is not None:
             self._engine.stop()
 
     def is_stopped(self) -> bool:
-        """Say whether `stop` was called, or who gave us work is gone."""
+        """Say whether `stop` was called, or the parent that gave us work is gone."""
         return self._stopped or self.is_orphan()
 
-    def __call__(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
-        """Serve each outbox by a lane of its own; the summaries are in the same order."""
+    def serve(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
+        """Send the mail of each outbox over a lane of its own; return how these ended, in order."""
         on_event = partial(self._log.event, level="debug")
-        self._engine = Engine([self._lane(one) for one in outboxes], on_event=on_event)
+        self._engine = Engine([self._options(one) for one in outboxes], on_event=on_event)
         if self._stopped:
             self._engine.stop()
         return self._engine.serve()
 
-    def _lane(self, outbox: Outbox) -> LaneOptions:
+    def _options(self, outbox: Outbox) -> LaneOptions:
         settings = self._settings
         return LaneOptions(
             name=outbox.name,
@@ -78,7 +79,7 @@ class Lanes:
 
 
 def endpoint_of(relay: Relay, settings: Settings) -> Endpoint:
-    """A relay with what the settings have for it: TLS, and a password if it is given a user."""
+    """Return a relay with its settings: TLS, and the password if the relay is given a user."""
     credentials = None
     if relay.user and settings.relaypass is not None:
         from picoqmail.smtp.sasl import Credentials

@@ -1,4 +1,4 @@
-"""What becomes of a message: the schedule of attempts and the judgement of an attempt. Pure."""
+"""What becomes of a message: the schedule of its attempts, and the judgement on each. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _TEXT_LIMIT = 500
 
 
 class Judgement(Value):
-    """A message after an attempt: what its sidecar will say, and the events to tell.
+    """A message after an attempt: what its sidecar will say, and what is new.
 
-    `step` is `remove`, `defer` or `fail`; `failed_now` are the indexes that failed this time.
+    `step` is `remove`, `defer` or `fail`. `failed_now` and `delivered_now` are the indexes of the
+    recipients of which that became known in this attempt.
     """
 
     __slots__ = ("step", "message", "failed_now", "delivered_now", "expired")
@@ -47,11 +48,11 @@ class Judgement(Value):
 
 
 def next_attempt(begun: int, now: int, attempts: int, schedule: tuple[int, ...] | None) -> int:
-    """When to try again after `attempts` attempts; Unix seconds.
+    """Return when to try again after `attempts` attempts; Unix seconds.
 
-    Without a schedule qmail's quadratic one (qmail-send: nextretry): the age at the n-th attempt
-    is (20 n)^2 seconds, counted on from whatever age it was really made at; `begun` is when that
-    age began. With one, its `attempts`-th delay, the last repeating.
+    Without a schedule it is qmail's quadratic one (qmail-send: nextretry). The age at the n-th
+    attempt is (20 n)^2 seconds; n goes on from the age that the last attempt was really made at.
+    `begun` is when that age began. With a schedule it is the `attempts`-th delay; the last repeats.
     """
     if schedule:
         return now + schedule[min(max(attempts, 1), len(schedule)) - 1]
@@ -63,8 +64,8 @@ def next_attempt(begun: int, now: int, attempts: int, schedule: tuple[int, ...] 
 def is_due(message: Message, now: float) -> bool:
     """Say whether a message may be tried: not held, and its time has come.
 
-    A last attempt that lies in the future shows that the clock was set back since: then the time
-    of the next one is worth nothing, and the message is due.
+    A last attempt in the future shows that the clock was set back since. Then the time of the next
+    attempt is worth nothing, and the message is due.
     """
     if message.held:
         return False
@@ -83,11 +84,11 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     in_doubt: bool = False,
     schedule: tuple[int, ...] | None = None,
 ) -> Judgement:
-    """Judge a message that a relay answered for: `results` by index of the recipient.
+    """Judge a message that a relay replied to; `results` by index of the recipient.
 
-    Recipients without a final answer stay pending; what is pending when the message has expired
-    fails. An end of data without an answer (`in_doubt`) is an attempt, so that a relay which
-    always dies there gets the message at the schedule's pace and not in every run.
+    Recipients without a final reply stay pending; those that are pending when the message expires
+    fail. An end of data without a reply (`in_doubt`) counts as an attempt. So a relay that always
+    dies there gets the message as the schedule says, and not in every run.
     """
     recipients = list(message.recipients)
     delivered, failed, texts = [], [], []
@@ -109,10 +110,10 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
         outcome = "failed" if failed or not delivered else "delivered"
     elif in_doubt:
         outcome = "in_doubt"
-        texts.append("the connection ended before the relay answered: it may have the message")
+        texts.append("the connection ended before the relay replied: it may have the message")
     else:
         outcome = "deferred"
-    told = message.with_event(
+    after = message.with_event(
         Event(now, relay, outcome, _join(texts)),
         recipients=tuple(recipients),
         attempts=message.attempts + 1,
@@ -120,12 +121,12 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     )
     if PENDING not in states:
         if FAILED not in states:
-            return Judgement("remove", told, (), tuple(delivered))
-        return Judgement("fail", told, tuple(failed), tuple(delivered))
+            return Judgement("remove", after, (), tuple(delivered))
+        return Judgement("fail", after, tuple(failed), tuple(delivered))
     if now >= message.expires:
-        return expire(told, now=now, also_failed=tuple(failed), delivered=tuple(delivered))
-    due = next_attempt(message.begins, now, told.attempts, schedule)
-    return Judgement("defer", evolve(told, next_attempt=due), tuple(failed), tuple(delivered))
+        return expire(after, now=now, also_failed=tuple(failed), delivered=tuple(delivered))
+    due = next_attempt(message.begins, now, after.attempts, schedule)
+    return Judgement("defer", evolve(after, next_attempt=due), tuple(failed), tuple(delivered))
 
 
 def expire(
@@ -136,7 +137,7 @@ def expire(
     also_failed: tuple[int, ...] = (),
     delivered: tuple[int, ...] = (),
 ) -> Judgement:
-    """Fail what is pending of a message that has grown too old."""
+    """Fail the pending recipients of a message that has grown too old."""
     days = max(now - message.created, 0) / 86400
     pending = message.pending
     recipients = list(message.recipients)
@@ -144,16 +145,16 @@ def expire(
         last = recipients[index].reply or because
         text = f"expired after {days:.1f} days in the queue" + (f"; last: {last}" if last else "")
         recipients[index] = evolve(recipients[index], state=FAILED, reply=text)
-    told = evolve(message, recipients=tuple(recipients), revision=message.revision + 1).with_event(
+    after = evolve(message, recipients=tuple(recipients), revision=message.revision + 1).with_event(
         Event(now, "", "expired", because or "too old: the queue lifetime is over")
     )
-    return Judgement("fail", told, also_failed + pending, delivered, expired=True)
+    return Judgement("fail", after, also_failed + pending, delivered, expired=True)
 
 
 def judged_before(message: Message) -> Judgement:
-    """The judgement on a message that nobody waits for any more, as its sidecar says.
+    """Return the judgement on a message without pending recipients, as its sidecar says.
 
-    A crash, or a full disk, came between that record and the end of the message.
+    A crash or a full disk came after this was recorded, and before the message was ended.
     """
     done = all(one.state == DELIVERED for one in message.recipients)
     ended = evolve(message, revision=message.revision + 1)
@@ -161,9 +162,9 @@ def judged_before(message: Message) -> Judgement:
 
 
 def postpone(message: Message, *, now: int, relay: str, reply: str) -> Message:
-    """A message in whose transaction the relay failed more than once.
+    """Return a message in whose transaction the relay failed more than once.
 
-    It is not charged, but others go first, in case this very message is what the relay dies of.
+    The message is not charged, but others go first, in case the relay dies of this very message.
     """
     faults = 0
     for entry in reversed(message.history):
@@ -179,15 +180,15 @@ def postpone(message: Message, *, now: int, relay: str, reply: str) -> Message:
 
 
 def found_in_doubt(message: Message, *, now: int, schedule: tuple[int, ...] | None) -> Message:
-    """A message whose last sender died between the end of the data and the relay's answer.
+    """Return a message whose last sender died between the end of the data and the relay's reply.
 
-    It is due at once the first time; if that happens again in a row, at the schedule's pace, so
-    that what kills the sender does not make a duplicate in every run.
+    It is due at once the first time. If that happens again in a row, the schedule decides, so that
+    whatever kills the sender does not make a duplicate in every run.
     """
     again = bool(message.history) and message.history[-1].get("outcome") == "in_doubt"
     attempts = message.attempts + 1
     due = next_attempt(message.begins, now, attempts, schedule) if again else now
-    text = "the sender died before it saw the relay's answer: the relay may have the message"
+    text = "the sender died before it saw the relay's reply: the relay may have the message"
     return message.with_event(
         Event(now, "", "in_doubt", text),
         attempts=attempts,

@@ -1,21 +1,21 @@
-"""Telling senders: reports of failure and of delay, each made once, none forgotten.
+"""Reports to senders, of failure and of delay: each is made once, and none is forgotten.
 
 The order for a failure, each step durable before the next:
 
 1. The message is recorded in cur/ with its failed recipients, and `telling` names the report's ID.
 2. The report, which names the message in `report_of`, is accepted into the spool like any mail.
-3. The message is recorded where it belongs (undelivered/, or cur/ if others wait), its failed
-   recipients `told`.
+3. The message is recorded where it belongs (undelivered/, or cur/ if other recipients wait), and
+   `told` of each failed recipient names the report.
 
-A crash after 1 leaves a message in cur/ that cron finds due: the report is made then, unless it
-is in the spool. It cannot have been there and be delivered already, because whoever is about to
-send a report first does step 3 for its message (`before_sending`). A disk that is full at 2 leaves
-the same, and cron tries again. A warning of delay is recorded before it is made: it may be lost
-in a crash, but nobody is warned twice.
+A crash after 1 leaves a message in cur/ that cron finds due. Cron then makes the report, unless it
+is in the spool. A report that is not there cannot have been sent, because whoever is about to send
+a report first does step 3 for its message (`_before_sending`). A disk that is full at 2 leaves the
+same as a crash, and cron tries again. A warning of delay is recorded before it is made: a crash may
+lose it, but nobody is warned twice.
 
-What writes reports is imported when one is written: most runs write none, and would take a fifth
-longer to start. Where it cannot be (an upgrade is under way, a package is missing) it is as with a
-disk that is full: the outcome is recorded, and the telling left to cron.
+What writes reports (report_writer.py) is imported when one is written. Most runs write none, and
+would take a fifth longer to start. If it cannot be imported (an upgrade is under way, a package is
+missing) the same is done as for a full disk: the failure is recorded, and cron makes the report.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ import time
 from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, REPORTS, STATES
-from picoqmail.smtp.address import DOUBLE_BOUNCE
+from picoqmail.layout import CUR, DOUBLE_BOUNCE, REPORTS, STATES
 from picoqmail.value import evolve
 
 TYPE_CHECKING = False
@@ -36,12 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from picoqmail.delivery.report_limit import ReportLimit
     from picoqmail.delivery.report_state import Addressee
+    from picoqmail.delivery.report_writer import ReportWriter
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
     from picoqmail.spool.claim import Claim
-    from picoqmail.spool.incoming import Incoming
     from picoqmail.spool.message import Message
     from picoqmail.spool.store import Store
 
@@ -49,17 +47,10 @@ DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""
 
 _TRY_AGAIN_SECONDS = 60
-_TOOLS = (
-    "contextlib",
-    "picoqmail.spool.incoming",
-    "picoqmail.home.limits",
-    "picoqmail.delivery.report_limit",
-    "picoqmail.delivery.report_text",
-)
 
 
 class Reporter:
-    """Makes the reports of one run; `made` has the IDs of those that are in the spool now."""
+    """Makes the reports of one run; `made` has the IDs of those that it has put into the spool."""
 
     def __init__(
         self, spool: Store, settings: Settings, log: Log, clock: Callable[[], float] = time.time
@@ -71,47 +62,58 @@ class Reporter:
         self.clock = clock
         self.made: list[str] = []
         self._to_log: list[dict[str, Any]] = []
+        self._loaded: ReportWriter | None = None
 
     @property
-    def _report_limit(self) -> ReportLimit:
-        _load()
-        from picoqmail.delivery.report_limit import ReportLimit
+    def _writer(self) -> ReportWriter:
+        """What writes reports. Raises SpoolError if it cannot be imported."""
+        if self._loaded is None:
+            try:
+                from picoqmail.importing import importing
 
-        return ReportLimit(self.spool.path, self.settings.bouncelimit)
+                with importing:
+                    from picoqmail.delivery.report_writer import ReportWriter
+            except Exception as exc:
+                # A module is missing, cut or of another version, or no descriptor is left. What a
+                # relay has replied must be recorded all the same, or the message would go again.
+                why = OSError(errno.ELIBACC, f"what writes reports cannot be loaded ({exc})")
+                where = getattr(exc, "name", None) or "picoqmail.delivery.report_writer"
+                raise SpoolError("write a report", where, why) from exc
+            self._loaded = ReportWriter(self.spool.path, self.settings, self.clock)
+        return self._loaded
 
-    # --- Failures ----------------------------------------------------------------------------
+    # --- Failures ------------------------------------------------------------------------------
 
     def record(self, claim: Claim, message: Message, state: str, result: str) -> Claim:
-        """Record a message in `state`, its sender told of what failed. Raises SpoolError.
+        """Record a message in `state`, and report to its sender what failed. Raises SpoolError.
 
-        Where the report cannot be made now, the message stays in cur/ for cron.
+        If the report cannot be made now, the message stays in cur/ for cron.
         """
-        indexes = report_state.to_tell(message)
-        whom = self._whom(message)
-        if not indexes or whom is None:
+        indexes = report_state.unreported(message)
+        to = self._addressee(message)
+        if not indexes or to is None:
             return self.spool.record(claim, message, state, result)
         try:
-            if not self._report_limit.may_report(whom.address, self.clock()):
-                return self._keep(claim, message, state, result, whom)
-            incoming = self._write(claim, message, indexes, KIND_FAILED, whom)
+            if not self._writer.limit.may_report(to.address, self.clock()):
+                return self._keep(claim, message, state, result, to)
+            incoming = self._writer.write(claim, message, indexes, KIND_FAILED, to.address)
         except SpoolError as exc:
-            return self._later(claim, message, result, exc)
+            return self._leave_to_cron(claim, message, result, exc)
         with incoming:
-            announced = report_state.telling(self._wait(message), incoming.id)
+            announced = report_state.announced(self._due_in_cur(message), incoming.id)
             claim = self.spool.record(claim, announced, CUR, result)
             try:
-                incoming.commit(whom.sender, [whom.address], {report_state.REPORT_OF: message.id})
+                incoming.commit(to.sender, [to.address], {report_state.REPORT_OF: message.id})
             except SpoolError as exc:
                 self._complain(message, exc)
                 return claim
-        finished = report_state.told(message, indexes, incoming.id)
+        finished = report_state.reported(message, indexes, incoming.id)
         claim = self.spool.record(claim, _revised(finished, announced), state)
-        self._made(message, incoming.id, whom, indexes, KIND_FAILED)
+        self._note_made(message, incoming.id, to, indexes, KIND_FAILED)
         return claim
 
-    def _whom(self, message: Message) -> Addressee | None:
-        settings = self.settings
-        if not settings.bounces or not report_state.wants_report(message, "FAILURE"):
+    def _addressee(self, message: Message) -> Addressee | None:
+        if not self.settings.bounces or not report_state.wants_report(message, "FAILURE"):
             return None
         return report_state.addressee_of(message, self._double_bounces_to())
 
@@ -121,34 +123,35 @@ class Reporter:
             return f"{address}@{self.settings.bouncehost}"
         return address
 
-    def _wait(self, message: Message) -> Message:
-        """The message as it lies in cur/ until its report is made: due, for cron to look at."""
+    def _due_in_cur(self, message: Message) -> Message:
+        """Return the message as it lies in cur/ until its report is made: cron finds it due."""
         if message.pending:
             return message
         return evolve(message, next_attempt=int(self.clock()) + _TRY_AGAIN_SECONDS)
 
-    def _later(self, claim: Claim, message: Message, result: str, exc: SpoolError) -> Claim:
-        """Record the failure, and leave the telling to cron: the report could not be made."""
+    def _leave_to_cron(self, claim: Claim, message: Message, result: str, exc: SpoolError) -> Claim:
+        """Record the failure; cron makes the report, which could not be made now."""
         self._complain(message, exc)
-        return self.spool.record(claim, self._wait(message), CUR, result)
+        return self.spool.record(claim, self._due_in_cur(message), CUR, result)
 
     def _keep(
-        self, claim: Claim, message: Message, state: str, result: str, whom: Addressee
+        self, claim: Claim, message: Message, state: str, result: str, to: Addressee
     ) -> Claim:
-        """Leave a failure to the digest: this sender was told too often within the hour."""
-        indexes = report_state.to_tell(message)
+        """Leave a failure to the digest: this sender got too many reports within the hour."""
+        indexes = report_state.unreported(message)
         failures: list[dict[str, Any]] = [
             {
                 "id": message.id,
                 "index": index,
-                "sender": whom.sender,
+                "sender": to.sender,
                 "recipient": message.recipients[index].address,
                 "reply": message.recipients[index].reply or "",
             }
             for index in indexes
         ]
-        self._report_limit.keep(whom.address, failures, self.clock())
-        return self.spool.record(claim, report_state.told(message, indexes, DIGEST), state, result)
+        self._writer.limit.keep(to.address, failures, self.clock())
+        reported = report_state.reported(message, indexes, DIGEST)
+        return self.spool.record(claim, reported, state, result)
 
     def before_trying(self, claim: Claim) -> Claim | None:
         """Finish what a crash interrupted, before a message is tried; None if it must wait.
@@ -162,24 +165,26 @@ class Reporter:
         if report is None:
             return claim
         if self.spool.is_whole(str(report)):
-            settled = report_state.told(message, report_state.to_tell(message), str(report))
+            indexes = report_state.unreported(message)
+            settled = report_state.reported(message, indexes, str(report))
         else:
-            settled = report_state.told(message, (), "")
+            settled = report_state.reported(message, (), "")
         self.log.event("recovered", id=message.id, report=str(report))
         return self.spool.record(claim, _revised(settled, message), CUR)
 
     def _before_sending(self, report: Message) -> bool:
-        """See to it that a report's message knows that it was told; False if it cannot now."""
+        """Record in a report's message that it was reported; False if that cannot be done now."""
         subject = str(report.unknown[report_state.REPORT_OF])
         if subject.startswith(f"{REPORTS}/"):
-            self._report_limit.finish(f"{self.spool.path}/{REPORTS}/{os.path.basename(subject)}")
+            path = f"{self.spool.path}/{REPORTS}/{os.path.basename(subject)}"
+            self._writer.limit.finish(path)
             return True
         try:
             state, message = self.spool.read(subject)
         except (NoSuchMessageError, DamagedMessageError):
             return True
         if message.unknown.get(report_state.TELLING) != report.id:
-            # Its record may have been renamed into place this moment, and be on no disk yet.
+            # Its sidecar may have been renamed into place just now, and be on no disk yet.
             self.spool.sync(state)
             return True
         claim = self.spool.claim(subject, STATES)
@@ -188,7 +193,8 @@ class Reporter:
         try:
             message = claim.message
             if message.unknown.get(report_state.TELLING) == report.id:
-                settled = report_state.told(message, report_state.to_tell(message), report.id)
+                indexes = report_state.unreported(message)
+                settled = report_state.reported(message, indexes, report.id)
                 self.spool.record(claim, _revised(settled, message), claim.state)
                 self.log.event("recovered", id=message.id, report=report.id)
         finally:
@@ -196,27 +202,27 @@ class Reporter:
         return True
 
     def _is_damaged(self, message: Message) -> bool:
-        """Say whether a message can never be claimed again: then its report waits for nothing."""
+        """Say whether a message can never be claimed again. Then its report need not wait."""
         try:
             self.spool.check_body(message)
         except DamagedMessageError:
             return True
         return False
 
-    # --- Delays ------------------------------------------------------------------------------
+    # --- Delays --------------------------------------------------------------------------------
 
     def record_deferral(self, claim: Claim, message: Message, result: str) -> Claim:
-        """Record a message that waits on, its sender warned if the time for that has come.
+        """Record a message that waits on, and warn its sender if the time for that has come.
 
-        Recipients that failed meanwhile are told of first. Raises SpoolError.
+        Recipients that failed meanwhile are reported first. Raises SpoolError.
         """
         claim = self.record(claim, message, CUR, result)
         message = claim.message
-        whom = self._whom_to_warn(message)
-        if whom is None:
+        to = self._addressee_of_warning(message)
+        if to is None:
             return claim
         try:
-            incoming = self._write(claim, message, message.pending, KIND_DELAYED, whom)
+            incoming = self._writer.write(claim, message, message.pending, KIND_DELAYED, to.address)
         except SpoolError as exc:
             self._complain(message, exc)
             return claim
@@ -224,14 +230,14 @@ class Reporter:
             warned = evolve(message, unknown={**message.unknown, report_state.WARNED: incoming.id})
             claim = self.spool.record(claim, _revised(warned, message), CUR)
             try:
-                incoming.commit(whom.sender, [whom.address])
+                incoming.commit(to.sender, [to.address])
             except SpoolError as exc:
                 self._complain(message, exc)
                 return claim
-        self._made(message, incoming.id, whom, message.pending, KIND_DELAYED)
+        self._note_made(message, incoming.id, to, message.pending, KIND_DELAYED)
         return claim
 
-    def _whom_to_warn(self, message: Message) -> Addressee | None:
+    def _addressee_of_warning(self, message: Message) -> Addressee | None:
         after = self.settings.delaywarning
         if (
             not after
@@ -245,167 +251,55 @@ class Reporter:
             return None
         return report_state.addressee_of(message, "")
 
-    # --- Digests -----------------------------------------------------------------------------
+    # --- Digests -------------------------------------------------------------------------------
 
     def make_digests(self) -> None:
-        """Tell what was kept while too much was told, an hour at a time. Raises SpoolError."""
-        for path in self._report_limit.overdue(self.clock()):
+        """Report what was kept because there were too many reports; a digest for each hour.
+
+        Raises SpoolError.
+        """
+        for path in self._writer.limit.overdue(self.clock()):
             self._make_digest(path)
 
     def _make_digest(self, path: str) -> None:
-        with self._incoming() as incoming:
-            from picoqmail.delivery import report_text
-
-            overdue = self._report_limit.take(path, incoming.id)
-            done_already = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
-            if overdue is None or not overdue.kept or done_already:
+        limit = self._writer.limit
+        with self._writer.new() as incoming:
+            overdue = limit.take(path, incoming.id)
+            was_made = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
+            if overdue is None or not overdue.kept or was_made:
                 incoming.abort()
                 if overdue is not None:
-                    self._report_limit.finish(overdue.path)
+                    limit.finish(overdue.path)
                 return
             sender = str(overdue.kept[0].get("sender") or "")
-            text = report_text.digest(
-                incoming.id,
-                overdue.address,
-                overdue.kept,
-                host=self.settings.me,
-                author=self._author(),
-                now=int(self.clock()),
-            )
-            incoming.write(text)
+            self._writer.write_digest(incoming, overdue)
             subject = f"{REPORTS}/{os.path.basename(overdue.path)}"
             incoming.commit(sender, [overdue.address], {report_state.REPORT_OF: subject})
-        self._report_limit.finish(overdue.path)
+        limit.finish(overdue.path)
         self.made.append(incoming.id)
         self.log.event(
             "bounced", id=incoming.id, kind=DIGEST, to=overdue.address, failures=len(overdue.kept)
         )
 
-    # --- Writing -----------------------------------------------------------------------------
+    # --- The log -------------------------------------------------------------------------------
 
-    def _incoming(self) -> Incoming:
-        _load()
-        from picoqmail.home.limits import Limits
-        from picoqmail.spool.incoming import Incoming
-
-        # A report must get through where mail is refused: the limits of acceptance do not hold.
-        limits = Limits(self.settings.me, queuelifetime=self.settings.queuelifetime)
-        return Incoming(
-            self.spool.path,
-            limits,
-            program="picoqmail-bounce",
-            uid=os.getuid(),
-            pid=os.getpid(),
-            now_ns=int(self.clock() * 1_000_000_000),
-        )
-
-    def _author(self) -> str:
-        return f"{self.settings.bouncefrom}@{self.settings.bouncehost}"
-
-    def _write(
-        self,
-        claim: Claim,
-        message: Message,
-        indexes: tuple[int, ...],
-        kind: str,
-        whom: Addressee,
-    ) -> Incoming:
-        """Write a report into tmp/, its lock ours; nobody sees it yet. Raises SpoolError."""
-        header = _header_of(claim)
-        whole = kind == KIND_FAILED and self._returns_all(message)
-        incoming = self._incoming()
-        # Late, as all that only reports need.
-        from contextlib import ExitStack
-
-        from picoqmail.delivery import report_text
-
-        try:
-            with ExitStack() as undo:
-                undo.enter_context(incoming)
-                report = report_text.Report(
-                    id=incoming.id,
-                    kind=kind,
-                    message=message,
-                    indexes=indexes,
-                    host=self.settings.me,
-                    author=self._author(),
-                    to=whom.address,
-                    now=int(self.clock()),
-                    header=header,
-                    whole=whole,
-                    eight_bit=claim.eight_bit if whole else not header.isascii(),
-                )
-                # 128 random bits: no message can hold them by chance or by guessing.
-                before, after = report_text.frame(report, f"=_{os.urandom(16).hex()}")
-                incoming.write(before)
-                for block in claim.blocks() if whole else (header,):
-                    incoming.write(block)
-                incoming.write(after)
-                undo.pop_all()
-        except SpoolError:
-            raise
-        except OSError as exc:
-            raise SpoolError("read the message", message.id, exc) from exc
-        return incoming
-
-    def _returns_all(self, message: Message) -> bool:
-        """Whether the message itself goes back: RET of RFC 3461 4.3, up to bouncemaxbytes."""
-        dsn = message.unknown.get("dsn")
-        ret = str(dsn.get("ret") or "").upper() if isinstance(dsn, dict) else ""
-        return ret != "HDRS" and message.size <= self.settings.bouncemaxbytes
-
-    def _made(
-        self,
-        message: Message,
-        report: str,
-        whom: Addressee,
-        indexes: tuple[int, ...],
-        kind: str,
+    def _note_made(
+        self, message: Message, report: str, to: Addressee, indexes: tuple[int, ...], kind: str
     ) -> None:
         self.made.append(report)
         recipients = [message.recipients[index].address for index in indexes]
-        facts = {"id": message.id, "report": report, "kind": kind, "to": whom.address}
+        facts = {"id": message.id, "report": report, "kind": kind, "to": to.address}
         self._to_log.append({**facts, "recipients": recipients})
 
-    def tell(self) -> None:
-        """Log the reports made since the last time: after the failures that they are about."""
+    def log_made(self) -> None:
+        """Log the reports made since the last call. In the log they follow the failures."""
         while self._to_log:
             self.log.event("bounced", **self._to_log.pop(0))
 
     def _complain(self, message: Message, exc: SpoolError) -> None:
-        self.log.event(
-            "error", level="error", id=message.id, error=f"cannot tell the sender: {exc}"
-        )
-
-
-def _load() -> None:
-    """Import what reports are made with. Raises SpoolError where that fails."""
-    name = "picoqmail.importing"
-    try:
-        from picoqmail.importing import importing
-
-        with importing:
-            for name in _TOOLS:
-                __import__(name)
-    except Exception as exc:
-        # Missing, cut, of another version, no descriptor left: what a relay has answered must be
-        # recorded all the same, or it would be asked again.
-        why = OSError(errno.ELIBACC, f"what writes reports cannot be loaded ({exc})")
-        raise SpoolError("tell the sender", name, why) from exc
+        error = f"cannot report to the sender: {exc}"
+        self.log.event("error", level="error", id=message.id, error=error)
 
 
 def _revised(message: Message, before: Message) -> Message:
     return evolve(message, revision=before.revision + 1)
-
-
-def _header_of(claim: Claim) -> bytes:
-    """The header of a message as spooled, cut where it is larger than any header should be."""
-    data = b""
-    for block in claim.blocks():
-        data += block
-        end = data.find(b"\n\n")
-        if end >= 0:
-            return data[: min(end + 1, report_state.HEADER_LIMIT_OCTETS)]
-        if len(data) > report_state.HEADER_LIMIT_OCTETS:
-            break
-    return data[: report_state.HEADER_LIMIT_OCTETS]

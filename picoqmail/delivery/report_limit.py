@@ -1,12 +1,13 @@
 """Against storms of reports: so many an hour for one address, and the rest in one digest.
 
-One small file for each address that was told of a failure within the hour, in the spool's
-`reports/`, named `HASH-BEGIN`. A line is one report that was made, or one failure that is kept
-for the digest; those are fsynced before the failure counts as told. When its hour is over the
-file becomes a digest, if anything was kept, and goes.
+Each address that got a report within the hour has a small file in the spool's `reports/`, named
+`HASH-BEGIN`. A line is one report that was made, or one failure that is kept for the digest; such a
+failure is fsynced before it counts as reported. When the hour is over, what was kept becomes a
+digest, and the file goes.
 
-A file whose digest is being made has the digest's ID behind its name, `HASH-BEGIN.ID`. A digest
-names its file, and whoever is about to send it unlinks that first: so no crash makes it twice.
+While its digest is made, a file has the digest's ID behind its name, `HASH-BEGIN.ID`. A digest
+names its file, and whoever is about to send it unlinks the file first. So no crash makes a digest
+twice.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SENT = "sent"
 KEPT = "kept"
-# For another process that writes to the same file: many times what it needs.
+# To wait for another process that writes to the same file: many times what it needs.
 _PATIENCE_SECONDS = 30.0
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -39,7 +40,7 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Overdue:
     """A file whose hour is over: its path, the address, and what was kept for the digest.
 
-    `digest` is the ID of a digest that a crash may have left half made, "" if none.
+    `digest` is the ID of a digest that a crash may have left half made, "" if there is none.
     """
 
     path: str
@@ -50,14 +51,14 @@ class Overdue:
 
 @frozen
 class ReportLimit:
-    """The limits of one spool; `limit` reports an hour and address, 0 for no limit."""
+    """The limit of one spool: `limit` reports an hour for one address; 0 is no limit."""
 
     spool: str
     limit: int
 
     @property
     def directory(self) -> str:
-        """Where the files are; made with the first of them."""
+        """Where the files are. It is made with the first of them."""
         return f"{self.spool}/{REPORTS}"
 
     def may_report(self, address: str, now: float) -> bool:
@@ -67,21 +68,24 @@ class ReportLimit:
         """
         if not self.limit:
             return True
-        with _Ledger(self, address, now) as ledger:
+        with _Ledger(self.directory, address, now) as ledger:
             if sum(line["what"] == SENT for line in ledger.lines()) >= self.limit:
                 return False
             ledger.append({"what": SENT, "address": address, "when": int(now)})
             return True
 
     def keep(self, address: str, failures: list[dict[str, Any]], now: float) -> None:
-        """Write failures down for the digest, durably. Raises SpoolError."""
-        with _Ledger(self, address, now) as ledger:
+        """Keep failures for the digest, durably. Raises SpoolError."""
+        with _Ledger(self.directory, address, now) as ledger:
             for failure in failures:
                 ledger.append({"what": KEPT, "address": address, "when": int(now), **failure})
             ledger.make_durable()
 
     def overdue(self, now: float) -> list[str]:
-        """Paths of the files whose hour is over, or whose digest a crash interrupted."""
+        """Return the files whose hour is over, or whose digest a crash interrupted.
+
+        Raises SpoolError.
+        """
         try:
             return scan.overdue_reports(self.spool, now)
         except OSError as exc:
@@ -90,7 +94,7 @@ class ReportLimit:
     def take(self, path: str, digest: str) -> Overdue | None:
         """Take a file for the digest of this ID; None if it is gone or another process has it.
 
-        The file bears the ID from now on. Raises SpoolError.
+        From now on the file has the ID in its name. Raises SpoolError.
         """
         try:
             descriptor = os.open(path, _OPEN)
@@ -117,7 +121,7 @@ class ReportLimit:
             os.close(descriptor)
 
     def finish(self, path: str) -> None:
-        """Forget a file: its digest is made, or nothing was kept. Raises SpoolError."""
+        """Remove a file: its digest was made, or nothing was kept. Raises SpoolError."""
         try:
             if durable.unlink_if_there(path):
                 durable.sync_directory(self.directory)
@@ -128,8 +132,8 @@ class ReportLimit:
 class _Ledger:
     """The file of one address and hour, locked while it is open; a context manager."""
 
-    def __init__(self, limit: ReportLimit, address: str, now: float) -> None:
-        self._directory = limit.directory
+    def __init__(self, directory: str, address: str, now: float) -> None:
+        self._directory = directory
         self._hash = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:32]
         self._now = now
         self._descriptor = -1
@@ -147,7 +151,7 @@ class _Ledger:
         return self
 
     def _open(self) -> None:
-        """Open and lock; a file that became a digest before we had its lock is not ours."""
+        """Open and lock the file, unless it becomes a digest before we have its lock."""
         mine = [n for n in os.listdir(self._directory) if n.startswith(self._hash + "-")]
         current = [name for name in sorted(mine) if not scan.is_report_over(name, self._now)]
         name = current[-1] if current else f"{self._hash}-{int(self._now)}"
@@ -158,7 +162,7 @@ class _Ledger:
         os.close(self._descriptor)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What stands there."""
+        """Return what stands there."""
         return _read(self._descriptor)
 
     def append(self, line: dict[str, Any]) -> None:
@@ -183,6 +187,6 @@ def _read(descriptor: int) -> Iterator[dict[str, Any]]:
         try:
             found = json.loads(line)
         except ValueError:
-            continue  # the end of a line that a crash or a full disk cut
+            continue  # a crash or a full disk cut this line
         if isinstance(found, dict) and found.get("what") in (SENT, KEPT) and "address" in found:
             yield found

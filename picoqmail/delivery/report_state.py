@@ -1,13 +1,16 @@
-"""Who is told that a message failed, and whether somebody was told already. Pure.
+"""Who gets a report on a message, and which failures were reported already. Pure.
 
-A recipient's failure is told once: the key `told` of the recipient names the report. `telling` of
-the message names the report that is being made; `report_of` of a report names its message. With
-the three no crash makes a report twice, and none is forgotten: report.py has the order.
+Each failure of a recipient is reported once. Three keys of the sidecars see to that: `told` of the
+recipient names the report that reported it, `telling` of the message names the report that is being
+made, and `report_of` of a report names its message. With these no crash makes a report twice, and
+none is forgotten; report.py has the order.
 """
 
 from __future__ import annotations
 
-from picoqmail.smtp.address import DOUBLE_BOUNCE
+from picoqmail.layout import DOUBLE_BOUNCE
+from picoqmail.smtp import dsn
+from picoqmail.smtp.address import plain_sender
 from picoqmail.spool.message import FAILED
 from picoqmail.value import Value, evolve
 
@@ -23,17 +26,13 @@ TELLING = "telling"
 REPORT_OF = "report_of"
 WARNED = "warned"
 
-# What a report tells of.
+# What a report is about; also the Action of RFC 3464 2.3.3.
 KIND_FAILED = "failed"
 KIND_DELAYED = "delayed"
 
-HEADER_LIMIT_OCTETS = 65536
-
-VERP_END = "-@[]"
-
 
 class Addressee(Value):
-    """Whom a report goes to, and the envelope sender that it has."""
+    """Who gets a report, and the envelope sender that the report has."""
 
     __slots__ = ("address", "sender")
 
@@ -42,18 +41,12 @@ class Addressee(Value):
         self.sender: Final = sender
 
 
-def plain_sender(sender: str) -> str:
-    """The address that bounces go to: of a VERP sender, the one without the recipient."""
-    if sender.endswith(VERP_END) and sender != DOUBLE_BOUNCE:
-        return sender.removesuffix(VERP_END)
-    return sender
-
-
 def addressee_of(message: Message, double_bounces_to: str) -> Addressee | None:
-    """Whom to tell of a message's failure, None if nobody.
+    """Return who gets the report on a message, None if nobody does.
 
-    A message that has no sender may be a report itself: it goes to whom the setting
-    doublebounceto names, from `#@[]`, and what has that sender is never reported (qmail-send(8)).
+    A message without a sender may be a report itself. The report on it goes to the address of the
+    setting doublebounceto, with the sender `#@[]`. A message with that sender is never reported
+    (qmail-send(8)).
     """
     if message.sender == DOUBLE_BOUNCE:
         return None
@@ -62,23 +55,21 @@ def addressee_of(message: Message, double_bounces_to: str) -> Addressee | None:
             return None
         return Addressee(double_bounces_to, DOUBLE_BOUNCE)
     address = plain_sender(message.sender)
-    # What cannot be an address on the wire is nobody that could be told.
+    # Without a local part and an @ it is nothing that mail could be sent to.
     return Addressee(address) if address.rpartition("@")[0] else None
 
 
 def wants_report(message: Message, kind: str) -> bool:
-    """Say whether who sent the message wants to hear of `FAILURE` or `DELAY` (RFC 3461 4.1).
+    """Say whether the sender wants a report on `FAILURE` or `DELAY` (RFC 3461 4.1).
 
-    Without NOTIFY failures are told, and delays as the setting delaywarning has it.
+    Without NOTIFY failures are reported, and delays if the setting delaywarning says so.
     """
-    dsn = message.unknown.get("dsn")
-    notify = str(dsn.get("notify") or "") if isinstance(dsn, dict) else ""
-    words = notify.upper().replace(" ", "").split(",")
-    return words == [""] or kind in words
+    words = dsn.notify(message.unknown.get("dsn"))
+    return not words or kind in words
 
 
-def to_tell(message: Message) -> tuple[int, ...]:
-    """Indexes of the recipients that failed and of which nobody was told."""
+def unreported(message: Message) -> tuple[int, ...]:
+    """Return the indexes of the recipients whose failure was not reported yet."""
     return tuple(
         index
         for index, one in enumerate(message.recipients)
@@ -86,8 +77,8 @@ def to_tell(message: Message) -> tuple[int, ...]:
     )
 
 
-def told(message: Message, indexes: Iterable[int], report: str) -> Message:
-    """The message once the report of this ID has told of these recipients."""
+def reported(message: Message, indexes: Iterable[int], report: str) -> Message:
+    """Return the message once the report of this ID has reported these recipients."""
     recipients = list(message.recipients)
     for index in indexes:
         one = recipients[index]
@@ -96,12 +87,12 @@ def told(message: Message, indexes: Iterable[int], report: str) -> Message:
     return evolve(message, recipients=tuple(recipients), unknown=unknown)
 
 
-def telling(message: Message, report: str) -> Message:
-    """The message while the report of this ID is being made."""
+def announced(message: Message, report: str) -> Message:
+    """Return the message while the report of this ID is being made."""
     return evolve(message, unknown={**message.unknown, TELLING: report})
 
 
-def untold(recipient: Recipient) -> Recipient:
-    """A recipient that is to be told of again if it fails again."""
+def not_reported(recipient: Recipient) -> Recipient:
+    """Return a recipient that is to be reported again if it fails again."""
     unknown = {key: value for key, value in recipient.unknown.items() if key != TOLD}
     return evolve(recipient, unknown=unknown)

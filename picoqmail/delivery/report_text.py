@@ -1,8 +1,8 @@
 """The text of a report: multipart/report of RFC 6522 with the delivery status of RFC 3464. Pure.
 
-Three parts: sentences for people, fields for programs, and the message that it is about, whole or
-its header. Everything that a relay or a sender wrote is escaped or folded before it stands in a
-field, so that no reply can forge one.
+A report has three parts: sentences for people, fields for programs, and the message that it is
+about, whole or its header only. What a relay or a sender wrote is escaped or folded before it
+stands in a field, so that no reply can forge a field.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attrs import frozen
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
 from picoqmail.home.values import rough_duration
 from picoqmail.message.dates import header_date
+from picoqmail.smtp import dsn
 from picoqmail.smtp.address import UnsendableAddressError, to_xtext, wire_path
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ _SUBJECT = re.compile(rb"^subject:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULT
 
 @frozen
 class Report:
-    """What a report tells. `kind` is `failed` or `delayed`; `host` is the setting me.
+    """What a report says. `kind` is `failed` or `delayed`; `host` is the setting me.
 
-    `author` and `to` are addresses, `header` the message's header as spooled; `whole` says that
-    the message follows, and not only this header. `now` in Unix seconds.
+    `indexes` are those of the recipients that it is about. `author` and `to` are addresses,
+    `header` is the message's header as spooled; `whole` says that the whole message follows, and
+    not only this header. `now` in Unix seconds.
     """
 
     id: str
@@ -56,7 +58,7 @@ class Report:
 
 
 def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
-    """What stands before and after the message (or its header) in the report.
+    """Return what stands in the report before and after the message (or its header).
 
     `boundary` must not occur in the message.
     """
@@ -73,7 +75,7 @@ def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
         "",
         text,
         f"--{boundary}",
-        # RFC 6533: what an address in UTF-8 makes of the delivery status.
+        # With an address in UTF-8 the delivery status has a type of its own (RFC 6533).
         f"Content-Type: message/{'global-delivery-status' if is_global else 'delivery-status'}",
         f"Content-Transfer-Encoding: {'8bit' if is_global else '7bit'}",
         "Content-Description: Delivery report",
@@ -101,7 +103,7 @@ def _header(report: Report, boundary: str) -> Iterator[str]:
     if original:
         yield f"In-Reply-To: {original[1].decode()}"
         yield f"References: {original[1].decode()}"
-    # RFC 3834: so that no vacation program answers.
+    # So that no vacation program answers (RFC 3834).
     yield "Auto-Submitted: auto-replied"
     yield "MIME-Version: 1.0"
     yield "Content-Type: multipart/report; report-type=delivery-status;"
@@ -152,12 +154,12 @@ def _said(one: Recipient) -> str:
 
 
 def _status(report: Report) -> Iterator[str]:
-    """The fields of RFC 3464 2.2 and 2.3."""
+    """Yield the fields of RFC 3464 2.2 and 2.3."""
     message = report.message
-    dsn = message.unknown.get("dsn")
-    dsn = dsn if isinstance(dsn, dict) else {}
-    if dsn.get("envid"):
-        yield from _field("Original-Envelope-Id", to_xtext(str(dsn["envid"])))
+    asked = message.unknown.get("dsn")
+    envelope_id = dsn.envelope_id(asked)
+    if envelope_id:
+        yield from _field("Original-Envelope-Id", to_xtext(envelope_id))
     yield from _field("Reporting-MTA", f"dns; {report.host}")
     yield from _field("X-Picoqmail-ID", message.id)
     yield from _field("Arrival-Date", header_date(int(message.created)))
@@ -166,9 +168,9 @@ def _status(report: Report) -> Iterator[str]:
     for index in report.indexes:
         one = message.recipients[index]
         yield ""
-        original = _original(dsn.get("orcpt"), index)
+        original = dsn.original_recipient(asked, index)
         if original:
-            yield from _field("Original-Recipient", original)
+            yield from _field("Original-Recipient", "; ".join(original))
         kind = "rfc822" if one.address.isascii() else "utf-8"
         yield from _field("Final-Recipient", f"{kind}; {_path(one.address)}")
         yield from _field("Action", report.kind)
@@ -184,9 +186,9 @@ def _status(report: Report) -> Iterator[str]:
 
 
 def enhanced_status(reply: str, kind: str) -> str:
-    """The status code of RFC 3463 for what a relay said; what it did not say is x.0.0.
+    """Return the status code of RFC 3463 for a relay's reply; a reply without one gives x.0.0.
 
-    Expired is 4.4.7, a persistent transient failure. A delay is never a 5.
+    A message that expired has 4.4.7, as RFC 3463 says. A delay never has a 5.
     """
     if _EXPIRED.match(reply):
         return "4.4.7"
@@ -207,19 +209,8 @@ def _diagnostic(reply: str) -> str:
     return f"x-picoqmail; {reply}"
 
 
-def _original(orcpt: object, index: int) -> str:
-    if isinstance(orcpt, list | tuple):
-        orcpt = orcpt[index] if index < len(orcpt) else None
-    if not orcpt:
-        return ""
-    kind, mark, address = str(orcpt).partition(";")
-    if not mark:
-        kind, address = "rfc822", kind
-    return f"{kind}; {address}"
-
-
 def _field(name: str, value: str) -> Iterator[str]:
-    """One field, folded; what is no plain text in it is escaped (RFC 3464 2.1.1)."""
+    """Yield one field, folded; what is no plain text in it is escaped (RFC 3464 2.1.1)."""
     plain = "".join(c if c.isprintable() else "?" for c in value)
     if name not in ("Final-Recipient", "Original-Recipient"):
         plain = plain.encode("ascii", "backslashreplace").decode()
@@ -246,7 +237,7 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def _path(address: str) -> str:
-    """An address as it stands between angle brackets."""
+    """Return an address as it stands between angle brackets."""
     try:
         return wire_path(address)[1:-1]
     except UnsendableAddressError:
@@ -254,7 +245,7 @@ def _path(address: str) -> str:
 
 
 def _host(relay: str) -> str:
-    """The host of a relay as histories name it: `smtp://user@host:port`, `[v6]:port`."""
+    """Return the host of a relay as histories name it: `smtp://user@host:port`, `[v6]:port`."""
     host = relay.split(maxsplit=1)[0].rpartition("//")[2].rpartition("@")[2]
     if host.startswith("["):
         return host.partition("]")[0] + "]"
@@ -262,7 +253,7 @@ def _host(relay: str) -> str:
 
 
 def _subject(header: bytes) -> str:
-    """The subject for a sentence, "" if there is none or it is not plain text."""
+    """Return the subject for a sentence, "" if there is none or it is not plain text."""
     found = _SUBJECT.search(header)
     if not found:
         return ""
@@ -284,11 +275,11 @@ def digest(  # noqa: PLR0913 - one argument a fact
     author: str,
     now: int,
 ) -> bytes:
-    """One mail about the failures of an hour in which too many reports were made already.
+    """Return a mail about the failures of an hour in which too many reports were made.
 
-    `kept` are `id`, `recipient`, `reply` and `when` of each, as `report_limit` wrote them down.
+    `kept` has `id`, `recipient`, `reply` and `when` of each, as report_limit.py keeps them.
     """
-    # A crash between writing down and recording makes one of them twice.
+    # A crash between keeping a failure and recording its message leaves it there twice.
     failures = list({(one.get("id"), one.get("index")): one for one in kept}.values())
     text = _wrapped(f"This is the mail system of {host}.")
     text += ["", *_wrapped(

@@ -13,7 +13,7 @@ Relays = tuple["Relay", ...]
 
 
 def name_of(relays: Relays) -> str:
-    """The name of a route: its relays, for the log, the breaker and the history."""
+    """Return the name of a route, for the log, the breaker and the history: its relays."""
     return " ".join(str(relay) for relay in relays)
 
 
@@ -26,7 +26,7 @@ def _table(routes: Iterable[Route], default: Relays) -> dict[str, Relays]:
 
 
 class Routing:
-    """The rules of one home; `relays_for` remembers what it found for a domain."""
+    """The rules of one home. `relays_for` remembers what it found for a domain."""
 
     def __init__(
         self, default: Relays, by_recipient: dict[str, Relays], by_sender: dict[str, Relays]
@@ -46,19 +46,19 @@ class Routing:
 
     @property
     def is_single(self) -> bool:
-        """Whether everything goes one way."""
+        """Whether all mail goes the same way."""
         return not self.by_recipient and not self.by_sender
 
     def all(self) -> list[Relays]:
-        """Every route that there is, the default first, each once."""
+        """Return every route that there is, each once, the default first."""
         ways = (self.default, *self.by_recipient.values(), *self.by_sender.values())
         return [way for way in dict.fromkeys(ways) if way]
 
     def relays_for(self, sender: str, recipient: str) -> Relays:
-        """The relays for one recipient, in the order in which to try them.
+        """Return the relays for one recipient, in the order in which to try them.
 
-        A rule for the sender goes before one for the recipient: address, host, `.domain` (the
-        longest first), then the rule without a pattern.
+        Rules for the sender come before rules for the recipient. Among these the order is: address,
+        host, `.domain` (the longest first), then the rule without a pattern.
         """
         if self.by_sender:
             way = _match(self.by_sender, sender.lower() if sender else "<>")

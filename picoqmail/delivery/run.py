@@ -1,4 +1,4 @@
-"""One run of delivery on one home: settings, log and spool put together, signals obeyed."""
+"""One run of a sending program on one home: its settings, log and spool; it obeys signals."""
 
 from __future__ import annotations
 
@@ -26,21 +26,24 @@ if TYPE_CHECKING:
     from picoqmail.log.logger import Log
     from picoqmail.spool.claim import Damage
 
-# How many messages the first process takes to a relay that was down, before others join it.
+# How many messages one process sends to a relay that was down, before others join it.
 _PROBE_MESSAGES = 50
 
 
 class Run:
-    """Made once a program."""
+    """What a sending program does in its life; the library makes one for each call.
+
+    `summary` counts what became of the messages.
+    """
 
     def __init__(
         self, home: Home, program: str, *, signals: bool = True, events: Log | None = None
     ) -> None:
-        """Load what is needed. Raises ConfigurationError where a setting is wrong.
+        """Load what is needed. Raises ConfigurationError if a setting is wrong.
 
-        SIGTERM and SIGINT end it soon: messages under way are finished and recorded. Within
-        somebody else's process it takes no `signals`, and may be given the `events` log to write
-        to. `program` is named in the log.
+        With `signals`, SIGTERM and SIGINT end the run soon: messages under way are finished and
+        recorded. In the process of an application there are no `signals`, and `events` may be the
+        log to write to. `program` is named in the log.
         """
         self.home = home
         self.signals = signals
@@ -71,11 +74,11 @@ class Run:
             worker.stop()
 
     def _demand_password(self) -> None:
-        """Send nothing without the login that a relay was given a user for."""
+        """Refuse to run if a relay is given a user, but there is no password."""
         settings = self.settings
-        ways = [settings.relayip]
-        ways += [route.relays for route in (*settings.smtproutes, *settings.senderroutes)]
-        for relay in (one for way in ways for one in way):
+        routes = [settings.relayip]
+        routes += [route.relays for route in (*settings.smtproutes, *settings.senderroutes)]
+        for relay in (one for relays in routes for one in relays):
             if relay.user and settings.relaypass is None:
                 raise ConfigurationError(
                     f"{self.home.control}/relaypass",
@@ -96,9 +99,9 @@ class Run:
         self.log.event("swept", path=path)
 
     def deliver(self, ids: Iterable[str], *, forced: bool = False) -> set[str]:
-        """Try to deliver these, and the reports of those that fail.
+        """Try to deliver these messages, and the reports on those that fail.
 
-        Returns those that another process has. Raises SpoolError.
+        Returns the messages that another process has. Raises SpoolError.
         """
         ids = list(ids)
         busy: set[str] = set()
@@ -111,13 +114,13 @@ class Run:
         return busy | self._deliver_shares(ids, self._count_processes(len(ids)), forced=forced)
 
     def _count_processes(self, messages: int) -> int:
-        """How many processes shall deliver: one in somebody else's, or at a limited rate."""
+        """How many processes to use: one in an application's process, or with a rate limit."""
         if not self.signals or self.settings.ratelimit is not None:
             return 1
         return processes.useful_processes(messages, self.settings.concurrencyremote)
 
     def _deliver_shares(self, ids: list[str], count: int, *, forced: bool) -> set[str]:
-        """Deal the messages out, by age, and hear what became of them."""
+        """Divide the messages among processes, by age, and add up what became of them."""
         own = ids[::count]
         self._lanes.shares = count
         busy: set[str] = set()
@@ -128,25 +131,25 @@ class Run:
                 try:
                     self._workers.append(processes.start_worker(partial(self._work, share, forced)))
                 except OSError:
-                    # No process to be had: it is done here, only later.
+                    # No more processes can be started; this one does it, only later.
                     own += share
             if self.stopped:
-                # Perhaps before the last of them could be told.
+                # The signal may have come before the last of them was there.
                 self._stop()
             busy |= self._deliver_share(own, unserved, forced=forced)
         finally:
             for worker in self._workers:
-                busy |= self._hear(worker, unserved)
+                busy |= self._add_up(worker, unserved)
             self._workers.clear()
             self._lanes.shares = 1
         if count > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
-            # The relay serves one of us and turns another away: it wants fewer connections.
+            # The relay serves one process and turns another away: it wants fewer connections.
             self.summary.left -= len(unserved)
             busy |= self._deliver_share(sorted(unserved), forced=forced)
         return busy
 
     def _work(self, ids: list[str], forced: bool, is_orphan: Callable[[], bool]) -> object:  # noqa: FBT001
-        """Deliver a share in a process of its own."""
+        """Deliver a share in a process of its own; return what became of it."""
         self._workers.clear()
         self.summary = Summary()
         self._lanes.is_orphan = is_orphan
@@ -159,24 +162,24 @@ class Run:
             self.log.event("error", level="error", error=str(exc))
         return {"summary": vars(self.summary), "busy": sorted(busy), "unserved": unserved}
 
-    def _hear(self, worker: processes.Worker, unserved: list[str]) -> set[str]:
-        """Add what another process did to what this one did; returns what was busy there."""
+    def _add_up(self, worker: processes.Worker, unserved: list[str]) -> set[str]:
+        """Add to the summary what a worker did; return the messages that it found busy."""
         try:
-            told = worker.wait()
+            done = worker.wait()
         except (OSError, ValueError) as exc:
             # Its messages are as any crash leaves them: whole, and for the next run.
             self.summary.errors += 1
             self.log.event("error", level="error", error=str(exc))
             return set()
-        for name, count in told["summary"].items():
+        for name, count in done["summary"].items():
             setattr(self.summary, name, getattr(self.summary, name) + count)
-        unserved += told["unserved"]
-        return set(told["busy"])
+        unserved += done["unserved"]
+        return set(done["busy"])
 
     def _deliver_share(
         self, ids: Iterable[str], unserved: list[str] | None = None, *, forced: bool
     ) -> set[str]:
-        """Deliver them, and add to `unserved` those whose relay was not to be reached."""
+        """Deliver messages, and add to `unserved` those whose relay could not be reached."""
         delivery = self._deliver(ids, self.summary, forced=forced)
         if unserved is not None:
             unserved += delivery.unserved
@@ -184,7 +187,10 @@ class Run:
         return delivery.busy
 
     def make_digests(self) -> None:
-        """Tell, in one mail each, what was kept while too much was told. Raises SpoolError."""
+        """Make and send digests of failures that were kept because there were too many reports.
+
+        Raises SpoolError.
+        """
         reporter = Reporter(self.spool, self.settings, self.log)
         try:
             reporter.make_digests()
@@ -192,7 +198,7 @@ class Run:
             self._deliver_reports(reporter.made, forced=False)
 
     def purge(self) -> None:
-        """Delete what has lain in undelivered/ for longer than keepundelivered has it.
+        """Delete what has lain in undelivered/ for longer than keepundelivered allows.
 
         Raises SpoolError.
         """
@@ -203,22 +209,22 @@ class Run:
 
     def _deliver(self, ids: Iterable[str], summary: Summary, *, forced: bool) -> Delivery:
         delivery = Delivery(
-            self.spool, self.settings, self.log, self._lanes, stop=self._lanes.is_stopped
+            self.spool, self.settings, self.log, self._lanes.serve, stop=self._lanes.is_stopped
         )
         delivery.summary = summary
         before = _counts(summary)
         try:
-            delivery.run(ids, forced=forced)
+            delivery.deliver(ids, forced=forced)
         finally:
             summary.bounced += len(delivery.reporter.made)
             self._count(before, _counts(summary))
         return delivery
 
     def _deliver_reports(self, made: list[str], *, forced: bool) -> None:
-        """Send the reports that a run made: they came after its look at new/.
+        """Send the reports that were made, because they came into new/ after it was read.
 
-        What becomes of them is no outcome of the run. It ends: a report that fails is told to
-        doublebounceto at most, and that to nobody.
+        What becomes of them does not count in the summary. This ends: the report on a report goes
+        to doublebounceto at most, and there is none on that.
         """
         while made and not self.stopped:
             made = self._deliver(made, Summary(), forced=forced).reporter.made
@@ -228,7 +234,7 @@ class Run:
         try:
             counters.add(self.home.spool, counts, int(time.time()))
         except OSError as exc:
-            # Mail goes on; only who watches it sees less.
+            # The mail goes on; only the figures lack something.
             self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")
 
     def settle(self, ids: Iterable[str]) -> None:
@@ -242,7 +248,7 @@ class Run:
         self.spool.flush()
 
     def sweep(self, paths: Iterable[str]) -> None:
-        """Unlink leftovers; what would not go is told, and keeps no mail back."""
+        """Unlink leftovers. What cannot be unlinked is logged, and keeps no mail back."""
         gone, trouble = self.spool.sweep(paths)
         for path in gone:
             self.log.event("swept", path=path)
@@ -250,7 +256,10 @@ class Run:
             self.log.event("error", level="error", error=str(exc))
 
     def find(self, names: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-        """The IDs that IDs or paths name, and of those that cannot be sent the name and why."""
+        """Return the messages that these IDs or paths name.
+
+        Also returns the names of those that cannot be sent, each with the reason.
+        """
         found, refused = [], []
         for name in names:
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from picoqmail.layout import VERP_END
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -31,7 +33,7 @@ def _masked(value: object, how: str, *, whole: bool) -> object:
         return value
     if not whole:
         return _ANY_ADDRESS.sub(lambda found: _hidden(found[1], how), value)
-    _, at, domain = value.removesuffix("-@[]").rpartition("@")
+    _, at, domain = value.removesuffix(VERP_END).rpartition("@")
     return _hidden(domain if at else "", how)
 
 

@@ -15,6 +15,7 @@ import unicodedata
 from itertools import pairwise
 
 from picoqmail.errors import AddressError, HeaderError
+from picoqmail.layout import DOUBLE_BOUNCE, VERP_END
 from picoqmail.message.tokens import quote_address
 
 # Kinds of tokens: the special characters are themselves.
@@ -38,9 +39,6 @@ _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
 _JOINERS = "\u200c\u200d"
 _UNREADABLE = "\ufffd"
 _UNSEEN = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))
-# What qmail has for senders that are no address: a double bounce, and VERP (addresses(5)).
-_DOUBLE_BOUNCE = "#@[]"
-_VERP_SUFFIX = "-@[]"
 
 Token = tuple[str, str]
 
@@ -80,7 +78,7 @@ def read_one(text: str, index: int | None = None) -> str:
     A local part may be a quoted string. A text without `@` is returned as it is; so are senders
     of qmail's that are no address. Raises AddressError, with `index` of the recipient.
     """
-    if "@" not in text or text == _DOUBLE_BOUNCE or text.endswith(_VERP_SUFFIX):
+    if "@" not in text or text == DOUBLE_BOUNCE or text.endswith(VERP_END):
         return text
     if _ADDRESS.fullmatch(text):
         raw = text

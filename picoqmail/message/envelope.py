@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ADDRESS_LIMIT_OCTETS = 1002
 NULL_SENDER = ""
-DOUBLE_BOUNCE = "#@[]"
 _UNSENDABLE_IN_DOMAIN = " <>"
 # Unicode's own line and paragraph separators: control characters in all but name.
 _LINE_ENDS = "\u2028\u2029"

@@ -1,4 +1,4 @@
-"""An address of the envelope, from qmail's raw form to the path of a command.
+"""Addresses of the envelope: from qmail's raw form to the path of a command.
 
 The rule of this module: it never changes whom an address means. What cannot be written as a path
 is refused, with words for the person who has to correct it.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-DOUBLE_BOUNCE = "#@[]"
-"""qmail's sender of a double bounce. It is no path of RFC 5321, and goes out as the null one."""
+from picoqmail.layout import DOUBLE_BOUNCE, VERP_END
 
-# By what is not in it, which compiles ten times faster than sets that reach beyond ASCII.
+# Written by what is not in it: that compiles ten times faster than sets that reach beyond ASCII.
 _ATOM = r"""[^\x00-\x20\x7f()<>\[\]:;@\\,."]+"""
 _DOT_ATOM = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _TO_QUOTE = re.compile(r'(["\\])')
@@ -30,7 +29,7 @@ def wire_path(address: str) -> str:
     """Return the path of RFC 5321 4.1.2, angle brackets included, for a raw address.
 
     The local part is quoted only where it must be; qmail keeps addresses unquoted. The null sender
-    and the double bounce become ``<>``.
+    becomes ``<>``, and so does the double bounce, which is no path of RFC 5321.
 
     Raises UnsendableAddressError for a control character, a missing local part, or a domain that
     is empty or holds a blank, ``<``, ``>``.
@@ -55,7 +54,7 @@ def wire_path(address: str) -> str:
 
 def _has_control(address: str) -> bool:
     """Say whether it holds a control character, a line end of Unicode's, or half a character."""
-    # isprintable is a fast yes; only what it doubts is looked at character by character.
+    # isprintable is quick, and true of nearly all addresses; only the others are searched.
     return not address.isprintable() and any(
         c < " " or "\x7f" <= c <= "\x9f" or c in "\u2028\u2029" or "\ud800" <= c <= "\udfff"
         for c in address
@@ -73,3 +72,25 @@ def to_xtext(raw: str) -> str:
     if not _XTEXT.fullmatch(octets):
         octets = _NOT_XTEXT.sub(lambda found: b"+%02X" % found[0][0], octets)
     return octets.decode("ascii")
+
+
+def is_verp(sender: str) -> bool:
+    """Return whether this sender stands for one of its own for each recipient."""
+    return sender.endswith(VERP_END)
+
+
+def expand_verp(sender: str, recipient: str) -> str:
+    """Return the sender of a VERP message for one recipient (qmail-inject(8), QMAILINJECT r).
+
+    `pre-@host-@[]` becomes `pre-user=domain@host`; any other sender stays.
+    """
+    local, at, host = sender.removesuffix(VERP_END).rpartition("@")
+    if not at or not is_verp(sender):
+        return sender
+    user, _, domain = recipient.rpartition("@")
+    return f"{local}{user}={domain}@{host}"
+
+
+def plain_sender(sender: str) -> str:
+    """Return the address that reports go to: of a VERP sender the one without a recipient."""
+    return sender.removesuffix(VERP_END)

@@ -7,6 +7,7 @@ conversation decides when to say it, and what to wait for.
 from __future__ import annotations
 
 from picoqmail.errors import PicoqmailError
+from picoqmail.smtp import dsn
 from picoqmail.smtp.address import UnsendableAddressError, needs_smtputf8, to_xtext, wire_path
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, Verdict
 from picoqmail.smtp.wire import Encoder
@@ -238,28 +239,17 @@ class OpenTransaction:
         )
 
     def _dsn_of_mail(self) -> str:
-        dsn = self.given.dsn or {}
-        words = ""
-        ret = str(dsn.get("ret") or "").upper()
-        if ret in ("FULL", "HDRS"):
-            words += f" RET={ret}"
-        if dsn.get("envid"):
-            words += f" ENVID={to_xtext(str(dsn['envid']))}"
-        return words
+        ret, envelope_id = dsn.ret(self.given.dsn), dsn.envelope_id(self.given.dsn)
+        words = f" RET={ret}" if ret else ""
+        return words + (f" ENVID={to_xtext(envelope_id)}" if envelope_id else "")
 
     def _dsn_of_rcpt(self, index: int) -> str:
-        dsn = self.given.dsn or {}
+        notify, original = dsn.notify(self.given.dsn), dsn.original_recipient(self.given.dsn, index)
         words = ""
-        notify = str(dsn.get("notify") or "").upper().replace(" ", "")
-        if notify == "NEVER" or (notify and _NOTIFY.issuperset(notify.split(","))):
-            words += f" NOTIFY={notify}"
-        original = dsn.get("orcpt")
-        if isinstance(original, list | tuple):
-            original = original[index] if index < len(original) else None
+        if notify == ["NEVER"] or (notify and _NOTIFY.issuperset(notify)):
+            words += f" NOTIFY={','.join(notify)}"
         if original:
-            kind, mark, address = str(original).partition(";")
-            if not mark:
-                kind, address = "rfc822", kind
+            kind, address = original
             words += f" ORCPT={to_xtext(kind)};{to_xtext(address)}"
         return words
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail.delivery.deliver import expand_verp
-from picoqmail.layout import BREAKER, CUR, NEW, TRANSACTION_RECIPIENTS, UNDELIVERED
+from picoqmail.layout import BREAKER, CUR, NEW, UNDELIVERED
+from picoqmail.smtp.transaction import RECIPIENTS_LIMIT
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.recording import RecordingRelay
@@ -274,7 +274,7 @@ def test_unknown_keys_are_kept(trial: Trial, rig: Rig) -> None:
 
 def test_many_recipients_are_several_transactions(trial: Trial, rig: Rig) -> None:
     """A hundred each at most; what one of them brought is not sent again when another fails."""
-    count = 2 * TRANSACTION_RECIPIENTS + 50
+    count = 2 * RECIPIENTS_LIMIT + 50
     relay = with_relay(trial, rig, HostileRelay({".": [None, faults.reply("451 4.3.0 later")]}))
     addresses = [f"r{number}@d" for number in range(count)]
     message_id = trial.accepted(recipients=addresses)
@@ -282,7 +282,7 @@ def test_many_recipients_are_several_transactions(trial: Trial, rig: Rig) -> Non
     pending = [address for address, state in states(trial, message_id) if state == "pending"]
     accepted = [m for m in relay.messages if m.reply and m.reply.startswith("250")]
     served = [address for message in accepted for address in message.recipients]
-    assert max(len(message.recipients) for message in relay.messages) == TRANSACTION_RECIPIENTS
+    assert max(len(message.recipients) for message in relay.messages) == RECIPIENTS_LIMIT
     assert sorted(addresses) == sorted(served + pending)
     assert 1 == trial.sidecar(message_id)["attempts"]
     due(trial, message_id)
@@ -297,7 +297,7 @@ def test_killed_between_two_transactions(trial: Trial, rig: Rig) -> None:
     """The first hundred are noted before the second are offered: nobody gets it twice."""
     relay = with_relay(trial, rig, HostileRelay({"MAIL": [None, faults.stall()]}, offers=("SIZE",)))
     trial.setting("concurrencyremote", "1")
-    addresses = [f"r{number}@d" for number in range(TRANSACTION_RECIPIENTS + 20)]
+    addresses = [f"r{number}@d" for number in range(RECIPIENTS_LIMIT + 20)]
     trial.accepted(recipients=addresses)
     process = trial.start("send")
     wait_until(lambda: 2 <= relay.verbs().count("MAIL"), "a second transaction", SECONDS)
@@ -318,21 +318,6 @@ def test_a_verp_sender_is_one_for_each_recipient(trial: Trial, strict_relay: Hos
         ("list-b=x.test@example.org", ("b@x.test",)),
         ("list-c=y.test@example.org", ("c@y.test",)),
     } == {(message.sender, message.recipients) for message in strict_relay.messages}
-
-
-@pytest.mark.parametrize(
-    ("sender", "recipient", "expected"),
-    [
-        ("list-@h-@[]", "u@d", "list-u=d@h"),
-        ("a@h", "u@d", "a@h"),
-        ("#@[]", "u@d", "#@[]"),
-        ("", "u@d", ""),
-        ("list-@h-@[]", "a@b@d", "list-a@b=d@h"),
-    ],
-)
-def test_verp(sender: str, recipient: str, expected: str) -> None:
-    """Only a sender that asks for it is expanded."""
-    assert expected == expand_verp(sender, recipient)
 
 
 def test_one_connection_for_many_messages(trial: Trial, strict_relay: HostileRelay) -> None:

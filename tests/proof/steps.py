@@ -169,7 +169,7 @@ class Steps:
         delivery = Delivery(
             spool, settings, log, lambda boxes: _converse(boxes, plan, self.ledger), lambda: now
         )
-        delivery.run(ids, forced=forced)
+        delivery.deliver(ids, forced=forced)
         return sorted(delivery.busy)
 
     def change(self, verb: str, message_id: str) -> str:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoqmail.smtp.address import UnsendableAddressError, needs_smtputf8, to_xtext, wire_path
+from picoqmail.smtp.address import (
+    UnsendableAddressError,
+    expand_verp,
+    needs_smtputf8,
+    plain_sender,
+    to_xtext,
+    wire_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +82,26 @@ def test_smtputf8() -> None:
 def test_xtext(raw: str, xtext: str) -> None:
     """RFC 3461 4: what is xtext stays, what is not becomes it."""
     assert xtext == to_xtext(raw)
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "expected"),
+    [
+        ("list-@h-@[]", "u@d", "list-u=d@h"),
+        ("a@h", "u@d", "a@h"),
+        ("#@[]", "u@d", "#@[]"),
+        ("", "u@d", ""),
+        ("list-@h-@[]", "a@b@d", "list-a@b=d@h"),
+    ],
+)
+def test_verp(sender: str, recipient: str, expected: str) -> None:
+    """Only a sender that asks for it is expanded."""
+    assert expected == expand_verp(sender, recipient)
+
+
+@pytest.mark.parametrize(
+    ("sender", "expected"), [("list-@h-@[]", "list-@h"), ("a@h", "a@h"), ("#@[]", "#@[]")]
+)
+def test_reports_go_to_the_plain_sender(sender: str, expected: str) -> None:
+    """A VERP sender without its end; any other stays."""
+    assert expected == plain_sender(sender)

@@ -1,0 +1,111 @@
+"""What is written down about a message: events in the log, and the dialogue in ID.result.
+
+The rule of this module: it writes and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from picoqmail.delivery.policy import Judgement
+    from picoqmail.log.logger import Log
+    from picoqmail.spool.message import Message
+
+
+def log_queued(log: Log, message: Message, now: float) -> None:
+    """Log a message when first something becomes of it, because the queue program logs nothing."""
+    if message.attempts or message.history:
+        return
+    log.event(
+        "queued",
+        id=message.id,
+        sender=message.sender,
+        recipients=len(message.recipients),
+        size=message.size,
+        uid=message.origin.get("uid"),
+        origin=message.origin.get("program"),
+        waited_seconds=int(now - message.created),
+    )
+
+
+def log_attempt(
+    log: Log, message: Message, relay: str, sender: str, recipients: Iterable[str]
+) -> None:
+    """Log that a relay is offered a message for some recipients."""
+    log.event(
+        "attempt",
+        level="debug",
+        id=message.id,
+        relay=relay,
+        sender=sender,
+        recipients=list(recipients),
+    )
+
+
+def log_postponed(log: Log, message: Message, relay: str, reason: str) -> None:
+    """Log that a message waits because its relay failed in the middle of it."""
+    log.event(
+        "deferred",
+        level="warning",
+        id=message.id,
+        relay=relay,
+        reason=reason,
+        next_attempt=message.next_attempt,
+    )
+
+
+def log_judgement(log: Log, judgement: Judgement, relay: str) -> None:
+    """Log what became of a message and of each of its recipients."""
+    message = judgement.message
+    if judgement.delivered_now and log.is_on("info"):
+        doubts = any(entry.get("outcome") == "in_doubt" for entry in message.history)
+        more: dict[str, Any] = {"maybe_duplicate": True} if doubts else {}
+        log.event(
+            "delivered",
+            id=message.id,
+            relay=relay,
+            sender=message.sender,
+            recipients=[message.recipients[i].address for i in judgement.delivered_now],
+            reply=message.recipients[judgement.delivered_now[0]].reply,
+            **more,
+        )
+    for index in judgement.failed_now:
+        one = message.recipients[index]
+        log.event(
+            "failed",
+            level="error",
+            id=message.id,
+            relay=relay,
+            sender=message.sender,
+            recipient=one.address,
+            reply=one.reply,
+            **({"expired": True} if judgement.expired else {}),
+        )
+    if judgement.step == "defer":
+        log.event(
+            "deferred",
+            level="warning",
+            id=message.id,
+            relay=relay,
+            sender=message.sender,
+            recipients=[message.recipients[i].address for i in message.pending],
+            reply=message.history[-1].get("reply", ""),
+            attempts=message.attempts,
+            next_attempt=message.next_attempt,
+        )
+
+
+def result_text(message: Message, relay: str, transcript: Iterable[str], now: int) -> str:
+    """Return one attempt's part of ID.result: when, with whom, the dialogue, what came of it."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    lines = [f"--- {when}, attempt {message.attempts}, relay {relay or 'none reached'}"]
+    lines += transcript
+    last = message.history[-1]
+    lines.append(f"=== {last.get('outcome')}: {last.get('reply')}")
+    lines += [f"    {one.address}: {one.state}: {one.reply}" for one in message.recipients]
+    return "\n".join(lines) + "\n\n"
