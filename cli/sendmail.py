@@ -8,11 +8,14 @@ from __future__ import annotations
 import posix
 import sys
 
+from picoqmail.message.completion import UnparsableError
 from picoqmail.submission.caller import ACCEPTED, PERMANENT, TEMPORARY, octets, read_stdin, say
 from picoqmail.submission.flags import UsageError
+from picoqmail.submission.handover import named_program
 from picoqmail.submission.inject import run
 from picoqmail.submission.sendmail import (
     ALIASES,
+    DELIVER,
     LIST,
     RUN_QUEUE,
     SUBMISSION,
@@ -26,12 +29,14 @@ def main(arguments: list[str]) -> int:
     # Ours: under a caller's 0777 nobody could read what was accepted.
     posix.umask(0o077)
     name, *words = octets([sys.argv[0].rpartition("/")[2], *arguments])
+    environ = dict(posix.environ)
     try:
-        found = understand(name, words)
-    except UsageError as exc:
+        found = understand(name, words, qmail_words=bool(named_program(environ)))
+        if found.mode == DELIVER:
+            found.adjust(environ)
+    except (UsageError, UnparsableError) as exc:
         say(f"sendmail: {exc}")
         return PERMANENT
-    environ = dict(posix.environ)
     if found.mode == ALIASES:
         # There are no aliases to build; package scripts run this and must not fail.
         return ACCEPTED
@@ -43,7 +48,6 @@ def main(arguments: list[str]) -> int:
         from picoqmail.submission.smtp_server import serve_stdin
 
         return serve_stdin(environ)
-    found.adjust(environ)
     reader = read_stdin if found.ignore_dots else stop_at_dot(read_stdin)
     return run(found.request, environ, reader)
 

@@ -7,11 +7,23 @@ address in reverse order, as `tokens.address_list` hands them out. Follows qmail
 from __future__ import annotations
 
 from picoqmail.errors import QUEUE_REFUSED, EnvelopeError
-from picoqmail.message.tokens import AT, ATOM, COLON, DOT, LITERAL, parse, quote_address, unquote
+from picoqmail.message.tokens import (
+    AT,
+    ATOM,
+    COLON,
+    DOT,
+    LITERAL,
+    WORDS,
+    parse,
+    quote_address,
+    unquote,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.message.tokens import Token
+
+_ADDRESS = frozenset((*WORDS, DOT, AT))
 
 VERP_SUFFIX = b"-@[]"
 """Ends a sender that is expanded for each recipient (addresses(5)); also the double bounce's."""
@@ -47,8 +59,12 @@ class Completion:
 
     __slots__ = ("_default_domain", "_default_host", "_plus_domain")
 
-    def __init__(self, default_host: bytes, default_domain: bytes, plus_domain: bytes) -> None:
-        self._default_domain = reversed_tokens(b"." + default_domain, "defaultdomain")
+    def __init__(
+        self, default_host: bytes, default_domain: bytes | None, plus_domain: bytes
+    ) -> None:
+        """`default_domain` None completes no host."""
+        domain = b"" if default_domain is None else b"." + default_domain
+        self._default_domain = reversed_tokens(domain, "defaultdomain")
         self._default_host = reversed_tokens(b"@" + default_host, "defaulthost")
         self._plus_domain = reversed_tokens(b"." + plus_domain, "plusdomain")
 
@@ -64,7 +80,7 @@ class Completion:
         ):
             return
         if address[-1][0] == AT:
-            _drop_route(address)
+            drop_route(address)
         for superfluous in (DOT, AT):
             if address and address[0][0] == superfluous:
                 del address[0]
@@ -101,7 +117,20 @@ def raw_address(address: list[Token]) -> bytes:
     return unquote(address[::-1])
 
 
-def _drop_route(address: list[Token]) -> None:
+def is_understood(address: list[Token]) -> bool:
+    """Say whether the reversed tokens of one address, without a route, are those of RFC 5322.
+
+    `complete` makes an address of anything, as qmail does: it glues `<a b@x>`, and gives `a@.` a
+    host. What VERP expands has a second host, `@[]`.
+    """
+    kinds = [kind for kind, _ in address]
+    at_signs = kinds.count(AT) - (address[:1] == [(LITERAL, b"")])
+    glued = any(kind in WORDS and kinds[at - 1] in WORDS for at, kind in enumerate(kinds) if at)
+    has_empty_host = kinds[0] == AT or kinds[:2] == [DOT, AT]
+    return at_signs <= 1 and not glued and not has_empty_host and _ADDRESS.issuperset(kinds)
+
+
+def drop_route(address: list[Token]) -> None:
     """Drop `@host,@host:` from the front of an address; all of it, if no colon ends the route."""
     while address:
         kind, _ = address.pop()

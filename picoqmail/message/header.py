@@ -41,13 +41,14 @@ class MessageReader:
     held; the header is not held here either, but one field is.
 
     A line of just a CR is no blank line to qmail, which puts one of its own before it; with
-    `crlf_blank` it is one, and nothing is put in.
+    `crlf_blank` it is one, and nothing is put in. With `quoted_mbox`, a first line `>From ` is an
+    mbox line too: some programs quote it so.
 
     Raises MessageTooLargeError when the header is longer than `max_header` bytes; whatever
     `read` raises passes through.
     """
 
-    __slots__ = ("_blanks", "_chunk", "_head", "_position", "_read", "_room")
+    __slots__ = ("_blanks", "_chunk", "_head", "_mbox_lines", "_position", "_read", "_room")
 
     def __init__(
         self,
@@ -55,8 +56,10 @@ class MessageReader:
         max_header: int = MAX_HEADER_BYTES,
         *,
         crlf_blank: bool = False,
+        quoted_mbox: bool = False,
     ) -> None:
         self._read = read
+        self._mbox_lines = (b"From ", b">From ") if quoted_mbox else (b"From ",)
         self._blanks = (b"\n", b"\r\n") if crlf_blank else (b"\n",)
         self._chunk = b""
         self._position = 0
@@ -107,13 +110,14 @@ class MessageReader:
             if line in self._blanks:
                 self._head = line
                 return
-            if line.startswith(b"From "):
+            if line.startswith(self._mbox_lines):
                 field += b"MBOX-Line: " + line
             elif field_name(line):
                 field += line
             else:
                 self._head = b"\n" + line
                 return
+            self._mbox_lines = (b"From ",)
         if field:
             yield bytes(field)
 

@@ -23,7 +23,7 @@ ATOM, QUOTE, LITERAL, COMMENT, LEFT, RIGHT, AT, DOT, COMMA, SEMICOLON, COLON = r
 LINE_WIDTH = 80
 """Columns that a rewritten field may fill before it is folded after a comma (qmail's value)."""
 
-_WORDS = (ATOM, QUOTE, LITERAL)
+WORDS = (ATOM, QUOTE, LITERAL)
 _TEXTS = (ATOM, QUOTE, LITERAL, COMMENT)
 _PHRASE = (COMMENT, ATOM, QUOTE, AT, DOT)
 
@@ -229,7 +229,7 @@ def unquote(tokens: list[Token]) -> bytes:
     for kind, text in tokens:
         if kind == LITERAL:
             pieces.append(b"[" + text + b"]")
-        elif kind in _WORDS:
+        elif kind in WORDS:
             pieces.append(text)
         elif kind != COMMENT:
             pieces.append(_SIGNS[kind])
@@ -275,7 +275,7 @@ def address_list(tokens: list[Token], rewrite: Rewrite, start: int = 2) -> list[
     at = len(tokens) - 1
     while at >= start:
         kind = tokens[at][0]
-        if kind in _WORDS:
+        if kind in WORDS:
             if not word_ok:
                 listing.flush(comma=True)
             word_ok = False

@@ -1,7 +1,8 @@
-"""Command-line flags as qmail's programs take them. Hot, pure: argparse costs a whole start-up.
+"""Command-line flags, as sendmail(1) and qmail's programs take them. Hot, pure: no argparse.
 
-Options come first, one letter each, clustered or not, with an argument that is attached or is the
-next word; `--` and anything else that begins with two hyphens ends them, as with qmail.
+A flag is one letter, clustered or not, with an argument that is attached or is the next word. With
+qmail's programs flags come first, and any word that begins with two hyphens ends them; with
+sendmail they count wherever they stand before `--`.
 """
 
 from __future__ import annotations
@@ -22,19 +23,30 @@ class UsageError(PicoqmailError):
 
 
 def cut(
-    words: list[bytes], known: Mapping[bytes, int]
+    words: list[bytes], known: Mapping[bytes, int], *, anywhere: bool = False
 ) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
     """Return the flags of `words` as pairs (letter, argument), and the words after them.
 
     `known` says for each letter whether it is PLAIN, takes an argument, or takes one only if it is
-    attached. Raises UsageError for a letter that is not known or lacks its argument.
+    attached. With `anywhere`, a flag counts wherever it stands before `--`, and `--word` is a flag
+    that is not known. Raises UsageError for one that is not known or lacks its argument.
     """
     found = []
+    others = []
     at = 0
-    while at < len(words) and words[at][:1] == b"-" and words[at] != b"-":
+    while at < len(words):
         word = words[at]
+        if word[:1] != b"-" or word == b"-":
+            if not anywhere:
+                break
+            others.append(word)
+            at += 1
+            continue
         at += 1
         if word[:2] == b"--":
+            if anywhere and word != b"--":
+                text = f"unknown option {word.decode('utf-8', 'backslashreplace')}"
+                raise UsageError(text)
             break
         position = 1
         while position < len(word):
@@ -55,4 +67,4 @@ def cut(
                     argument = words[at]
                     at += 1
             found.append((letter, argument))
-    return found, words[at:]
+    return found, others + words[at:]

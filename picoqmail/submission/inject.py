@@ -24,6 +24,8 @@ from picoqmail.message.completion import (
     VERP_SUFFIX,
     Completion,
     UnparsableError,
+    drop_route,
+    is_understood,
     raw_address,
     reversed_tokens,
 )
@@ -32,6 +34,7 @@ from picoqmail.message.tokens import (
     AT,
     ATOM,
     COLON,
+    COMMA,
     COMMENT,
     LEFT,
     QUOTE,
@@ -66,6 +69,7 @@ MAX_RECIPIENTS = 500_000
 
 _NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
 _LONGEST_SHOWN = 200
+_WORD_OCTETS = 39  # in base64 52, and 17 around it at most
 _STDOUT = 1
 
 # What happens to the addresses of a field. The two sorts of recipient fields may be unparsable.
@@ -112,7 +116,15 @@ class NoRecipientsError(EnvelopeError):
 class Request:
     """What the command line asks for."""
 
-    __slots__ = ("arguments", "extra", "program", "queue", "recipients_from", "sender")
+    __slots__ = (
+        "arguments",
+        "extra",
+        "program",
+        "qmail_form",
+        "queue",
+        "recipients_from",
+        "sender",
+    )
 
     def __init__(self) -> None:
         """Recipients from the arguments, or the header if there are none; to the queue."""
@@ -122,6 +134,9 @@ class Request:
         self.arguments: list[bytes] = []
         self.extra: dict[str, Any] | None = None
         self.program = "inject"
+        self.qmail_form = True
+        """Do as qmail-inject does, to the octet: every address field is written anew, variables
+        alone say who writes, and a message to nobody is accepted. Else as sendmail(1) of others."""
 
 
 class Letters:
@@ -164,13 +179,21 @@ def _first(environ: Mapping[bytes, bytes], *names: bytes) -> bytes | None:
 class Identity:
     """Who writes, as the environment has it; `host` is None where it says nothing."""
 
-    __slots__ = ("full_name", "host", "return_host", "return_user", "user")
+    __slots__ = ("_is_phrase", "full_name", "host", "return_host", "return_user", "user")
 
-    def __init__(self, environ: Mapping[bytes, bytes]) -> None:
+    def __init__(self, environ: Mapping[bytes, bytes], *, qmail_form: bool = True) -> None:
+        """Without `qmail_form`, the account of the real uid stands in where no variable is set."""
         user = _first(environ, b"QMAILUSER", b"MAILUSER", b"USER", b"LOGNAME")
-        self.user = b"anonymous" if user is None else user
         self.host = _first(environ, b"QMAILHOST", b"MAILHOST")
         self.full_name = _first(environ, *_NAME_VARIABLES)
+        if not qmail_form:
+            if user is None:
+                user, name = _account(posix.getuid())
+                self.full_name = name if self.full_name is None else self.full_name
+            if self.full_name is not None:
+                self.full_name = _as_phrase(self.full_name.strip())
+        self._is_phrase = not qmail_form and (self.full_name or b"").startswith(b"=?")
+        self.user = b"anonymous" if user is None else user
         self.return_user = environ.get(b"QMAILSUSER", self.user)
         self.return_host = environ.get(b"QMAILSHOST", self.host)
 
@@ -184,6 +207,8 @@ class Identity:
             return head + address
         if as_comment:
             return [*head, *address, (COMMENT, self.full_name)]
+        if self._is_phrase:
+            return [*head, (ATOM, self.full_name), (LEFT, b""), *address, (RIGHT, b"")]
         return [*head, (QUOTE, self.full_name), (LEFT, b""), *address, (RIGHT, b"")]
 
     def return_path_field(self, suffix: bytes) -> list[Token]:
@@ -198,12 +223,56 @@ class Identity:
         return field
 
 
+def _account(uid: int) -> tuple[bytes | None, bytes | None]:
+    """Return the name and the full name of an account, None for what it has not.
+
+    cron and systemd start programs without USER and LOGNAME.
+    """
+    import pwd
+
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        return None, None
+    # The first part is the full name, and `&` stands for the name (passwd(5), finger(1)).
+    full_name = account.pw_gecos.partition(",")[0].replace("&", account.pw_name.capitalize())
+    name = full_name.encode("utf-8", "surrogateescape")
+    return account.pw_name.encode("utf-8", "surrogateescape"), name or None
+
+
+def _as_phrase(name: bytes) -> bytes | None:
+    """Return a full name for a header: None for an empty one, encoded words beyond ASCII."""
+    if not name:
+        return None
+    if name.isascii():
+        return name
+    import binascii
+
+    try:
+        text, charset = name.decode(), "utf-8"
+    except UnicodeDecodeError:
+        text, charset = name.decode("latin-1"), "iso-8859-1"
+    # RFC 2047 section 2: 75 octets a word at most, and no character is split.
+    words, piece = [], b""
+    for octets in (character.encode(charset) for character in text):
+        if len(piece) + len(octets) > _WORD_OCTETS:
+            words.append(piece)
+            piece = b""
+        piece += octets
+    return b" ".join(
+        b"=?%b?B?%b?=" % (charset.encode(), binascii.b2a_base64(one, newline=False))
+        for one in (*words, piece)
+    )
+
+
 class InjectSettings:
     """The control files that injection looks at, with the variables that override them."""
 
     __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
 
-    def __init__(self, home: Home, environ: Mapping[bytes, bytes]) -> None:
+    def __init__(
+        self, home: Home, environ: Mapping[bytes, bytes], *, qmail_form: bool = True
+    ) -> None:
         """Read them. Raises ConfigurationError, UnparsableError."""
         if not is_directory(home.root):
             raise ConfigurationError(
@@ -215,7 +284,9 @@ class InjectSettings:
             _override(control, environ, name, me)
             for name in ("defaultdomain", "defaulthost", "plusdomain", "idhost")
         )
-        self.completion = Completion(host, domain, plus)
+        # A host name without a dot is no domain: qmail would make `root@box` of it `root@box.box`.
+        is_own = domain == me and domain.count(b".") == 0 and not qmail_form
+        self.completion = Completion(host, None if is_own else domain, plus)
         self._local: LocalNames | None = None
         self._rules: SenderRules | None = None
         self._admin = b""
@@ -291,6 +362,34 @@ class _FollowupLists:
         return bool(self._lists) and any(address.lower() in self._lists for address in addresses)
 
 
+class _Noted:
+    """Rewrites addresses as another does, and notes what that did."""
+
+    __slots__ = ("_rewrite", "changed", "lacked_host", "understood")
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self._rewrite = rewrite
+        self.changed = False
+        self.lacked_host = False
+        self.understood = True
+
+    def __call__(self, address: list[Token]) -> None:
+        before = address.copy()
+        if before:
+            plain = before.copy()
+            if plain[-1][0] == AT:
+                drop_route(plain)
+            self.understood = self.understood and bool(plain) and is_understood(plain)
+        self._rewrite(address)
+        self.changed = self.changed or address != before
+        self.lacked_host = self.lacked_host or (AT, b"") not in before
+
+    @staticmethod
+    def added_commas(found: list[Token], listed: list[Token] | None) -> bool:
+        """Say whether the list is written with commas where only blanks were."""
+        return bool(listed) and listed.count((COMMA, b"")) > found.count((COMMA, b""))
+
+
 class Injection:
     """One message on its way: its header as it is to be, and its envelope."""
 
@@ -327,7 +426,7 @@ class Injection:
         self._request = request
         self._settings = settings
         self._letters = Letters(environ.get(b"QMAILINJECT", b""))
-        self._identity = Identity(environ)
+        self._identity = Identity(environ, qmail_form=request.qmail_form)
         self._now = now
         self._pid = pid
         self._seen: set[bytes] = set()
@@ -419,9 +518,23 @@ class Injection:
 
     def _rewritten(self, field: bytes, sort: int) -> bytes:
         found = parse(field)
-        listed = None if found is None else address_list(found, self._rewriting(sort))
-        if listed is not None:
-            return unparse(listed)
+        if found is not None:
+            rewrite = self._rewriting(sort)
+            if self._request.qmail_form:
+                listed = address_list(found, rewrite)
+                if listed is not None:
+                    return unparse(listed)
+            else:
+                noted = _Noted(rewrite)
+                listed = address_list(found, noted)
+                parted_by_blanks = noted.added_commas(found, listed)
+                # `b@ex ample.net` is not two recipients.
+                is_list = not (parted_by_blanks and noted.lacked_host) and noted.understood
+                if sort in _MAY_FAIL and not is_list:
+                    listed = None
+                if listed is not None:
+                    # A signature of the caller's (DKIM) covers the octets.
+                    return unparse(listed) if noted.changed or parted_by_blanks else field
         if sort not in _MAY_FAIL:
             raise UnparsableError.of_line(field)
         self._warnings.append((sort == _RESENT, field))
@@ -459,6 +572,9 @@ class Injection:
         if self._request.recipients_from != FROM_ARGUMENTS:
             found = self._from_resent if self.is_resent else self._from_header
             self.recipients += found
+            unread = [field for resent, field in self._warnings if resent == self.is_resent]
+            if unread and not self._request.qmail_form:
+                raise UnparsableError.of_line(unread[0], "the header; its recipients get nothing")
         self.recipients = self._settings.recipients([_until_nul(one) for one in self.recipients])
 
     def warnings(self) -> list[str]:
@@ -544,13 +660,16 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     own_queue = not named_program(environ)
     if own_queue:
         environ = _with_names_in_one_line(environ)
+    else:
+        request.qmail_form = True
+    qmail_form = request.qmail_form
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
-    settings = InjectSettings(home, environ)
+    settings = InjectSettings(home, environ, qmail_form=qmail_form)
     if not (own_queue and may_spool(home.spool)):
         # Imported before anything is read, so that an upgrade meanwhile cannot mix two versions.
         from picoqmail.submission import queue_program  # noqa: F401 - `hand_over` uses it
     injection = Injection(request, settings, environ, now=now, pid=pid)
-    message = MessageReader(read, crlf_blank=own_queue)
+    message = MessageReader(read, crlf_blank=own_queue, quoted_mbox=not qmail_form)
     for field in message.fields():
         injection.take(field)
     injection.finish()
@@ -558,8 +677,11 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     header = injection.header()
     sender = injection.sender or b""
     recipients = injection.recipients
-    if not recipients and request.queue and own_queue and request.recipients_from == FROM_ARGUMENTS:
+    from_arguments = request.recipients_from == FROM_ARGUMENTS
+    if not recipients and request.queue and own_queue and (from_arguments or not qmail_form):
         text = "no recipients: name them as arguments, or let them be taken from the header"
+        if not from_arguments:
+            text = "no recipients: To, Cc and Bcc of the header name none, and no argument does"
         raise NoRecipientsError(text)
 
     def pieces() -> Iterator[bytes]:

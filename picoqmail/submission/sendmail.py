@@ -7,7 +7,9 @@ OpenSMTPD; docs/sendmail.md shows it to users and says where we differ from one 
 
 from __future__ import annotations
 
+from picoqmail.submission.arguments import recipients_of, sender_of
 from picoqmail.submission.flags import MAYBE_ATTACHED, PLAIN, WITH_ARGUMENT, UsageError, cut
+from picoqmail.submission.handover import named_program
 from picoqmail.submission.inject import FROM_ARGUMENTS, FROM_BOTH, Request
 
 TYPE_CHECKING = False
@@ -82,17 +84,27 @@ class Invocation:
         self.request = Request()
         self.request.recipients_from = FROM_ARGUMENTS
         self.request.program = "sendmail"
+        self.request.qmail_form = False
 
     def adjust(self, environ: MutableMapping[bytes, bytes]) -> None:
         """Put -F, -f and -bq into the variables that inject looks at, as qmail's sendmail does.
 
         With -f the author of a message without From is the sender; no name that the environment
-        or -F has is his.
+        or -F has is his. Addresses of the command line become raw ones, as text of RFC 5322; in
+        front of another program's queue they are raw already. Raises UnparsableError.
         """
+        request = self.request
+        is_ours = not named_program(environ)
+        if is_ours:
+            request.arguments = [
+                one for argument in request.arguments for one in recipients_of(argument)
+            ]
+            if request.sender is not None:
+                request.sender = sender_of(request.sender)
         if self.full_name is not None:
             environ[b"MAILNAME"] = self.full_name
-        if self.request.sender is not None:
-            make_author(environ, self.request.sender)
+        if request.sender or (request.sender is not None and not is_ours):
+            make_author(environ, request.sender)
         if self.only_queue:
             environ[b"PICOQMAIL_SEND"] = b"off"
 
@@ -107,13 +119,16 @@ def make_author(environ: MutableMapping[bytes, bytes], sender: bytes) -> None:
         environ[b"QMAILHOST"] = host
 
 
-def understand(name: bytes, words: list[bytes]) -> Invocation:
+def understand(name: bytes, words: list[bytes], *, qmail_words: bool = False) -> Invocation:
     """Return what `words` ask for; `name` is the program's, without directories.
 
-    Raises UsageError.
+    With `qmail_words`, `--word` ends the flags, as for qmail's sendmail. Raises UsageError.
     """
     found = Invocation()
-    flags, found.request.arguments = cut(_with_long_names(words), _KNOWN)
+    words = _with_long_names(words)
+    if qmail_words:
+        words = [b"--" if word[:2] == b"--" else word for word in words]
+    flags, found.request.arguments = cut(words, _KNOWN, anywhere=True)
     for letter, argument in flags:
         _apply(found, letter, argument)
     if name == b"mailq":
@@ -129,10 +144,10 @@ def understand(name: bytes, words: list[bytes]) -> Invocation:
 
 
 def _with_long_names(words: list[bytes]) -> list[bytes]:
-    """Replace the known long names before the first word that is no flag."""
+    """Replace the known long names before `--`."""
     found: list[bytes] = []
     for index, word in enumerate(words):
-        if word[:1] != b"-" or word == b"--":
+        if word == b"--":
             return found + words[index:]
         name, _, value = word.partition(b"=")
         short = _LONG.get(name)

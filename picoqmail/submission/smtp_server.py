@@ -15,7 +15,7 @@ from picoqmail.errors import InputError, PicoqmailError
 from picoqmail.home.control import Control
 from picoqmail.home.limits import read_limits
 from picoqmail.home.paths import locate
-from picoqmail.message.tokens import AT, ATOM, COLON, COMMA, DOT, LITERAL, QUOTE, parse, unquote
+from picoqmail.message.tokens import AT, COLON, COMMA, DOT, WORDS, parse, unquote
 from picoqmail.submission.caller import ACCEPTED, TEMPORARY, read_stdin
 from picoqmail.submission.inject import FROM_ARGUMENTS, Request, inject
 from picoqmail.submission.sendmail import make_author
@@ -36,9 +36,7 @@ MAX_IDLE_COMMANDS = 1000
 """Commands between two messages that are no RCPT."""
 
 _STDOUT = 1
-_END = b"\r\n.\r\n"
-_WORDS = (ATOM, QUOTE, LITERAL)
-_PATH_KINDS = frozenset((*_WORDS, DOT, AT))
+_PATH_KINDS = frozenset((*WORDS, DOT, AT))
 _HOST_SPECIALS = frozenset(b' \t\r\n\0<>(),;\\"')
 _ROUTE_KINDS = _PATH_KINDS | {COMMA, COLON}
 
@@ -48,13 +46,19 @@ class _LostClientError(InputError):
 
 
 class Stream:
-    """The client's bytes: lines of commands, and between them the data of messages."""
+    """The client's octets: lines of commands, and between them the data of messages.
 
-    __slots__ = ("_buffer", "_read")
+    A client whose first line ends with a bare LF is a client of bare LFs to its end, as a script
+    is that prints its commands; every other is held to CRLF.
+    """
+
+    __slots__ = ("_buffer", "_has_begun", "_read", "has_bare_lf")
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
         self._buffer = b""
+        self._has_begun = False
+        self.has_bare_lf = False
 
     def fill(self) -> bool:
         """Wait for more; False at the end of the input."""
@@ -72,6 +76,9 @@ class Stream:
             end = self._buffer.find(b"\n")
             if end >= 0:
                 line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+                if not self._has_begun:
+                    self._has_begun = True
+                    self.has_bare_lf = not line.endswith(b"\r")
                 if too_long or len(line) > MAX_COMMAND_BYTES:
                     return None
                 return line.removesuffix(b"\r")
@@ -97,15 +104,17 @@ class Data:
     r"""The content of one message, as it is stored: dots unstuffed, `\r\n` made `\n`.
 
     Only `\r\n.\r\n` ends it; a lone CR or LF is content like any other byte, so that nobody can
-    put a second transaction into a message.
+    put a second transaction into a message. Of a client of bare LFs only `\n.\n` does.
     """
 
-    __slots__ = ("_held", "_skip", "_stream", "ended")
+    __slots__ = ("_end", "_held", "_line_end", "_skip", "_stream", "ended")
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._line_end = b"\n" if stream.has_bare_lf else b"\r\n"
+        self._end = self._line_end + b"." + self._line_end
         # The line end before the data is part of the pattern that ends them: "DATA\r\n.\r\n".
-        self._held = b"\r\n"
+        self._held = self._line_end
         self._skip = 1
         self.ended = False
 
@@ -113,16 +122,17 @@ class Data:
         """Return the next bytes, b"" after the last. Raises _LostClientError."""
         while not self.ended:
             data = self._held + self._stream.take()
-            end = data.find(_END)
+            end = data.find(self._end)
             if end >= 0:
                 self.ended = True
-                self._stream.put_back(data[end + len(_END) :])
-                data = data[: end + 2]
+                self._stream.put_back(data[end + len(self._end) :])
+                data = data[: end + len(self._line_end)]
             else:
-                keep = _unfinished(data)
+                keep = _unfinished(data, self._end)
                 self._held = data[len(data) - keep :]
                 data = data[: len(data) - keep]
-            stored = data.replace(b"\r\n.", b"\r\n").replace(b"\r\n", b"\n")
+            stored = data.replace(self._line_end + b".", self._line_end)
+            stored = stored.replace(self._line_end, b"\n")
             if stored:
                 stored = stored[self._skip :]
                 self._skip = 0
@@ -136,10 +146,10 @@ class Data:
             pass
 
 
-def _unfinished(data: bytes) -> int:
-    """Return how many bytes at the end of `data` may be the beginning of the end."""
-    for length in range(len(_END) - 1, 0, -1):
-        if data.endswith(_END[:length]):
+def _unfinished(data: bytes, ending: bytes) -> int:
+    """Return how many octets at the end of `data` may be the beginning of `ending`."""
+    for length in range(len(ending) - 1, 0, -1):
+        if data.endswith(ending[:length]):
             return length
     return 0
 
@@ -174,7 +184,7 @@ def path_of(argument: bytes, keyword: bytes) -> tuple[bytes, list[bytes]]:
         raise _RefusedError("501 5.1.7 Bad address syntax")
     kinds = [kind for kind, _ in found]
     # Not itertools.pairwise: one module less to import.
-    if any(kind in _WORDS and kinds[at - 1] in _WORDS for at, kind in enumerate(kinds) if at):
+    if any(kind in WORDS and kinds[at - 1] in WORDS for at, kind in enumerate(kinds) if at):
         # Two addresses to a header's reader, one run together to whoever drops the blank.
         raise _RefusedError("501 5.1.7 A blank is allowed in quotes only")
     address = unquote(found)
@@ -205,6 +215,7 @@ class Submission:
     __slots__ = (
         "_environ",
         "_errors",
+        "_has_data",
         "_home",
         "_host",
         "_idle",
@@ -235,6 +246,7 @@ class Submission:
         self._recipients: list[bytes] = []
         self._errors = 0
         self._idle = 0
+        self._has_data = False
 
     def _reply(self, text: str) -> None:
         self._write(f"{text}\r\n".encode("ascii", "replace"))
@@ -246,9 +258,9 @@ class Submission:
             while self._next():
                 pass
         except _LostClientError:
-            # Between two messages that is an end like QUIT; within one nothing was accepted, and
-            # there is nobody left to be told.
-            return ACCEPTED
+            # Between two messages that is an end like QUIT. In the middle of one it was not
+            # accepted, and the exit code says so to whoever started us.
+            return TEMPORARY if self._has_data else ACCEPTED
         return ACCEPTED
 
     def _next(self) -> bool:
@@ -304,7 +316,7 @@ class Submission:
     def _ehlo(self, _argument: bytes) -> None:
         self._forget()
         size = f"SIZE {self._limit}" if self._limit else "SIZE"
-        offers = (self._host, "PIPELINING", size, "8BITMIME", "ENHANCEDSTATUSCODES")
+        offers = (self._host, "PIPELINING", size, "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
         lines = [f"250-{offer}" for offer in offers] + ["250 HELP"]
         self._reply("\r\n".join(lines))
 
@@ -324,7 +336,9 @@ class Submission:
             # Longer than any file: int() of a million digits would take its time.
             if self._limit and (len(value) > len(str(self._limit)) or int(value) > self._limit):
                 raise _RefusedError(f"552 5.3.4 The limit is {self._limit} bytes")
-        elif not (name == b"BODY" and value in (b"7BIT", b"8BITMIME")) and name != b"AUTH":
+        elif parameter.upper() != b"SMTPUTF8" and not (
+            name == b"AUTH" or (name == b"BODY" and value in (b"7BIT", b"8BITMIME"))
+        ):
             raise _RefusedError("555 5.5.4 That parameter is not offered")
 
     def _rcpt(self, argument: bytes) -> None:
@@ -349,10 +363,12 @@ class Submission:
             raise _RefusedError("503 5.5.1 MAIL first")
         if not self._recipients:
             raise _RefusedError("503 5.5.1 RCPT first")
+        self._has_data = True
         self._reply("354 Go ahead; end with a dot on a line of its own")
         data = Data(self._stream)
         reply = self._take(data)
         data.drain()
+        self._has_data = False
         self._forget()
         self._idle = 0
         if reply[:1] != "2":
@@ -366,6 +382,7 @@ class Submission:
         request.sender = self._sender
         request.arguments = self._recipients
         request.program = "sendmail -bs"
+        request.qmail_form = False
         environ = dict(self._environ)
         if self._sender:
             make_author(environ, self._sender)

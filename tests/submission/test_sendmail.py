@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
+from email import message_from_bytes
+from email.header import decode_header, make_header
+from email.utils import parseaddr
 from typing import TYPE_CHECKING
 
 import pytest
@@ -286,3 +290,262 @@ def test_newaliases_succeeds(mailer: Trial, tmp_path: Path) -> None:
         [tmp_path / "newaliases"], capture_output=True, env=mailer.variables(), check=False
     )
     assert (0, b"", b"") == (ran.returncode, ran.stdout, ran.stderr)
+
+
+# --- Addresses of the command line ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "recipients"),
+    [
+        ("a@x.test,b@x.test", ["a@x.test", "b@x.test"]),  # MAILTO of cron
+        ("a@x.test, b@x.test", ["a@x.test", "b@x.test"]),
+        ("a@x.test,,b@x.test,", ["a@x.test", "b@x.test"]),
+        ("a@x.test b@x.test", ["a@x.test", "b@x.test"]),
+        ("a@x.test;b@x.test", ["a@x.test", "b@x.test"]),
+        ("root,joe", ["root@me.test", "joe@me.test"]),
+        ("<a@x.test>", ["a@x.test"]),
+        ("Joe Public <a@x.test>", ["a@x.test"]),
+        ('"Public, Joe" <a@x.test>, b@x.test (comment)', ["a@x.test", "b@x.test"]),
+        ('"a b"@x.test', ["a b@x.test"]),
+        ('"a,b"@x.test', ["a,b@x.test"]),
+        ("team: a@x.test, b@x.test;", ["a@x.test", "b@x.test"]),
+        ("<@r.test,@s.test:a@x.test>", ["a@x.test"]),
+        ("a@[192.0.2.1]", ["a@[192.0.2.1]"]),
+        ("jörg@bücher.test", ["jörg@bücher.test"]),
+    ],
+)
+def test_a_recipient_argument_is_text_of_a_header(
+    mailer: Trial, argument: str, recipients: list[str]
+) -> None:
+    """Lists, names, brackets, comments and quotes mean what they mean in a header (RFC 5322)."""
+    ran = mailer.run("sendmail", "-i", argument, message=MAIL)
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    (one,) = mailer.spooled()
+    assert recipients == one.recipients
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "",
+        ",",
+        "<>",
+        "a@x.test>",
+        "<a@x.test",
+        "Joe Public",
+        "Joe a@x.test",
+        "a@x.test, Joe Public",
+        "b@ex ample.test",
+        "<a b@x.test>",
+        '"a@x.test',
+        "a@b@x.test",
+        "a@x.test\nb@x.test",
+        "(nobody)",
+        "undisclosed-recipients:;",
+        "a@x..test",
+        "a@.",
+    ],
+)
+def test_a_recipient_argument_that_is_not_understood_is_refused(
+    mailer: Trial, argument: str
+) -> None:
+    """Whole, with one line that names it; good recipients beside it get nothing either."""
+    ran = mailer.run("sendmail", "-i", "good@x.test", argument, message=MAIL)
+    assert 100 == ran.returncode
+    assert 1 == ran.stderr.count(b"\n")
+    assert b"environment" not in ran.stderr
+    assert [] == mailer.everything()
+
+
+@pytest.mark.parametrize(
+    ("argument", "sender"),
+    [
+        ("<>", ""),  # vacation, cronie
+        ("", ""),
+        ("Joe <a@x.test>", "a@x.test"),
+        ("<a@x.test>", "a@x.test"),
+        ('"a b"@x.test', "a b@x.test"),  # Ruby's mail library
+        ("a@x.test (Joe)", "a@x.test"),
+        ("root", "root@me.test"),
+        ("#@[]", "#@[]"),
+        ("list-@x.test-@[]", "list-@x.test-@[]"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["-f", "-r"])
+def test_a_sender_argument_is_text_of_a_header(
+    mailer: Trial, flag: str, argument: str, sender: str
+) -> None:
+    """One address, or the null sender."""
+    ran = mailer.run("sendmail", "-i", flag, argument, "a@x.test", message=b"To: a@x.test\n\nx\n")
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    (one,) = mailer.spooled()
+    assert sender == one.record["sender"]
+    assert b'""' not in one.message
+
+
+@pytest.mark.parametrize("argument", ["a b", "a@x.test, b@x.test", "<a", "(x)", ","])
+def test_a_sender_argument_that_is_none_is_refused(mailer: Trial, argument: str) -> None:
+    """Two addresses, or something else, is no sender."""
+    ran = mailer.run("sendmail", "-i", "-f", argument, "a@x.test", message=MAIL)
+    assert 100 == ran.returncode
+    assert argument.encode() in ran.stderr
+    assert [] == mailer.everything()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "to@x.test -f root",
+        "to@x.test -froot",
+        "-f root to@x.test -i",
+        "to@x.test --from=root",
+        "-i to@x.test -f root --",
+    ],
+)
+def test_flags_count_wherever_they_stand(mailer: Trial, line: str) -> None:
+    """Before and behind a recipient, as in the sendmail of GNU and others."""
+    assert 0 == mailer.run("sendmail", *line.split(), message=MAIL).returncode
+    (one,) = mailer.spooled()
+    assert ("root@me.test", ["to@x.test"]) == (one.record["sender"], one.recipients)
+
+
+def test_behind_two_hyphens_are_recipients(mailer: Trial) -> None:
+    """Also what looks like a flag."""
+    assert 0 == mailer.run("sendmail", "-i", "--", "-f@x.test", message=MAIL).returncode
+    (one,) = mailer.spooled()
+    assert ["-f@x.test"] == one.recipients
+
+
+@pytest.mark.parametrize("flag", ["-Z", "--help", "--wrong=x"])
+def test_an_unknown_flag_is_refused_wherever_it_stands(mailer: Trial, flag: str) -> None:
+    """With one line, and nothing in the spool."""
+    ran = mailer.run("sendmail", "to@x.test", flag, message=MAIL)
+    assert (100, 1) == (ran.returncode, ran.stderr.count(b"\n"))
+    assert [] == mailer.everything()
+
+
+# --- Nothing vanishes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Subject: s\n",
+        b"To: undisclosed-recipients:;\n",
+        b"To:\n",
+        b"To: <a@x.test\nCc: b@x.test\n",
+        b"To: b@ex ample.test\n",
+        b'To: "a@x.test\n',
+    ],
+)
+def test_without_a_recipient_a_mail_is_refused(mailer: Trial, header: bytes) -> None:
+    """-t: 100, with the reason; a field that is not understood is a recipient that would vanish."""
+    ran = mailer.run("sendmail", "-t", "-i", message=header + b"\nx\n")
+    assert 100 == ran.returncode
+    assert b"recipient" in ran.stderr
+    assert [] == mailer.everything()
+
+
+# --- Who writes ----------------------------------------------------------------------------------
+
+
+def test_without_variables_the_account_writes(mailer: Trial) -> None:
+    """Cron and systemd set neither USER nor LOGNAME."""
+    account = pwd.getpwuid(os.getuid())
+    mailer.environ.clear()
+    assert 0 == mailer.run("sendmail", "-i", "a@x.test", message=b"To: a@x.test\n\nx\n").returncode
+    (one,) = mailer.spooled()
+    assert f"{account.pw_name}@me.test" == one.record["sender"]
+    assert f"{account.pw_name}@me.test".encode() in one.message
+    assert b"anonymous" not in one.message
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("Jörg", b"From: =?utf-8?B?SsO2cmc=?= <joe@me.test>\n"),
+        ("", b"From: joe@me.test\n"),
+        (" ", b"From: joe@me.test\n"),
+        ("Joe Q. Public", b'From: "Joe Q. Public" <joe@me.test>\n'),
+    ],
+)
+def test_a_name_is_written_in_seven_bits(mailer: Trial, name: str, field: bytes) -> None:
+    """-F: beyond ASCII an encoded word (RFC 2047), and nothing for an empty name."""
+    mail = b"To: a@x.test\n\nx\n"
+    assert 0 == mailer.run("sendmail", "-i", "-F", name, "a@x.test", message=mail).returncode
+    (one,) = mailer.spooled()
+    assert b"\n" + field in b"\n" + one.message
+
+
+def test_a_long_name_is_several_words(mailer: Trial) -> None:
+    """None is over 75 octets, no character is split, and a reader gets the name back."""
+    name = "Jörg Ü " * 30
+    mail = b"To: a@x.test\n\nx\n"
+    mailer.run("sendmail", "-i", "-F", name, "a@x.test", message=mail)
+    (one,) = mailer.spooled()
+    field = message_from_bytes(one.message)["From"]
+    assert name.strip() == parseaddr(str(make_header(decode_header(field))))[0]
+    assert all(len(word) <= 75 for word in one.message.split() if word.startswith(b"=?"))
+    assert one.message.isascii()
+
+
+# --- Octet for octet -----------------------------------------------------------------------------
+
+UNTOUCHED = [
+    b'From: "Shop (Support)" <shop@x.test>\n',
+    b'From: "[Acme] Shop" <shop@x.test>\n',
+    b"From: Joe Q. Public <joe@x.test>\n",
+    b"From: joe@x.test (Joe)\n",
+    b"From:joe@x.test\n",
+    b"From:  Joe  <joe@x.test>\n",
+    "From: Jörg <joe@x.test>\n".encode(),
+    b"From: joe@x.test\nReply-To: a@x.test,b@x.test\n",
+    b"From: joe@x.test\nReply-To: a@x.test,\n\tb@x.test\n",
+    b"From: joe@x.test\nSender: <joe@x.test>\n",
+    b"FROM : joe@x.test\n",
+    b'From: "joe"@x.test\n',
+]
+
+
+@pytest.mark.parametrize("field", UNTOUCHED)
+@pytest.mark.parametrize("to", [b"To: undisclosed-recipients:;\n", b"To: a@x.test,b@x.test\n"])
+@pytest.mark.parametrize("way", ["arguments", "session"])
+def test_what_needs_nothing_keeps_its_octets(
+    mailer: Trial, field: bytes, to: bytes, way: str
+) -> None:
+    """A signature that the application made (DKIM) covers the octets of the header."""
+    mail = field + to + b"Date: Thu, 26 Nov 2026 10:00:00 +0000\nMessage-ID: <1@x.test>\n\nx\n"
+    if way == "arguments":
+        ran = mailer.run("sendmail", "-i", "a@x.test", message=mail)
+    else:
+        wire = b"EHLO c\r\nMAIL FROM:<s@x.test>\r\nRCPT TO:<a@x.test>\r\nDATA\r\n"
+        wire += mail.replace(b"\n", b"\r\n") + b".\r\nQUIT\r\n"
+        ran = mailer.run("sendmail", "-bs", message=wire)
+    assert 0 == ran.returncode
+    (one,) = mailer.spooled()
+    assert mail == one.message
+
+
+@pytest.mark.parametrize(
+    ("field", "written"),
+    [
+        (b"Reply-To: joe\n", b"Reply-To: joe@me.test\n"),
+        (b"Reply-To: a@x.test b@x.test\n", b"Reply-To: a@x.test, b@x.test\n"),
+    ],
+)
+def test_what_needs_something_is_written_anew(mailer: Trial, field: bytes, written: bytes) -> None:
+    """An address that lacks its host, or a list without commas."""
+    mail = b"From: a@x.test\nTo: t@t.test\n" + field + b"\nx\n"
+    assert 0 == mailer.run("sendmail", "-i", "a@x.test", message=mail).returncode
+    (one,) = mailer.spooled()
+    assert written in one.message
+
+
+@pytest.mark.parametrize("line", [b"From joe Thu Nov 26 10:00:00 2026\n", b">From joe x\n"])
+def test_an_mbox_line_ends_no_header(mailer: Trial, line: bytes) -> None:
+    """Quoted or not, the first line of an mbox is none of the body."""
+    assert 0 == mailer.run("sendmail", "-t", message=line + MAIL).returncode
+    (one,) = mailer.spooled()
+    assert ["t@t.test"] == one.recipients
+    assert b"\nMBOX-Line: " + line in b"\n" + one.message

@@ -91,9 +91,39 @@ def test_only_crlf_dot_crlf_ends_a_message(mailer: Trial, end: bytes) -> None:
 
 
 def test_a_message_cut_short_is_not_accepted(mailer: Trial) -> None:
-    """The end of the input within the content leaves nothing, and no reply."""
-    assert ["220", "250", "250", "250", "354"] == talk(mailer, ENVELOPE + HEADER + b"x\r\n.\r")
+    """The end of the input within the content leaves nothing; there is no reply, and no success."""
+    cut = ENVELOPE + HEADER + b"x\r\n.\r"
+    assert ["220", "250", "250", "250", "354"] == talk(mailer, cut, status=111)
     assert [] == mailer.everything()
+
+
+@pytest.mark.parametrize("rest", [b"QUIT\n", b""])
+def test_a_client_of_bare_line_feeds_is_one_throughout(mailer: Trial, rest: bytes) -> None:
+    """As a script that prints its commands: its first line says so, and its data follow."""
+    wire = (ENVELOPE + HEADER + b"one\r\n..dot\r\n.\r\n").replace(b"\r\n", b"\n") + rest
+    codes = ["220", "250", "250", "250", "354", "250", *(["221"] if rest else [])]
+    assert codes == talk(mailer, wire)
+    (one,) = mailer.spooled()
+    assert one.message.endswith(b"\n\none\n.dot\n")
+
+
+def test_a_client_of_crlf_stays_strict(mailer: Trial) -> None:
+    """No line of bare line feeds ends its data, or is a command."""
+    smuggled = b"x\n.\nMAIL FROM:<e@e.test>\nRCPT TO:<v@v.test>\nDATA\n\ny\n.\n"
+    wire = b"EHLO c.test\r\n" + ENVELOPE + HEADER + smuggled + b"\r\n.\r\nQUIT\r\n"
+    talk(mailer, wire)
+    (one,) = mailer.spooled()
+    assert b"\n.\nMAIL FROM:<e@e.test>\n" in one.message
+
+
+def test_smtputf8_is_offered_and_taken(mailer: Trial) -> None:
+    """RFC 6531: the parameter of MAIL, and addresses beyond ASCII."""
+    wire = "EHLO c\r\nMAIL FROM:<jörg@s.test> SMTPUTF8\r\nRCPT TO:<bü@r.test>\r\n".encode()
+    wire += b"DATA\r\n" + HEADER + b"x\r\n.\r\nQUIT\r\n"
+    ran = mailer.run("sendmail", "-bs", message=wire)
+    assert b"250-SMTPUTF8\r\n" in ran.stdout
+    (one,) = mailer.spooled()
+    assert ("jörg@s.test", ["bü@r.test"]) == (one.record["sender"], one.recipients)
 
 
 @pytest.mark.parametrize(
