@@ -144,8 +144,20 @@ def _first_settings(
     """
     settings = {}
     me = _host_name(home, arguments.me, asking=asking)
+    control = Control(home.control)
     if me is not None:
         settings["me"] = [me]
+        doubt = values.doubt_about_host(me)
+        if doubt:
+            print(
+                f"picoqmail init: this host's name '{me}' {doubt}, so relays may refuse it; then "
+                "use --me with a full name, or set helohost",
+                file=sys.stderr,
+            )
+        # In a home that is there, addresses may rest on what its names are completed with today.
+        domain = values.domain_of_host(me)
+        if domain and control.read("me") is None and control.read("defaultdomain") is None:
+            settings["defaultdomain"] = [domain]
     relays = _relays(home, arguments, asking=asking)
     if relays:
         settings["relayip"] = relays

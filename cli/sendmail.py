@@ -53,12 +53,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _list() -> int:
-    """Print all messages of the spool, as `picoqmail list` does."""
+    """Print the messages that wait, in the form that monitoring reads."""
     from picoqmail.admin import listing
     from picoqmail.cli.output import report_errors
 
     def print_all() -> int:
-        for line in listing.everything():
+        for line in listing.mailq():
             print(line)
         return ACCEPTED
 

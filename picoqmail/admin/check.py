@@ -20,7 +20,7 @@ from picoqmail.admin.words import count
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.home import host_sendmail, make_system, settings
 from picoqmail.home.paths import PACKAGED_HOME, host_root
-from picoqmail.home.values import rough_duration
+from picoqmail.home.values import domain_of_host, doubt_about_host, rough_duration
 from picoqmail.layout import (
     BODY,
     CRON_LOCK,
@@ -151,6 +151,23 @@ def check_settings(home: Home) -> Iterator[Finding]:
         yield Finding("settings", CRITICAL, "no relay is named", f"write host:port into {where}")
     elif not found.errors:
         yield Finding("settings", OK, "all are right")
+    yield from _check_names(home, chosen)
+
+
+def _check_names(home: Home, chosen: Settings) -> Iterator[Finding]:
+    """What this host calls itself, and what it makes of hosts without a dot."""
+    doubt = doubt_about_host(chosen.helohost)
+    if doubt:
+        where = f"{home.control}/{'me' if chosen.helohost == chosen.me else 'helohost'}"
+        text = f"{where}: {chosen.helohost} {doubt}"
+        remedy = f"relays may refuse it: write this host's full name into {where}"
+        yield Finding("names", WARNING, text, remedy)
+    domain = domain_of_host(chosen.me)
+    if domain and chosen.defaultdomain == chosen.me:
+        short = chosen.me.partition(".")[0]
+        text = f"user@{short} becomes user@{short}.{chosen.me}, which does not exist"
+        remedy = f"write {domain} into {home.control}/defaultdomain"
+        yield Finding("names", WARNING, text, remedy)
 
 
 # --- Owners and modes ----------------------------------------------------------------------------

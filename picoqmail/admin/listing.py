@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import selection
 from picoqmail.admin.words import count, last_reply, path, printable, size, when_next
+from picoqmail.errors import ConfigurationError, SpoolError
 from picoqmail.home.opening import open_home
+from picoqmail.home.paths import locate
 from picoqmail.home.values import rough_duration
-from picoqmail.spool.message import DELIVERED
+from picoqmail.layout import CUR, NEW
+from picoqmail.spool.message import DELIVERED, PENDING
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -18,12 +22,57 @@ if TYPE_CHECKING:
     from picoqmail.admin.selection import Entry
 
 _RECIPIENTS_SHOWN = 5
+_DENIED = (errno.EACCES, errno.EPERM)
 
 
-def everything() -> Iterator[str]:
-    """Yield the list of all messages of this process's home. Raises PicoqmailError."""
-    store = Store(open_home().spool)
-    yield from lines(selection.select(store, selection.Filter()), time.time())
+def mailq() -> Iterator[str]:
+    """Yield what waits in this process's home, as monitoring reads it. Raises PicoqmailError.
+
+    The line of a message is that of nullmailer's mailq; the last two lines are those of Sendmail
+    and of Postfix. Nagios's check_mailq reads all three forms.
+    """
+    try:
+        store = Store(open_home().spool)
+        entries = selection.select(store, selection.Filter(kinds=(NEW, CUR)))
+        messages = octets = 0
+        for entry in entries:
+            messages += 1
+            octets += entry.message.size if entry.message else 0
+            yield from _waiting(entry)
+    except SpoolError as exc:
+        if not isinstance(exc.__cause__, PermissionError) and exc.errno not in _DENIED:
+            raise
+        raise ConfigurationError(
+            locate().spool,
+            "you may not list the mail of this host",
+            "its owner and root may: sudo mailq",
+        ) from exc
+    yield f"                Total Requests: {messages}"
+    if messages:
+        noun = "Request" if messages == 1 else "Requests"
+        yield f"-- {-(-octets // 1024)} Kbytes in {messages} {noun}."
+    else:
+        yield "Mail queue is empty"
+
+
+def _waiting(entry: Entry) -> Iterator[str]:
+    message = entry.message
+    begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.created))
+    if message is None:
+        yield f"{begun} 0 bytes from <> {entry.id}"
+        yield f"    (cannot be read: {printable(entry.damage)})"
+        return
+    held = "  held" if message.held else ""
+    yield f"{begun} {message.size} bytes from {printable(path(message.sender))}  {entry.id}{held}"
+    reply = last_reply(message)
+    if reply:
+        yield f"    ({printable(reply)})"
+    pending = [one for one in message.recipients if one.state == PENDING]
+    for one in pending[:_RECIPIENTS_SHOWN]:
+        yield f"    to {printable(path(one.address))}"
+    more = len(pending) - _RECIPIENTS_SHOWN
+    if more > 0:
+        yield f"    and {count(more, 'recipient')} more"
 
 
 def lines(

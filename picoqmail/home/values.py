@@ -97,6 +97,30 @@ def retry_schedule(text: str) -> tuple[int, ...] | None:
     return delays
 
 
+def domain_of_host(name: str) -> str:
+    """Return what qmail's own set-up writes into `defaultdomain`: the name without its first label.
+
+    "" for a name of one or two labels, and for an address literal: it is then the name itself.
+    """
+    _, _, domain = name.partition(".")
+    return domain if "." in domain and not name.startswith("[") else ""
+
+
+def doubt_about_host(name: str) -> str:
+    """Return why relays may refuse this name of ours in HELO, "" if they have no reason to."""
+    if name.startswith("["):
+        return ""
+    if name.replace(".", "").isdigit():
+        return "is a number; as an address it is written in brackets, such as [192.0.2.1]"
+    if name.partition(".")[0] == "localhost" or name.endswith((".localdomain", ".localhost")):
+        return "is every host's name for itself"
+    if "." not in name:
+        return "has no domain"
+    if "_" in name or any(one[0] == "-" or one[-1] == "-" for one in name.split(".")):
+        return "is no name of the DNS (RFC 1123 section 2.1)"
+    return ""
+
+
 def host_name(text: str) -> str:
     """As `control.check_host`, and an address literal must hold an address. Raises ValueError."""
     name = check_host(text)

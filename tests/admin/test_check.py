@@ -218,6 +218,30 @@ def test_thresholds(well: Trial, picoqmail: Command) -> None:
     assert CRITICAL == picoqmail(well, "check", "--crit-age", "0").returncode
 
 
+@pytest.mark.parametrize(
+    ("me", "domain", "said"),
+    [
+        ("vm.example.org", "", "user@vm becomes user@vm.vm.example.org"),
+        ("box", "", "has no domain"),
+        ("localhost.localdomain", "", "every host's name for itself"),
+        ("192.0.2.1", "example.org", "in brackets"),
+        ("my_host.example.org", "example.org", "is no name of the DNS"),
+    ],
+)
+def test_names_that_relays_refuse(
+    well: Trial, picoqmail: Command, me: str, domain: str, said: str
+) -> None:
+    """A warning that names the setting, and what to write there."""
+    well.setting("me", me)
+    if domain:
+        well.setting("defaultdomain", domain)
+    ran = picoqmail(well, "check", "--json")
+    assert {"names": WARNING} == {name: level for name, level in levels(ran).items() if level}
+    (found,) = [one for one in json.loads(ran.stdout)["findings"] if one["name"] == "names"]
+    assert said in found["text"]
+    assert f"{well.root}/control/" in found["text"] + found["remedy"]
+
+
 def test_deep_finds_a_changed_octet(well: Trial, picoqmail: Command) -> None:
     """The checksum of every body is only looked at with --deep."""
     path = well.path(NEW, well.accepted(), BODY)

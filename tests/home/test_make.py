@@ -265,7 +265,8 @@ def test_asks_on_a_terminal(tmp_path: Path) -> None:
     assert shown.count("once more, please") == 3
     assert (tmp_path / "h/control/me").read_text() == "mail.example.org\n"
     assert (tmp_path / "h/control/relayip").read_text() == "mx.example.org\n"
-    assert ["me", "relayip"] == sorted(os.listdir(tmp_path / "h/control"))
+    assert ["defaultdomain", "me", "relayip"] == sorted(os.listdir(tmp_path / "h/control"))
+    assert (tmp_path / "h/control/defaultdomain").read_text() == "example.org\n"
 
 
 def test_asks_for_a_login_and_shows_no_password(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import subprocess
 from email import message_from_bytes
 from email.header import decode_header, make_header
@@ -257,11 +258,58 @@ def test_pieces_do_not_matter_to_the_dot(pieces: list[bytes]) -> None:
 
 
 def test_mailq_lists_what_waits(mailer: Trial) -> None:
-    """-bp names each message, as `picoqmail list` does."""
+    """-bp names each message, and ends as Sendmail and Postfix do."""
     spooled = mailer.accepts("sendmail", "x@x.test", message=MAIL)
     ran = mailer.run("sendmail", "-bp")
     assert (0, b"") == (ran.returncode, ran.stderr)
-    assert spooled.record["id"].encode() in ran.stdout
+    first, to, total, last = ran.stdout.decode().splitlines()
+    assert re.fullmatch(
+        rf"[0-9-]{{10}} [0-9:]{{8}} {spooled.record['size']} bytes from <joe@me.test>  "
+        rf"{re.escape(spooled.record['id'])}",
+        first,
+    )
+    assert ("    to <x@x.test>", "Total Requests: 1") == (to, total.strip())
+    assert "-- 1 Kbytes in 1 Request." == last
+
+
+def test_mailq_of_an_empty_queue(mailer: Trial) -> None:
+    """Postfix's line ends it."""
+    ran = mailer.run("sendmail", "-bp")
+    assert (0, b"") == (ran.returncode, ran.stderr)
+    assert [b"Total Requests: 0", b"Mail queue is empty"] == [
+        line.strip() for line in ran.stdout.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["postfix", "sendmail", "nullmailer"])
+@pytest.mark.parametrize(("waiting", "state"), [(0, "OK"), (3, "WARNING"), (6, "CRITICAL")])
+def test_monitoring_reads_mailq(
+    mailer: Trial, tmp_path: Path, kind: str, waiting: int, state: str
+) -> None:
+    """Nagios's check_mailq, as Debian ships it, counts what waits."""
+    plugins = "/usr/lib/nagios/plugins"
+    if not os.path.exists(f"{plugins}/check_mailq"):
+        pytest.skip("needs Debian's package monitoring-plugins-standard")
+    for _ in range(waiting):
+        mailer.accepts("sendmail", "x@x.test", message=MAIL)
+    program = tmp_path / "mailq"
+    program.write_text(f"#!/bin/sh\nexec '{mailer.installed.program('sendmail')}' -bp\n")
+    program.chmod(0o755)
+    for name in ("check_mailq", "utils.pm"):
+        with open(f"{plugins}/{name}", encoding="utf-8") as file:
+            text = file.read()
+        text = text.replace("/usr/bin/mailq", str(program)).replace(plugins, str(tmp_path))
+        (tmp_path / name).write_text(text)
+    ran = subprocess.run(
+        ["perl", str(tmp_path / "check_mailq"), "-M", kind, "-w", "2", "-c", "5"],
+        capture_output=True,
+        text=True,
+        env=mailer.variables(),
+        timeout=60,
+        check=False,
+    )
+    assert f"{state}: {kind} mailq" in ran.stdout, ran.stdout + ran.stderr
+    assert f"unsent={waiting};2;5;0" in ran.stdout
 
 
 @pytest.mark.parametrize("flag", ["-q", "-q30m", "-qRx.test"])
