@@ -387,7 +387,7 @@ class _Noted:
     @staticmethod
     def added_commas(found: list[Token], listed: list[Token] | None) -> bool:
         """Say whether the list is written with commas where only blanks were."""
-        return bool(listed) and listed.count((COMMA, b"")) > found.count((COMMA, b""))
+        return listed is not None and listed.count((COMMA, b"")) > found.count((COMMA, b""))
 
 
 class Injection:
