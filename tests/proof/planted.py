@@ -141,7 +141,8 @@ def plant(bug: Plant, directory: str) -> Programs:
     """
     package = os.path.dirname(picoqmail.__file__ or "")
     cli = os.path.dirname(picoqmail.cli.__file__ or "")
-    skip = shutil.ignore_patterns("__pycache__")
+    # The bug is run from the modules, not from the files that a build merges of them.
+    skip = shutil.ignore_patterns("__pycache__", "merged")
     shutil.copytree(package, f"{directory}/picoqmail", ignore=skip)
     if not os.path.exists(f"{directory}/picoqmail/cli"):
         shutil.copytree(cli, f"{directory}/picoqmail/cli", ignore=skip)
