@@ -149,7 +149,16 @@ def check_settings(home: Home) -> Iterator[Finding]:
     if not (chosen.relayip or chosen.smtproutes or chosen.senderroutes):
         where = f"{home.control}/relayip"
         yield Finding("settings", CRITICAL, "no relay is named", f"write host:port into {where}")
-    elif not found.errors:
+        return
+    unsafe = settings.logins_in_clear(chosen)
+    refused = settings.refused_logins(chosen)
+    for relay in unsafe:
+        text = f"{relay} may get the password without TLS (cleartextauth is on, tls {chosen.tls})"
+        yield Finding("settings", WARNING, text, "write require into tls, or use smtps://")
+    for relay in refused:
+        text = f"{relay} wants a login, but tls is off and cleartextauth does not allow that"
+        yield Finding("settings", CRITICAL, text, "write require into tls, or use smtps://")
+    if not (unsafe or refused):
         yield Finding("settings", OK, "all are right")
     yield from _check_names(home, chosen)
 

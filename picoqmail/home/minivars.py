@@ -38,13 +38,14 @@ def parse_minivars(path: str, text: str) -> dict[str, list[tuple[str, int]]]:
             raise ConfigurationError(
                 f"{path}:{line}", "is not NAME=value", "names are upper case, no blanks around ="
             )
+        begin = position
         value, position = _shell_word(path, text, equals + 1, line)
         found[name] = [
             (part.rstrip(_MINIVARS_BLANKS), line + offset)
             for offset, part in enumerate(value.split("\n"))
             if part.strip(_MINIVARS_BLANKS)
         ]
-        line = text.count("\n", 0, position) + 1
+        line += text.count("\n", begin, position)
     return found
 
 

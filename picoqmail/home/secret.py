@@ -70,6 +70,11 @@ class RelayPassword:
         """Whether a command provides the secret."""
         return bool(self._command)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether `reveal` returns at once: the setting has the secret, or the command gave it."""
+        return isinstance(self._answer, str)
+
     def reveal(self) -> str:
         """Return the secret itself: the value, or the first line that the command prints.
 

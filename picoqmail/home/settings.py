@@ -188,14 +188,16 @@ class Settings:
         many=True,
     )
     cleartextauth: bool = _setting(
-        "Whether to log in to a relay that does not offer TLS, which shows the password to "
-        "everybody on the way.",
+        """Whether to log in over a line without verified TLS, which shows the password to everybody
+        on the way. On this host, too: any user may listen on a port of 127.0.0.1. Unix sockets
+        (lmtp+unix) need no permission.""",
         "on, off",
         setting_values.switch,
         default="off",
     )
     tls: str = _setting(
-        """off: never; may: if the relay offers it, certificate unchecked; require: with a
+        """off: never; may: if the relay offers it, certificate unchecked (a relay with a user is
+        treated as by require, unless cleartextauth is on); require: with a
         certificate that is valid for the relay's name; implicit: the same, from the first byte on;
         fingerprint: with the certificate whose SHA-256 is tlsfingerprint.""",
         ", ".join(setting_values.TLS_MODES),
@@ -611,6 +613,24 @@ def _contradictions(settings: Settings, home: Home) -> Iterator[ConfigurationErr
             )
 
 
+def logins_in_clear(settings: Settings) -> list[Relay]:
+    """Return the relays that may get the password over a line without verified TLS."""
+    return _plain_logins(settings, ("off", "may")) if settings.cleartextauth else []
+
+
+def refused_logins(settings: Settings) -> list[Relay]:
+    """Return the relays that cannot be used, because a login would be sent in clear."""
+    return [] if settings.cleartextauth else _plain_logins(settings, ("off",))
+
+
+def _plain_logins(settings: Settings, modes: tuple[str, ...]) -> list[Relay]:
+    if settings.tls not in modes:
+        return []
+    routes = (*settings.smtproutes, *settings.senderroutes)
+    relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
+    return [one for one in dict.fromkeys(relays) if one.user and one.scheme in ("smtp", "lmtp")]
+
+
 def _unused_lines(control: Control, entries: Iterable[SettingEntry]) -> Iterator[str]:
     """Yield a warning for each setting of one value that has more lines."""
     for entry in entries:
@@ -646,6 +666,16 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
         )
     relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
     users = [relay for relay in relays if relay.user]
+    for relay in logins_in_clear(settings):
+        yield (
+            f"{settings.origins['cleartextauth']}: lets {relay} see the login without TLS, and "
+            "everybody on the way: set tls to require, or write smtps:// or smtp+starttls://"
+        )
+    for relay in refused_logins(settings):
+        yield (
+            f"{settings.origins['tls']}: tls is off, so nothing is sent to {relay}: its password "
+            "would go out in clear, and cleartextauth is off"
+        )
     if users and settings.relaypass is None:
         yield f"{home.control}/relaypass: is not there, but a relay is given with a user to log in"
     if settings.relaypass is not None and not users:

@@ -59,9 +59,11 @@ class Connection:
         self.address = address
         self.deadline = loop.now + options.timeout_connect
         self.is_leaving = False
-        has_login = endpoint.credentials is not None
+        guards_login = endpoint.credentials is not None and not options.cleartext_auth
         self._plan = (
-            IN_CLEAR if in_clear else plan_tls(endpoint.relay, endpoint.tls, has_login=has_login)
+            IN_CLEAR
+            if in_clear
+            else plan_tls(endpoint.relay, endpoint.tls, guards_login=guards_login)
         )
         self.conversation = Conversation(
             _session_options(options, endpoint, self._plan),
@@ -103,7 +105,7 @@ class Connection:
     @property
     def may_go_in_clear(self) -> bool:
         """Whether a failed TLS may be followed by an attempt without (setting tls = may)."""
-        return self._plan.starttls == "may" and self._endpoint.credentials is None
+        return self._plan.starttls == "may"
 
     def connect(self) -> None:
         """Start to connect. If that fails at once, the connection ends at once."""
@@ -325,11 +327,8 @@ def _session_options(options: LaneOptions, endpoint: Endpoint, plan: TlsPlan) ->
         is_lmtp=relay.is_lmtp,
         starttls=plan.starttls,
         credentials=endpoint.credentials,
-        cleartext_auth=(
-            options.cleartext_auth
-            or relay.scheme == "lmtp+unix"
-            or (endpoint.tls.mode == "off" and relay.scheme in ("smtp", "lmtp"))
-        ),
+        # What goes through a Unix socket never leaves the kernel, so nobody can read it on the way.
+        cleartext_auth=options.cleartext_auth or relay.scheme == "lmtp+unix",
         messages=options.messages,
         timeout=options.timeout_remote,
         use_pipelining=options.use_pipelining,

@@ -38,6 +38,8 @@ def make_context(policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # RFC 9525 2: a name in the subject is no identity; only the alternative names count.
+    context.hostname_checks_common_name = False
     # No relay needs a second handshake in the middle of a session.
     context.options |= ssl.OP_NO_RENEGOTIATION
     if plan.verify == "authority":

@@ -15,7 +15,7 @@ class TlsPolicy(Value):
     """What the settings say about TLS.
 
     ``mode`` is the setting ``tls``: ``off``, ``may``, ``require``, ``implicit``, ``fingerprint``.
-    Only ``off`` allows a login without TLS. ``ca`` is a PEM file (``""``: the platform's store),
+    ``ca`` is a PEM file (``""``: the platform's store),
     ``certificate`` a PEM file with our own certificate and key (``""``: none). ``fingerprints`` are
     SHA-256 of the relay's certificate (DER) in 64 hex digits; colons and case do not matter.
     """
@@ -60,17 +60,17 @@ IN_CLEAR = TlsPlan(implicit=False, starttls="never", verify="nothing")
 """The plan that uses no TLS."""
 
 
-def plan_tls(relay: Relay, policy: TlsPolicy, *, has_login: bool) -> TlsPlan:
+def plan_tls(relay: Relay, policy: TlsPolicy, *, guards_login: bool) -> TlsPlan:
     """Return the plan for a relay. Its scheme can demand more than the setting, never less.
 
-    With a login ``may`` counts as ``require``: a password must not go to whoever happens to listen
-    (RFC 8314).
+    ``guards_login``: we log in, and the setting cleartextauth is off. Then ``may`` counts as
+    ``require``: a password must not go to whoever happens to listen (RFC 8314).
     """
     if relay.scheme == "lmtp+unix":
         return IN_CLEAR
     implicit = relay.scheme == "smtps" or policy.mode == "implicit"
     must = relay.scheme == "smtp+starttls" or policy.mode in ("require", "fingerprint")
-    must = must or (policy.mode == "may" and has_login)
+    must = must or (policy.mode == "may" and guards_login)
     verify: Literal["nothing", "authority", "fingerprint"] = "nothing"
     if policy.mode == "fingerprint":
         verify = "fingerprint"

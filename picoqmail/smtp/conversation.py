@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Final, Literal
 
+    from picoqmail.smtp.redaction import Redactor
     from picoqmail.smtp.reply import Reply
     from picoqmail.smtp.sasl import Credentials, Login
     from picoqmail.smtp.transaction import Transaction
@@ -174,7 +175,12 @@ class Conversation:
         self._current: OpenTransaction | None = None
         self._following: OpenTransaction | None = None
         self._dirty = False  # the relay may hold a transaction that was not ended: RSET is due
-        self._login_done: Login | None = None
+        # What the relay said last: decisions are made by that, and not by what may be shown.
+        self._unredacted: Reply | None = None
+        self._redactor: Redactor | None = None
+        if options.credentials is not None:
+            self._redactor = _make_redactor(options.credentials)
+            self._parser.redact = self._redactor.redact
         self._steps = self._session()
 
     def start(self) -> None:
@@ -260,7 +266,7 @@ class Conversation:
         verb = "LHLO" if self.options.is_lmtp else "EHLO"
         reply = yield from self._ask("ehlo", f"{verb} {self.options.helo}")
         if reply.is_success:
-            self.capabilities = read_capabilities(reply)
+            self.capabilities = read_capabilities(self._unredacted or reply)
             return
         if reply.is_permanent and not self.options.is_lmtp:
             reply = yield from self._ask("ehlo", f"HELO {self.options.helo}")
@@ -295,7 +301,8 @@ class Conversation:
             raise FaultError(
                 RelayFault(
                     "auth",
-                    "no password is sent without TLS, and here is none (setting tls)",
+                    "no password is sent without TLS, and here is none (settings tls and "
+                    "cleartextauth)",
                 ),
             )
         try:
@@ -310,10 +317,9 @@ class Conversation:
                 ),
             )
             for mechanism in mechanisms:
-                login = sasl.Login(mechanism, credentials)
+                login = sasl.Login(mechanism, credentials, self._redactor)
                 reply = yield from self._login(login)
                 if reply.is_success:
-                    self._login_done = login
                     return
                 refusal = self._refused("auth", f"the login ({mechanism})", reply)
                 if reply.code not in _TRY_ANOTHER_MECHANISM:
@@ -327,14 +333,11 @@ class Conversation:
         for _ in range(_AUTH_ROUNDS_LIMIT):
             self._quiet("auth")
             self._write(line + b"\r\n")
-            try:
-                reply = yield from self._reply("auth", COMMAND_LIMIT)
-            except FaultError as exc:
-                raise FaultError(_redacted_fault(exc.fault, login)) from None
+            reply = yield from self._reply("auth", COMMAND_LIMIT)
             if reply.code != 334:
                 login.check(accepted=reply.is_success)
-                return _redacted(reply, login)
-            line = login.respond(reply.lines[0])
+                return reply
+            line = login.respond((self._unredacted or reply).lines[0])
         raise FaultError(RelayFault("auth", "the relay asks without end"))
 
     def _quit(self) -> Steps:
@@ -600,8 +603,8 @@ class Conversation:
 
     def _break_off(self, fault: RelayFault, *, is_muddled: bool) -> None:
         """Give back what was taken: only replies count, and the fault is charged to nobody."""
-        if self._login_done is not None:
-            fault = _redacted_fault(fault, self._login_done)
+        if self._redactor is not None:
+            fault = evolve(fault, text=self._redactor.redact(fault.text))
         self.fault = fault
         transaction, following = self._current, self._following
         if transaction is not None and is_muddled:
@@ -638,17 +641,23 @@ class Conversation:
         self.stage, self.limit = stage, limit
         self.turn += 1
         try:
-            reply = self._parser.next()
+            reply = self._next_reply()
             while reply is None:
                 yield REPLY
-                reply = self._parser.next()
+                reply = self._next_reply()
         except ReplyError as exc:
             raise FaultError(self._fault(str(exc)), is_muddled=True) from None
         if reply.code in _NEVER_MESSAGE:
             raise self._refused(stage, "us", reply)
-        if self._login_done is not None:
-            return _redacted(reply, self._login_done)
         return reply
+
+    def _next_reply(self) -> Reply | None:
+        """Return the next reply without the secrets that the relay repeats, or None."""
+        reply = self._unredacted = self._parser.next()
+        if reply is None or self._redactor is None:
+            return reply
+        lines = self._redactor.redact_lines(reply.lines)
+        return reply if lines is reply.lines else evolve(reply, lines=lines)
 
     def _check(self, reply: Reply, stage: str) -> None:
         """Raise FaultError for a reply that makes no sense here."""
@@ -660,7 +669,7 @@ class Conversation:
         if self._parser.is_empty:
             return
         try:
-            reply = self._parser.next()
+            reply = self._next_reply()
         except ReplyError as exc:
             raise FaultError(self._fault(str(exc)), is_muddled=True) from None
         if reply is None:
@@ -700,10 +709,10 @@ def _is_intermediate(reply: Reply) -> bool:
     return 300 <= reply.code < 400
 
 
-def _redacted(reply: Reply, login: Login) -> Reply:
-    return evolve(reply, lines=tuple(map(login.redact, reply.lines)))
+def _make_redactor(credentials: Credentials) -> Redactor:
+    """Return what keeps the password out, from the banner on: the relay knows it from before."""
+    from picoqmail.smtp import redaction, sasl
 
-
-def _redacted_fault(fault: RelayFault, login: Login) -> RelayFault:
-    said = fault.reply and _redacted(fault.reply, login)
-    return evolve(fault, text=login.redact(fault.text), reply=said)
+    redactor = redaction.Redactor()
+    sasl.add_secret(redactor, credentials)
+    return redactor

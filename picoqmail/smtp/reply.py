@@ -13,6 +13,7 @@ from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 REPLY_LINE_LIMIT = 2000
@@ -28,6 +29,7 @@ _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
 _CODES = {b"%d" % code: code for code in range(200, 600)}
 _BLANK_OR_HYPHEN = (b" ", b"-", b"")
 _CODE_LENGTH = 3
+_LONGEST_QUOTE = 200
 
 
 class ReplyError(Exception):
@@ -98,11 +100,13 @@ class ReplyParser:
     """Cuts what a relay sends into replies, however it arrives.
 
     ``feed`` takes octets in any portions; ``next`` gives one reply, or None while it is incomplete.
+    ``redact`` takes secrets out of what its errors quote.
     """
 
-    __slots__ = ("_buffer", "_code", "_lines", "_octets")
+    __slots__ = ("_buffer", "_code", "_lines", "_octets", "redact")
 
     def __init__(self) -> None:
+        self.redact: Callable[[str], str] = str
         self._buffer = b""
         self._code = b""
         self._lines: list[bytes] = []
@@ -132,7 +136,7 @@ class ReplyParser:
             line = self._buffer[: end - 1]
             if self._buffer[end - 1 : end] != b"\r" or b"\r" in line or b"\0" in line:
                 raise ReplyError(
-                    f"a reply line does not end with CRLF: {_legible(self._buffer[:end])!r}"
+                    f"a reply line does not end with CRLF: {self._quoted(self._buffer[:end])}"
                 )
             self._buffer = self._buffer[end + 1 :]
             reply = self._take_line(line)
@@ -142,7 +146,7 @@ class ReplyParser:
     def _take_line(self, line: bytes) -> Reply | None:
         code, mark = line[:_CODE_LENGTH], line[_CODE_LENGTH : _CODE_LENGTH + 1]
         if code not in _CODES or mark not in _BLANK_OR_HYPHEN:
-            raise ReplyError(f"this is not an SMTP reply: {_legible(line[:200])!r}")
+            raise ReplyError(f"this is not an SMTP reply: {self._quoted(line)}")
         if not self._lines:
             if mark != b"-":
                 return _single(line)
@@ -150,7 +154,7 @@ class ReplyParser:
         elif code != self._code:
             raise ReplyError(
                 f"one reply with two codes, {self._code.decode()} and {code.decode()}: "
-                f"{_legible(line[:200])!r}"
+                f"{self._quoted(line)}"
             )
         self._lines.append(line[_CODE_LENGTH + 1 :])
         self._octets += len(line)
@@ -161,3 +165,7 @@ class ReplyParser:
         reply = _make(_CODES[self._code], self._lines)
         self._lines, self._octets = [], 0
         return reply
+
+    def _quoted(self, line: bytes) -> str:
+        # Redacted first: quotes and backslashes would hide a secret, and a cut a part of it.
+        return repr(self.redact(_legible(line))[:_LONGEST_QUOTE])

@@ -11,8 +11,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 
+from picoqmail.smtp.redaction import Redactor
 from picoqmail.value import Value
 
 TYPE_CHECKING = False
@@ -28,16 +30,27 @@ if TYPE_CHECKING:
 
         oauth2: bool
 
+        @property
+        def is_known(self) -> bool:
+            """Whether `reveal` returns at once, without an error."""
+
         def reveal(self) -> str:
             """Return the secret in clear. May raise an OSError that says why there is none."""
 
 
+LEAST_ITERATIONS = 4096
+"""RFC 7677 4 demands so many rounds of SCRAM. Whoever asks for fewer wants to guess the password
+from our proof."""
+
 ITERATIONS_LIMIT = 1_000_000
-"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run (RFC 7677: 4096)."""
+"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run."""
 
 _NONCE_BYTES = 18
 _COMMAND_LIMIT = 500  # RFC 4954 4: the command with its first response, 512 with CRLF
 _MUTUAL_ROUNDS = 3
+_SEPARATORS = re.compile(rb"[\0\1, ]+")
+# Parts of responses that are the same for everybody.
+_NO_SECRETS = (b"", b"n", b"biws", b"Bearer")
 
 
 class SaslError(Exception):
@@ -83,19 +96,17 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
     The relay has to prove that it knows the password too. ``nonce`` is for known answers.
     """
     nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_BYTES))
-    user = credentials.user.replace("=", "=3D").replace(",", "=2C").encode()
+    user = _escaped_name(credentials.user.encode())
     first = b"n=" + user + b",r=" + nonce
     server_first = yield b"n,," + first
-    said = _attributes(server_first)
-    try:
-        server_nonce, iterations = said[b"r"], int(said[b"i"])
-        salt = base64.b64decode(said[b"s"], validate=True)
-    except (KeyError, ValueError):
-        raise SaslError("the relay's SCRAM challenge is malformed") from None
+    server_nonce, salt, iterations = _server_first(server_first)
     if not server_nonce.startswith(nonce) or len(server_nonce) == len(nonce):
         raise SaslError("the relay's SCRAM challenge answers another question than ours")
-    if not 1 <= iterations <= ITERATIONS_LIMIT:
-        raise SaslError(f"the relay asks for {iterations} rounds of SCRAM")
+    if not LEAST_ITERATIONS <= iterations <= ITERATIONS_LIMIT:
+        raise SaslError(
+            f"the relay asks for {iterations} rounds of SCRAM, and {LEAST_ITERATIONS} to "
+            f"{ITERATIONS_LIMIT} are allowed"
+        )
     without_proof = b"c=biws,r=" + server_nonce
     message = b",".join((first, server_first, without_proof))
     salted = hashlib.pbkdf2_hmac("sha256", _reveal(credentials), salt, iterations)
@@ -104,7 +115,9 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
     proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
     server_final = yield without_proof + b",p=" + base64.b64encode(proof)
     expected = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
-    given = _attributes(server_final).get(b"v", b"")
+    # RFC 5802 7: the verifier comes first; what follows it are extensions, and optional.
+    verifier = server_final.partition(b",")[0]
+    given = verifier[2:] if verifier.startswith(b"v=") else b""
     if not hmac.compare_digest(base64.b64encode(expected), given):
         raise SaslError("the relay could not prove that it knows the password (SCRAM)")
     yield b""
@@ -119,7 +132,7 @@ def xoauth2(credentials: Credentials) -> Dialogue:
 
 def oauthbearer(credentials: Credentials) -> Dialogue:
     """OAUTHBEARER, RFC 7628."""
-    user = credentials.user.replace("=", "=3D").replace(",", "=2C").encode()
+    user = _escaped_name(credentials.user.encode())
     yield b"n,a=" + user + b",\1auth=Bearer " + _reveal(credentials) + b"\1\1"
     yield b"\1"  # RFC 7628 3.2.3: the same
 
@@ -148,7 +161,11 @@ def choose(offered: Iterable[str], *, oauth2: bool) -> list[str]:
 class Login:
     """One AUTH command and what follows it (RFC 4954 4): lines out, challenges in."""
 
-    def __init__(self, mechanism: str, credentials: Credentials) -> None:
+    def __init__(
+        self, mechanism: str, credentials: Credentials, redactor: Redactor | None = None
+    ) -> None:
+        """Add to `redactor` whatever is said that must not be repeated."""
+        self._redactor = redactor or Redactor()
         self._mechanism = mechanism
         self._credentials = credentials
         self._dialogue = (PASSWORD_MECHANISMS | TOKEN_MECHANISMS)[mechanism](credentials)
@@ -166,7 +183,7 @@ class Login:
         first = next(self._dialogue)
         if first is None:
             return line
-        self._said.append(first)
+        self._keep(first)
         initial = base64.b64encode(first) or b"="
         if len(line) + len(initial) < _COMMAND_LIMIT:
             return line + b" " + initial
@@ -185,7 +202,7 @@ class Login:
         except SaslError as exc:
             self._failure = exc
             return b"*"
-        self._said.append(response)
+        self._keep(response)
         return base64.b64encode(response)
 
     def check(self, *, accepted: bool) -> None:
@@ -200,18 +217,27 @@ class Login:
 
         The user's name alone is no secret, and often a part of the addresses in good answers.
         """
-        for form in self._forms:
-            text = text.replace(form, "<secret>")
-        return text
+        return self._redactor.redact(text)
 
-    @property
-    def _forms(self) -> list[str]:
+    def _keep(self, said: bytes) -> None:
+        """Remember a response, and keep what is secret in it out of all texts."""
+        self._said.append(said)
+        add_secret(self._redactor, self._credentials)
         user = self._credentials.user.encode()
-        secrets_said = [said for said in self._said if said.strip(b"\1") and said != user]
-        forms = []
-        for said in (_reveal(self._credentials), *secrets_said):
-            forms += [said.decode("utf-8", "replace"), base64.b64encode(said).decode()]
-        return forms
+        if said == user or not said.strip(b"\1"):
+            return
+        self._redactor.add_line(said)
+        for part in _SEPARATORS.split(said):
+            name, _, value = part.partition(b"=")
+            # Digests and proofs: with them a password can be guessed at leisure.
+            if (value or name) not in {user, _escaped_name(user), *_NO_SECRETS}:
+                self._redactor.add(value or name)
+
+
+def add_secret(redactor: Redactor, credentials: Credentials) -> None:
+    """Keep the password or token out, if it is known already."""
+    if credentials.secret.is_known:
+        redactor.add(_reveal(credentials))
 
 
 def decode(text: str) -> bytes:
@@ -226,6 +252,24 @@ def _reveal(credentials: Credentials) -> bytes:
     return credentials.secret.reveal().encode()
 
 
-def _attributes(message: bytes) -> dict[bytes, bytes]:
-    pairs = (part.partition(b"=") for part in message.split(b","))
-    return {name: value for name, _, value in pairs}
+def _escaped_name(user: bytes) -> bytes:
+    """Return a user's name as SCRAM and OAUTHBEARER want it (RFC 5802 5.1)."""
+    return user.replace(b"=", b"=3D").replace(b",", b"=2C")
+
+
+_SERVER_FIRST = re.compile(rb"r=([!-+\--~]+),s=([A-Za-z0-9+/]+={0,2}),i=([1-9][0-9]{0,9})(?:,.*)?")
+
+
+def _server_first(message: bytes) -> tuple[bytes, bytes, int]:
+    """Return nonce, salt and rounds of the relay's first message (RFC 5802 7). Raises SaslError.
+
+    `m=` in front of them is an extension that must be understood, and we know none.
+    """
+    found = _SERVER_FIRST.fullmatch(message)
+    if found is None:
+        raise SaslError("the relay's SCRAM challenge is malformed")
+    try:
+        salt = base64.b64decode(found[2], validate=True)
+    except ValueError:
+        raise SaslError("the salt of the relay's SCRAM challenge is not base64") from None
+    return found[1], salt, int(found[3])

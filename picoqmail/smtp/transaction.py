@@ -84,6 +84,9 @@ class RecipientResult(Value):
         self.text: Final = text
 
 
+LONGEST_REASON = 1000
+"""Characters of a relay's fault. It is kept in the spool, logged and shown in one line."""
+
 UNTRIED = RecipientResult("untried", None, "")
 """Nothing final is known: no attempt that could be charged to this recipient."""
 
@@ -93,7 +96,7 @@ class RelayFault(Value):
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
     ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``too_fast``:
-    the relay asked us to slow down.
+    the relay asked us to slow down. ``text`` is cut at LONGEST_REASON characters.
     """
 
     __slots__ = ("stage", "text", "reply", "too_fast")
@@ -107,7 +110,9 @@ class RelayFault(Value):
         too_fast: bool = False,
     ) -> None:
         self.stage: Final = stage
-        self.text: Final = text
+        self.text: Final = (
+            text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 3]}..."
+        )
         self.reply: Final = reply
         self.too_fast: Final = too_fast
 

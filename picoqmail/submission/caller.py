@@ -16,6 +16,11 @@ _STDIN, _STDERR = 0, 2
 _BLOCK_OCTETS = 65536
 
 
+def _visible(character: str) -> str:
+    octets = character.encode("utf-8", "surrogateescape")
+    return "".join([f"\\x{octet:02x}" for octet in octets])
+
+
 def octets(words: list[str]) -> list[bytes]:
     """Return arguments as the caller gave them; Python decodes them with surrogateescape."""
     encoding = sys.getfilesystemencoding()
@@ -31,8 +36,14 @@ def read_stdin() -> bytes:
 
 
 def say(text: str) -> None:
-    """Print a line for the user; if standard error is closed or full, the mail goes on."""
+    """Print a line for the user; if standard error is closed or full, the mail goes on.
+
+    Line ends stay. Other control characters are escaped: a text may quote a header or an argument,
+    and must not steer a terminal.
+    """
+    if not text.isprintable():
+        text = "".join([c if c.isprintable() or c == "\n" else _visible(c) for c in text])
     try:
-        posix.write(_STDERR, f"{text}\n".encode("utf-8", "surrogateescape"))
+        posix.write(_STDERR, f"{text}\n".encode())
     except OSError:
         return

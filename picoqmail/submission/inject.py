@@ -68,6 +68,22 @@ MAX_RECIPIENTS = 500_000
 """The most recipients of one header; `a a a a` would make one out of every other byte."""
 
 _NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
+# The variables whose values become a part of addresses and of the Message-ID.
+_ADDRESS_VARIABLES = (
+    b"QMAILUSER",
+    b"MAILUSER",
+    b"USER",
+    b"LOGNAME",
+    b"QMAILHOST",
+    b"MAILHOST",
+    b"QMAILSUSER",
+    b"QMAILSHOST",
+    b"QMAILDEFAULTDOMAIN",
+    b"QMAILDEFAULTHOST",
+    b"QMAILPLUSDOMAIN",
+    b"QMAILIDHOST",
+)
+_BLANKS = bytes(b" "[0] if octet < 32 or octet == 127 else octet for octet in range(256))
 _LONGEST_SHOWN = 200
 _WORD_OCTETS = 39  # in base64 52, and 17 around it at most
 _STDOUT = 1
@@ -627,12 +643,11 @@ def _until_nul(address: bytes) -> bytes:
     return address.partition(b"\0")[0]
 
 
-def _with_names_in_one_line(environ: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
-    changed = {
-        name: environ[name].replace(b"\r", b" ").replace(b"\n", b" ")
-        for name in _NAME_VARIABLES
-        if name in environ
-    }
+def _with_plain_values(
+    environ: Mapping[bytes, bytes], names: tuple[bytes, ...]
+) -> Mapping[bytes, bytes]:
+    """Return the environment with blanks for control characters in these variables."""
+    changed = {name: environ[name].translate(_BLANKS) for name in names if name in environ}
     return {**environ, **changed}
 
 
@@ -656,12 +671,13 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     """
     # In front of another program's queue, the octets are those of qmail-inject. Our own spool gets
     # what the caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and a name
-    # with line ends would add lines to the header.
+    # with line ends would add lines to the header. Other variables never have line ends.
     own_queue = not named_program(environ)
     if own_queue:
-        environ = _with_names_in_one_line(environ)
+        environ = _with_plain_values(environ, _NAME_VARIABLES)
     else:
         request.qmail_form = True
+    environ = _with_plain_values(environ, _ADDRESS_VARIABLES)
     qmail_form = request.qmail_form
     lists = _FollowupLists(environ.get(b"QMAILMFTFILE"))
     settings = InjectSettings(home, environ, qmail_form=qmail_form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -175,3 +176,12 @@ def test_without_me_the_remedy_is_told(control: Control) -> None:
         own_host_name(control)
     write(control, "minivars", "ME=me.test")
     assert "me.test" == own_host_name(Control(control.directory))
+
+
+def test_long_minivars_take_no_longer_for_each_line() -> None:
+    """A file of 100,000 lines is read in one pass."""
+    text = "".join(f"NAME{number}='a\nb'\n" for number in range(50_000))
+    began = time.process_time()
+    found = parse_minivars("minivars", text)
+    assert time.process_time() - began < 5  # Seconds; counting from the start takes minutes.
+    assert [("a", 99_999), ("b", 100_000)] == found["NAME49999"]

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +48,42 @@ def test_what_is_kept_back(facts: dict[str, Any], local: object, all_of_it: obje
     assert local == mask(facts, "local")[name]
     assert all_of_it == mask(facts, "all")[name]
     assert [name] == list(mask(facts, "all"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 200_000,
+        '"' * 200_000,
+        '\\"' * 100_000,
+        '"' + '\\"' * 100_000,
+        '"@' * 100_000,
+        "@[" * 100_000,
+        "a@[" * 100_000,
+        '\\"@x' * 50_000,
+        "a." * 100_000 + "@",
+    ],
+)
+def test_no_reply_makes_the_log_slow(text: str) -> None:
+    """Ten times the text takes about ten times the time, whatever a relay says."""
+    began = time.process_time()
+    mask({"reply": text}, "local")
+    assert time.process_time() - began < 2  # Seconds; a quadratic search takes minutes.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('<"joe doe"@b.org>', "<*@b.org>"),
+        ('"a \\" b"@b.org', "*@b.org"),
+        ('say "x" joe@[192.0.2.1] and a@b', 'say "x" *@[192.0.2.1] and *@b'),
+        ("@b.org alone, joe@ alone", "@b.org alone, * alone"),
+        ('\\"@b.org "open joe@b.org', '\\"@b.org "open *@b.org'),
+    ],
+)
+def test_addresses_in_odd_places(text: str, expected: str) -> None:
+    """Quoted local parts and literals are masked as a whole."""
+    assert expected == mask({"reply": text}, "local")["reply"]
 
 
 @pytest.mark.parametrize("how", ["off", "local", "all"])

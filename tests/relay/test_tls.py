@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import ssl
 
@@ -54,7 +55,7 @@ from rig import certificates
 )
 def test_plan(relay: str, mode: str, login: bool, plan: TlsPlan) -> None:  # noqa: FBT001
     """The scheme of a relay and a login can demand more than the setting, never less."""
-    assert plan == plan_tls(parse_relay(relay), TlsPolicy(mode=mode), has_login=login)
+    assert plan == plan_tls(parse_relay(relay), TlsPolicy(mode=mode), guards_login=login)
 
 
 @pytest.mark.parametrize("verify", ["nothing", "authority", "fingerprint"])
@@ -65,6 +66,33 @@ def test_context(verify: str) -> None:
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert (verify == "authority") == context.check_hostname
     assert (verify == "authority") == (context.verify_mode == ssl.CERT_REQUIRED)
+
+
+def test_a_name_in_the_subject_is_none() -> None:
+    """RFC 9525 2: a certificate that names the relay in its CN alone is refused."""
+    authority = trustme.CA()
+    with authority.cert_pem.tempfile() as trusted:
+        issued = authority.issue_cert(common_name="relay.example.org")
+        server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        issued.configure_cert(server_context)
+        policy = TlsPolicy(mode="require", ca=trusted)
+        plan = TlsPlan(implicit=True, starttls="never", verify="authority")
+        layer = TlsLayer(make_context(policy, plan), plan, policy, "relay.example.org")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = server_context.wrap_bio(incoming, outgoing, server_side=True)
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"relay\.example\.org"):
+            shake_hands(layer, server, incoming, outgoing)
+
+
+def shake_hands(
+    layer: TlsLayer, server: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> None:
+    """Carry octets between the two until the layer is done. Raises what it raises."""
+    while not layer.handshake():
+        incoming.write(layer.ciphertext())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+        layer.receive(outgoing.read())
 
 
 def test_client_certificate() -> None:

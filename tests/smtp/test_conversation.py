@@ -670,6 +670,14 @@ def test_secrets_stay_out_of_answers(mechanism: str) -> None:
     assert said not in texts
 
 
+def test_what_a_relay_says_is_kept_short() -> None:
+    """A fault is a line of the log, of relay-down and of status: a long reply is cut there."""
+    talk = Scripted(MemorySource().add())
+    talk.says(*[f"554-{'x' * 1900}"] * 30, "554 no")
+    assert talk.conversation.fault is not None
+    assert 1000 == len(talk.conversation.fault.text)
+
+
 def test_transcript() -> None:
     """The dialogue of a transaction, each command with its answer."""
     source = MemorySource().add()

@@ -84,16 +84,39 @@ def test_scram_relay_without_the_password() -> None:
         b"r=" + SCRAM_NONCE + b",s=W22Z,i=4096",
         b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=99999999",
         b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=0",
-        b"r=" + SCRAM_NONCE + b"x,s=*,i=1",
+        b"r=" + SCRAM_NONCE + b"x,s=*,i=4096",
+        b"r=" + SCRAM_NONCE + b"x,s=,i=4096",
         b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=x",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=1",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=4095",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=+4096",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=04096",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z",
+        b"m=must,r=" + SCRAM_NONCE + b"x,s=W22Z,i=4096",
+        b"s=W22Z,r=" + SCRAM_NONCE + b"x,i=4096",
+        b"x=,r=" + SCRAM_NONCE + b"x,s=W22Z,i=4096",
+        b"r=" + SCRAM_NONCE + b"\n,s=W22Z,i=4096",
+        b"r=" + SCRAM_NONCE + b"\xe9,s=W22Z,i=4096",
+        b"r=" + SCRAM_NONCE + b"x,s=W22Z,i=4096x",
     ],
 )
 def test_scram_hostile_challenge(challenge: bytes) -> None:
-    """Another nonce, no salt, or work without measure is refused."""
+    """Another nonce, no salt, an unknown extension, too few rounds or too many are refused."""
     dialogue = sasl.scram_sha_256(ALICE, SCRAM_NONCE)
     next(dialogue)
     with pytest.raises(sasl.SaslError):
         dialogue.send(challenge)
+
+
+@pytest.mark.parametrize("final", [b"", b"e=other-error", b"m=x,v=%s", b"x=,v=%s", b"V=%s"])
+def test_scram_hostile_proof(final: bytes) -> None:
+    """The relay's proof stands first in its last message (RFC 5802 7), or it is none."""
+    user = sasl.Credentials("user", RelayPassword("pencil"))
+    dialogue = sasl.scram_sha_256(user, SCRAM_NONCE)
+    next(dialogue)
+    dialogue.send(SCRAM_FIRST)
+    with pytest.raises(sasl.SaslError, match="prove"):
+        dialogue.send(final.replace(b"%s", SCRAM_FINAL[2:]))
 
 
 def test_scram_yes_too_soon() -> None:

@@ -420,3 +420,62 @@ def test_any_input_is_accepted_or_refused(
         assert not {b"bcc", b"return-path"} & {
             field_name(line) for line in header.split(b"\n")[:-1]
         }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "QMAILIDHOST",
+        "QMAILUSER",
+        "MAILUSER",
+        "USER",
+        "LOGNAME",
+        "QMAILHOST",
+        "MAILHOST",
+        "QMAILNAME",
+        "MAILNAME",
+        "NAME",
+        "QMAILDEFAULTHOST",
+        "QMAILDEFAULTDOMAIN",
+        "QMAILPLUSDOMAIN",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_no_variable_adds_a_field(mailer: Trial, name: str, end: str) -> None:
+    """A line end in a variable becomes a blank: no field, no line, no end of the header."""
+    environ = {name: f"x{end}X-Evil: yes{end}{end}z"}
+    message = b"To: t@t.test, u@host, v@plus+\nSubject: s\n\nbody\n"
+    ran = mailer.run("inject", "-n", "-fa@f.test", message=message, environ=environ)
+    if ran.returncode == 0:
+        lines = ran.stdout.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        assert not [line for line in lines if line.startswith((b"X-Evil", b"z"))]
+        assert 1 == lines[:-1].count(b"")
+    else:
+        assert b"unable to parse" in ran.stderr
+    assert [] == mailer.everything()
+
+
+ESCAPES = b"\x1b]0;gotcha\x07\x1b[31m\x9b5n\x7f"
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("inject", (), b"From: a@f.test\nTo: b@b.test, (" + ESCAPES + b"\n\nbody\n"),
+        ("sendmail", ("-t",), b"Reply-To: <" + ESCAPES + b"\n\nbody\n"),
+        ("sendmail", (b"<" + ESCAPES,), MAIL),
+        ("sendmail", (b"-b" + ESCAPES,), MAIL),
+        ("sendmail", (b"-\x1b",), MAIL),
+        ("sendmail", ("-N", ESCAPES, "a@b.test"), MAIL),
+        ("sendmail", ("-O", ESCAPES, "a@b.test"), MAIL),
+        ("inject", ("-f", b"<" + ESCAPES, "a@b.test"), MAIL),
+        ("sendmail", (b"a@b" + ESCAPES + b".test",), MAIL),
+    ],
+)
+def test_nothing_that_is_quoted_steers_the_terminal(
+    mailer: Trial, program: str, words: tuple[str | bytes, ...], message: bytes
+) -> None:
+    """Escape sequences of a header, an argument or an address are escaped in errors."""
+    ran = mailer.run(program, *words, message=message)
+    assert ran.stderr
+    assert set(ran.stderr) <= {10, *range(32, 127)}
