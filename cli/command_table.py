@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -10,9 +9,8 @@ from attrs import frozen
 from picoqmail.cli.commands import COMMANDS, parser_of
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
-
-SUPPRESSED = (argparse.SUPPRESS, None)
 
 
 @frozen

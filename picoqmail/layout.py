@@ -1,6 +1,7 @@
-"""The names, states and modes of the spool. Hot and pure; no file is touched here.
+"""The names, states and modes of the spool, and what else several rooms must have alike.
 
-`spool/transitions.py` says how a message gets from one state to another.
+Hot and pure; no file is touched here. `spool/transitions.py` says how a message gets from one state
+to another.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ LEFTOVER_AGE_SECONDS = 129600
 
 HISTORY_LENGTH = 20
 DEFAULT_QUEUE_LIFETIME_SECONDS = 604800
+DEFAULT_KEY_LIFETIME_SECONDS = 86400
+
+# How much is read of a message at once, and of a pipe.
+BLOCK_OCTETS = 262144
+PIPE_BLOCK_OCTETS = 65536
+
+# The month names of RFC 5322 and of syslog, whatever the locale.
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 # Like itertools.count(1), without importing that module; also safe in threads.
 _sequence = iter(range(1, 1 << 62))

@@ -29,8 +29,7 @@ from picoqmail.message.header_envelope import HeaderEnvelope
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from email.message import Message
-    from types import TracebackType
-    from typing import Literal, Self
+    from typing import Self
 
     from picoqmail.library.api import HomeLike
     from picoqmail.library.mail import Receipt
@@ -72,14 +71,8 @@ class SMTP:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
+    def __exit__(self, *_: object) -> None:
         self.close()
-        return False
 
     # --- Commands that only a relay needs ------------------------------------------------------
 

@@ -22,8 +22,7 @@ from picoqmail.layout import DIRECTORIES, PRIVATE_DIRECTORY_MODE
 from picoqmail.library.api import Spool
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, Literal, Self
+    from typing import Any, Self
 
     from picoqmail.admin.selection import Entry
 
@@ -78,14 +77,8 @@ class TemporarySpool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.root)
-        return False
 
     def set(self, name: str, value: str) -> None:
         """Write a setting of the home, such as databytes."""

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
+from picoqmail.spool import syncfs
 from picoqmail.spool.locks import lock_at_once, try_lock
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
 
-_MOUNTS = "/proc/self/mountinfo"
 _ENTROPY_OCTETS = 8
 # Whose word about a lock or about the disk is not that of this host's kernel alone.
 DOUBTFUL = {
@@ -69,26 +69,15 @@ def examine(home: Home) -> list[Shortcoming]:
 
 
 def type_of(path: str) -> str:
-    """The name of the file system at a path, as in mount(8): `ext4`, `nfs4`; "" if unknown."""
-    place = os.path.realpath(path)
-    device = os.stat(place).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    best, name = -1, ""
+    """Return the name of the file system at a path, as in mount(8): `ext4`, `nfs4`; "" if unknown.
+
+    Raises OSError if there is nothing at the path.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ... - type, source, ...
-        front, _, back = line.partition(" - ")
-        fields = front.split()
-        point = fields[4].replace("\\040", " ")
-        above = place == point or place.startswith(point.rstrip("/") + "/")
-        # Of several on one another the last one counts; btrfs has a device that stat does not tell.
-        if above and len(point) + (fields[2] == wanted) >= best:
-            best, name = len(point) + (fields[2] == wanted), back.split()[0]
-    return name
+        return syncfs.type_of(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _tried(spool: str) -> Iterator[str]:

@@ -15,7 +15,6 @@ from attrs import frozen
 
 from picoqmail.errors import QUEUE_SPOOL, DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, DOUBLE_BOUNCE, NEW, SIDECAR, STATES, UNDELIVERED, is_id
-from picoqmail.spool.message import FAILED, PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -182,12 +181,6 @@ def select_ids(spool: Store, wanted: Filter) -> list[str]:
     if not wanted.needs_reading:
         return list(found)
     return [entry.id for entry in select(spool, wanted, found=found)]
-
-
-def failed_or_pending(message: Message) -> str:
-    """One word for a message's recipients: the state that matters most to its reader."""
-    states = {one.state for one in message.recipients}
-    return PENDING if PENDING in states else FAILED if FAILED in states else "delivered"
 
 
 def _fits(pattern: str, address: str) -> bool:

@@ -19,6 +19,7 @@ import threading
 from contextlib import suppress
 
 from picoqmail import durable
+from picoqmail.layout import PIPE_BLOCK_OCTETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ MESSAGES_WORTH_A_PROCESS = 200
 PROCESSES_LIMIT = 4
 """More would ask more of a relay than one host should."""
 
-_BLOCK_OCTETS = 65536
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -62,7 +62,7 @@ class Worker:
     def wait(self) -> Any:  # noqa: ANN401 - whatever JSON its work gave
         """Return what its work returned. Raises ChildProcessError if it died before that."""
         blocks = []
-        while block := os.read(self._descriptor, _BLOCK_OCTETS):
+        while block := os.read(self._descriptor, PIPE_BLOCK_OCTETS):
             blocks.append(block)
         os.close(self._descriptor)
         # After waitpid its number may belong to another process.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from picoqmail.library.api import Spool
 
 PAGE_SIZE = 100
-HEADER_LIMIT_OCTETS = 16384
+SHOWN_HEADER_OCTETS = 16384
 SUBJECT_LIMIT = 200
 VERBS = ("retry", "hold", "release", "requeue")
 DELETE = "delete"
@@ -298,6 +298,6 @@ def _header_octets(spool: Spool, message_id: str) -> bytes:
     octets = b""
     for block in spool.body(message_id):
         octets += block
-        if len(octets) > HEADER_LIMIT_OCTETS or b"\n\n" in octets or b"\r\n\r\n" in octets:
+        if len(octets) > SHOWN_HEADER_OCTETS or b"\n\n" in octets or b"\r\n\r\n" in octets:
             break
-    return octets.replace(b"\r\n", b"\n").partition(b"\n\n")[0][:HEADER_LIMIT_OCTETS]
+    return octets.replace(b"\r\n", b"\n").partition(b"\n\n")[0][:SHOWN_HEADER_OCTETS]

@@ -25,8 +25,6 @@ FILES = {
 }
 """Where each keeps its configuration; of nullmailer the whole directory."""
 
-_STARTTLS_PORTS = (587,)
-
 
 @define
 class Translation:

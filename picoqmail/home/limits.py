@@ -12,9 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
-# The same as in settings.py, where they are explained; a test compares the two.
 MOST_OCTETS = 2**63 - 1
+# Ten years: longer than any sane lifetime, short enough that now + delay stays a plausible date.
 MOST_SECONDS = 10 * 365 * 86400
+MOST_MESSAGES = 2**31 - 1
 
 
 class Limits:

@@ -17,8 +17,10 @@ import stat
 from picoqmail.errors import ConfigurationError
 from picoqmail.home import values as setting_values
 from picoqmail.home.control import MINIVARS, Control
+from picoqmail.home.limits import MOST_MESSAGES, MOST_OCTETS, MOST_SECONDS
 from picoqmail.home.secret import RelayPassword
 from picoqmail.home.values import SECONDS_PER_UNIT, RateLimit, Route
+from picoqmail.layout import DEFAULT_KEY_LIFETIME_SECONDS, DEFAULT_QUEUE_LIFETIME_SECONDS
 from picoqmail.log import privacy
 from picoqmail.message.rewriting import LocalNames, SenderRules, admin_address
 from picoqmail.smtp.relay_address import ALLOWED as ALLOWED_RELAYS
@@ -244,8 +246,8 @@ class Settings:
         """How old a message may grow. One last attempt is made after that, then what is pending
         fails as expired.""",
         "a whole number of seconds",
-        _between(0, setting_values.LONGEST_SECONDS),
-        default="604800",
+        _between(0, MOST_SECONDS),
+        default=str(DEFAULT_QUEUE_LIFETIME_SECONDS),
         unit="seconds",
     )
     retryschedule: tuple[int, ...] | None = _setting(
@@ -268,14 +270,14 @@ class Settings:
         """How long an idempotency key that a Python program gave with a message keeps the same
         message from being enqueued again.""",
         "a whole number of seconds",
-        _between(0, setting_values.LONGEST_SECONDS),
-        default="86400",
+        _between(0, MOST_SECONDS),
+        default=str(DEFAULT_KEY_LIFETIME_SECONDS),
         unit="seconds",
     )
     databytes: int = _setting(
         "The largest message that is accepted; 0 is no limit.",
         _BYTES,
-        _between(0, 2**63 - 1),
+        _between(0, MOST_OCTETS),
         default="0",
         unit="bytes",
     )
@@ -283,7 +285,7 @@ class Settings:
         "A message is refused for now if it would leave less than this free in the spool's file "
         "system; 0 is no limit.",
         _BYTES,
-        _between(0, 2**63 - 1),
+        _between(0, MOST_OCTETS),
         default="0",
         unit="bytes",
     )
@@ -291,7 +293,7 @@ class Settings:
         "How many messages one user may submit in an hour through the set-id qmail-queue of a "
         "home for many users; 0 is no limit.",
         "a whole number",
-        _between(0, 2**31 - 1),
+        _between(0, MOST_MESSAGES),
         default="0",
         unit="messages",
     )
@@ -330,7 +332,7 @@ class Settings:
     bouncemaxbytes: int = _setting(
         "A larger message does not come back in its bounce, only its header does.",
         _BYTES,
-        _between(0, 2**63 - 1),
+        _between(0, MOST_OCTETS),
         default="50000",
         unit="bytes",
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from picoqmail.home.control import check_host
+from picoqmail.home.limits import MOST_SECONDS
 from picoqmail.log.choice import LEVELS, LogChoice
 from picoqmail.log.privacy import CHOICES as LOG_PRIVACY
 from picoqmail.smtp.relay_address import Relay, parse_relay
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-# Ten years: longer than any sane lifetime, short enough that now + delay stays a plausible date.
-LONGEST_SECONDS = 10 * 365 * 86400
 
 TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 
@@ -77,8 +75,8 @@ def duration(text: str) -> int:
     """
     unit = SECONDS_PER_UNIT.get(text[-1:])
     count = text if unit is None else text[:-1]
-    seconds = whole_number(count, 0, LONGEST_SECONDS) * (unit or 1)
-    if seconds > LONGEST_SECONDS:
+    seconds = whole_number(count, 0, MOST_SECONDS) * (unit or 1)
+    if seconds > MOST_SECONDS:
         raise ValueError(f"{text} is longer than ten years")
     return seconds
 

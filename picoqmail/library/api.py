@@ -8,21 +8,20 @@ used from threads, and from processes that fork.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from picoqmail.errors import ConfigurationError, MessageError, MessageTypeError
 from picoqmail.home import paths as homes
 from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
+from picoqmail.layout import DEFAULT_KEY_LIFETIME_SECONDS
 from picoqmail.library.groups import Entrance
 from picoqmail.library.mail import Mail, Moment, Outcome, Outcomes, Receipt
 from picoqmail.library.verbs import Verbs
 from picoqmail.message.content import MessageLike, is_email_object
-from picoqmail.spool.keys import DEFAULT_LIFETIME_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
     from typing import Self
 
     from picoqmail.home.paths import Home
@@ -250,7 +249,7 @@ class Spool(Verbs):
             return self._idempotencylifetime
         name = "idempotencylifetime"
         value = Control(self.home.control).read(name)
-        return number_of(value, DEFAULT_LIFETIME_SECONDS, name, MOST_SECONDS)
+        return number_of(value, DEFAULT_KEY_LIFETIME_SECONDS, name, MOST_SECONDS)
 
     def _starts_sender(self) -> bool:
         if self.send is not None:
@@ -313,14 +312,8 @@ class Pending:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
+    def __exit__(self, *_: object) -> None:
         self.abort()
-        return False
 
     def __del__(self) -> None:
         # Nobody can commit it any more: as a rule, a transaction was rolled back.

@@ -29,7 +29,6 @@ from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
     from typing import Any, Self
 
     from picoqmail.home.limits import Limits
@@ -278,12 +277,7 @@ class Group:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for draft in self._drafts.values():
             draft.incoming.abort()
         if self.together is not None:

@@ -12,7 +12,7 @@ import socket
 import time
 
 from picoqmail import durable
-from picoqmail.layout import PRIVATE_FILE_MODE
+from picoqmail.layout import MONTHS, PRIVATE_FILE_MODE
 from picoqmail.log.text import encodable
 
 TYPE_CHECKING = False
@@ -36,8 +36,6 @@ _FACILITY_MAIL = 2
 SPOOL_LOG_OCTETS = 1 << 20
 # rsyslog and syslog-ng cut lines at 8 KiB by default; ours are cut between characters before that.
 LONGEST_DATAGRAM = 8000
-
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class StandardError:
@@ -108,7 +106,7 @@ class Syslog:
         now = time.localtime()
         head = (
             f"<{_FACILITY_MAIL << 3 | _SEVERITIES[level]}>"
-            f"{_MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {now.tm_hour:02}:{now.tm_min:02}:"
+            f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {now.tm_hour:02}:{now.tm_min:02}:"
             f"{now.tm_sec:02} {self._program}[{os.getpid()}]: "
         )
         data = (head + encodable(line)).encode()

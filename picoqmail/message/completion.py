@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 _ADDRESS = frozenset((*WORDS, DOT, AT))
 
-VERP_SUFFIX = b"-@[]"
-"""Ends a sender that is expanded for each recipient (addresses(5)); also the double bounce's."""
-
 
 class UnparsableError(EnvelopeError):
     """An address or a header field that is none, where qmail-inject refuses the message."""

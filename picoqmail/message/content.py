@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from picoqmail.errors import InputError, MessageError, MessageTooLargeError, MessageTypeError
 from picoqmail.importing import importing
-from picoqmail.message.header import date_field, field_name, message_id_field
+from picoqmail.layout import BLOCK_OCTETS
+from picoqmail.message.header import HEADER_LIMIT_OCTETS, date_field, field_name, message_id_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +25,6 @@ MessageLike: TypeAlias = (
     "bytes | bytearray | memoryview | str | Message[Any, Any] | os.PathLike[str] | IO[bytes]"
 )
 
-BLOCK_OCTETS = 262144
-# The header has to be held; one that is longer than this is a body whose blank line is missing.
-HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
 
 _BCC = frozenset((b"bcc", b"resent-bcc"))
 

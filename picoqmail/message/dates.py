@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+from picoqmail.layout import MONTHS
 
 
 def header_date(seconds: float) -> str:
@@ -13,4 +13,4 @@ def header_date(seconds: float) -> str:
     RFC 5322 section 3.3: -0000 says that nothing is known of the local zone.
     """
     year, month, day, hour, minute, second = time.gmtime(seconds)[:6]
-    return f"{day} {_MONTHS[month - 1]} {year} {hour:02}:{minute:02}:{second:02} -0000"
+    return f"{day} {MONTHS[month - 1]} {year} {hour:02}:{minute:02}:{second:02} -0000"

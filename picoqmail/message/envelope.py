@@ -12,13 +12,14 @@ from picoqmail.errors import (
     EnvelopeError,
     TruncatedEnvelopeError,
 )
+from picoqmail.layout import DOUBLE_BOUNCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ADDRESS_LIMIT_OCTETS = 1002
-NULL_SENDER = ""
+_NO_ADDRESSES = (b"", DOUBLE_BOUNCE.encode())
 _UNSENDABLE_IN_DOMAIN = " <>"
 # Unicode's own line and paragraph separators: control characters in all but name.
 _LINE_ENDS = "\u2028\u2029"
@@ -85,7 +86,7 @@ def encode_envelope(sender: str, recipients: Iterable[str]) -> bytes:
 
 def decode_sender(raw: bytes) -> str:
     """Check and decode a sender. Raises AddressError, AddressTooLongError."""
-    if raw in (b"", b"#@[]"):
+    if raw in _NO_ADDRESSES:
         return raw.decode()
     return _decode_address(raw, None)
 

@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from picoqmail.message.envelope import encode_envelope
-from picoqmail.message.header import field_name
+from picoqmail.message.header import HEADER_LIMIT_OCTETS, field_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 VERSION = "2:"
 """Begins a fingerprint. Those of the version before had none, and were of octets."""
 
-HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
 _IDS = 10_000
 _LONGEST_DELIMITER = 1024
 

@@ -15,8 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
+"""Longest header that the library takes: it holds it, often several times. One that is longer is a
+body whose blank line is missing."""
+
 MAX_HEADER_BYTES = 128 * 1024 * 1024
-"""Longest header that is taken.  It has to be held in memory: what is added before it depends on
+"""Longest header that inject takes. It has to be held in memory: what is added before it depends on
 what is in it."""
 
 _NAME_BYTES = bytes(range(33, 127)).replace(b":", b"")

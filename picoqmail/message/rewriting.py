@@ -6,7 +6,7 @@ Pure: what the settings say comes in as arguments. Imported only where one of th
 from __future__ import annotations
 
 from picoqmail.errors import ConfigurationError
-from picoqmail.message.completion import VERP_SUFFIX
+from picoqmail.layout import DOUBLE_BOUNCE, VERP_END
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ class SenderRules:
         A VERP sender (`x-@host-@[]`) is only given another host: with another user its bounces
         could no longer be told apart.
         """
-        if address in (b"", b"#@[]"):
+        if address in (b"", DOUBLE_BOUNCE.encode()):
             return address
-        suffix = VERP_SUFFIX if address.endswith(VERP_SUFFIX) else b""
+        verp = VERP_END.encode()
+        suffix = verp if address.endswith(verp) else b""
         plain = address[: len(address) - len(suffix)]
         box, _, host = plain.rpartition(b"@")
         user = self._local.user_of(plain).lower()

@@ -14,6 +14,7 @@ from zlib import crc32
 from picoqmail import durable
 from picoqmail.errors import DamagedMessageError, SpoolError
 from picoqmail.layout import (
+    BLOCK_OCTETS,
     BODY,
     CUR,
     IN_DOUBT_BIT,
@@ -23,7 +24,6 @@ from picoqmail.layout import (
     UNDELIVERED,
 )
 from picoqmail.spool.files import (
-    BODY_BLOCK_OCTETS,
     BODY_ORDER,
     READ_FLAGS,
     is_same_file,
@@ -103,7 +103,7 @@ class Claim:
             yield self._data
             return
         offset = 0
-        while block := os.pread(self._descriptor, BODY_BLOCK_OCTETS, offset):
+        while block := os.pread(self._descriptor, BLOCK_OCTETS, offset):
             offset += len(block)
             yield block
 
@@ -343,7 +343,7 @@ def verify_body(message: Message, descriptor: int) -> tuple[bytes | None, int, b
     while offset < message.size:
         # One octet more than there should be shows most bodies that are too long. To ask for
         # much more costs a small mail a twentieth of its time: buffers come from the kernel.
-        wanted = min(BODY_BLOCK_OCTETS, message.size - offset + 1)
+        wanted = min(BLOCK_OCTETS, message.size - offset + 1)
         data = os.pread(descriptor, wanted, offset)
         if not data:
             break

@@ -12,6 +12,7 @@ import os
 from picoqmail import durable
 from picoqmail.errors import NoSuchMessageError, SpoolError
 from picoqmail.layout import (
+    BLOCK_OCTETS,
     BODY,
     CUR,
     DIRECTORIES,
@@ -28,8 +29,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# The most that is read of a body at once.
-BODY_BLOCK_OCTETS = 262144
 # Most sidecars have less; room for more costs more than the reading.
 _SMALL_OCTETS = 4096
 _RESULT_LIMIT_OCTETS = 65536
@@ -189,7 +188,7 @@ def read_whole(path: str) -> bytes:
         # Only at the end of a file is less read than was asked for.
         if len(blocks[0]) == _SMALL_OCTETS:
             while blocks[-1]:
-                blocks.append(os.read(descriptor, BODY_BLOCK_OCTETS))
+                blocks.append(os.read(descriptor, BLOCK_OCTETS))
     finally:
         os.close(descriptor)
     return b"".join(blocks)

@@ -30,7 +30,6 @@ from picoqmail.spool.locks import lock_at_once, unlock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
     from typing import Any, Self
 
     from picoqmail.home.limits import Limits
@@ -131,12 +130,7 @@ class Incoming:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the message back unless it was committed, whatever ends the block."""
         self.abort()
 

@@ -30,7 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DEFAULT_LIFETIME_SECONDS = 86400
 KEY_LIMIT_OCTETS = 1024
 # How long to wait for another caller who has the same key in hand: many times what he needs.
 PATIENCE_SECONDS = 30.0

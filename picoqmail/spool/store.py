@@ -12,6 +12,7 @@ import time
 from picoqmail import durable
 from picoqmail.errors import QUEUE_SPOOL, DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import (
+    BLOCK_OCTETS,
     BODY,
     CUR,
     NEW,
@@ -25,7 +26,7 @@ from picoqmail.layout import (
 )
 from picoqmail.spool import scan
 from picoqmail.spool.claim import Claimer, check_size, verify_body
-from picoqmail.spool.files import BODY_BLOCK_OCTETS, HELD_UNTIL, SpoolFiles
+from picoqmail.spool.files import HELD_UNTIL, SpoolFiles
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
 from picoqmail.spool.progress import append_progress, drop_progress
@@ -124,7 +125,7 @@ class Store:
         if descriptor < 0:
             raise DamagedMessageError("its body is missing")
         with open(descriptor, "rb", buffering=0) as file:
-            while block := file.read(BODY_BLOCK_OCTETS):
+            while block := file.read(BLOCK_OCTETS):
                 yield block
 
     def check_body(self, message: Message) -> None:

@@ -9,11 +9,11 @@ import posix
 import sys
 
 from picoqmail.errors import InputError
+from picoqmail.layout import PIPE_BLOCK_OCTETS
 
 ACCEPTED, PERMANENT, TEMPORARY = 0, 100, 111
 
 _STDIN, _STDERR = 0, 2
-_BLOCK_OCTETS = 65536
 
 
 def _visible(character: str) -> str:
@@ -30,7 +30,7 @@ def octets(words: list[str]) -> list[bytes]:
 def read_stdin() -> bytes:
     """Return the next octets of descriptor 0, b"" at its end. Raises InputError."""
     try:
-        return posix.read(_STDIN, _BLOCK_OCTETS)
+        return posix.read(_STDIN, PIPE_BLOCK_OCTETS)
     except OSError as exc:
         raise InputError(exc.errno, f"read error: {exc.strerror}", "descriptor 0") from exc
 

@@ -20,8 +20,8 @@ from picoqmail.errors import (
 )
 from picoqmail.home.control import Control, read_text
 from picoqmail.home.paths import locate
+from picoqmail.layout import VERP_END
 from picoqmail.message.completion import (
-    VERP_SUFFIX,
     Completion,
     UnparsableError,
     drop_route,
@@ -500,7 +500,7 @@ class Injection:
         self._complete(address)
         # The last address of the first field counts: lists are read from right to left.
         if self.sender is None:
-            suffix = VERP_SUFFIX if self._letters.verp_per_recipient else b""
+            suffix = VERP_END.encode() if self._letters.verp_per_recipient else b""
             self.sender = raw_address(address) + suffix
 
     def _rewriting(self, sort: int) -> Rewrite:

@@ -30,7 +30,7 @@ from picoqmail.home.paths import (
     is_privileged,
     locate,
 )
-from picoqmail.layout import QUEUE_TIME_LIMIT_SECONDS
+from picoqmail.layout import PIPE_BLOCK_OCTETS, QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
 from picoqmail.spool.incoming import Incoming
 from picoqmail.submission.start_sender import start_sender
@@ -43,7 +43,6 @@ MESSAGE = 0
 ENVELOPE = 1
 COMPLAINT = 2
 EXPLANATION = 6
-_BLOCK_OCTETS = 65536
 
 
 class _TooLateError(Exception):
@@ -149,7 +148,7 @@ def _accept(home: Home) -> bool:
 
 def _read(descriptor: int, name: str) -> bytes:
     try:
-        return posix.read(descriptor, _BLOCK_OCTETS)
+        return posix.read(descriptor, PIPE_BLOCK_OCTETS)
     except OSError as exc:
         raise InputError(
             exc.errno, f"the {name} on descriptor {descriptor} cannot be read: {exc.strerror}"

@@ -26,7 +26,6 @@ from picoqmail.submission.start_sender import IGNORED_BY_PYTHON
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Self
 
     from picoqmail.home.paths import Home
@@ -128,12 +127,7 @@ class QueueProgram:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Hang up, and wait for the program's end, unless the whole envelope was sent."""
         hangs_up = self._envelope >= 0
         self._message = _close(self._message)

@@ -17,6 +17,7 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.control import Control, number_of
+from picoqmail.home.limits import MOST_MESSAGES
 from picoqmail.layout import USERS
 from picoqmail.spool.locks import LockedFile
 
@@ -28,7 +29,6 @@ HOUR_SECONDS = 3600
 # For mail of others than the spool's owner. Whoever looks at a message reads all of its sidecar:
 # one with millions of recipients, from one user, would cost every run of the sender gigabytes.
 MOST_ENVELOPE_OCTETS = 4 << 20
-_MOST = 2**31 - 1
 
 
 class OverQuotaError(PicoqmailError):
@@ -39,7 +39,7 @@ class OverQuotaError(PicoqmailError):
 
 def charge(home: Home, uid: int, now: float) -> None:
     """Count one message of a user. Raises OverQuotaError, ConfigurationError, SpoolError."""
-    limit = number_of(Control(home.control).read("userlimit"), 0, "userlimit", _MOST)
+    limit = number_of(Control(home.control).read("userlimit"), 0, "userlimit", MOST_MESSAGES)
     if not limit:
         return
     hour = int(now) // HOUR_SECONDS
