@@ -6,14 +6,18 @@ import email
 import email.policy
 import logging
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from picoqmail.errors import AddressError
+from picoqmail.errors import AddressError, EnvelopeError
 from picoqmail.logging_handler import MailHandler
 from temporary_home import TemporaryHome
 
@@ -188,3 +192,198 @@ def test_a_wrong_address_shows_at_once(home: TemporaryHome) -> None:
     """Not with the first error, when it is too late."""
     with pytest.raises(AddressError):
         MailHandler("app@example.org", "nobody", home=home.root)
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipients", "expected"),
+    [
+        (
+            "App <app@example.org>",
+            "Ops, B <ops@example.org>".replace(", ", " "),
+            ("App <app@example.org>", "Ops B <ops@example.org>", ["ops@example.org"]),
+        ),
+        (
+            ("The \u00c4pp", "app@example.org"),
+            [Address("Ops, B", "ops", "example.org"), "b@example.net"],
+            (
+                "The \u00c4pp <app@example.org>",
+                '"Ops, B" <ops@example.org>, b@example.net',
+                ["ops@example.org", "b@example.net"],
+            ),
+        ),
+        (
+            '"a b"@example.org',
+            ['"c d"@example.net'],
+            ('"a b"@example.org', '"c d"@example.net', ["c d@example.net"]),
+        ),
+    ],
+)
+def test_addresses_with_names(
+    home: TemporaryHome, logger: logging.Logger, sender: Any, recipients: Any, expected: Any
+) -> None:
+    """The name is for the reader, the address alone for the envelope."""
+    made = MailHandler(sender, recipients, home=home.root, send=False)
+    logger.addHandler(made)
+    logger.error("x")
+    made.flush()
+    (mail,) = mails(home)
+    (stem,) = home.ids()
+    assert expected == (mail["From"], mail["To"], home.addresses(stem))
+    assert made.sender == home.sidecar(stem)["sender"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["a@x, b@y", "A <a@x", "", "a@x b@y", "root", ("A", "nobody"), "a@x\u200b"]
+)
+def test_wrong_addresses_show_at_once(home: TemporaryHome, wrong: Any) -> None:
+    """Sender or recipient, with or without a name."""
+    if wrong:
+        with pytest.raises(EnvelopeError):
+            MailHandler(wrong, "ops@example.org", home=home.root)
+    with pytest.raises(EnvelopeError):
+        MailHandler("app@example.org", [wrong], home=home.root)
+    with pytest.raises(EnvelopeError):
+        MailHandler("app@example.org", [], home=home.root)
+
+
+def test_memory_is_bounded_in_octets_too(
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
+) -> None:
+    """Large records wait up to the bound; one that is too large is cut, and says so."""
+    made = handler(capacity_octets=1_000_000, burst=100)
+    os.rename(f"{home.root}/spool", f"{home.root}/away")
+    logger.error("first")
+    for _ in range(10):
+        logger.error("x" * 200_000)
+    assert made._octets <= 1_000_000
+    assert 6 <= made.lost <= 7
+    os.rename(f"{home.root}/away", f"{home.root}/spool")
+    made.flush(20)
+    assert 11 - made.lost == len(home.ids())
+    assert 0 == made._octets
+    logger.error("y" * 300_000)
+    made.flush()
+    assert "[37856 characters more]" in mails(home)[-1].get_content()[-100:]
+
+
+def test_what_was_suppressed_is_told_at_the_end(
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
+) -> None:
+    """A program that ends before the period does tells of them all the same; a child not."""
+    made = handler(burst=1)
+    for number in range(5):
+        logger.error("number %d", number)
+    made.flush()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            made.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert 1 == len(home.ids())
+    made.close()
+    assert "4 more records" == mails(home)[1]["Subject"]
+    assert "number 4" in mails(home)[1].get_content()
+    assert 0 == made.lost
+
+
+AT_THE_END = """
+import atexit, sys
+def last():
+    import logging
+    logging.getLogger().error("last")
+    if len(sys.argv) > 3:
+        logging.getLogger().error("the very last")
+if sys.argv[2] == "after":
+    atexit.register(last)
+import logging
+from picoqmail.logging_handler import MailHandler
+logging.getLogger().addHandler(
+    MailHandler("a@example.org", "b@example.net", home=sys.argv[1], send=False)
+)
+if sys.argv[2] == "before":
+    atexit.register(last)
+if sys.argv[2] == "thread":
+    import threading
+    threading.Thread(target=lambda: (threading.main_thread().join(), last())).start()
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["more"]])
+@pytest.mark.parametrize("when", ["before", "after", "thread"])
+def test_the_last_words_of_a_program(home: TemporaryHome, when: str, more: list[str]) -> None:
+    """Logged in atexit, before and after logging was shut down, or by a thread that outlives main.
+
+    Python 3.12 and later start no thread then.
+    """
+    command = [sys.executable, "-c", AT_THE_END, home.root, when, *more]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "" == ran.stderr
+    expected = ["ERROR: last", "ERROR: the very last"][: 1 + len(more)]
+    assert expected == [one["Subject"] for one in mails(home)]
+
+
+def test_a_record_within_a_record(
+    home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
+) -> None:
+    """A signal may come while a record is kept, and its handler may log: nothing waits for ever."""
+    made = handler(burst=10_000, capacity=100_000)
+    before = signal.signal(signal.SIGALRM, lambda *_: logger.error("signal"))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for number in range(300):
+            logger.error("number %d", number)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    made.flush(60)
+    subjects = [one["Subject"] for one in mails(home)]
+    assert 300 == sum(one.startswith("ERROR: number") for one in subjects)
+    assert "ERROR: signal" in subjects
+
+
+GREENLETS = """
+import logging, os, sys, time
+from picoqmail.logging_handler import MailHandler
+handler = MailHandler("a@example.org", "b@example.net", home=sys.argv[1], send=False, burst=1000)
+logging.getLogger().addHandler(handler)
+logging.error("parent")
+handler.flush()
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+if sys.argv[2] == "before":
+    logging.error("child, with a thread")
+    handler.flush()
+from gevent import monkey
+monkey.patch_all()
+import gevent
+ticks = []
+def tick():
+    while True:
+        ticks.append(time.monotonic())
+        gevent.sleep(0.01)
+gevent.spawn(tick)
+def work(number):
+    logging.error("greenlet %d", number)
+    gevent.sleep(0.001)
+    logging.error("greenlet %d again", number)
+gevent.joinall([gevent.spawn(work, number) for number in range(20)], timeout=30)
+gevent.sleep(0.3)
+handler.flush(20)
+assert max(b - a for a, b in zip(ticks, ticks[1:])) < 2, "the loop stood still"
+assert not handler.lost
+"""
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+def test_threads_that_become_greenlets(home: TemporaryHome, when: str) -> None:
+    """Made before a server forks, logged in after gevent exchanged the threads of the child."""
+    pytest.importorskip("gevent", reason="needs gevent (extra test-servers)")
+    command = [sys.executable, "-c", GREENLETS, home.root, when]
+    subprocess.run(command, check=True, timeout=90)
+    subjects = sorted(one["Subject"] for one in mails(home))
+    assert (41 if when == "after" else 42) == len(subjects) == len(set(subjects))
