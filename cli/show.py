@@ -104,7 +104,7 @@ def _document(
     document["history"] = [dict(one) for one in entry.message.history] if entry.message else []
     try:
         document["sidecar"] = json.loads(sidecar)
-    except ValueError:
+    except (ValueError, RecursionError):
         document["sidecar"] = sidecar
     document["header"] = header.decode(errors="replace")
     document["body"] = body.decode(errors="replace")

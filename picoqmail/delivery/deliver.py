@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # to the message, so the message steps aside.
 _FAULTS_A_RUN = 2
 _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
+# How long a message waits that this program cannot handle.
+_ASIDE_SECONDS = 3600
 # So many parts may wait for the turn of another route; each keeps a descriptor open.
 _LATE_PARTS = 100
 
@@ -284,6 +286,8 @@ class Delivery:
                     outbox.ids.remove(message_id)
             except SpoolError as exc:
                 self._report_trouble(message_id, exc)
+            except Exception as exc:  # noqa: BLE001 - no message stops the others
+                self._step_aside(message_id, exc)
             finally:
                 claim.release()
 
@@ -349,6 +353,9 @@ class Delivery:
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
             return None
+        except Exception as exc:  # noqa: BLE001 - no message stops the others
+            self._step_aside(message_id, exc)
+            return None
         # A message that was put aside as damaged was logged already, and no process has it.
         if claim is None and self.summary.damaged == damaged:
             self.busy.add(message_id)
@@ -361,19 +368,25 @@ class Delivery:
             return
         try:
             claim = self._ready_to_try(claimed)
+            if claim is None:
+                return
+            work = _Work(claim)
+            parts = [
+                (outbox, _Part(work, sender, indexes[start : start + RECIPIENTS_LIMIT]))
+                for outbox, sender, indexes in self._divide(claim.message)
+                for start in range(0, len(indexes), RECIPIENTS_LIMIT)
+            ]
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
             claimed.release()
             return
-        if claim is None:
+        except Exception as exc:  # noqa: BLE001 - no message stops the others
+            self._step_aside(message_id, exc)
+            claimed.release()
             return
-        work = _Work(claim)
-        for outbox, sender, indexes in self._divide(claim.message):
-            for start in range(0, len(indexes), RECIPIENTS_LIMIT):
-                part = _Part(work, sender, indexes[start : start + RECIPIENTS_LIMIT])
-                outbox.ready.append(part)
-                work.parts += 1
-        work.open_parts = work.parts
+        for outbox, part in parts:
+            outbox.ready.append(part)
+        work.open_parts = work.parts = len(parts)
         if not work.parts:
             # A run that died had noted all outcomes, but had not recorded the message.
             self._finish(work)
@@ -481,6 +494,8 @@ class Delivery:
             self._judge_and_record(work)
         except (SpoolError, OSError) as exc:
             self._report_trouble(message_id, exc)
+        except Exception as exc:  # noqa: BLE001 - no message stops the others
+            self._step_aside(message_id, exc)
         finally:
             work.claim.release()
 
@@ -543,3 +558,19 @@ class Delivery:
         """Log that the disk did not let us handle a message; the others go on."""
         self.summary.errors += 1
         self.log.event("error", level="error", id=message_id, error=str(exc))
+
+    def _step_aside(self, message_id: str, exc: Exception) -> None:
+        """Log that a message cannot be handled, for a fault of ours, and let it wait a while."""
+        self.summary.errors += 1
+        later = int(self.clock()) + _ASIDE_SECONDS
+        self.log.event(
+            "error",
+            level="error",
+            id=message_id,
+            error=f"this message cannot be handled, please report it: {exc!r}",
+            next_attempt=later,
+        )
+        try:
+            self.spool.look_again_at(message_id, later)
+        except SpoolError as trouble:
+            self._report_trouble(message_id, trouble)

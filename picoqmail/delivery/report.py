@@ -27,7 +27,7 @@ import time
 from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, DOUBLE_BOUNCE, REPORTS, STATES
+from picoqmail.layout import CUR, DOUBLE_BOUNCE, REPORTS, STATES, is_id
 from picoqmail.value import evolve
 
 TYPE_CHECKING = False
@@ -164,7 +164,7 @@ class Reporter:
         report = message.unknown.get(report_state.TELLING)
         if report is None:
             return claim
-        if self.spool.is_whole(str(report)):
+        if is_id(str(report)) and self.spool.is_whole(str(report)):
             indexes = report_state.unreported(message)
             settled = report_state.reported(message, indexes, str(report))
         else:
@@ -176,8 +176,11 @@ class Reporter:
         """Record in a report's message that it was reported; False if that cannot be done now."""
         subject = str(report.unknown[report_state.REPORT_OF])
         if subject.startswith(f"{REPORTS}/"):
-            path = f"{self.spool.path}/{REPORTS}/{os.path.basename(subject)}"
-            self._writer.limit.finish(path)
+            name = os.path.basename(subject)
+            if name.strip("."):
+                self._writer.limit.finish(f"{self.spool.path}/{REPORTS}/{name}")
+            return True
+        if not is_id(subject):
             return True
         try:
             state, message = self.spool.read(subject)
@@ -259,7 +262,13 @@ class Reporter:
         Raises SpoolError.
         """
         for path in self._writer.limit.overdue(self.clock()):
-            self._make_digest(path)
+            try:
+                self._make_digest(path)
+            except SpoolError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one bad file stops neither reports nor mail
+                error = f"{path}: no digest can be made of it: {exc!r}; it stays there"
+                self.log.event("error", level="error", error=error)
 
     def _make_digest(self, path: str) -> None:
         limit = self._writer.limit

@@ -186,7 +186,18 @@ def _read(descriptor: int) -> Iterator[dict[str, Any]]:
     for line in os.pread(descriptor, size, 0).split(b"\n"):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a crash or a full disk cut this line
-        if isinstance(found, dict) and found.get("what") in (SENT, KEPT) and "address" in found:
+        if isinstance(found, dict) and found.get("what") in (SENT, KEPT) and _is_proper(found):
             yield found
+
+
+def _is_proper(line: dict[str, Any]) -> bool:
+    """Say whether the values of a line are of their types, and text that can be written."""
+    texts = ["address", *(("id", "sender", "recipient", "reply") if line["what"] == KEPT else ())]
+    try:
+        whole = "".join(line[name] for name in texts)
+        whole.encode()
+    except (KeyError, TypeError, UnicodeEncodeError):
+        return False
+    return "\0" not in whole

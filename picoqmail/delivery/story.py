@@ -94,7 +94,7 @@ def log_judgement(log: Log, judgement: Judgement, relay: str) -> None:
             relay=relay,
             sender=message.sender,
             recipients=[message.recipients[i].address for i in message.pending],
-            reply=message.history[-1].get("reply", ""),
+            reply=message.history[-1].get("reply", "") if message.history else "",
             attempts=message.attempts,
             next_attempt=message.next_attempt,
         )
@@ -105,7 +105,8 @@ def result_text(message: Message, relay: str, transcript: Iterable[str], now: in
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     lines = [f"--- {when}, attempt {message.attempts}, relay {relay or 'none reached'}"]
     lines += transcript
-    last = message.history[-1]
-    lines.append(f"=== {last.get('outcome')}: {last.get('reply')}")
+    if message.history:
+        last = message.history[-1]
+        lines.append(f"=== {last.get('outcome')}: {last.get('reply')}")
     lines += [f"    {one.address}: {one.state}: {one.reply}" for one in message.recipients]
     return "\n".join(lines) + "\n\n"

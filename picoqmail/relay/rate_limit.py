@@ -78,6 +78,6 @@ class RateLimiter:
             if kept["seconds"] != self._limit.seconds:
                 return {}  # the setting was changed: these are slices of another width
             return {int(number): int(count) for number, count in kept["slices"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             # Empty, foreign, or half written when the power was lost: start to count anew.
             return {}

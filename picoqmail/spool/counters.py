@@ -51,5 +51,5 @@ def _parse(data: bytes) -> dict[str, int]:
     try:
         found = json.loads(data)
         return {name: max(int(found.get(name, 0)), 0) for name in totals}
-    except (ValueError, TypeError, AttributeError, OverflowError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return totals

@@ -23,7 +23,17 @@ import os
 from picoqmail import durable
 from picoqmail.errors import KeyReusedError, MessageError, SpoolError
 from picoqmail.importing import importing
-from picoqmail.layout import BODY, CUR, IDEMPOTENCY, NEW, PRIVATE_FILE_MODE, SIDECAR, STATES, TMP
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    IDEMPOTENCY,
+    NEW,
+    PRIVATE_FILE_MODE,
+    SIDECAR,
+    STATES,
+    TMP,
+    is_id,
+)
 from picoqmail.spool import locks, sidecar
 
 TYPE_CHECKING = False
@@ -39,6 +49,9 @@ _SWEPT = ".swept"
 _ARRIVED = 0o100
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _RECORD_LIMIT_OCTETS = 65536
+_NUMBERS = ("size", "created", "next_attempt", "expires")
+# What every JSON reader keeps exact (RFC 8259 section 6).
+_MOST_SECONDS = 2**53 - 1
 
 
 def name_of(key: object) -> str:
@@ -162,16 +175,23 @@ def _parse(data: bytes) -> dict[str, Any] | None:
 
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict):
         return None
+    message_id = found.get("id")
     proper = (
-        isinstance(found.get("id"), str)
+        isinstance(message_id, str)
+        and is_id(message_id)
         and isinstance(found.get("fingerprint"), str)
-        and isinstance(found.get("expires"), (int, float))
+        and all(_is_number(found.get(name, 0)) for name in _NUMBERS)
+        and "expires" in found
     )
     return found if proper else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= _MOST_SECONDS
 
 
 def _was_published(spool: str, message_id: str) -> bool:

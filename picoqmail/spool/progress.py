@@ -69,7 +69,7 @@ def merge_progress(files: SpoolFiles, message: Message, state: str) -> tuple[Mes
         try:
             revision, results = json.loads(line)
             noted = [(recipients[i], i, str(s), str(r)) for i, s, r in results]
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, RecursionError):
             continue  # The end of a line that a crash cut: nothing relies on it.
         if revision == message.revision:
             for recipient, index, noted_state, reply in noted:

@@ -39,6 +39,8 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
     record.setdefault("revision", 0)
     if not _is_usual(record):
         _check_values(record)
+    if not _is_address(record["sender"]):
+        raise DamagedMessageError("its sidecar has no proper value under 'sender'")
     _check_recipients(record["recipients"])
     if not all(isinstance(event, dict) for event in record["history"]):
         raise DamagedMessageError("its sidecar has no proper value under 'history'")
@@ -48,6 +50,13 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
             if value and key != "recipients" and _is_deep(value, _DEPTH_LIMIT):
                 raise DamagedMessageError("its sidecar is nested too deeply")
     return record
+
+
+def _is_address(text: str) -> bool:
+    """Say whether a text can be sent as an address: UTF-8, and nothing in it ends a line."""
+    return text.isprintable() or not any(
+        c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c < "\ue000" for c in text
+    )
 
 
 def _check_values(record: dict[str, Any]) -> None:
@@ -66,6 +75,7 @@ def _check_recipients(recipients: list[Any]) -> None:
         if (
             not isinstance(recipient, dict)
             or not isinstance(recipient.get("address"), str)
+            or not _is_address(recipient["address"])
             or recipient.get("state") not in RECIPIENT_STATES
             or not isinstance(recipient.get("reply"), (str, type(None)))
             or (len(recipient) > _RECIPIENT_KEYS and _is_deep(recipient, _DEPTH_LIMIT))

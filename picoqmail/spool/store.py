@@ -236,6 +236,19 @@ class Store:
         except OSError as exc:
             raise SpoolError("gather", self._files.join(claim.state, message_id), exc) from exc
 
+    def look_again_at(self, message_id: str, when: int) -> None:
+        """Let runs of cron pass over a deferred message until `when` (Unix seconds), by the hint.
+
+        Nothing is written into it. Raises SpoolError.
+        """
+        path = self._files.join(CUR, message_id + SIDECAR)
+        try:
+            os.utime(path, (when, when), follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            raise SpoolError("touch", path, exc) from exc
+
     def repeat_due_time(self, claim: Claim) -> None:
         """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
         path = self._files.join(claim.state, claim.message.id + SIDECAR)

@@ -37,7 +37,7 @@ def message(*recipients: Recipient) -> Message:
     st.lists(
         st.builds(
             Recipient,
-            st.text(min_size=1),
+            st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1),
             st.sampled_from([PENDING, DELIVERED, FAILED]),
             st.none() | st.text(),
             st.dictionaries(st.sampled_from(["x", "y"]), st.integers()),
