@@ -262,12 +262,16 @@ class Incoming:
             durable.rename(self._path(TMP, BODY), target)
 
     def _leave(self) -> None:
-        """Give up the name in tmp/, now that the message is durable without it."""
-        path = self._path(TMP, BODY)
-        try:
-            durable.unlink_if_there(path)
-        except OSError as exc:
-            raise SpoolError("remove", path, exc) from exc
+        """Give up the name in tmp/ and the lock; nothing that fails here undoes the acceptance."""
+        for step in (self._drop_name, self.close):
+            try:
+                step()
+            except OSError:
+                # Swept later; the descriptor is gone also where close(2) reports an error.
+                continue
+
+    def _drop_name(self) -> None:
+        durable.unlink_if_there(self._path(TMP, BODY))
 
     def abort(self) -> None:
         """Take everything back, the sidecar first; do nothing if the message was committed.
@@ -341,16 +345,12 @@ def publish(group: Sequence[Incoming]) -> None:
             except OSError as exc:
                 raise SpoolError("make durable", directory, exc, QUEUE_WRITE) from exc
         for incoming in group:
-            # Only now may a sender have it: a message that is taken back was never on its way.
-            incoming._leave()  # noqa: SLF001 - as above
-            try:
-                incoming.close()
-            except OSError as exc:
-                raise SpoolError("close", incoming.id, exc, QUEUE_WRITE) from exc
-        for incoming in group:
             incoming.committed = True
     except BaseException:
-        # Also those that were marked already: a signal handler may raise between two of them.
+        # Also those that were marked already: a signal handler may raise between two of them. All
+        # are locked still, so that none was on its way.
         for incoming in group:
             incoming.committed = False
         raise
+    for incoming in group:
+        incoming._leave()  # noqa: SLF001 - as above

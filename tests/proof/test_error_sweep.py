@@ -13,6 +13,7 @@ from picoqmail.message import envelope
 from picoqmail.spool.syncfs import LEAST_MESSAGES
 from proof import tracing
 from proof.error_sweep import ERRORS, sweep
+from proof.scenarios import SCENARIOS
 from proof.world import World
 from rig.programs import missing
 
@@ -122,3 +123,37 @@ def test_a_write_that_comes_to_less_than_it_was_given(stage: Stage, room: int) -
     assert 53 == ran.returncode
     assert b"File too large" in ran.stderr
     assert [] == [name for _, _, names in os.walk(world.spool) for name in names]
+
+
+@pytest.mark.parametrize("name", ["queue", "sendmail", "enqueue_many", "enqueue_many, with keys"])
+@pytest.mark.parametrize("call", ["unlink", "flock", "close", "fchmod"])
+def test_after_the_last_sync_nothing_turns_success_into_failure(
+    stage: Stage, name: str, call: str
+) -> None:
+    """The file system turns read-only just then: the caller hears of success, and mail is there.
+
+    All calls of that name fail from the first one on that follows the directory's sync and close.
+    """
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    scenario = next(one for one in SCENARIOS if name == one.name)
+    world = World.begin(stage.path(), stage.good.address)
+    world.setting("relayip", "127.0.0.1:1")
+    promises = scenario.promises(world)
+    output = f"{world.root}/calls"
+    ran = scenario.run(world, promises, lambda command: tracing.record_command(output, command))
+    assert 0 == ran.returncode
+    calls = tracing.read_calls(output)
+    syncs = [index for index, one in enumerate(calls) if one.name == "fsync"]
+    # The close of the directory that was synced is part of the acceptance.
+    closed = next(i for i, one in enumerate(calls) if i > syncs[-1] and one.name == "close")
+    later = [one for one in calls[closed + 1 :] if call == one.name]
+    if not later:
+        pytest.skip(f"no {call} follows there")
+    world = World.begin(stage.path(), "127.0.0.1:1")
+    promises = scenario.promises(world)
+    strike = f"inject={call}:error=EROFS:when={later[0].ordinal}+"
+    command = ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", strike]
+    ran = scenario.run(world, promises, lambda words: [*command, *words])
+    assert all(one.accepted for one in scenario.told(promises, ran)), (ran.returncode, ran.stderr)
+    assert len(promises) == len(world.sidecars("new"))
