@@ -45,19 +45,19 @@ _STATES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the messages, and what a verb has of its own."""
+    """Declare the messages, and the options of the verb."""
     verb = _verb(parser)
     add_messages(parser)
     parser.set_defaults(verb=verb)
     if verb == "retry":
         parser.add_argument(
-            "--later", action="store_true", help="make them due, and leave the sending to cron"
+            "--later", action="store_true", help="only make them due; cron sends them"
         )
     if verb == "requeue":
         parser.add_argument(
             "--all-recipients",
             action="store_true",
-            help="also for recipients that have it already, who then get it twice",
+            help="also for recipients that have the message already; they get it twice",
         )
 
 
@@ -66,11 +66,11 @@ def _verb(parser: argparse.ArgumentParser) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one verb to the messages that are meant."""
+    """Apply one verb to the messages."""
     verb = arguments.verb
     if verb == "purge" and arguments.older_than is None:
         raise CommandLineError(
-            "command line", "does not say what is old", "give --older-than, as in 30d"
+            "command line", "does not say how old", "give --older-than, such as 30d"
         )
     home = open_home()
     tool = change.Admin.of(home, read_limits(home).queuelifetime)
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcomes = _do_all(tool, ids, _action(tool, arguments), verb)
         if verb == "retry" and not arguments.later:
             outcomes = change.send_now(home, tool, outcomes)
-    _tell(arguments, outcomes, missing)
+    _print_results(arguments, outcomes, missing)
     return _status(outcomes, missing)
 
 
@@ -108,7 +108,7 @@ def _do_all(
     outcomes = []
     try:
         for message_id in progress(ids, verb):
-            outcomes.append(action(message_id))  # noqa: PERF401 - what is done stays told if it ends
+            outcomes.append(action(message_id))  # noqa: PERF401 - the results so far are kept if it is interrupted
     finally:
         tool.finish()
     return outcomes
@@ -119,7 +119,9 @@ def _intended(tool: Admin, message_id: str, verb: str) -> VerbResult:
     return change.VerbResult(message_id, "dry-run", f"would {verb}", states[0] if states else "")
 
 
-def _tell(arguments: argparse.Namespace, outcomes: list[VerbResult], missing: list[str]) -> None:
+def _print_results(
+    arguments: argparse.Namespace, outcomes: list[VerbResult], missing: list[str]
+) -> None:
     for text in missing:
         complain(printable(text))
     if arguments.json:
@@ -137,7 +139,7 @@ def _tell(arguments: argparse.Namespace, outcomes: list[VerbResult], missing: li
         line = f"{one.id} {printable(one.detail)}{where}"
         print(line, file=sys.stderr if trouble else sys.stdout)
     if not outcomes and not missing:
-        print("no message meets that")
+        print("no message matches")
 
 
 def _status(outcomes: list[VerbResult], missing: list[str]) -> int:

@@ -28,28 +28,32 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is looked at, and from when on it is worth a warning."""
-    parser.add_argument("--no-relay", action="store_true", help="do not call the relays")
+    """Declare what is checked, and the thresholds."""
+    parser.add_argument("--no-relay", action="store_true", help="do not connect to the relays")
     parser.add_argument("--deep", action="store_true", help="compare every body with its checksum")
     parser.add_argument(
-        "--send-to", metavar="ADDRESS", help="also send a mail there, and see what the relay says"
+        "--send-to",
+        metavar="ADDRESS",
+        help="also send a mail to this address, and report what becomes of it",
     )
     parser.add_argument(
-        "--repair", action="store_true", help="first repair what can be repaired without any loss"
+        "--repair",
+        action="store_true",
+        help="first repair what can be repaired without losing anything",
     )
     parser.add_argument(
         "--prometheus",
         metavar="FILE",
-        help="write the figures there, for the textfile collector of the node exporter",
+        help="write the figures to this file, for the textfile collector of the node exporter",
     )
     group = parser.add_argument_group("thresholds", "an age is 90, 30m, 12h or 7d")
     default = Thresholds()
     for name, metavar, text in (
-        ("age", "AGE", "the oldest message waits so long"),
-        ("last", "AGE", "no relay has taken a message for so long"),
-        ("waiting", "N", "so many messages wait"),
-        ("failed", "N", "so many failed for good within a day"),
-        ("certificate-days", "N", "a relay's certificate ends within so many days"),
+        ("age", "AGE", "the oldest message has waited for this time"),
+        ("last", "AGE", "no relay has taken a message for this time"),
+        ("waiting", "N", "this many messages wait"),
+        ("failed", "N", "this many messages failed for good within a day"),
+        ("certificate-days", "N", "a relay's certificate ends within this many days"),
     ):
         values = getattr(default, name.replace("-", "_"))
         for word, value in zip(("warn", "crit"), values, strict=True):
@@ -63,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at everything, print what was found, and return the level."""
+    """Check everything, print what was found, and return the level."""
     writer = Writer(arguments.prometheus) if arguments.prometheus else None
     repaired: list[str] = []
     findings: list[Finding] = []
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigurationError as exc:
         findings.append(Finding("home", UNKNOWN, str(exc)))
     except PicoqmailError as exc:
-        # What was found before says why, as a rule.
+        # As a rule, the findings before it say why.
         findings.append(Finding("spool", CRITICAL, str(exc)))
     level = check.worst(findings)
     if writer is not None:
@@ -119,7 +123,7 @@ def _thresholds(arguments: argparse.Namespace) -> Thresholds:
 
 
 def _print(level: int, findings: list[Finding], now: Status | None, repaired: list[str]) -> None:
-    """One line with the figures behind a bar, as plugins do; then a line for each finding."""
+    """Print one line with the figures after a bar, as plugins do; then a line for each finding."""
     worst = [one for one in findings if one.level == level]
     said = "; ".join(one.text for one in worst) if level else _in_short(findings)
     print(printable(f"PICOQMAIL {LEVELS[level]} - {said}".replace("|", "/")) + _figures(now))

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"picoqmail config: {name!r} is not a setting; {hint}", file=sys.stderr)
             return EX_USAGE
     home = locate()
-    # As those who send see it: a password that only root can read is none for them.
+    # As the sender sees it: a password that only root can read is none for the sender.
     become_owner(home)
     found = settings.examine(home)
     entries = [entry for entry in found.entries if not names or entry.name in names]
@@ -92,5 +92,5 @@ def _print(entry: SettingEntry) -> None:
         if entry.spec.unit and entry.value is not None and value.isdigit():
             value += f" {entry.spec.unit}"
     print(f"{bold(entry.name)} = {printable(value)}    [{printable(source)}]")
-    told = f"{entry.spec.meaning} Allowed: {entry.spec.allowed}."
-    print(textwrap.fill(told, WIDTH, initial_indent="    ", subsequent_indent="    "))
+    text = f"{entry.spec.meaning} Allowed: {entry.spec.allowed}."
+    print(textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="    "))

@@ -1,4 +1,4 @@
-"""`picoqmail demo`: tell the story of demo.py as it happens, in colour on a terminal."""
+"""`picoqmail demo`: print the story of admin/demo.py as it happens, in colour on a terminal."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         metavar="DIR",
-        help="make this directory, play there and leave everything for you to look at",
+        help="make this directory, run the demo in it, and leave everything there",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Play the story. Returns 0, 69 without the extra `demo`, 70 if it went another way."""
+    """Play the story. Return 0, 69 without the extra `demo`, 70 if a step went wrong."""
     narrator = _Recorder() if arguments.json else _Printer()
-    # An exception, so that the temporary home goes and the relay ends on the way out.
+    # An exception, so that the temporary home is removed and the relay ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EX_TERMINATED))
     try:
         demo.play(narrator, arguments.keep)
@@ -87,7 +87,7 @@ class _Printer:
 
     def end(self) -> None:
         print()
-        self._print(_PROVED, "All of it happened as told; nothing was lost.")
+        self._print(_PROVED, "Every step went as described; nothing was lost.")
         print("Your own home: picoqmail init --me NAME --relay RELAY")
 
     def _block(self, title: str, lines: Sequence[str]) -> None:
@@ -96,7 +96,7 @@ class _Printer:
             self._print(_FILE, f"    | {printable(line)}")
 
     def _print(self, colour: str, text: str) -> None:
-        # Flushed: what comes next may take a second, and people want to see where it is.
+        # Flushed: the next step may take a second, and people want to see how far it is.
         print(f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text, flush=True)
 
 

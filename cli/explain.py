@@ -1,4 +1,4 @@
-"""`picoqmail explain ID`: where a mail is, why, and what will become of it, in sentences.
+"""`picoqmail explain ID`: where a mail is, why, and what happens next, in sentences.
 
 Exit codes: 0; 66 no such message.
 """
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tell the story of each message."""
+    """Print the story of each message."""
     spool = Store(open_home().spool)
     documents = []
     missing = 0
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             entry, text = explain_message(spool, spool.find(name), time.time())
         except NoSuchMessageError as exc:
             complain(printable(str(exc)))
-            complain("what was delivered is not in the spool any more: look into the log")
+            complain("a delivered message is no longer in the spool: see the log")
             missing += 1
             continue
         if arguments.json:

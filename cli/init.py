@@ -1,4 +1,4 @@
-"""`picoqmail init`: learn the host's name and its relay, have the home made, say what is next."""
+"""`picoqmail init`: ask for the host's name and its relay, make the home, print the next steps."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the first settings are, and which kind of home to make."""
+    """Declare the first settings, and the kind of home."""
     parser.epilog = (
         "The home is that of PICOQMAIL_HOME; without it, /var/qmail if that has a control/me, "
-        "else ~/.local/state/picoqmail. What is there already is not overwritten."
+        "else ~/.local/state/picoqmail. Nothing that is there already is overwritten."
     )
     parser.add_argument("--me", metavar="NAME", help="this host's name, for control/me")
     parser.add_argument(
         "--system",
         action="store_true",
-        help="as root: a spool with an owner of its own (user picoqmail), into which anybody may "
-        "submit through a set-id bin/qmail-queue",
+        help="as root: make a home for all users; the spool belongs to the user picoqmail, and "
+        "everybody may submit through a set-id bin/qmail-queue",
     )
     parser.add_argument(
         "--sendmail",
         action="store_true",
         help="with --system: let /usr/sbin/sendmail, /usr/lib/sendmail, mailq and newaliases lead "
-        "to this home (dpkg-divert, where dpkg is); never in the place of a file that no package "
-        "brought",
+        "to this home (with dpkg-divert, where there is dpkg); a file that no package installed is "
+        "never replaced",
     )
     parser.add_argument(
         "--units",
         choices=["print", "cron", "systemd"],
         nargs="?",
         const="print",
-        help="for a home that is there: print the files for cron, systemd and logrotate, or "
-        "install those for one of the two",
+        help="for a home that exists: print the files for cron, systemd and logrotate, or install "
+        "those for cron or systemd",
     )
     parser.add_argument(
         "--uninstall",
         action="store_true",
-        help="remove the files that --units installed, and give back the names of --sendmail",
+        help="remove the files that --units installed, and undo --sendmail",
     )
     parser.add_argument(
         "--destdir", metavar="DIR", default="", help="a directory to put before their paths"
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RELAY",
         action="append",
         default=[],
-        help="host, host:port or URL of a relay, for control/relayip; again for the next one",
+        help="host, host:port or URL of a relay, for control/relayip; may be given several times",
     )
     parser.add_argument("--user", metavar="NAME", help="the user to log in as at the relays")
     parser.add_argument(
@@ -73,24 +73,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--admin",
         metavar="ADDRESS",
-        help="where mail for root and other users of this host goes, for control/adminaddr",
+        help="the address that gets mail for root and other users of this host, for "
+        "control/adminaddr",
     )
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="let what is given here replace other values that are set",
+        help="replace values that are set by those given here",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the home. Returns 0, 64 if not told enough, 73 if something foreign was in the way."""
+    """Make the home. Return 0, 64 if too little is given, 73 if a foreign file was in the way."""
     home = locate()
     if arguments.units or arguments.uninstall:
         return units.run(home, arguments)
     if arguments.sendmail and not arguments.system:
         problem = "makes a home the mailer of a whole host"
-        raise ConfigurationError("--sendmail", problem, "say --system, too")
-    # Ours, or a directory could be made that nobody can enter.
+        raise ConfigurationError("--sendmail", problem, "also give --system")
+    # Ours: under the caller's umask a directory could be made that nobody can enter.
     os.umask(0o077)
     if arguments.system:
         make_system.require_root()
@@ -99,13 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
                 raise make.InitError(
                     "--system",
                     "is not needed: the Debian package is the mailer of this host",
-                    "leave --system out to set it up, or say with PICOQMAIL_HOME where another "
-                    "home is to be",
+                    "leave --system out to set it up, or name another home with PICOQMAIL_HOME",
                 )
             home = Home(QMAIL_HOME)
     elif os.geteuid() == 0 and home.root == personal_root(os.environ) and not _is_named():
         print(
-            "picoqmail init: root has no home of its own: say where it is to be, for example\n"
+            "picoqmail init: root has no home of its own; name one, for example:\n"
             f"    PICOQMAIL_HOME={QMAIL_HOME} picoqmail init --me NAME --relay RELAY",
             file=sys.stderr,
         )
@@ -138,9 +138,9 @@ def _is_named() -> bool:
 def _first_settings(
     home: Home, arguments: argparse.Namespace, *, asking: bool
 ) -> dict[str, list[str]]:
-    """Return the lines of the control files to write, by name: what was told or asked for.
+    """Return the lines of the control files to write, by name: as given or answered.
 
-    Raises ConfigurationError for what cannot be used.
+    Raises ConfigurationError for a wrong value.
     """
     settings = {}
     me = _host_name(home, arguments.me, asking=asking)
@@ -170,10 +170,10 @@ def _first_settings(
     return settings
 
 
-def _host_name(home: Home, told: str | None, *, asking: bool) -> str | None:
-    """Return the name for control/me; None if that is there and nothing else was told."""
-    if told is not None:
-        return _checked(values.host_name, told, "--me", "a host name in ASCII")
+def _host_name(home: Home, given: str | None, *, asking: bool) -> str | None:
+    """Return the name for control/me; None if that file is there and no name was given."""
+    if given is not None:
+        return _checked(values.host_name, given, "--me", "a host name in ASCII")
     if Control(home.control).read("me") is not None:
         return None
     guess = _name_of_this_machine()
@@ -182,14 +182,14 @@ def _host_name(home: Home, told: str | None, *, asking: bool) -> str | None:
     if not guess:
         raise ConfigurationError(
             f"{home.control}/me",
-            "is not there, and this machine has no name that could stand in it",
-            "say --me NAME",
+            "is missing, and this machine has no name that could be used",
+            "give --me NAME",
         )
     return guess
 
 
 def _relays(home: Home, arguments: argparse.Namespace, *, asking: bool) -> list[str]:
-    """Return the lines for control/relayip, none to leave it as it is."""
+    """Return the lines for control/relayip, none to leave that as it is."""
     user = arguments.user
     relays: list[str] = arguments.relay
     if not relays and asking and Control(home.control).read("relayip") is None:
@@ -198,8 +198,8 @@ def _relays(home: Home, arguments: argparse.Namespace, *, asking: bool) -> list[
         if relays and user is None and not values.relay(answer).user:
             user = _ask("User to log in as there (empty: no login)", "", str)
     if user and not relays:
-        problem = "belongs into the line of a relay, and no relay is given"
-        raise ConfigurationError("--user", problem, "say --relay RELAY, too")
+        problem = "is part of the line of a relay, and no relay is given"
+        raise ConfigurationError("--user", problem, "also give --relay RELAY")
     if user:
         relays = [_with_user(user, relay) for relay in relays]
     for relay in relays:
@@ -234,10 +234,10 @@ def _password(
         raise ConfigurationError(where, str(exc)) from None
 
 
-def _administrator(home: Home, told: str | None, *, asking: bool) -> str | None:
-    """Return the address for control/adminaddr, nothing to leave it as it is."""
-    if told is not None:
-        return _checked(values.mail_address, told, "--admin", "an address user@host")
+def _administrator(home: Home, given: str | None, *, asking: bool) -> str | None:
+    """Return the address for control/adminaddr, None to leave that as it is."""
+    if given is not None:
+        return _checked(values.mail_address, given, "--admin", "an address user@host")
     if not asking or Control(home.control).read("adminaddr") is not None:
         return None
     question = "Address that gets the mail for root and other users of this host (empty: none)"
@@ -261,7 +261,7 @@ def _checked(read: Callable[[str], object], text: str, option: str, allowed: str
 
 
 def _ask(question: str, guess: str, read: Callable[[str], object]) -> str:
-    """Ask until the answer can be read; the end of input leaves the program, with nothing made."""
+    """Ask until the answer is right; the end of input ends the program, and nothing is made."""
     while True:
         try:
             answer = input(f"{question}{f' [{guess}]' if guess else ''}: ").strip() or guess
@@ -270,7 +270,7 @@ def _ask(question: str, guess: str, read: Callable[[str], object]) -> str:
         try:
             read(answer)
         except ValueError as exc:
-            print(f"{exc}; once more, please")
+            print(f"{exc}; please try again")
         else:
             return answer
 
@@ -288,7 +288,7 @@ def _name_of_this_machine() -> str:
 
 
 def _next_steps(home: Home, *, system: bool) -> list[str]:
-    """Return what is left for a person to do."""
+    """Return what a person still has to do."""
     control = Control(home.control)
     steps = []
     if control.read("relayip") is None:

@@ -39,11 +39,11 @@ def _shown(items: Sequence[Item], done: int, what: str) -> Iterator[Item]:
 
 def _counted(items: Sequence[Item], done: int, what: str) -> Iterator[Item]:
     """The plain way: a line that is written over, a few times a second."""
-    told = 0.0
+    printed = 0.0
     for index in range(done, len(items)):
         yield items[index]
         now = time.monotonic()
-        if now - told > 0.25:
-            told = now
+        if now - printed > 0.25:
+            printed = now
             print(f"\r{what}: {index + 1} of {len(items)}", end="", file=sys.stderr, flush=True)
     print(f"\r{what}: {len(items)} of {len(items)}", file=sys.stderr)

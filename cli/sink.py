@@ -1,4 +1,4 @@
-"""`picoqmail sink`: run the relay for trials, and tell what it takes and refuses.
+"""`picoqmail sink`: run the relay for trials, and print what it takes and refuses.
 
 With --json each line of standard output is one JSON object: `listening`, `mail`, `refused` and at
 the end `stopped`.
@@ -27,8 +27,8 @@ HIGHEST_PORT = 65535
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare where to listen, where to keep mail, and what to refuse."""
     parser.epilog = (
-        "PHASE is ehlo, mail, rcpt, data (the command) or content (the final dot, and what is "
-        "meant if no phase is named). It ends at SIGINT or SIGTERM."
+        "PHASE is ehlo, mail, rcpt, data (the command) or content (the final dot; the default). "
+        "SIGINT or SIGTERM ends the relay."
     )
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (%(default)s)")
     parser.add_argument(
@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse with this reply, for example 451 or 'rcpt=550 5.1.1 unknown'",
     )
     parser.add_argument(
-        "--times", metavar="N", type=int, help="--answer only the first N messages, not all"
+        "--times",
+        metavar="N",
+        type=int,
+        help="refuse only the first N messages with --answer, not all",
     )
     parser.add_argument(
         "--recipient-answer",
@@ -66,12 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until-eof",
         action="store_true",
-        help="end when standard input, a pipe or a terminal, ends, too",
+        help="also end when standard input, a pipe or a terminal, ends",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop. Returns 0, 64 for a wrong word, 69 without the extra `demo`."""
+    """Serve until stopped. Return 0, 64 for a wrong argument, 69 without the extra `demo`."""
     try:
         from picoqmail.admin import sink
     except ModuleNotFoundError as exc:
@@ -88,9 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
             tuple(sink.refusal(text, arguments.times) for text in arguments.answer),
             dict(_recipient_answer(text) for text in arguments.recipient_answer),
         )
-        tell = _Teller(as_json=arguments.json)
+        printer = _SinkPrinter(as_json=arguments.json)
         maildir = sink.Maildir(arguments.maildir, unix_lines=arguments.unix_lines)
-        asyncio.run(_serve(arguments, maildir, rules, tell))
+        asyncio.run(_serve(arguments, maildir, rules, printer))
     except ValueError as exc:
         print(f"picoqmail sink: {printable(str(exc))}", file=sys.stderr)
         return EX_USAGE
@@ -98,22 +101,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(
-    arguments: argparse.Namespace, maildir: Maildir, rules: Rules, tell: _Teller
+    arguments: argparse.Namespace, maildir: Maildir, rules: Rules, printer: _SinkPrinter
 ) -> None:
     from picoqmail.admin.sink import Sink
 
-    server = Sink(maildir, rules, on_mail=tell.mail, on_refusal=tell.refusal)
+    server = Sink(maildir, rules, on_mail=printer.mail, on_refusal=printer.refusal)
     await server.serve(
         arguments.host,
         arguments.port,
-        lambda port: tell.listening(arguments.host, port, maildir.path),
+        lambda port: printer.listening(arguments.host, port, maildir.path),
         until_end_of=sys.stdin.fileno() if arguments.until_eof else None,
     )
-    tell.stopped(server.mails)
+    printer.stopped(server.mails)
 
 
 def port_number(text: str) -> int:
-    """Return a port; raises ValueError, which argparse turns into its own complaint."""
+    """Return a port. Raises ValueError, which argparse reports."""
     return whole_number(text, 0, HIGHEST_PORT)
 
 
@@ -127,15 +130,15 @@ def _recipient_answer(text: str) -> tuple[str, str]:
     return found[1].lower(), reply_line(found[2])
 
 
-class _Teller:
-    """Tells what happens, a line each; flushed, for somebody may wait for it in a pipe."""
+class _SinkPrinter:
+    """Prints a line for each event; flushed, so that a reader of a pipe gets it at once."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
 
     def listening(self, host: str, port: int, path: str) -> None:
         at = f"[{host}]" if ":" in host else host
-        self._tell(
+        self._print(
             f"listening on {at}:{port}, mail goes into {path}",
             event="listening",
             host=host,
@@ -147,17 +150,17 @@ class _Teller:
         from picoqmail.admin.sink import as_document
 
         to = " ".join(f"<{address}>" for address in mail.recipients)
-        self._tell(
+        self._print(
             f"mail: {mail.size} octets from <{mail.sender}> to {to}: {mail.path}",
             event="mail",
             **as_document(mail),
         )
 
     def refusal(self, phase: str, reply: str) -> None:
-        self._tell(f"refused at {phase}: {reply}", event="refused", phase=phase, reply=reply)
+        self._print(f"refused at {phase}: {reply}", event="refused", phase=phase, reply=reply)
 
     def stopped(self, mails: int) -> None:
-        self._tell(f"stopped; {mails} mails kept", event="stopped", mails=mails)
+        self._print(f"stopped; {mails} mails kept", event="stopped", mails=mails)
 
-    def _tell(self, line: str, **facts: object) -> None:
+    def _print(self, line: str, **facts: object) -> None:
         print(json.dumps(facts) if self._as_json else printable(line), flush=True)

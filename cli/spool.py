@@ -1,8 +1,4 @@
-"""What the commands on messages share: opening the spool, naming messages, asking before much.
-
-What may live here: the declaration of the filters, and the way from a command line to the IDs that
-it means.
-"""
+"""What the commands on messages share: filters, IDs, and the question before many are changed."""
 
 from __future__ import annotations
 
@@ -20,22 +16,25 @@ if TYPE_CHECKING:
     from picoqmail.spool.store import Store
 
 MANY = 10
-"""More messages than this are not changed by a filter before somebody said yes."""
+"""If a filter chooses more messages than this, they are changed only after a confirmation."""
 
 
 class CommandLineError(ConfigurationError):
-    """The command line asks for nothing that can be done."""
+    """The command line asks for something that cannot be done."""
 
     sysexit = EX_USAGE
 
 
 def age(text: str) -> int:
-    """Read a duration such as 90, 30m, 12h or 7d as seconds; ValueError is argparse's to tell."""
+    """Return the seconds of a duration such as 90, 30m, 12h or 7d.
+
+    Raises ValueError, which argparse reports.
+    """
     return duration(text)
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
-    """Declare the conditions that a message must meet, all of them."""
+    """Declare the filters."""
     group = parser.add_argument_group("filters", "a message must meet all that are given")
     group.add_argument(
         "--state",
@@ -43,22 +42,27 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=selection.KINDS,
         help="new: accepted, not tried; cur: tried, to be tried again; undelivered: failed for "
-        "good; held; damaged; again for several",
+        "good; held; damaged; may be given several times",
     )
     pattern = "an address, @domain, or a pattern with * and ?"
-    group.add_argument("--sender", metavar="WHO", default="", help=f"{pattern}; <> is none")
+    group.add_argument(
+        "--sender", metavar="WHO", default="", help=f"{pattern}; <> is the null sender"
+    )
     group.add_argument("--recipient", metavar="WHO", default="", help=pattern)
+    group.add_argument("--error", metavar="TEXT", default="", help="a part of what the relay said")
     group.add_argument(
-        "--error", metavar="TEXT", default="", help="a part of what the relay said of it"
+        "--older-than",
+        metavar="AGE",
+        type=age,
+        help="accepted at least this long ago: 90, 30m, 12h, 7d",
     )
     group.add_argument(
-        "--older-than", metavar="AGE", type=age, help="accepted that long ago: 90, 30m, 12h, 7d"
+        "--younger-than", metavar="AGE", type=age, help="accepted at most this long ago"
     )
-    group.add_argument("--younger-than", metavar="AGE", type=age, help="accepted since then")
 
 
 def filter_of(arguments: argparse.Namespace) -> selection.Filter:
-    """The conditions of a command line."""
+    """Return the conditions of a command line."""
     return selection.Filter(
         kinds=tuple(arguments.state),
         sender=arguments.sender,
@@ -70,30 +74,28 @@ def filter_of(arguments: argparse.Namespace) -> selection.Filter:
 
 
 def add_messages(parser: argparse.ArgumentParser) -> None:
-    """Declare IDs, filters, and how to be careful."""
+    """Declare IDs, filters, and the options for caution."""
     parser.add_argument("id", nargs="*", metavar="ID", help="an ID, or a path of the spool")
     add_filters(parser)
     parser.add_argument("--all", action="store_true", help="every message, without a filter")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     parser.add_argument(
-        "--yes", action="store_true", help=f"ask nothing, also for more than {MANY} messages"
+        "--yes", action="store_true", help=f"do not ask, even for more than {MANY} messages"
     )
 
 
 def meant(
     spool: Store, arguments: argparse.Namespace, always: selection.Filter
 ) -> tuple[list[str], list[str]]:
-    """The IDs that a command line means, and a complaint for each name that is no message.
+    """Return the IDs that a command line means, and an error for each name that is no message.
 
-    `always` are conditions of the command itself, for filters only: who names an ID means it.
-    Raises CommandLineError where neither IDs nor filters were given, SpoolError.
+    `always` are conditions of the command itself; they count for filters, not for IDs. Raises
+    CommandLineError if neither IDs nor filters were given, SpoolError.
     """
     wanted = filter_of(arguments)
     if arguments.id:
         if not wanted.is_empty or arguments.all:
-            raise CommandLineError(
-                "command line", "names IDs and filters", "give the one or the other"
-            )
+            raise CommandLineError("command line", "names IDs and filters", "give one or the other")
         return _named(spool, arguments.id)
     if wanted.is_empty and not arguments.all:
         raise CommandLineError("command line", "names no message", "give IDs, filters, or --all")
@@ -115,9 +117,9 @@ def _named(spool: Store, names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def may_go_on(arguments: argparse.Namespace, verb: str, count: int) -> bool:
-    """Ask before many messages that a filter chose are changed.
+    """Ask before changing many messages that a filter chose; return the answer.
 
-    Without a person to ask, what removes mail wants --yes (CommandLineError); the rest is done.
+    If nobody can be asked, `delete` needs --yes (else CommandLineError), and other verbs go on.
     """
     if arguments.yes or arguments.dry_run or arguments.id or count <= MANY:
         return True
@@ -127,6 +129,6 @@ def may_go_on(arguments: argparse.Namespace, verb: str, count: int) -> bool:
         raise CommandLineError(
             "command line",
             f"would delete {count} messages, and there is nobody to ask",
-            "add --yes if that is meant, or look first: --dry-run",
+            "add --yes if you mean it, or try it first: --dry-run",
         )
     return True

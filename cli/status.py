@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from picoqmail.admin.status import Status
 
 _GROWING = 100
-"""So many failures kept in undelivered/ are worth a word on how to be rid of them."""
+"""From this many failures in undelivered/ on, status says how to delete them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=2,
         type=age,
-        help="look again and again, each 2 seconds unless told otherwise, until interrupted",
+        help="print it again and again until interrupted; every 2 seconds by default",
     )
 
 

@@ -32,7 +32,7 @@ def run(home: Home, arguments: argparse.Namespace) -> int:
         return 0
     found = units.units(home, arguments.units, account, chosen)
     written = units.install(found, arguments.destdir)
-    _tell(arguments, [f"wrote {path}" for path in written])
+    _print_done(arguments, [f"wrote {path}" for path in written])
     if arguments.units == units.SYSTEMD and not arguments.json:
         print(f"now start it: {_ENABLE}")
     return 0
@@ -72,7 +72,7 @@ def _what_is_left(home: Home, *, timer: bool) -> list[str]:
     return lines
 
 
-def _tell(arguments: argparse.Namespace, lines: list[str]) -> None:
+def _print_done(arguments: argparse.Namespace, lines: list[str]) -> None:
     if arguments.json:
         print_json({"done": lines})
     else:

@@ -1,7 +1,7 @@
-"""Writing one file as the user who started us, after we have become another one.
+"""Writing one file as the user who started the command, although it becomes another user.
 
-The figures are read as the spool's owner, and the collector's directory belongs to root. A child
-that is forked first keeps the caller's rights and does nothing but write what it is handed.
+The figures are read as the spool's owner, and the collector's directory belongs to root. So a child
+is forked first. It keeps the caller's rights, and does nothing but write one text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What an administrator does to messages: retry, hold, release, requeue, delete.
 
 What may live here: verbs on one message each, under that message's lock, so that they are safe
-beside running senders; for the command line and for Python alike. What is being sent at the
-moment is left alone and said to be busy. Which messages is the business of selection.py.
+beside running senders; for the command line and for Python. A message that is being sent is left
+alone and reported as busy. selection.py chooses the messages.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class VerbResult:
 
     `result` is `done`; `unchanged`: it was so already; `refused`: that cannot be done to it;
     `busy`: another process has it now; or `gone`: there is no such message, or not any more.
-    `detail` is a sentence for people. `state` is where the message lies now, "" if nowhere.
+    `detail` is a sentence for people. `state` is where the message is now, "" if nowhere.
     """
 
     id: str
@@ -125,7 +125,7 @@ class Admin:
 
         It is due now, its attempts are counted anew, and it has the whole queue lifetime again.
         For the recipients that failed; with `all_recipients` also for those that have it
-        already, who then get it twice.
+        already: they get it twice.
         """
         return self._with(
             message_id, lambda claim: self._requeue(claim, all_recipients=all_recipients)
@@ -160,12 +160,12 @@ class Admin:
         return VerbResult(message.id, DONE, f"is due now for {count} {noun}", CUR)
 
     def delete(self, message_id: str) -> VerbResult:
-        """Remove a message, whatever its state, also a damaged one. Nobody is told of it."""
+        """Remove a message, whatever its state, also a damaged one. No report is sent."""
         try:
             if self.spool.destroy(message_id):
                 return VerbResult(message_id, DONE, "is deleted")
         except NoSuchMessageError:
-            return VerbResult(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is no longer in the spool")
         return self._busy(message_id)
 
     def finish(self) -> None:
@@ -185,16 +185,16 @@ class Admin:
         states = self.spool.where(message_id)
         reason = self._damages.pop(message_id, "")
         if reason:
-            detail = f"is damaged: {reason}; look at it with show, or delete it"
+            detail = f"is damaged: {reason}; see it with show, or delete it"
             return VerbResult(message_id, REFUSED, detail, states[0] if states else "")
         if not states:
-            return VerbResult(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is no longer in the spool")
         return self._busy(message_id)
 
     def _busy(self, message_id: str) -> VerbResult:
         states = self.spool.where(message_id)
         if not states:
-            return VerbResult(message_id, GONE, "is not in the spool any more")
+            return VerbResult(message_id, GONE, "is no longer in the spool")
         detail = "is being sent, or another process has it; try again in a moment"
         return VerbResult(message_id, BUSY, detail, states[0])
 

@@ -1,6 +1,6 @@
-"""Is all well? Settings, owners and modes, the spool's health, the flow of mail, the relays.
+"""Checks of settings, owners and modes, the spool, the flow of mail, and the relays.
 
-What may live here: one function for each thing that can be wrong; each looks, and says what it
+What may live here: one function for each thing that can be wrong. Each returns what it
 found as `Finding`s with the levels of monitoring plugins. Nothing is changed but by `repair`.
 """
 
@@ -61,7 +61,7 @@ _SHOWN = 5
 
 @frozen
 class Finding:
-    """One thing that was looked at: its name, its level, what was found and what to do."""
+    """One thing that was checked: its name, its level, what was found and what to do."""
 
     name: str
     level: int
@@ -71,9 +71,9 @@ class Finding:
 
 @frozen
 class Thresholds:
-    """From when on something is worth a warning, or is critical; seconds, messages or days.
+    """From which value on something is a warning, or critical; seconds, messages or days.
 
-    None never is. `last` is the time since a relay last took a message.
+    None: never. `last` is the time since a relay last took a message.
     """
 
     age: tuple[int | None, int | None] = (7200, 43200)
@@ -84,7 +84,7 @@ class Thresholds:
 
     @staticmethod
     def level(value: float, limits: tuple[int | None, int | None]) -> int:
-        """The level of a value that is worse the higher it is."""
+        """Return the level of a value that is worse the higher it is."""
         warning, critical = limits
         if critical is not None and value >= critical:
             return CRITICAL
@@ -92,7 +92,7 @@ class Thresholds:
 
 
 def worst(findings: list[Finding]) -> int:
-    """The level of all together, the exit code of a monitoring plugin."""
+    """Return the level of all together: the exit code of a monitoring plugin."""
     levels = {one.level for one in findings}
     return next((level for level in _WORST if level in levels), UNKNOWN)
 
@@ -183,7 +183,7 @@ def _check_names(home: Home, chosen: Settings) -> Iterator[Finding]:
 
 
 def check_modes(home: Home) -> Iterator[Finding]:
-    """The spool belongs to one user, and nobody else can look into it."""
+    """Check that the spool belongs to one user, and that no other user can read it."""
     wrong = list(_wrong_modes(home))
     for path, level, text, remedy in wrong[:_SHOWN]:
         yield Finding("modes", level, f"{path}: {text}", remedy)
@@ -195,25 +195,25 @@ def check_modes(home: Home) -> Iterator[Finding]:
 
 
 def check_filesystem(home: Home) -> Iterator[Finding]:
-    """The file system below the spool does what the spool is built on."""
+    """Check that the file system of the spool does what the spool relies on."""
     name = "filesystem"
     try:
         found = filesystem.examine(home)
     except OSError as exc:
-        yield Finding(name, CRITICAL, f"cannot be tried: {exc.strerror}: {exc.filename or ''}")
+        yield Finding(name, CRITICAL, f"cannot be tested: {exc.strerror}: {exc.filename or ''}")
         return
     grave = [one.what for one in found if one.grave]
     for what in grave:
         yield Finding(name, CRITICAL, what, f"move {home.spool} to a local file system")
     if not grave:
-        # What cannot be tried is said, and is no reason to be woken at night.
+        # What cannot be tested is reported, but must wake nobody at night.
         doubts = [one.what for one in found if not one.grave]
         yield Finding(name, OK, "; ".join(("locks, links and fsync do what they promise", *doubts)))
 
 
 # Made when they are first needed.
 _OTHER_DIRECTORIES = (IDEMPOTENCY, USERS, REPORTS)
-_MAKE_IT = "picoqmail check --repair makes it where others are left, else picoqmail init"
+_MAKE_IT = "make it: picoqmail check --repair if others of the spool are there, else picoqmail init"
 
 
 def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:
@@ -231,7 +231,7 @@ def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:
                 yield path, CRITICAL, str(exc.strerror), _MAKE_IT
             continue
         if not stat.S_ISDIR(found.st_mode):
-            yield path, CRITICAL, "is no directory", "move it away, and run picoqmail init"
+            yield path, CRITICAL, "is not a directory", "move it away, and run picoqmail init"
         else:
             yield from _wrong(path, found, owner, PRIVATE_DIRECTORY_MODE)
     for name in ("", *DIRECTORIES, *_OTHER_DIRECTORIES):
@@ -240,21 +240,21 @@ def _wrong_modes(home: Home) -> Iterator[tuple[str, int, str, str]]:
                 for entry in entries:
                     yield from _wrong_file(entry, owner, is_ours=bool(name))
         except OSError:
-            continue  # It was told above.
+            continue  # It was reported above.
 
 
 def _wrong_file(
     entry: os.DirEntry[str], owner: int, *, is_ours: bool
 ) -> Iterator[tuple[str, int, str, str]]:
-    """What is wrong with an entry; the spool itself may hold more than what is `is_ours`."""
+    """Yield what is wrong with an entry; in the spool's own directory anything may lie."""
     try:
         found = entry.stat(follow_symlinks=False)
     except OSError:
-        return  # Gone; or its directory may not be searched, which was told.
+        return  # Gone; or its directory cannot be searched, which was reported.
     if stat.S_ISREG(found.st_mode):
         yield from _wrong(entry.path, found, owner, PRIVATE_FILE_MODE)
     elif is_ours:
-        yield entry.path, WARNING, "is no plain file", "see what it is, and move it away"
+        yield entry.path, WARNING, "is not a plain file", "find out what it is, and move it away"
 
 
 def _wrong(
@@ -269,7 +269,7 @@ def _wrong(
         yield path, CRITICAL, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
     elif found.st_mode & 0o077:
         level = CRITICAL if found.st_mode & 0o022 else WARNING
-        text = f"mode {stat.S_IMODE(found.st_mode):04o} lets others at mail"
+        text = f"mode {stat.S_IMODE(found.st_mode):04o} lets other users access mail"
         yield path, level, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
 
 
@@ -309,7 +309,7 @@ def check_host(home: Home) -> Iterator[Finding]:
 
 
 def check_spool(spool: Store, *, deep: bool) -> Iterator[Finding]:
-    """Damaged messages, parts without their other half, leftovers that nobody swept.
+    """Check for damaged messages, and for leftovers that were not swept.
 
     `deep` also compares every body with what was accepted, which reads the whole spool.
     """
@@ -321,15 +321,17 @@ def check_spool(spool: Store, *, deep: bool) -> Iterator[Finding]:
         more = f"and {len(damaged) - _SHOWN} more are damaged"
         yield Finding("messages", CRITICAL, more, "picoqmail list --state damaged")
     if not damaged:
-        yield Finding("messages", OK, "none is damaged" + ("" if deep else ", as far as seen"))
+        yield Finding("messages", OK, "none is damaged" + ("" if deep else ", bodies not read"))
     aside = sum(1 for one in selection.select(spool, _PUT_ASIDE) if one.put_aside)
     if aside:
         text = f"{aside} were put aside as damaged"
         yield Finding("messages", WARNING, text, "picoqmail list --state damaged")
     old = leftovers(spool)
     if old:
-        text = f"{len(old)} leftovers of programs that died are older than 36 hours: {old[0]}"
-        yield Finding("leftovers", WARNING, text, "picoqmail check --repair; cron sweeps, too")
+        text = (
+            f"{len(old)} leftovers of programs that died are older than 36 hours, such as {old[0]}"
+        )
+        yield Finding("leftovers", WARNING, text, "picoqmail check --repair; cron sweeps them, too")
     else:
         yield Finding("leftovers", OK, "none is old")
 
@@ -346,7 +348,7 @@ def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
                 continue
             size = _body_size(spool, message_id)
             if size is None:
-                # It may have been moved or delivered since the look at the directory.
+                # It may have been moved or delivered since the directory was read.
                 if spool.where(message_id) and _body_size(spool, message_id) is None:
                     yield message_id, "its body is missing"
             elif size != message.size:
@@ -368,21 +370,21 @@ def _body_size(spool: Store, message_id: str) -> int | None:
 
 
 def leftovers(spool: Store) -> list[str]:
-    """Paths that a sweep would look at. Raises SpoolError."""
+    """Return the paths that a sweep would check. Raises SpoolError."""
     now = spool.clock()
     sights = {NEW: spool.look(NEW), CUR: spool.look(CUR)}
     try:
         found = scan.leftovers(spool.path, now, sights)
         return found + scan.undelivered_leftovers(spool.path, now)
     except OSError as exc:
-        raise SpoolError("look at", spool.path, exc) from exc
+        raise SpoolError("read", spool.path, exc) from exc
 
 
 # --- The flow of mail ----------------------------------------------------------------------------
 
 
 def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iterator[Finding]:
-    """Ages, counts, relays that are known to be down, cron, space."""
+    """Check ages, counts, relays that are known to be down, and space."""
     oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
     age = f", the oldest for {rough_duration(oldest)}" if oldest else ""
     level = max(limits.level(oldest, limits.age), limits.level(now.waiting, limits.waiting))
@@ -399,7 +401,7 @@ def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iter
         level = max(WARNING, limits.level(now.taken - one.since, limits.age))
         down = rough_duration(now.taken - one.since)
         text = f"{name} is down for {down} ({one.stage}: {one.reason})"
-        yield Finding("relay", level, text, "picoqmail check tries it now; see the relay's host")
+        yield Finding("relay", level, text, "see the relay's host; picoqmail check tries it now")
     yield from _space(now, chosen)
 
 
@@ -414,20 +416,20 @@ def _last_delivery(now: Status, limits: Thresholds) -> Finding:
 def _space(now: Status, chosen: Settings | None) -> Iterator[Finding]:
     least = max(LEAST_FREE_OCTETS, chosen.minfree if chosen else 0)
     free = f"{now.free_octets >> 20} MiB and {now.free_inodes} inodes are free"
-    # Some file systems have no fixed number of inodes, and say 0.
+    # Some file systems have no fixed number of inodes, and report 0.
     few = now.free_octets < least or 0 < now.free_inodes < LEAST_FREE_INODES
-    yield Finding("space", CRITICAL if few else OK, free, "make room, or mail is refused")
+    yield Finding("space", CRITICAL if few else OK, free, "free some space, or mail is refused")
 
 
 def check_cron(home: Home, now: Status) -> Iterator[Finding]:
-    """Whether the runs of cron come: each leaves its time on its lock file."""
+    """Check that cron runs: each run leaves its time on its lock file."""
     last = cron_ran(home.spool)
-    remedy = "see crontab -l; the line for it: picoqmail init --units"
+    remedy = "see crontab -l; for the line that it needs: picoqmail init --units"
     if now.cron is not None:
-        yield Finding("cron", OK, "a run is at work")
+        yield Finding("cron", OK, "a run is active")
     elif last is None:
         level = WARNING if now.waiting else OK
-        yield Finding("cron", level, "picoqmail-cron never ran", remedy)
+        yield Finding("cron", level, "picoqmail-cron has never run", remedy)
     elif now.taken - last > CRON_LATE_SECONDS:
         text = f"picoqmail-cron last ran {rough_duration(now.taken - last)} ago"
         yield Finding("cron", WARNING, text, remedy)
@@ -436,7 +438,7 @@ def check_cron(home: Home, now: Status) -> Iterator[Finding]:
 
 
 def cron_ran(spool: str) -> int | None:
-    """When picoqmail-cron last took or ended its turn, Unix seconds; None if never."""
+    """Return when a run of picoqmail-cron last began or ended, Unix seconds; None if never."""
     try:
         return int(os.stat(f"{spool}/{CRON_LOCK}").st_mtime)
     except OSError:
@@ -447,7 +449,7 @@ def cron_ran(spool: str) -> int | None:
 
 
 def check_relays(chosen: Settings, limits: Thresholds) -> tuple[list[Finding], list[Probe]]:
-    """Try every relay that there is. One that is down is critical only if no other one serves."""
+    """Try every relay. One that is down is critical only if no other one takes its mail."""
     from picoqmail.admin.relay_probe import probe
 
     routes = (*chosen.smtproutes, *chosen.senderroutes)
@@ -468,8 +470,8 @@ def check_relays(chosen: Settings, limits: Thresholds) -> tuple[list[Finding], l
 
 
 def _relay_up(one: Probe, limits: Thresholds) -> Finding:
-    words = [f"{one.relay} answers in {one.seconds:.1f} s"]
-    words.append(f"{one.tls}, certificate held to {one.verified}" if one.tls else "without TLS")
+    words = [f"{one.relay} took a connection in {one.seconds:.1f} s"]
+    words.append(f"{one.tls}, certificate check: {one.verified}" if one.tls else "without TLS")
     level = OK
     if one.certificate_ends is not None:
         days = int(one.certificate_ends - time.time()) // 86400
@@ -488,10 +490,11 @@ def _relay_up(one: Probe, limits: Thresholds) -> Finding:
 
 
 def repair(home: Home, spool: Store) -> list[str]:
-    """Repair what can be repaired without losing anything; returns what was done.
+    """Repair what can be repaired without losing anything; return what was done.
 
-    Modes, missing directories, leftovers, messages in two states after a crash, times that tell
-    cron when a message is due; what is damaged is put aside. What cannot be repaired is told, too.
+    Modes, missing directories, leftovers, messages in two states after a crash, and the file times
+    by which cron knows what is due. A damaged message is put aside. What cannot be repaired is
+    returned as well.
     """
     done = [*_repair_modes(home), *_make_directories(home)]
     spool = Store(
@@ -516,7 +519,7 @@ def repair(home: Home, spool: Store) -> list[str]:
 
 
 def repair_password(home: Home) -> list[str]:
-    """Have those who send, and nobody else, read `relaypass`; returns what was done.
+    """Let the sender, and no other user, read `relaypass`; return what was done.
 
     To be called before root has become the owner of the spool, for only root can give a file away.
     """
@@ -525,7 +528,7 @@ def repair_password(home: Home) -> list[str]:
         owner = os.stat(home.spool)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return []  # None is there, or what is wrong with it is said by the look at the settings.
+        return []  # There is none, or the check of the settings reports what is wrong with it.
     try:
         found = os.fstat(descriptor)
         wanted = owner.st_uid if os.geteuid() == 0 else found.st_uid
@@ -536,7 +539,7 @@ def repair_password(home: Home) -> list[str]:
         if found.st_uid != wanted:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
     except OSError as exc:
-        return [f"{path}: cannot be given to those who send: {exc.strerror}"]
+        return [f"{path}: cannot be given to the sender: {exc.strerror}"]
     finally:
         os.close(descriptor)
     was = f"belonged to user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}"
@@ -553,7 +556,7 @@ def _repair_message(spool: Store, message_id: str) -> list[str]:
     if claim is not None:
         if claim.state == CUR and _is_off(spool, claim.message.id):
             spool.repeat_due_time(claim)
-            done.append(f"{message_id}: its file says again when it is due")
+            done.append(f"{message_id}: its file time is when it is due again")
         claim.release()
     if before != after:
         done.append(f"{message_id}: now in {' '.join(after) or 'no state'}")
@@ -563,7 +566,7 @@ def _repair_message(spool: Store, message_id: str) -> list[str]:
 def _make_directories(home: Home) -> Iterator[str]:
     """Make those that a copy left out because they were empty.
 
-    None where all are missing: that is a disk that is not mounted, or no spool.
+    If all are missing, none is made: then a disk is not mounted, or there is no spool.
     """
     missing = [one for one in DIRECTORIES if not os.path.lexists(f"{home.spool}/{one}")]
     for name in missing if len(missing) < len(DIRECTORIES) else ():
@@ -576,7 +579,7 @@ def _make_directories(home: Home) -> Iterator[str]:
 
 
 def _is_off(spool: Store, message_id: str) -> bool:
-    """Whether the time of a sidecar in cur/ is not when its message is due."""
+    """Say whether the file time of a sidecar in cur/ is not when its message is due."""
     try:
         _, message = spool.read(message_id, CUR)
         found = os.stat(f"{spool.path}/{CUR}/{message_id}{SIDECAR}").st_mtime
@@ -586,7 +589,7 @@ def _is_off(spool: Store, message_id: str) -> bool:
 
 
 def _repair_modes(home: Home) -> Iterator[str]:
-    """Set modes right; what is in a directory is seen once its own mode is right."""
+    """Correct modes; what is in a directory can be seen once its own mode is right."""
     tried: set[str] = set()
     while True:
         wrong = [one for one in _wrong_modes(home) if "mode" in one[2] and one[0] not in tried]
@@ -601,6 +604,6 @@ def _repair_modes(home: Home) -> Iterator[str]:
                 os.chmod(path, stat.S_IMODE(found.st_mode) & ~0o077 | least)
                 if is_directory:
                     durable.sync_directory(path)
-                yield f"{path}: {text}; now it does not"
+                yield f"{path}: {text}; corrected"
             except OSError as exc:
                 yield f"{path}: {text}; cannot be changed: {exc.strerror}; {remedy}"

@@ -2,7 +2,7 @@
 
 What may live here: the steps of the story, each with what must be true after it.  Everything is
 done by the installed programs, as processes, with a sink (picoqmail sink) as their relay; this
-module starts them, looks at the spool, and compares.  A step that did not happen as told raises
+module starts them, reads the spool, and compares.  A step that went another way raises
 `DemoError`.  How it is printed is the business of the command; see `Narrator`.
 """
 
@@ -46,7 +46,7 @@ _SHOWN_TRANSCRIPT_LINES = 12
 
 
 class DemoError(PicoqmailError, RuntimeError):
-    """A step did not happen as told: a bug, or a machine on which the programs cannot work."""
+    """A step went another way: a bug, or a machine on which the programs cannot work."""
 
     sysexit = EX_SOFTWARE
 
@@ -58,7 +58,7 @@ class DemoUnavailableError(PicoqmailError, RuntimeError):
 
 
 class Narrator(Protocol):
-    """Who tells the story as it happens."""
+    """Prints or records the story as it happens."""
 
     def step(self, title: str) -> None:
         """Begin a step."""
@@ -76,13 +76,13 @@ class Narrator(Protocol):
         """Show some lines of a file."""
 
     def proved(self, fact: str) -> None:
-        """Tell a fact that was checked just now."""
+        """Print a fact that was just checked."""
 
 
 def play(narrator: Narrator, directory: str | None = None) -> None:
     """Play the story; `directory` is made, used and left behind, else a temporary one is removed.
 
-    Raises DemoError if a step did not happen as told, DemoUnavailableError without the extra
+    Raises DemoError if a step went another way, DemoUnavailableError without the extra
     `demo`, OSError if the disk fails.  No process is left behind.
     """
     if importlib.util.find_spec("aiosmtpd") is None:
@@ -92,16 +92,16 @@ def play(narrator: Narrator, directory: str | None = None) -> None:
         )
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="picoqmail-demo-") as temporary:
-            _Story(narrator, temporary).tell()
+            _Story(narrator, temporary).play()
     else:
         if not durable.make_directory(directory):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), directory)
-        _Story(narrator, os.path.abspath(directory)).tell()
+        _Story(narrator, os.path.abspath(directory)).play()
 
 
 @define
 class _Story:
-    """One telling: where it happens, and the words for running programs."""
+    """One run of the story: where it happens, and how programs are run."""
 
     narrator: Narrator
     directory: str
@@ -112,7 +112,7 @@ class _Story:
         self.home = Home(self.directory + "/home")
         self.maildir = self.directory + "/Maildir"
 
-    def tell(self) -> None:
+    def play(self) -> None:
         with _SinkProgram(self.directory, self.maildir, 0) as relay:
             port = relay.port
             self._make_home(port)
@@ -129,9 +129,9 @@ class _Story:
     # --- the steps -------------------------------------------------------------------------------
 
     def _make_home(self, port: int) -> None:
-        tell = self.narrator
-        tell.step("A home")
-        tell.say(
+        narrator = self.narrator
+        narrator.step("A home")
+        narrator.say(
             f"A relay listens on 127.0.0.1:{port}, a picoqmail sink, which keeps what it gets in "
             "a Maildir. `picoqmail init` makes a home for a host that sends its mail there.",
         )
@@ -139,19 +139,19 @@ class _Story:
         self._run(self._admin("init", "--me", _HOST, "--relay", relay), code=0, quiet=True)
         self._set("retryschedule", f"{RETRY_SECONDS}s")
         self._set("bounces", "off")
-        tell.say(
+        narrator.say(
             "So that nobody has to wait, this home tries deferred mail again after "
             f"{RETRY_SECONDS} second (control/retryschedule).",
         )
         self._expect_messages()
-        tell.proved("the home is there, and its spool is empty")
+        narrator.proved("the home is there, and its spool is empty")
 
     def _in_and_out(self, relay: _SinkProgram) -> None:
-        tell = self.narrator
-        tell.step("A mail goes in on standard input")
-        tell.say(
-            "sendmail returns when the mail is on disk for good. Here it is told not to start the "
-            "sender (PICOQMAIL_SEND=off), so that there is something to look at.",
+        narrator = self.narrator
+        narrator.step("A mail goes in on standard input")
+        narrator.say(
+            "sendmail returns when the mail is safe on disk. Here PICOQMAIL_SEND=off keeps it from "
+            "starting the sender, so that the mail can be seen in the spool.",
         )
         content = "To: Bob <bob@example.org>\nSubject: the first\n\nHello, Bob!\n.\nBye.\n"
         name = self._hand_in(content)
@@ -160,21 +160,21 @@ class _Story:
         with open(self._path(layout.NEW, name, layout.BODY), "rb") as file:
             body = file.read()
 
-        tell.step("It comes out of the relay")
+        narrator.step("It comes out of the relay")
         self._run([f"{self.home.bin}/minismtpsend"], code=0)
         mail = relay.event("mail")
         with open(mail["path"], "rb") as file:
             kept = file.read()
-        tell.lines("what the relay has kept", kept.decode("utf-8", "replace").splitlines())
+        narrator.lines("what the relay has kept", kept.decode("utf-8", "replace").splitlines())
         self._expect_equal("the recipients at the relay", ["bob@example.org"], mail["recipients"])
         self._expect_equal("the octets at the relay", body.replace(b"\n", b"\r\n"), kept)
         self._expect_messages()
-        tell.proved("the relay has it, octet for octet, and it has left the spool")
+        narrator.proved("the relay has it, octet for octet, and it has left the spool")
 
     def _relay_says_later(self, relay: _SinkProgram) -> str:
-        tell = self.narrator
-        tell.step("The relay says: later")
-        tell.say("The relay is told to answer 451 once. Nothing is lost by that.")
+        narrator = self.narrator
+        narrator.step("The relay says: later")
+        narrator.say("This time the relay replies 451, once. Nothing is lost by that.")
         content = "To: eve@example.org\nSubject: the second\n\nPatience.\n"
         name = self._hand_in(content)
         self._run([f"{self.home.bin}/minismtpsend"], code=75)
@@ -185,56 +185,56 @@ class _Story:
         self._expect_equal("the state", {"eve@example.org": "pending"}, _states(sidecar))
         self._show_result(name)
         ages = [policy.QUADRATIC_STEP_SECONDS**2 * n * n for n in range(1, 6)]
-        tell.say(
+        narrator.say(
             "It waits in cur/ for cron, and the relay's words lie in undelivered/. Without the "
             "setting, qmail's schedule would try again at an age of "
             f"{', '.join(map(spelled_duration, ages))} and so on, for a week.",
         )
-        tell.proved("exit code 75, one attempt counted, the mail is safe")
+        narrator.proved("exit code 75, one attempt counted, the mail is safe")
         return name
 
     def _cron_tries_again(self, relay: _SinkProgram, name: str) -> None:
-        tell = self.narrator
-        tell.step("Cron tries again")
+        narrator = self.narrator
+        narrator.step("Cron tries again")
         with open(self._path(layout.CUR, name, layout.SIDECAR), "rb") as file:
             due = json.load(file)["next_attempt"]
-        # It is the clock that is waited for here: nothing else happens until then.
+        # Only the clock is waited for: nothing else happens until then.
         time.sleep(max(0.0, due - time.time()))
         done = self._run([f"{self.home.bin}/minisendcron"], code=0)
         self._expect_equal("what cron would mail", "", done)
         self._expect_messages()
         mail = relay.event("mail")
         self._expect_equal("the recipients at the relay", ["eve@example.org"], mail["recipients"])
-        tell.proved("delivered at the second attempt, and cron had nothing to mail anybody")
+        narrator.proved("delivered at the second attempt, and cron got no output to mail")
 
     def _one_of_three(self, relay: _SinkProgram) -> str:
-        tell = self.narrator
-        tell.step("The relay says: never, to one of three")
-        tell.say("The relay does not know bob any more. The other two get their mail.")
-        everybody = [f"{who}@example.org" for who in ("alice", "bob", "carol")]
-        content = f"To: {', '.join(everybody)}\nSubject: the third\n\nTo all of you.\n"
+        narrator = self.narrator
+        narrator.step("The relay says: never, to one of three")
+        narrator.say("The relay no longer knows bob. The other two get their mail.")
+        all_three = [f"{who}@example.org" for who in ("alice", "bob", "carol")]
+        content = f"To: {', '.join(all_three)}\nSubject: the third\n\nTo all of you.\n"
         name = self._hand_in(content)
         self._run([f"{self.home.bin}/minismtpsend", name], code=69)
         relay.event("refused")
         mail = relay.event("mail")
         self._expect_equal(
             "the recipients at the relay",
-            [everybody[0], everybody[2]],
+            [all_three[0], all_three[2]],
             sorted(mail["recipients"]),
         )
         self._expect_messages(undelivered=[name])
         sidecar = self._show_sidecar(layout.UNDELIVERED, name)
-        states = dict(zip(everybody, ["delivered", "failed", "delivered"], strict=True))
+        states = dict(zip(all_three, ["delivered", "failed", "delivered"], strict=True))
         self._expect_equal("the states", states, _states(sidecar))
         self._show_result(name)
-        tell.proved("exit code 69: two delivered, one failed, and the mail is kept with the reason")
+        narrator.proved("exit code 69: two delivered, one failed; the mail is kept with the reason")
         return name
 
     def _by_itself(self, relay: _SinkProgram, failed: str) -> None:
-        tell = self.narrator
-        tell.step("And so it goes without anybody's help")
-        tell.say(
-            "The same without PICOQMAIL_SEND=off: who hands mail in does not wait for the relay; "
+        narrator = self.narrator
+        narrator.step("And so it goes without anybody's help")
+        narrator.say(
+            "The same without PICOQMAIL_SEND=off: sendmail does not wait for the relay; "
             "the sender runs in the background.",
         )
         content = "To: dave@example.org\nSubject: the fourth\n\nOff it goes.\n"
@@ -246,7 +246,7 @@ class _Story:
         # The sender holds its lock until it has recorded what the relay said.
         _wait_for_lock(f"{self.home.spool}/{layout.SENDER_LOCK}")
         self._expect_messages(undelivered=[failed])
-        tell.proved(f"handed in within {took:.2f} s, and delivered")
+        narrator.proved(f"handed in within {took:.2f} s, and delivered")
 
     # --- the words -------------------------------------------------------------------------------
 
@@ -407,7 +407,7 @@ class _SinkProgram:
         """Return the sink's next event. Raises DemoError if it is another one, or does not come."""
         event: dict[str, Any] = json.loads(self._line(kind))
         if event["event"] != kind:
-            raise DemoError(f"of the relay {kind!r} was expected, and it told {event}")
+            raise DemoError(f"the relay was to report {kind!r}, and reported {event}")
         return event
 
     def _line(self, kind: str) -> bytes:
@@ -419,10 +419,10 @@ class _SinkProgram:
             selector.register(stdout, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if not selector.select(deadline - time.monotonic()):
-                    raise DemoError(f"the relay told nothing of {kind!r} in {WAIT_SECONDS} s")
+                    raise DemoError(f"the relay reported no {kind!r} within {WAIT_SECONDS} s")
                 block = os.read(stdout.fileno(), 65536)
                 if not block:
-                    raise DemoError(f"the relay ended before it told of {kind!r}")
+                    raise DemoError(f"the relay ended before it reported {kind!r}")
                 self._unread += block
         line, _, self._unread = self._unread.partition(b"\n")
         return line
@@ -457,7 +457,7 @@ def _listing(spool: str) -> list[str]:
 
 
 def _wait_for_lock(path: str) -> None:
-    """Wait until nobody holds a lock file. Raises DemoError after `WAIT_SECONDS`."""
+    """Wait until no process holds a lock file. Raises DemoError after `WAIT_SECONDS`."""
     try:
         os.close(wait_for_lock(path, WAIT_SECONDS))
     except TimeoutError as exc:

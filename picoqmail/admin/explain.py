@@ -1,6 +1,6 @@
 """A message's story in sentences: what happened, what the relay said, what comes next.
 
-For a reader who has never heard of picoqmail and wants to know where a mail is.
+For a reader who does not know picoqmail and wants to know where a mail is.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def explain_message(store: Store, message_id: str, now: float) -> tuple[Entry, s
 
 
 def explain(entry: Entry, now: float, outages: Mapping[str, Outage], *, damage: str = "") -> str:
-    """The whole story, a paragraph a matter. `damage` is what is wrong with the body, if known."""
+    """Return the whole story, in paragraphs. `damage` is what is wrong with it, if known."""
     message = entry.message
     if message is None:
         return (
             f"Message {entry.id} cannot be read: {entry.damage}.\n\n"
-            f"It lies in {entry.state}/ and is never sent as it is. Its body may still be whole: "
-            f"picoqmail show {entry.id}. If it is worth nothing: picoqmail delete {entry.id}."
+            f"It is in {entry.state}/ and is never sent as it is. Its body may still be whole. To "
+            f"see it: picoqmail show {entry.id}. To delete it: picoqmail delete {entry.id}."
         )
     parts = [_arrival(message), *_events(message), *_recipients(message)]
     if is_in_doubt(message):
         parts.append(
-            "Once a connection or a sender died after the whole message was sent and before the "
-            "relay answered. The relay may have taken it, so whoever has it may get it twice."
+            "At least once, a connection or a sender died after the whole message was sent and "
+            "before the relay replied. The relay may have it, so recipients may get it twice."
         )
     parts += _telling(message)
     parts.append(_future(entry, message, now, outages, damage))
@@ -61,7 +61,7 @@ def explain(entry: Entry, now: float, outages: Mapping[str, Outage], *, damage: 
 
 
 def is_in_doubt(message: Message) -> bool:
-    """Say whether an attempt ended without the relay's answer to the whole message."""
+    """Say whether an attempt ended without the relay's reply to the whole message."""
     return any(event.get("outcome") == "in_doubt" for event in message.history)
 
 
@@ -69,7 +69,7 @@ def _arrival(message: Message) -> str:
     origin = message.origin
     program = str(origin.get("program") or "a program")
     who = f" for user {origin['uid']}" if "uid" in origin else ""
-    sender = f"<{message.sender}>" if message.sender else "nobody (<>: it is a report)"
+    sender = f"<{message.sender}>" if message.sender else "<>, the sender of reports,"
     return (
         f"Message {message.id} was accepted on {moment(message.created)} by {program}{who}: "
         f"{message.size} octets from {sender} to {count(len(message.recipients), 'recipient')}."
@@ -80,9 +80,9 @@ _WHAT = {
     "delivered": "the relay{relay} took it",
     "deferred": "the relay{relay} did not take it yet",
     "failed": "the relay{relay} refused it for good",
-    "in_doubt": "it was sent{relay} as a whole, and no answer came",
-    "relay_fault": "the connection to the relay{relay} broke in the middle",
-    "expired": "it had grown too old and was given up",
+    "in_doubt": "it was sent to the relay{relay} as a whole, and no reply came",
+    "relay_fault": "the connection to the relay{relay} broke during the transaction",
+    "expired": "it was too old and was given up",
     "held": "it was held",
     "released": "it was released",
     "requeued": "it was put back into the queue",
@@ -93,16 +93,16 @@ _WHAT = {
 def _events(message: Message) -> Iterator[str]:
     if not message.history:
         yield (
-            "No attempt has been made that concerned it."
+            "No attempt was made yet."
             if message.attempts == 0
-            else (f"{count(message.attempts, 'attempt')} were made; nothing more is known of them.")
+            else (f"Attempts so far: {message.attempts}. Nothing more is known of them.")
         )
         return
     known = [event for event in message.history if isinstance(event, dict)]
     first = message.attempts - sum(event.get("outcome") in _ATTEMPTS for event in known)
     lines = [f"What happened ({count(message.attempts, 'attempt')}):"]
     if first > 0:
-        lines.append(f"  - {count(first, 'earlier attempt')}, no longer written down")
+        lines.append(f"  - {count(first, 'earlier attempt')}, no longer recorded")
     lines += [f"  - {_event(event)}" for event in known]
     yield "\n".join(lines)
 
@@ -127,7 +127,7 @@ def _recipients(message: Message) -> Iterator[str]:
     lines = ["Its recipients:"]
     for one in message.recipients:
         what = {
-            PENDING: "still waits",
+            PENDING: "still waits for it",
             DELIVERED: "has it: a relay took it",
             FAILED: "will not get it",
         }[one.state]
@@ -139,11 +139,11 @@ def _recipients(message: Message) -> Iterator[str]:
 def _telling(message: Message) -> Iterator[str]:
     reports = sorted({str(one.unknown[TOLD]) for one in message.recipients if TOLD in one.unknown})
     if reports:
-        yield f"The sender was told of the failure: {', '.join(reports)}."
+        yield f"The failure was reported to the sender: {', '.join(reports)}."
     elif TELLING in message.unknown:
-        yield f"The sender is being told of the failure: {message.unknown[TELLING]}."
+        yield f"The failure is being reported to the sender: {message.unknown[TELLING]}."
     if WARNED in message.unknown:
-        yield f"The sender was warned of the delay: {message.unknown[WARNED]}."
+        yield f"The delay was reported to the sender: {message.unknown[WARNED]}."
 
 
 def _future(
@@ -151,17 +151,17 @@ def _future(
 ) -> str:
     if damage:
         return (
-            f"It is damaged: {damage}. It is never sent like that. With a good copy of "
-            f"{entry.id}.eml from a backup in its place: picoqmail requeue {entry.id}."
+            f"It is damaged: {damage}. It is never sent like that. To send it, put a good copy of "
+            f"{entry.id}.eml from a backup in its place, then: picoqmail requeue {entry.id}."
         )
     if entry.state not in (NEW, CUR):
         return _final(entry, message)
     if message.held:
-        return f"It is held, and stays until somebody says: picoqmail release {entry.id}."
+        return f"It is held, and is not sent. To send it: picoqmail release {entry.id}."
     if not message.pending:
-        return f"Its end is being recorded, by the next run of cron at the latest. {_DO_NOTHING}"
+        return f"Its result is recorded by the next run of cron at the latest. {_DO_NOTHING}"
     if entry.state == NEW:
-        what = "Its first attempt is due: a sender has it, or the next run of cron takes it."
+        what = "Its first attempt is due: a sender makes it, or the next run of cron."
     elif message.next_attempt <= now:
         what = "Its next attempt is due now: the next run of cron makes it."
     else:
@@ -175,13 +175,13 @@ def _final(entry: Entry, message: Message) -> str:
     failed = sum(one.state == FAILED for one in message.recipients)
     if not failed:
         return (
-            "It was put aside although no relay refused it; ID.result says why. When that is "
-            f"repaired: picoqmail requeue {entry.id}. If it is worth nothing: "
+            f"It was put aside although no relay refused it; see why: picoqmail show {entry.id}. "
+            f"To send it after a repair: picoqmail requeue {entry.id}. To delete it: "
             f"picoqmail delete {entry.id}."
         )
     return (
-        f"It has failed for good for {count(failed, 'recipient')}, and nothing more happens "
-        f"to it. To try those again: picoqmail requeue {entry.id}. To be rid of it: "
+        f"It has failed for good for {count(failed, 'recipient')}, and is not tried again. To try "
+        f"it again for these: picoqmail requeue {entry.id}. To delete it: "
         f"picoqmail delete {entry.id}."
     )
 
@@ -191,14 +191,14 @@ def _relays(outages: Mapping[str, Outage], now: float) -> Iterator[str]:
         wait = one.until - now
         until = f" in {spelled_duration(wait)}" if wait > 0 else " in the next run"
         yield (
-            f"But the relay {name} cannot be used at the moment ({one.stage}: {one.reason}), which "
-            f"is not charged to any message; it is looked at again{until}."
+            f"But the relay {name} cannot be used at the moment ({one.stage}: {one.reason}). That "
+            f"counts as an attempt for no message. The relay is tried again{until}."
         )
 
 
 def _expiry(entry: Entry, message: Message, now: float) -> str:
     if message.expires <= now:
-        return "It has reached its greatest age: if that attempt fails, it is given up."
+        return "It has reached its age limit: if that attempt fails, it is given up."
     left = spelled_duration(message.expires - now)
     return (
         f"It is given up if no relay has taken it in {left}, on {moment(message.expires)}. "

@@ -1,8 +1,8 @@
-"""What the spool's file system does and does not: tried, not believed.
+"""What the spool's file system can do: tested, not believed.
 
-What may live here: a probe for each promise of the kernel that the spool is built on, made with
-files of its own in `tmp/`, which are gone afterwards. A probe that fails is a reason to move the
-spool; what cannot be probed, such as a server that loses power, is said by the file system's name.
+What may live here: a test for each promise of the kernel that the spool relies on, made with files
+of its own in `tmp/`, which are removed afterwards. A test that fails is a reason to move the spool.
+What cannot be tested, such as a server that loses power, is known from the file system's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
 _ENTROPY_OCTETS = 8
-# Whose word about a lock or about the disk is not that of this host's kernel alone.
+# File systems whose locks or durability do not depend on this host's kernel alone.
 DOUBTFUL = {
     "nfs": "locks and durability are the server's: safe with NFSv4 and a server that exports with "
     "sync; only one host may run picoqmail on it",
@@ -35,7 +35,7 @@ DOUBTFUL = {
     "fuse": "what fsync does is up to the program behind it",
     "9p": "what fsync does is up to the host of this virtual machine",
     "virtiofs": "what fsync does is up to the host of this virtual machine",
-    "overlay": "it goes with its container: mount a volume there",
+    "overlay": "it is deleted with its container: mount a volume there",
     "tmpfs": "it is memory: mail is lost when the host restarts",
     "ramfs": "it is memory: mail is lost when the host restarts",
     "vfat": "it has no owners and modes, and no links",
@@ -52,7 +52,7 @@ class Shortcoming:
 
 
 def examine(home: Home) -> list[Shortcoming]:
-    """Try everything that the spool relies on; empty if all is well.
+    """Test everything that the spool relies on; return what fails.
 
     Raises OSError if the spool cannot be used at all. It writes a few octets to tmp/ and new/ and
     removes them.
@@ -128,7 +128,7 @@ def _permissions(descriptor: int, made: list[str]) -> str:
         if os.stat(made[0]).st_mode & 0o777 != mode:
             return "modes are not kept (chmod): mail is not private, and doubt is not marked"
     if os.fstat(descriptor).st_uid != os.geteuid():
-        return "files do not belong to who made them: mail is not private"
+        return "files do not belong to the user who made them: mail is not private"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""A log whose events go to a caller's function, for who delivers within his own process."""
+"""A log whose events go to a function, for programs that deliver within their own process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Listening(Log):
         self._error: Exception | None = None
 
     def is_on(self, level: str) -> bool:
-        """Whether events of a level are told."""
+        """Whether the listener gets events of a level."""
         return level != "debug"
 
     def event(self, name: str, /, *, level: str = "info", **facts: object) -> None:
-        """Tell one event, its level among the facts."""
+        """Call the listener with one event, its level among the facts."""
         if not self.is_on(level):
             return
         try:

@@ -1,7 +1,7 @@
-"""Would this relay take mail? Look its name up, connect, greet, start TLS, log in, and say QUIT.
+"""Would this relay take mail? Look up its name, connect, greet, start TLS, log in, and quit.
 
-It is done by the engine that sends mail, with the same settings, so that what works here works
-there. No message is offered: the engine is stopped as soon as the relay has let us in.
+The engine that sends mail does it, with the same settings, so that what works here works there.
+No message is offered: the engine is stopped as soon as the relay is ready for one.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @frozen
 class Probe:
-    """What one relay did. `stage` and `reason` are empty if it let us in.
+    """What one relay did. `stage` and `reason` are empty if it was ready for mail.
 
-    `tls` is the version of TLS, "" without; `verified` what its certificate was held to;
+    `tls` is the version of TLS, "" without; `verified` how its certificate was checked;
     `certificate_ends` Unix seconds or None; `logged_in` whether a password was used.
     """
 
@@ -49,40 +49,40 @@ class Probe:
 
 
 class _NoBody:
-    """The message that is never sent."""
+    """The body of the message that is never sent."""
 
     size = 0
     newlines = 0
     eight_bit = False
 
     def blocks(self) -> Iterator[bytes]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
 
 class _OneThatIsNeverTaken:
-    """A source with one message, because nobody calls a relay for nothing."""
+    """A source with one message: the engine connects to no relay without one."""
 
     def __init__(self) -> None:
         self._given = False
 
     def take(self) -> Transaction | None:
-        """Give it once."""
+        """Return it once."""
         if self._given:
             return None
         self._given = True
         return Transaction("", ("",), _NoBody(), dsn=None, key=None, mark_in_doubt=_never)
 
     def backlog(self) -> int:
-        """Count it until it is given."""
+        """Count it until it was returned."""
         return 0 if self._given else 1
 
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
-        """Take it back."""
+        """Ignore it: it was not sent."""
 
 
 def _never() -> None:
-    """Stand where a sender would mark a message in doubt."""
+    """Take the place of what marks a message in doubt."""
     raise AssertionError("a probe sends nothing")
 
 
@@ -132,7 +132,7 @@ def probe(relay: Relay, settings: Settings) -> Probe:
         relay=str(relay),
         address=notes.address,
         stage=stage,
-        reason=fault.text if fault else "" if notes.let_in else "the relay did not let us in",
+        reason=fault.text if fault else "" if notes.let_in else "the relay was not ready for mail",
         tls=notes.tls,
         verified=notes.verified,
         certificate_ends=notes.certificate_ends,

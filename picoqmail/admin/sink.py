@@ -1,17 +1,17 @@
-"""A relay for trials: takes mail on loopback, keeps it in a Maildir, refuses what it is told to.
+"""A relay for trials: it takes mail on loopback, keeps it in a Maildir, and can refuse it by rules.
 
 What may live here: the server, built on aiosmtpd (extra `demo`), and what it does with a mail.
 
 What it keeps is what came over the wire, octet for octet, dots unstuffed, lines ending with CRLF;
-with `unix_lines`, as mail readers want it, with LF.  The envelope lies beside the mail, for a
-header field would alter it: `envelopes/NAME.json` in the Maildir, which mail readers do not look
-at.  It is there before the mail shows in `new/`, and both are on disk before the 250 is sent.
+with `unix_lines`, as mail readers want it, with LF. A header field would alter the mail, so its
+envelope is a file beside it: `envelopes/NAME.json` in the Maildir, which mail readers ignore. It is
+there before the mail appears in `new/`, and both are on disk before the 250 is sent.
 
-It answers 4xx or 5xx where a rule says so.  It serves one host's trials: no address but loopback's
+It replies 4xx or 5xx where a rule says so. It serves one host's trials: no address but loopback's
 is served, and what a client sends is bounded by `size_limit`, which is announced.
 """
 
-# ruff: noqa: N802 - handle_MAIL and its kin are the names that aiosmtpd looks for
+# ruff: noqa: N802 - aiosmtpd calls handle_MAIL and its kin by these names
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Sink:
         on_mail: Callable[[KeptMail], None] | None = None,
         on_refusal: Callable[[str, str], None] | None = None,
     ) -> None:
-        """`on_mail` is told each mail when it is kept, `on_refusal` each refusal: phase, reply."""
+        """Call `on_mail` with each mail that is kept, `on_refusal` with phase and reply."""
         self._maildir = maildir
         self._rules = rules
         self._size_limit = size_limit
@@ -184,9 +184,9 @@ class Sink:
         *,
         until_end_of: int | None = None,
     ) -> None:
-        """Serve until told to stop; `on_listening` is told the port, chosen by the kernel for 0.
+        """Serve until stopped; `on_listening` gets the port, which the kernel chooses for 0.
 
-        The end of the descriptor `until_end_of`, a pipe or terminal, tells it to stop, too.
+        The end of the descriptor `until_end_of`, a pipe or terminal, stops it, too.
         Raises ValueError for a host that is not a loopback address, OSError for a port in use.
         """
         if not ipaddress.ip_address(host).is_loopback:
@@ -273,7 +273,7 @@ class Sink:
         """Take a recipient, or refuse it."""
         refusal = self._rules.recipients.get(address.lower())
         if refusal:
-            self._tell("rcpt", refusal)
+            self._report("rcpt", refusal)
         else:
             refusal = self._refusal("rcpt", self._transactions - 1)
         if refusal:
@@ -298,7 +298,7 @@ class Sink:
             )
         except OSError as exc:
             refusal = f"451 4.3.0 the sink cannot write: {exc.strerror}"
-            self._tell("content", refusal)
+            self._report("content", refusal)
             return refusal
         self.mails += 1
         if self._on_mail is not None:
@@ -319,10 +319,10 @@ class Sink:
     def _refusal(self, phase: str, count: int) -> str | None:
         reply = self._rules.reply(phase, count)
         if reply:
-            self._tell(phase, reply)
+            self._report(phase, reply)
         return reply
 
-    def _tell(self, phase: str, reply: str) -> None:
+    def _report(self, phase: str, reply: str) -> None:
         if self._on_refusal is not None:
             self._on_refusal(phase, reply)
 

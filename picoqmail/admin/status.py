@@ -1,7 +1,7 @@
 """Does mail flow? The figures behind `status`, `check` and monitoring, gathered without a lock.
 
-What may live here: looking. No message is opened: names have the ages, and file times the rest,
-so that a hundred thousand messages cost the time of as many stats.
+What may live here: reading of names and file times. No message is opened: names have the ages, file
+times the rest, so that a hundred thousand messages cost the time of as many stats.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _DAY_SECONDS = 86400
 
 @define
 class Heap:
-    """What lies in one state; `octets` are those of the bodies, `oldest` is Unix seconds or None.
+    """The messages in one state; `octets` are those of the bodies.
 
-    `fresh` counts what came within the last day.
+    `oldest` is Unix seconds or None; `fresh` counts the messages accepted within the last day.
     """
 
     messages: int = 0
@@ -51,10 +51,10 @@ class Heap:
 
 @frozen
 class Status:
-    """A moment of a spool; times in Unix seconds, None where there is nothing to say.
+    """A spool at one moment; times in Unix seconds, None if there is none.
 
     `next_attempt` is when the next message of cur/ is due, in the past if one is due now. `sender`
-    and `cron` are the pids that work now; 0 is a process that cannot be seen from here.
+    and `cron` are the pids of active programs; 0 is a process of another PID namespace.
     """
 
     taken: int
@@ -73,7 +73,7 @@ class Status:
 
     @property
     def waiting(self) -> int:
-        """Messages that are still to be sent, held ones included."""
+        """How many messages are still to be sent, held ones included."""
         return self.heaps[NEW].messages + self.heaps[CUR].messages
 
     @property
@@ -88,7 +88,7 @@ class Status:
         return self.totals[counters.LAST_DELIVERY] or None
 
     def document(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the same for JSON."""
         return {
             "taken": self.taken,
             "states": {name: asdict(heap) for name, heap in self.heaps.items()},
@@ -112,8 +112,8 @@ class Status:
 
 
 @define
-class _Look:
-    """What one walk over cur/ and its like adds up."""
+class _Gathered:
+    """The sums of the walks over the states."""
 
     now: float
     held: int = 0
@@ -123,10 +123,10 @@ class _Look:
 
 
 def gather(spool: str, now: float | None = None) -> Status:
-    """Look at a spool. Raises SpoolError."""
-    look = _Look(time.time() if now is None else now)
+    """Gather the figures of a spool. Raises SpoolError."""
+    gathered = _Gathered(time.time() if now is None else now)
     for state in (NEW, CUR, UNDELIVERED):
-        look.heaps[state] = _walk(spool, state, look)
+        gathered.heaps[state] = _walk(spool, state, gathered)
     try:
         space = os.statvfs(spool)
         writing = sum(name.endswith(BODY) for name in os.listdir(f"{spool}/{TMP}"))
@@ -134,11 +134,11 @@ def gather(spool: str, now: float | None = None) -> Status:
         raise SpoolError("look at", spool, exc, QUEUE_SPOOL) from exc
     cron, cron_since = _cron(spool)
     return Status(
-        taken=int(look.now),
-        heaps=look.heaps,
-        held=look.held,
-        due=look.due + look.heaps[NEW].messages,
-        next_attempt=look.next_attempt,
+        taken=int(gathered.now),
+        heaps=gathered.heaps,
+        held=gathered.held,
+        due=gathered.due + gathered.heaps[NEW].messages,
+        next_attempt=gathered.next_attempt,
         writing=writing,
         outages=breaker.read(spool),
         sender=_holder(f"{spool}/{SENDER_LOCK}"),
@@ -150,9 +150,9 @@ def gather(spool: str, now: float | None = None) -> Status:
     )
 
 
-def _walk(spool: str, state: str, look: _Look) -> Heap:
+def _walk(spool: str, state: str, gathered: _Gathered) -> Heap:
     heap = Heap()
-    day_ago = look.now - _DAY_SECONDS
+    day_ago = gathered.now - _DAY_SECONDS
     try:
         with os.scandir(f"{spool}/{state}") as entries:
             for entry in entries:
@@ -162,7 +162,7 @@ def _walk(spool: str, state: str, look: _Look) -> Heap:
                     heap.messages += 1
                     created = created_by(entry.name)
                     heap.fresh += created > day_ago
-                    if state == CUR and _note_due(entry, look):
+                    if state == CUR and _note_due(entry, gathered):
                         continue
                     if heap.oldest is None or created < heap.oldest:
                         heap.oldest = created
@@ -171,15 +171,15 @@ def _walk(spool: str, state: str, look: _Look) -> Heap:
     return heap
 
 
-def _note_due(entry: os.DirEntry[str], look: _Look) -> bool:
+def _note_due(entry: os.DirEntry[str], gathered: _Gathered) -> bool:
     """Note when a message of cur/ is due, by its file's time; return whether it is held."""
     due = _stat(entry)[1]
     if due == HELD_UNTIL:
-        look.held += 1
+        gathered.held += 1
         return True
-    look.due += due <= look.now
-    if look.next_attempt is None or due < look.next_attempt:
-        look.next_attempt = int(due)
+    gathered.due += due <= gathered.now
+    if gathered.next_attempt is None or due < gathered.next_attempt:
+        gathered.next_attempt = int(due)
     return False
 
 
@@ -188,7 +188,7 @@ def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
     try:
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
-        # Delivered between our look at the directory and this one.
+        # Delivered after the directory was read.
         return 0, HELD_UNTIL - 1
     return found.st_size, found.st_mtime
 
@@ -197,7 +197,7 @@ def _holder(path: str) -> int | None:
     try:
         return locks.holder(path)
     except OSError:
-        # No /proc here (a container may hide it): then who works now is not known.
+        # There is no /proc (a container may hide it): then it is unknown.
         return None
 
 

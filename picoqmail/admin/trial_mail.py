@@ -1,4 +1,4 @@
-"""One mail to see whether mail goes through: accepted, sent at once, and judged by what it got."""
+"""One mail to find out whether mail is delivered: accepted, sent at once, and followed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
             "picoqmail check sent this mail, to see whether mail goes through.\n"
             "It needs no answer.\n".encode()
         )
-        # No report is wanted: the result is printed here.
+        # No report is wanted: the result is printed.
         message_id = incoming.commit(sender, [address], {"dsn": {"notify": "NEVER"}})
     run = Run(home, "picoqmail")
     run.deliver([message_id], forced=True)

@@ -79,7 +79,7 @@ def modes(world: World) -> set[tuple[str, int]]:
         (["-aH"], ()),
         (["-rt"], ()),
         (["-r"], ("when it is due",)),
-        (["-r", "--chmod=D755,F644"], ("lets others at mail", "when it is due")),
+        (["-r", "--chmod=D755,F644"], ("lets other users access mail", "when it is due")),
         (["-a", "--chmod=D500,F400"], ("keeps its owner out",)),
         (["-a", "--chmod=F000"], ("keeps its owner out",)),
         (["-am"], ("was missing, and was made",)),
