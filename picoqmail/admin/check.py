@@ -39,6 +39,7 @@ from picoqmail.layout import (
 from picoqmail.spool import scan
 from picoqmail.spool.files import HELD_UNTIL
 from picoqmail.spool.store import Store
+from picoqmail.submission import detached_sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +115,7 @@ def examine(  # noqa: PLR0913 - what is to be checked
     store = Store(home.spool)
     chosen = settings.examine(home).settings
     findings += [*check_settings(home), *check_modes(home), *check_filesystem(home)]
-    findings += check_host(home)
+    findings += [*check_host(home), check_sender(home)]
     probes: list[Probe] = []
     if chosen is not None and relays:
         found, probes = check_relays(chosen, limits)
@@ -125,6 +126,15 @@ def examine(  # noqa: PLR0913 - what is to be checked
     now = status.gather(home.spool)
     findings += [*check_flow(now, limits, chosen), *check_cron(home, now)]
     return now, probes
+
+
+def check_sender(home: Home) -> Finding:
+    """Whether what accepts mail can start a sender; else every mail waits for cron."""
+    command = detached_sender.find(home)
+    if command is None:
+        text = "no sender can be started after a mail was accepted, so it waits for cron"
+        return Finding("sender", WARNING, text, "install picoqmail again")
+    return Finding("sender", OK, f"can be started: {command[0]}")
 
 
 def _send(home: Home, chosen: Settings, address: str) -> Finding:

@@ -9,6 +9,7 @@ picoqmail.W001  the home names no relay
 picoqmail.W002  a setting of the home looks strange
 picoqmail.W003  PICOQMAIL_ON_COMMIT needs a spool that this user may write to
 picoqmail.W004  a setting begins with PICOQMAIL_, but does not exist
+picoqmail.W005  this process cannot start a sender
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from picoqmail.django import options
 from picoqmail.django.mailers import mailers
+from picoqmail.submission.detached_sender import find
 from picoqmail.submission.handover import may_spool
 
 if TYPE_CHECKING:
@@ -85,6 +87,12 @@ def _look(home: Home, *, commits: bool) -> Iterator[CheckMessage]:
             return
     yield from _settings(home)
     if may_spool(home.spool):
+        if options.open_spool().send is not False and find(home) is None:
+            yield Warning(
+                "No sender can be started from this process, so all mail waits for cron.",
+                hint="Install picoqmail beside the application, or set PICOQMAIL_SEND = False.",
+                id="picoqmail.W005",
+            )
         return
     if not os.access(f"{home.bin}/qmail-queue", os.X_OK):
         yield Error(

@@ -36,8 +36,8 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
     The mail was accepted before, so no failure here is an error: cron will send it. Safe in
     threads: nothing is forked. `leaving` says that this process does nothing else afterwards. Then
     its descriptors are closed first, those of its caller above all, and init adopts the sender.
-    Otherwise a shell in between makes init adopt it, so that a long-lived process gets no zombie,
-    and the sender closes what it inherited.
+    Otherwise detached_sender.py finds the sender and leaves no child, and the sender closes what
+    it inherited.
     """
     try:
         if relay_is_down(home.spool, now):
@@ -49,7 +49,16 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
         if lock < 0:
             return False
         try:
-            _spawn(home, lock, leaving=leaving)
+            if leaving:
+                _spawn(home, lock, [*sender_command(), LOCK_OPTION])
+            else:
+                from picoqmail.importing import importing
+
+                with importing:
+                    from picoqmail.submission import detached_sender
+                return detached_sender.start(
+                    home, LOCK_OPTION, lambda command: _spawn(home, lock, command)
+                )
         finally:
             posix.close(lock)
     except OSError:
@@ -70,7 +79,7 @@ def keep_lock() -> int:
 
 
 def sender_command() -> list[str]:
-    """The installed picoqmail-send of this interpreter's environment, else the same by module."""
+    """The picoqmail-send that was installed beside this program, else the same by module."""
     program = sys.executable.rpartition("/")[0] + "/picoqmail-send"
     if posix.access(program, posix.X_OK):
         return [program]
@@ -95,20 +104,16 @@ IGNORED_BY_PYTHON = (13, 25)  # SIGPIPE, SIGXFSZ; the module signal would import
 _ABOVE_THE_STANDARD = 10
 
 
-def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
-    """Run the sender in a session of its own: null on 0 to 2, the lock on 3."""
-    command = [*sender_command(), LOCK_OPTION]
-    program = command[0]
-    if not leaving:
-        program, command = "/bin/sh", ["sh", "-c", '"$@" &', "sh", *command]
+def _spawn(home: Home, lock: int, command: list[str]) -> int:
+    """Run it in a session of its own: null on 0 to 2, the lock on 3. Return its pid."""
     opened = [posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)]
     try:
         # Out of the way of the numbers that they are about to get.
         opened.append(fcntl.fcntl(opened[0], fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
         opened.append(fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD))
         null, held = opened[1:]
-        pid = posix.posix_spawn(
-            program,
+        return posix.posix_spawn(
+            command[0],
             command,
             sender_environment(home, environment()),
             file_actions=[
@@ -122,5 +127,3 @@ def _spawn(home: Home, lock: int, *, leaving: bool) -> None:
     finally:
         for descriptor in opened:
             posix.close(descriptor)
-    if not leaving:
-        posix.waitpid(pid, 0)
