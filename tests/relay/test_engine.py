@@ -340,7 +340,9 @@ def test_hostile_relay_is_passed_over(rig: Callable[..., Any], name: str) -> Non
     """A relay that breaks at MAIL costs one message its turn; the others reach the next relay."""
     first = rig(HostileRelay({"MAIL": BREAKING[name]()}))
     second = rig(HostileRelay())
-    run = Run(mails(4), to(first), to(second), concurrency=1, timeout_remote=0.4)
+    # As short as a busy machine allows, and only where nothing else ends it.
+    seconds = 2.0 if name in ("stall", "slow") else PATIENCE
+    run = Run(mails(4), to(first), to(second), concurrency=1, timeout_remote=seconds)
     assert sorted(run.outcomes()) == ["delivered"] * 3 + ["untried"]
     assert first.connections == 1
     assert len(second.messages) == 3
@@ -378,7 +380,13 @@ def test_refused_extra_links(rig: Callable[..., Any]) -> None:
 
 def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
     """They say nothing yet of a relay that is about to serve the first."""
-    banners = [faults.delayed(0.3), *[faults.final("421 4.7.0 too many connections")] * 40]
+
+    def greet_late(line: faults.Line, ordinary: bytes) -> bool:
+        wait_until(lambda: relay.connections > 1, "the engine has opened another connection")
+        line.send(ordinary)
+        return True
+
+    banners = [greet_late, *[faults.final("421 4.7.0 too many connections")] * 40]
     relay = rig(HostileRelay({"banner": banners}))
     run = Run(mails(20), to(relay))
     assert run.outcomes() == ["delivered"] * 20
@@ -390,11 +398,11 @@ def test_round_trips(rig: Callable[..., Any]) -> None:
     """With PIPELINING one message costs one round trip: 20 of them over one connection."""
     relay = rig(HostileRelay())
     line = rig(SlowLine(relay.port))
-    run = Run(mails(20), to(line), concurrency=1, timeout_remote=10)
+    run = Run(mails(20), to(line), concurrency=1)
     assert run.outcomes() == ["delivered"] * 20
-    # Connecting, greeting, EHLO, first envelope: 5 trips of 50 ms, then 20; in lock step over 80.
-    # The rest is for neighbours that keep the processors busy.
-    assert run.seconds < 3 * 25 * 0.05
+    # EHLO, the first envelope, 20 for the messages; QUIT, if the line was still there for it. In
+    # lock step it would be over 80.
+    assert line.trips in ([22], [23])
 
 
 def test_far_relay(rig: Callable[..., Any]) -> None:
@@ -402,11 +410,11 @@ def test_far_relay(rig: Callable[..., Any]) -> None:
     sink = rig(Sink(keep=False))
     line = rig(SlowLine(sink.port))
     source = mails(200, body=MemoryBody(b"x" * 63 + b"\n" * 64))
-    run = Run(source, to(line), timeout_remote=10)
+    run = Run(source, to(line))
     assert run.outcomes() == ["delivered"] * 200
     assert line.connections <= 20
     # How fast is the benchmarks' business; here: not one connection's round trip after the other.
-    assert run.seconds < 200 * 0.05 / 2
+    assert max(line.trips) < 200 / 2
 
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
@@ -496,7 +504,9 @@ def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
     """Whatever happens instead of a handshake: in time, nobody is charged, nothing in clear."""
     relay = rig(HostileRelay({"STARTTLS": HANDSHAKES[name]}, tls="starttls"))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    run = Run(mails(2), to(relay, policy), timeout_connect=0.5, timeout_remote=0.5)
+    # As short as a busy machine allows, and only where nothing else ends it.
+    seconds = 2.0 if name == "stall" else PATIENCE
+    run = Run(mails(2), to(relay, policy), timeout_connect=seconds, timeout_remote=seconds)
     assert set(run.outcomes()) == {"untried"}
     assert run.lane.gave_up
     assert run.lane.fault is not None
@@ -713,8 +723,10 @@ def test_lanes_do_not_wait_for_each_other(rig: Callable[..., Any], closed_port: 
     sources = [mails(5), mails(5), mails(5)]
     ends = [to(bad), to(good), dead(closed_port)]
     lanes = [
-        LaneOptions(str(i), (end,), source, "me.example", timeout_remote=0.5)
-        for i, (end, source) in enumerate(zip(ends, sources, strict=True))
+        LaneOptions(str(i), (end,), source, "me.example", timeout_remote=seconds)
+        for i, (end, source, seconds) in enumerate(
+            zip(ends, sources, (0.5, PATIENCE, PATIENCE), strict=True)
+        )
     ]
     summaries = Engine(lanes).serve()
     assert [True, False, True] == [summary.gave_up for summary in summaries]

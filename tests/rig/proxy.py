@@ -11,14 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from typing import TYPE_CHECKING
 
 from rig.server import LoopServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PIECE = 262144
 
 
 class SlowLine(LoopServer):
-    """A proxy on a free port of 127.0.0.1 in front of `host:port`; a context manager."""
+    """A proxy on a free port of 127.0.0.1 in front of `host:port`; a context manager.
+
+    `trips` counts the round trips of each connection: how often the client wrote after it had read.
+    On this line they take their time one after the other, whatever the processors do.
+    """
 
     def __init__(
         self,
@@ -30,6 +38,8 @@ class SlowLine(LoopServer):
     ) -> None:
         super().__init__()
         self.connections = 0
+        self.trips: list[int] = []
+        self._has_heard: set[int] = set()
         self._target = (host, port)
         self._delay = seconds_each_way
         self._before = 3 * seconds_each_way if handshake else 0.0
@@ -39,7 +49,9 @@ class SlowLine(LoopServer):
         return await asyncio.start_server(self._serve, self.host, 0, backlog=1024)
 
     async def _serve(self, near: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        number = self.connections
         self.connections += 1
+        self.trips.append(0)
         try:
             await asyncio.sleep(self._before)
             far, relay = await asyncio.open_connection(*self._target)
@@ -50,7 +62,10 @@ class SlowLine(LoopServer):
             client.transport.abort()
             return
         try:
-            await asyncio.gather(self._pump(near, relay), self._pump(far, client))
+            await asyncio.gather(
+                self._pump(near, relay, lambda: self._note(number, is_client=True)),
+                self._pump(far, client, delivered=lambda: self._note(number, is_client=False)),
+            )
             # The last bytes are still under way.
             await asyncio.sleep(self._delay)
             await asyncio.sleep(0)
@@ -60,18 +75,39 @@ class SlowLine(LoopServer):
             client.transport.abort()
             relay.transport.abort()
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    def _note(self, number: int, *, is_client: bool) -> None:
+        """Count a round trip where the client writes after it has been sent something."""
+        if is_client and number in self._has_heard:
+            self.trips[number] += 1
+            self._has_heard.discard(number)
+        elif not is_client:
+            self._has_heard.add(number)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        came: Callable[[], None] = lambda: None,
+        delivered: Callable[[], None] = lambda: None,
+    ) -> None:
         """Forward bytes until the end of one direction, then forward that end."""
         under_way: deque[bytes] = deque()
+
+        def deliver() -> None:
+            _deliver(target, under_way)
+            delivered()
+
         while True:
             try:
                 data = await source.read(PIECE)
             except OSError:
                 data = b""
+            if data:
+                came()
             # One timer for each piece. Each takes the oldest piece, whichever timer fires first, so
             # the order stays.
             under_way.append(data)
-            self._loop.call_later(self._delay, _deliver, target, under_way)
+            self._loop.call_later(self._delay, deliver)
             if not data:
                 return
 

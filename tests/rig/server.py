@@ -172,7 +172,8 @@ class ThreadServer(Server):
 
 def _shut(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+        # That of a TLS connection would take its state away under the thread that reads from it.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class Relay(Server):
