@@ -137,7 +137,7 @@ def _sentences(report: Report) -> Iterator[str]:
     if report.kind == KIND_DELAYED:
         yield from _wrapped(
             "You need not send it again: it is tried until "
-            f"{header_date(int(message.expires))}, and you are told if it fails."
+            f"{header_date(int(message.expires))}, and you get a report if it fails."
         )
         yield ""
     yield from _wrapped(

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from picoqmail.delivery.run import Run
     from picoqmail.home.paths import Home
 
-# A sender that hangs keeps its lock. Mail that has lain in new/ for so long is not left to it.
+# A sender that hangs keeps its lock. Mail that has waited in new/ for so long is not left to it.
 PATIENCE_SECONDS = 300
 
 _SEND = "picoqmail-send"
@@ -61,7 +61,7 @@ _CRON = "picoqmail-cron"
 
 
 class Sender:
-    """One program's work on one home: a run is only made when there is something to deliver."""
+    """One program's work on one home. It makes a run only if there is something to deliver."""
 
     def __init__(self, home: Home, program: str) -> None:
         """`program` is named in the log."""
@@ -71,9 +71,9 @@ class Sender:
 
     @property
     def run(self) -> Run:
-        """The run, made when first asked for: it imports what delivery needs."""
+        """The run. It is made when first needed, because it imports all that delivery needs."""
         if self._run is None:
-            # All that an import makes stays: to look for garbage among it takes 6 ms of 100.
+            # All that imports make stays. To search it for garbage takes 6 ms of 100.
             gc.disable()
             from picoqmail.delivery.run import Run
 
@@ -88,7 +88,7 @@ class Sender:
         return self._run is not None
 
     def look(self, state: str) -> scan.Sight:
-        """Look at one directory. Raises SpoolError."""
+        """Read one directory. Raises SpoolError."""
         try:
             return scan.look(self.home.spool, state, time.time())
         except OSError as exc:
@@ -99,10 +99,10 @@ class Sender:
         return self._run is not None and self._run.stopped
 
     def send_new(self, lock: int = -1) -> bool:
-        """Deliver all of new/ that nobody is sending; with the lock also what arrives meanwhile.
+        """Deliver all of new/ that no process sends; with the lock also what arrives meanwhile.
 
-        `lock` is the sender's lock if it was handed over. Returns whether anything was left
-        because the relay is down.
+        `lock` is the sender's lock if it was handed over. Returns whether anything was left because
+        the relay is down. Raises SpoolError.
         """
         if lock < 0:
             lock = self.take_lock()
@@ -124,8 +124,8 @@ class Sender:
             if due:
                 return True
             free = {one for one in self._due_in_new(tried) if self.is_free(one)}
-            # Not taken, and yet free, for the second time: it waits for something that no further
-            # look would bring about, such as a report for the message that it tells of.
+            # A message that was not taken twice, although it is free, waits for something that no
+            # further attempt would change: a report, for example, waits for its message.
             tried |= free & again
             again |= free
             if free - tried:
@@ -145,11 +145,11 @@ class Sender:
             raise SpoolError("lock", path, exc, QUEUE_SPOOL) from exc
 
     def is_free(self, message_id: str) -> bool:
-        """Say whether nobody has a message of new/ locked."""
+        """Say whether no process has a message of new/ locked."""
         try:
             descriptor = posix.open(f"{self.home.spool}/{NEW}/{message_id}{BODY}", posix.O_RDONLY)
         except OSError:
-            # Gone, or not to be read: nothing that another look would send.
+            # It is gone, or cannot be read: another attempt would not send it.
             return False
         try:
             return try_lock(descriptor)
@@ -159,14 +159,17 @@ class Sender:
             posix.close(descriptor)
 
     def _sweep_keys(self, now: float) -> None:
-        """Forget idempotency keys that have expired; one stat where nobody uses any."""
+        """Remove idempotency keys that have expired; costs one stat if there are none."""
         if exists(f"{self.home.spool}/{IDEMPOTENCY}"):
             from picoqmail.spool import keys
 
             keys.sweep(self.home.spool, now)
 
     def retry(self) -> None:
-        """What cron does: sweep, then deliver what is due, and new/ if its sender is gone."""
+        """Do what cron does: sweep, then deliver what is due, and new/ if its sender is gone.
+
+        Raises SpoolError, but only after all mail was tried.
+        """
         now = time.time()
         trouble = self._purge(now)
         if not relay_is_down(self.home.spool, now):
@@ -181,14 +184,14 @@ class Sender:
             if retention.is_purge_due(self.home, now):
                 self.run.purge()
         except SpoolError as exc:
-            # Told at the end: it is no reason to leave mail alone.
+            # It is raised at the end, because it must not keep mail back.
             return exc
         return None
 
     def _keep_house(self, now: float, new: scan.Sight, cur: scan.Sight) -> SpoolError | None:
-        """Sweep leftovers and make digests; what prevented that is returned, and stops no mail."""
+        """Sweep leftovers and make digests; return what prevented that, because mail must go on."""
         try:
-            # Before tmp/, for its leftovers say what keys whose callers died stand for.
+            # Before tmp/: its leftovers say what the keys of callers that died stand for.
             self._sweep_keys(now)
             old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
             gone, halves = scan.look_at_undelivered(self.home.spool, now)
@@ -207,7 +210,7 @@ class Sender:
         return None
 
     def _deliver_due(self, now: float, new: scan.Sight, cur: scan.Sight) -> None:
-        # A sidecar without a body beside it is not left until its time comes.
+        # A sidecar without a body beside it is not left until its time has come.
         due = sorted({*cur.due, *cur.sidecars})
         if not new.due:
             if due:

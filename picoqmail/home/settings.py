@@ -229,7 +229,7 @@ class Settings:
         unit="seconds",
     )
     timeoutremote: int = _setting(
-        "How long to wait for each answer of the relay, and all its steps together at most.",
+        "How long to wait for each reply of the relay, and all its steps together at most.",
         f"{_DURATION}; at least 1",
         _seconds(1),
         default="1200",

@@ -1,7 +1,7 @@
-"""Reaching a relay: its addresses, and a socket on its way to one of them.
+"""The way to a relay: its addresses, and a socket that connects to one of them.
 
-The rule of this module: no SMTP. Looking up a name is the one thing here that blocks, so it runs
-in a thread of its own, and nobody waits for a thread that does not come back.
+The rule of this module: no SMTP. Only the lookup of a name blocks. So it runs in a thread of its
+own, and nobody waits for a thread that does not finish.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNDER_WAY = (0, errno.EINPROGRESS, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class Endpoint(Value):
-    """A relay with all that its connections need."""
+    """A relay, and what the settings say about TLS and the login there."""
 
     __slots__ = ("relay", "tls", "credentials")
 
@@ -48,7 +48,7 @@ class Endpoint(Value):
 
 
 class Address(Value):
-    """Where a socket can go: family, what connect takes, and how logs name it."""
+    """Where a socket can connect to: family, argument of connect(), and its name in logs."""
 
     __slots__ = ("family", "target", "text")
 
@@ -59,7 +59,7 @@ class Address(Value):
 
 
 def literal_addresses(relay: Relay) -> tuple[Address, ...] | None:
-    """Return the address of a relay that needs no lookup, or None."""
+    """Return the address of a relay that needs no lookup; None if it needs one."""
     if relay.path:
         return (Address(socket.AF_UNIX, relay.path, relay.path),)
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -75,7 +75,7 @@ def literal_addresses(relay: Relay) -> tuple[Address, ...] | None:
 def look_up(relay: Relay) -> tuple[Address, ...]:
     """Return all addresses of a relay in the system's order (RFC 6724). Blocks.
 
-    Raises OSError (socket.gaierror is one) where there is none.
+    Raises OSError (socket.gaierror is one) if there is none.
     """
     literal = literal_addresses(relay)
     if literal is not None:
@@ -153,15 +153,15 @@ class Lookups:
 
 
 def open_socket(address: Address, source_ip: str) -> socket.socket:
-    """Return a socket that does not block and is on its way to an address.
+    """Return a socket that does not block, and that has begun to connect to an address.
 
-    ``source_ip`` is the local address to come from, if it is of the same family. Raises OSError.
+    ``source_ip`` is the local address to use, if it is of the same family. Raises OSError.
     """
     connecting = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         connecting.setblocking(False)  # noqa: FBT003 - the socket module's own way
         if address.family != socket.AF_UNIX:
-            # One write a group: Nagle's algorithm would only make it wait for an acknowledgement.
+            # Each group of commands is one write. Nagle's algorithm would only delay it.
             connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             is_ipv6 = address.family == socket.AF_INET6
             if source_ip and (":" in source_ip) == is_ipv6:

@@ -1,4 +1,4 @@
-"""What a relay offers: its answer to EHLO or LHLO as a value.
+"""What a relay offers: its reply to EHLO or LHLO as a value.
 
 The rule of this module: what is not offered here is never used.
 """
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 
 class Capabilities(Value):
-    """The extensions that we know, each as offered.
+    """Which of the extensions that we use a relay offers.
 
     PIPELINING is RFC 2920, CHUNKING RFC 3030, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531, DSN RFC 3461,
-    STARTTLS RFC 3207, ENHANCEDSTATUSCODES RFC 2034, SIZE RFC 1870, AUTH RFC 4954.
+    STARTTLS RFC 3207, SIZE RFC 1870, AUTH RFC 4954. ``declares_size`` says whether SIZE is offered,
     ``size`` is the relay's limit in octets, 0 if it names none. ``auth`` holds the names of SASL
-    mechanisms in upper case; ``declares_size`` says whether SIZE is offered at all.
-    HELO gives the defaults: nothing.
+    mechanisms in upper case. A relay that knows HELO only has the defaults: nothing.
     """
 
     __slots__ = (
@@ -31,7 +30,6 @@ class Capabilities(Value):
         "smtputf8",
         "dsn",
         "starttls",
-        "enhanced",
         "declares_size",
         "size",
         "auth",
@@ -46,7 +44,6 @@ class Capabilities(Value):
         smtputf8: bool = False,
         dsn: bool = False,
         starttls: bool = False,
-        enhanced: bool = False,
         declares_size: bool = False,
         size: int = 0,
         auth: tuple[str, ...] = (),
@@ -57,19 +54,18 @@ class Capabilities(Value):
         self.smtputf8: Final = smtputf8
         self.dsn: Final = dsn
         self.starttls: Final = starttls
-        self.enhanced: Final = enhanced
         self.declares_size: Final = declares_size
         self.size: Final = size
         self.auth: Final = auth
 
 
 def read_capabilities(reply: Reply) -> Capabilities:
-    """Return what an EHLO reply offers (RFC 5321 4.1.1.1); its first line is the greeting."""
+    """Return what a reply to EHLO offers (RFC 5321 4.1.1.1). Its first line is the greeting."""
     names = set()
     auth: list[str] = []
     size = 0
     for line in reply.lines[1:]:
-        # "AUTH=LOGIN" is what very old servers write.
+        # Very old servers write "AUTH=LOGIN".
         words = line.upper().replace("AUTH=", "AUTH ", 1).split()
         if not words:
             continue
@@ -85,7 +81,6 @@ def read_capabilities(reply: Reply) -> Capabilities:
         smtputf8="SMTPUTF8" in names,
         dsn="DSN" in names,
         starttls="STARTTLS" in names,
-        enhanced="ENHANCEDSTATUSCODES" in names,
         declares_size="SIZE" in names,
         size=size,
         auth=tuple(auth),

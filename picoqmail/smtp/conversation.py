@@ -11,6 +11,8 @@ charged for what is decided here and in `open_transaction`, nowhere else:
 
 from __future__ import annotations
 
+from functools import partial
+
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
 from picoqmail.smtp.open_transaction import OpenTransaction
@@ -175,12 +177,15 @@ class Conversation:
         self._current: OpenTransaction | None = None
         self._following: OpenTransaction | None = None
         self._dirty = False  # the relay may hold a transaction that was not ended: RSET is due
-        # What the relay said last: decisions are made by that, and not by what may be shown.
+        # With a login: what the relay said last. Decisions are made by that, and not by what may be
+        # shown.
         self._unredacted: Reply | None = None
         self._redactor: Redactor | None = None
+        self._next_reply = self._parser.next
         if options.credentials is not None:
             self._redactor = _make_redactor(options.credentials)
             self._parser.redact = self._redactor.redact
+            self._next_reply = partial(self._next_redacted, self._redactor)
         self._steps = self._session()
 
     def start(self) -> None:
@@ -651,12 +656,12 @@ class Conversation:
             raise self._refused(stage, "us", reply)
         return reply
 
-    def _next_reply(self) -> Reply | None:
+    def _next_redacted(self, redactor: Redactor) -> Reply | None:
         """Return the next reply without the secrets that the relay repeats, or None."""
         reply = self._unredacted = self._parser.next()
-        if reply is None or self._redactor is None:
-            return reply
-        lines = self._redactor.redact_lines(reply.lines)
+        if reply is None:
+            return None
+        lines = redactor.redact_lines(reply.lines)
         return reply if lines is reply.lines else evolve(reply, lines=lines)
 
     def _check(self, reply: Reply, stage: str) -> None:

@@ -33,8 +33,8 @@ class RelayAddressError(ValueError):
 class Relay(Value):
     """One relay, not looked up yet.
 
-    ``scheme`` is a key of PORTS; ``host`` a name or an address without brackets; ``path`` is set
-    for ``lmtp+unix`` alone; ``user`` is ``""`` where no login is wanted.
+    ``scheme`` is a key of PORTS, ``host`` a name or an address without brackets. Only ``lmtp+unix``
+    has a ``path``. ``user`` is ``""`` if no login is wanted.
     """
 
     __slots__ = ("scheme", "host", "port", "user", "path")
@@ -74,7 +74,7 @@ def parse_relay(text: str) -> Relay:
     user, at, rest = rest.rpartition("@")
     if at and not user:
         raise _error(text, "the user before the @ is empty")
-    # "user:secret@" is how a password gets into a world-readable file.
+    # With "user:secret@" a password would get into a file that anybody can read.
     if scheme != "lmtp+unix" and ":" in user:
         raise _error("...", "no password belongs here, put it into relaypass")
     if scheme == "lmtp+unix":
@@ -91,11 +91,10 @@ def _host_and_port(text: str, rest: str) -> tuple[str, int]:
         host = host.removeprefix("IPv6:")
         if not bracket or (tail and not tail.startswith(":")):
             raise _error(text, "the bracket is not closed before the port")
-        if ":" not in host:
-            if not _HOST_PATTERN.fullmatch(host):
-                raise _error(text, "this is no host")
-            return host, _port(text, tail[1:]) if tail else 0
-        _check_ipv6(text, host)
+        if ":" in host:
+            _check_ipv6(text, host)
+        elif not _HOST_PATTERN.fullmatch(host):
+            raise _error(text, "this is no host")
         return host, _port(text, tail[1:]) if tail else 0
     if rest.count(":") > 1:
         _check_ipv6(text, rest)

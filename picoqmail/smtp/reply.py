@@ -1,4 +1,4 @@
-"""What a relay says: bytes in, whole replies out.
+"""What a relay says: octets in, whole replies out.
 
 The rule of this module: it knows how a reply is written, never what it means for a message.
 Everything a relay sends passes through here first, so every bound on its length is here.
@@ -23,7 +23,7 @@ LINES_LIMIT = 100
 """Lines in one reply."""
 
 REPLY_LIMIT = 65536
-"""Octets in one reply. Bounds what a relay that never comes to an end can make us hold."""
+"""Octets in one reply. Without a bound a relay that never stops could fill our memory."""
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
 _CODES = {b"%d" % code: code for code in range(200, 600)}
@@ -33,7 +33,7 @@ _LONGEST_QUOTE = 200
 
 
 class ReplyError(Exception):
-    """What came is no SMTP reply. Always the relay's fault, never the message's."""
+    """What came is no SMTP reply. That is always the relay's fault, never the message's."""
 
 
 class Reply(Value):
@@ -72,7 +72,7 @@ class Reply(Value):
 
 
 def _legible(raw: bytes) -> str:
-    # The text ends up on terminals and in logs: a relay must not be able to steer either.
+    # The text is shown on terminals and in logs, and a relay must not be able to control them.
     text = raw.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -90,16 +90,16 @@ def _make(code: int, raw_lines: list[bytes]) -> Reply:
     return Reply(code, enhanced, lines)
 
 
-# A relay says the same few things over and over ("250 2.1.0 Ok"); replies are frozen values.
+# A relay sends the same few replies again and again ("250 2.1.0 Ok"), and replies are frozen.
 @lru_cache(maxsize=256)
 def _single(line: bytes) -> Reply:
     return _make(_CODES[line[:3]], [line[4:]])
 
 
 class ReplyParser:
-    """Cuts what a relay sends into replies, however it arrives.
+    """Divides what a relay sends into replies, however it arrives.
 
-    ``feed`` takes octets in any portions; ``next`` gives one reply, or None while it is incomplete.
+    ``feed`` takes octets in any portions; ``next`` returns one reply, or None if it is not whole.
     ``redact`` takes secrets out of what its errors quote.
     """
 
@@ -114,7 +114,7 @@ class ReplyParser:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing, not even a part of a reply, waits to be read."""
+        """Whether nothing waits to be read, not even a part of a reply."""
         return not self._buffer and not self._lines
 
     def feed(self, data: bytes) -> None:

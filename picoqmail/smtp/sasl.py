@@ -1,8 +1,8 @@
 """Logging in: the SASL mechanisms, each a generator of responses.
 
-The rule of this module: a secret is revealed where a response is made from it, kept in no
-attribute, and appears in no text. A mechanism yields what the client says (None: nothing yet, the
-server speaks first) and is sent what the server said, both without base64.
+The rule of this module: a secret is revealed only where a response is made of it. No attribute
+keeps it, and no text shows it. A mechanism yields what the client says (None: nothing yet, the
+server speaks first) and receives what the server said, both without base64.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Mechanism = Callable[["Credentials"], Dialogue]
 
     class Secret(Protocol):
-        """A password or token that shows itself only when asked."""
+        """A password or token that is read only when it is needed."""
 
         oauth2: bool
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
             """Whether `reveal` returns at once, without an error."""
 
         def reveal(self) -> str:
-            """Return the secret in clear. May raise an OSError that says why there is none."""
+            """Return the secret in clear. Raises OSError, which says why there is none."""
 
 
 LEAST_ITERATIONS = 4096
-"""RFC 7677 4 demands so many rounds of SCRAM. Whoever asks for fewer wants to guess the password
-from our proof."""
+"""RFC 7677 4 demands so many rounds of SCRAM. With fewer a relay could guess the password from our
+proof."""
 
 ITERATIONS_LIMIT = 1_000_000
-"""Rounds of SCRAM that a relay may ask of us: more would stop the whole run."""
+"""Rounds of SCRAM that a relay may ask for: more would stop the whole run."""
 
 _NONCE_BYTES = 18
 _COMMAND_LIMIT = 500  # RFC 4954 4: the command with its first response, 512 with CRLF
@@ -54,11 +54,11 @@ _NO_SECRETS = (b"", b"n", b"biws", b"Bearer")
 
 
 class SaslError(Exception):
-    """The dialogue cannot go on; the text holds nothing secret."""
+    """The dialogue cannot go on. The text holds nothing secret."""
 
 
 class Credentials(Value):
-    """Who we are to the relay. ``secret.oauth2`` says that it is a token, not a password."""
+    """The user that we are at the relay, with a password, or a token (``secret.oauth2``)."""
 
     __slots__ = ("user", "secret")
 
@@ -67,7 +67,7 @@ class Credentials(Value):
         self.secret: Final = secret
 
     def __repr__(self) -> str:
-        """Show who, and nothing secret."""
+        """Show the user, and nothing secret."""
         return f"Credentials(user={self.user!r}, secret=<secret>)"
 
 
@@ -77,7 +77,7 @@ def plain(credentials: Credentials) -> Dialogue:
 
 
 def login(credentials: Credentials) -> Dialogue:
-    """LOGIN, never standardised, still the only one that some relays offer."""
+    """LOGIN, which was never standardised, but is the only one that some relays offer."""
     yield None
     yield credentials.user.encode()
     yield _reveal(credentials)
@@ -93,7 +93,7 @@ def cram_md5(credentials: Credentials) -> Dialogue:
 def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
     """SCRAM-SHA-256, RFC 5802 and 7677, without channel binding.
 
-    The relay has to prove that it knows the password too. ``nonce`` is for known answers.
+    The relay must prove that it knows the password, too. ``nonce`` is for tests with known results.
     """
     nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_BYTES))
     user = _escaped_name(credentials.user.encode())
@@ -101,7 +101,7 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
     server_first = yield b"n,," + first
     server_nonce, salt, iterations = _server_first(server_first)
     if not server_nonce.startswith(nonce) or len(server_nonce) == len(nonce):
-        raise SaslError("the relay's SCRAM challenge answers another question than ours")
+        raise SaslError("the relay's SCRAM challenge does not belong to what we sent")
     if not LEAST_ITERATIONS <= iterations <= ITERATIONS_LIMIT:
         raise SaslError(
             f"the relay asks for {iterations} rounds of SCRAM, and {LEAST_ITERATIONS} to "
@@ -127,7 +127,7 @@ def xoauth2(credentials: Credentials) -> Dialogue:
     """XOAUTH2, as Google and Microsoft document it."""
     token = _reveal(credentials)
     yield b"user=" + credentials.user.encode() + b"\1auth=Bearer " + token + b"\1\1"
-    yield b""  # what comes before the refusal is an explanation that asks for this
+    yield b""  # before a refusal the relay sends an explanation, and waits for this
 
 
 def oauthbearer(credentials: Credentials) -> Dialogue:
@@ -148,7 +148,7 @@ PASSWORD_MECHANISMS: dict[str, Mechanism] = {
 TOKEN_MECHANISMS: dict[str, Mechanism] = {"OAUTHBEARER": oauthbearer, "XOAUTH2": xoauth2}
 
 MUTUAL = frozenset({"SCRAM-SHA-256"})
-"""Mechanisms in which a yes counts only after the relay has proved itself."""
+"""Mechanisms in which a success counts only if the relay has proved itself."""
 
 
 def choose(offered: Iterable[str], *, oauth2: bool) -> list[str]:
@@ -174,7 +174,7 @@ class Login:
         self._failure: SaslError | None = None
 
     def __repr__(self) -> str:
-        """Return the mechanism and nothing of what is said."""
+        """Show the mechanism, and nothing of what was said."""
         return f"<Login {self._mechanism}>"
 
     def command(self) -> bytes:
@@ -191,7 +191,7 @@ class Login:
         return line
 
     def respond(self, challenge: str) -> bytes:
-        """Return the line that answers the text of a 334; ``*`` calls the login off."""
+        """Return the line to send after the text of a 334; ``*`` gives the login up."""
         if self._waiting is not None:
             line, self._waiting = self._waiting, None
             return line
@@ -206,16 +206,16 @@ class Login:
         return base64.b64encode(response)
 
     def check(self, *, accepted: bool) -> None:
-        """Judge the end of the exchange. Raises SaslError if the relay is not what it says."""
+        """Check the end of the login. Raises SaslError if the relay did not prove what it must."""
         if self._failure is not None:
             raise self._failure
         if accepted and self._mechanism in MUTUAL and len(self._said) < _MUTUAL_ROUNDS:
-            raise SaslError("the relay said yes without proving that it knows the password")
+            raise SaslError("the relay accepted us without proving that it knows the password")
 
     def redact(self, text: str) -> str:
-        """Return a text of the relay's without what we told it, should it say that back to us.
+        """Return a text of the relay's without our secrets, in case it repeats them.
 
-        The user's name alone is no secret, and often a part of the addresses in good answers.
+        The user's name alone is no secret, and is often a part of the addresses in good replies.
         """
         return self._redactor.redact(text)
 
@@ -241,7 +241,7 @@ def add_secret(redactor: Redactor, credentials: Credentials) -> None:
 
 
 def decode(text: str) -> bytes:
-    """Return the octets of a base64 challenge. Raises SaslError if it is none."""
+    """Return the octets of a base64 challenge. Raises SaslError if it is not base64."""
     try:
         return base64.b64decode(text.strip(), validate=True)
     except (binascii.Error, ValueError):

@@ -1,11 +1,11 @@
-"""The bytes of a message as they go to a relay.
+"""The octets of a message as they go to a relay.
 
 The rule of this module: octets in, octets out, and any division of the input into blocks gives the
-same output. Nothing here knows what a header or an address is, but for one thing: where the header
-ends, because a long header line is best folded where it already has a blank.
+same output. All that is known of a message is where its header ends, because a long header line is
+best folded where it already has a blank.
 
-The order matters and is the contract's: line ends first, then folding, then dots. A step that
-made a line end after the dots had been stuffed would let a message end itself.
+The order of the steps matters: line ends first, then folding, then dots. If a line end were made
+after the dots had been stuffed, a message could end itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Encoder:
     """Makes wire octets of a message, block by block, in constant memory.
 
     LF and CRLF end a line and become CRLF. Any other CR, and NUL, becomes a space. Lines over 998
-    octets are folded: CRLF SP, never inside a UTF-8 character; a header line where it has a blank,
-    if it has one, so that no address is cut in two. With ``stuffed`` (DATA, RFC 5321 4.5.2) a dot
-    is put before each line that begins with one; BDAT (RFC 3030) wants them as they are.
+    octets are folded with CRLF SP, but never inside a UTF-8 character. A header line is folded
+    where it has a blank, if it has one, so that no address is cut in two. With ``stuffed`` (DATA,
+    RFC 5321 4.5.2) a line that begins with a dot gets another dot. BDAT (RFC 3030) sends lines as
+    they are.
 
     ``finish`` ends an unfinished last line. The final dot is not part of this.
     """
@@ -35,7 +36,7 @@ class Encoder:
     def __init__(self, *, stuffed: bool = True) -> None:
         self._stuffed = stuffed
         self._carry = b""  # the line that has begun, at most LINE_LIMIT octets, not stuffed yet
-        self._cr = False  # the last block ended with a CR: only the next octet says what it is
+        self._cr = False  # the last block ended with a CR: the next octet decides what it is
         self._in_header = True
 
     def encode(self, block: bytes) -> bytes:
@@ -49,7 +50,7 @@ class Encoder:
             if block.endswith(b"\r"):
                 self._cr = True
                 block = block[:-1]
-            # A single pass: CR CR LF is a lone CR and a line end, and must not become two.
+            # CR CR LF is a lone CR and one line end. In two passes it would become two line ends.
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b" ")
         if self._carry:
             block = self._carry + block
@@ -100,11 +101,11 @@ class Encoder:
         return dot + line + b"\r\n"
 
     def _pieces(self, line: bytes) -> list[bytes]:
-        """Divide a line into lines that are not too long; all but the first begin with a blank."""
+        """Divide a line into lines that are short enough; all but the first begin with a blank."""
         pieces = []
         position, lead = 0, b""
         while len(lead) + len(line) - position > LINE_LIMIT:
-            # One octet more than fits: what it is decides where to cut.
+            # One octet more than fits; it decides where to cut.
             window = lead + line[position : position + LINE_LIMIT + 1 - len(lead)]
             at, next_lead = self._cut(window)
             pieces.append(window[:at])
@@ -114,21 +115,15 @@ class Encoder:
         return pieces
 
     def _cut(self, window: bytes) -> tuple[int, bytes]:
-        """Return where to cut, and what the rest lacks at its beginning."""
+        """Return where to cut, and what must be put before the rest."""
         if self._in_header:
             at = max(window.rfind(b" ", 1), window.rfind(b"\t", 1))
-            # A line of nothing but blanks would be worse than a word cut in two.
+            # A word cut in two is better than a line of blanks only.
             if at > 0 and window[:at].strip(_BLANKS):
                 return at, b""
         at = LINE_LIMIT
         while window[at] & _CONTINUATION_MASK == _CONTINUATION:
             at -= 1
-            if LINE_LIMIT - at >= _UTF8_LONGEST:  # no UTF-8 at all
+            if LINE_LIMIT - at >= _UTF8_LONGEST:  # this is no UTF-8
                 return LINE_LIMIT, b" "
         return at, b" "
-
-
-def encode_whole(message: bytes, *, stuffed: bool = True) -> bytes:
-    """Return the wire octets of a message that is held whole."""
-    encoder = Encoder(stuffed=stuffed)
-    return encoder.encode(message) + encoder.finish()

@@ -57,7 +57,7 @@ class Claim:
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
     127 (both are what a relay must be told); `was_in_doubt` that an earlier sender died between
-    the end of the data and the answer.
+    the end of the data and the reply.
     """
 
     __slots__ = (

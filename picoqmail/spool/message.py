@@ -21,7 +21,7 @@ __all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
 class Recipient(Value):
     """One recipient; named twice in the envelope, it is two of these.
 
-    `reply` is the last answer that concerned it, or None; `unknown` are keys that a newer
+    `reply` is the last reply that concerned it, or None; `unknown` are keys that a newer
     picoqmail wrote.
     """
 

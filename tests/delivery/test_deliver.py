@@ -118,11 +118,11 @@ def test_one_refused_of_three(
 
 def test_a_later_session_speaks_of_the_pending_only(trial: Trial, rig: Rig) -> None:
     """Delivered, deferred, failed in one: the next time the deferred one alone."""
-    answers = {
+    replies = {
         "RCPT <two@d>": [faults.reply("451 4.3.0 later")],
         "RCPT <three@d>": [faults.reply("550 5.1.1 no")],
     }
-    relay = with_relay(trial, rig, HostileRelay(answers))
+    relay = with_relay(trial, rig, HostileRelay(replies))
     message_id = trial.accepted(recipients=["one@d", "two@d", "three@d"])
     assert 75 == trial.send()
     assert ["delivered", "pending", "failed"] == [state for _, state in states(trial, message_id)]
@@ -215,7 +215,7 @@ def test_a_relay_that_is_hurried(trial: Trial, rig: Rig) -> None:
     assert not os.path.exists(f"{trial.spool}/{BREAKER}")
 
 
-def test_expired_with_the_last_answer(trial: Trial, rig: Rig) -> None:
+def test_expired_with_the_last_reply(trial: Trial, rig: Rig) -> None:
     """Too old: one more attempt, then it fails and says why."""
     with_relay(trial, rig, HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}))
     message_id = trial.deferred(expires=int(time.time()) - 1, next_attempt=1)
@@ -268,8 +268,8 @@ def test_held_is_not_sent(trial: Trial, strict_relay: HostileRelay) -> None:
 
 def test_unknown_keys_are_kept(trial: Trial, rig: Rig) -> None:
     """Of the record and of a recipient, through a deferral and a failure."""
-    answers = [faults.reply("451 4.3.0 later"), faults.reply("550 5.1.1 no")]
-    with_relay(trial, rig, HostileRelay({"RCPT": answers}))
+    replies = [faults.reply("451 4.3.0 later"), faults.reply("550 5.1.1 no")]
+    with_relay(trial, rig, HostileRelay({"RCPT": replies}))
     message_id = trial.accepted()
     recipients = [{"address": "b@example.net", "state": "pending", "reply": None, "tag": [1]}]
     trial.edit(message_id, later={"x": 1.5}, recipients=recipients)
@@ -372,7 +372,7 @@ def test_one_route_of_two_is_down(trial: Trial, strict_relay: HostileRelay) -> N
 
 
 def test_a_connection_that_dies_in_doubt(trial: Trial, rig: Rig) -> None:
-    """No answer to the final dot: named in history and log, an attempt, and sent again later."""
+    """No reply to the final dot: named in history and log, an attempt, and sent again later."""
     relay = with_relay(trial, rig, HostileRelay({".": [faults.drop()]}))
     message_id = trial.queued()
     assert 75 == trial.send()

@@ -159,7 +159,7 @@ def test_a_delivery_after_the_lifetime_is_a_delivery() -> None:
 
 
 def test_doubt_is_an_attempt_and_is_named() -> None:
-    """No answer after the final dot: pending, charged, and in the history."""
+    """No reply after the final dot: pending, charged, and in the history."""
     found = policy.judge(message(), {}, now=CREATED, relay="r", in_doubt=True)
     assert ("defer", 1, "in_doubt") == (
         found.step,

@@ -137,8 +137,8 @@ def test_who_waits_does_not_delay_the_telling(
     reports: Trial, rig: Callable[..., RecordingRelay]
 ) -> None:
     """One recipient refused, one deferred: told now, and not again when the other goes through."""
-    answers = {**REFUSES, "RCPT <later@example.net>": ["451 4.7.1 later"]}
-    relay = rig(RecordingRelay(answers=answers))
+    replies = {**REFUSES, "RCPT <later@example.net>": ["451 4.7.1 later"]}
+    relay = rig(RecordingRelay(answers=replies))
     reports.setting("relayip", relay.address)
     message_id = reports.accepted("joe@example.org", ["bad@example.net", "later@example.net"])
     assert 75 == reports.send()

@@ -237,7 +237,7 @@ def test_a_killed_sender_is_followed_by_cron(
 def test_killed_in_the_window_of_doubt(
     trial: Trial, rig: Callable[[HostileRelay], HostileRelay]
 ) -> None:
-    """Between the final dot and the answer nobody knows: said in history and log, sent again."""
+    """Between the final dot and the reply nobody knows: said in history and log, sent again."""
     relay = rig(HostileRelay({".": [faults.stall()], "RCPT": [None, faults.reply("451 4.3.0 no")]}))
     trial.setting("relayip", relay.address)
     message_id = trial.queued()
@@ -256,7 +256,7 @@ def test_killed_in_the_window_of_doubt(
     trial.edit(message_id, next_attempt=int(time.time()) - 1)
     trial.cron()
     assert [] == trial.files()
-    # Once without an answer, once with: at worst twice, never lost.
+    # Once without a reply, once with: at worst twice, never lost.
     assert [None, "250 2.0.0 Kept"] == [message.reply for message in relay.messages]
     (event,) = trial.events("delivered")
     assert event["maybe_duplicate"]

@@ -19,14 +19,13 @@ from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.smtp.sasl import Credentials
-from picoqmail.smtp.wire import encode_whole
 from rig import certificates, faults
 from rig.hostile import EVERYTHING, OFFERS, HostileRelay
 from rig.proxy import SlowLine
 from rig.recording import RecordingRelay
 from rig.sink import Sink
 from rig.waiting import wait_until
-from smtp.scripted import MemoryBody, MemorySource
+from smtp.scripted import MemoryBody, MemorySource, encode_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +38,8 @@ OFF = TlsPolicy(mode="off")
 PATIENCE = 15.0
 
 
-class Run:
-    """One run of an engine with one lane: its events and its summary."""
+class Served:
+    """What an engine did with one lane: its events and its summary."""
 
     def __init__(self, source: MemorySource, *endpoints: Endpoint, **options: Any) -> None:
         self.source = source
@@ -95,8 +94,8 @@ def dead(port: int) -> Endpoint:
 
 def test_aiosmtpd(relay: RecordingRelay) -> None:
     """A relay without PIPELINING that somebody else wrote gets the bytes as they are."""
-    run = Run(mails(3, body=MemoryBody(b"Subject: x\n\n.\nline\r\n..\nend")), to(relay))
-    assert run.outcomes() == ["delivered"] * 3
+    served = Served(mails(3, body=MemoryBody(b"Subject: x\n\n.\nline\r\n..\nend")), to(relay))
+    assert served.outcomes() == ["delivered"] * 3
     assert [b"Subject: x\n\n.\nline\n..\nend\n"] * 3 == [m.unix for m in relay.messages]
 
 
@@ -108,9 +107,9 @@ def test_strict_receiver(rig: Callable[..., Any], offers: tuple[str, ...] | None
     source.add("a@b", "c@d", "a b@example.net", sender="", body=MemoryBody(b"x" * 5000))
     source.add(body=MemoryBody(b"\r\n.\r\n\n.\r\0\n.\rMAIL FROM:<x>\n"), dsn={"notify": "NEVER"})
     source.add(body=MemoryBody((b"." + b"y" * 996 + b"\n") * 1000))
-    run = Run(source, to(relay))
+    served = Served(source, to(relay))
     assert [] == relay.complaints
-    assert set(run.outcomes()) == {"delivered"}
+    assert set(served.outcomes()) == {"delivered"}
     assert len(relay.wait_for(9)) == 9
 
 
@@ -133,8 +132,8 @@ def test_nothing_is_smuggled(rig: Callable[..., Any], offers: tuple[str, ...], e
     ]
     for body in bodies:
         source.add(body=MemoryBody(body, block=7))
-    run = Run(source, to(relay), timeout_remote=30, concurrency=1)
-    assert run.outcomes() == ["delivered"] * len(bodies)
+    served = Served(source, to(relay), timeout_remote=30, concurrency=1)
+    assert served.outcomes() == ["delivered"] * len(bodies)
     assert [] == relay.complaints
     assert [encode_whole(body, stuffed=False) for body in bodies] == [
         message.content for message in relay.messages
@@ -144,18 +143,18 @@ def test_nothing_is_smuggled(rig: Callable[..., Any], offers: tuple[str, ...], e
 def test_in_doubt(rig: Callable[..., Any]) -> None:
     """A connection lost behind the dot leaves one message in doubt, and no other."""
     relay = rig(HostileRelay({".": [None, faults.drop()]}))
-    run = Run(mails(5), to(relay), concurrency=1)
-    assert run.outcomes() == ["delivered", "untried", "untried", "delivered", "delivered"]
-    verdicts = run.source.verdicts
+    served = Served(mails(5), to(relay), concurrency=1)
+    assert served.outcomes() == ["delivered", "untried", "untried", "delivered", "delivered"]
+    verdicts = served.source.verdicts
     assert [1] == [key for key, verdict in verdicts.items() if verdict.in_doubt]
 
 
 def test_lmtp(rig: Callable[..., Any]) -> None:
-    """LMTP: an answer for each recipient."""
+    """LMTP: a reply for each recipient."""
     relay = rig(HostileRelay({". <b@x>": faults.reply("550 5.1.1 gone")}, lmtp=True))
     endpoint = Endpoint(parse_relay(f"lmtp://{relay.address}"), OFF)
-    run = Run(MemorySource().add("a@x", "b@x", "c@x"), endpoint)
-    assert run.outcomes() == ["delivered", "failed", "delivered"]
+    served = Served(MemorySource().add("a@x", "b@x", "c@x"), endpoint)
+    assert served.outcomes() == ["delivered", "failed", "delivered"]
     assert [] == relay.complaints
 
 
@@ -167,8 +166,8 @@ def test_lmtp_over_a_socket_file(rig: Callable[..., Any], tmp_path: object) -> N
         listener.bind(path)
         listener.listen()
         with forwarding(listener, sink.port):
-            run = Run(mails(2), Endpoint(parse_relay(f"lmtp+unix://{path}"), OFF))
-    assert run.outcomes() == ["delivered", "delivered"]
+            served = Served(mails(2), Endpoint(parse_relay(f"lmtp+unix://{path}"), OFF))
+    assert served.outcomes() == ["delivered", "delivered"]
     assert len(sink.wait_for(2)) == 2
 
 
@@ -176,7 +175,7 @@ def forwarding(listener: socket.socket, port: int) -> Any:
     """Forward one connection from a socket file to a port while the context lasts."""
 
     def pump(source: socket.socket, target: socket.socket) -> None:
-        # A client that has said QUIT does not wait for the answer.
+        # A client that has said QUIT does not wait for the reply.
         with contextlib.suppress(ConnectionError):
             while data := source.recv(65536):
                 target.sendall(data)
@@ -204,10 +203,10 @@ def forwarding(listener: socket.socket, port: int) -> Any:
 def test_failover(rig: Callable[..., Any], closed_port: int) -> None:
     """The next relay serves where the first is not there; nothing is charged."""
     relay = rig(HostileRelay())
-    run = Run(mails(2), dead(closed_port), to(relay))
-    assert run.outcomes() == ["delivered", "delivered"]
-    assert [facts["stage"] for facts in run.named("connection_lost")] == ["connect"]
-    assert not run.lane.gave_up
+    served = Served(mails(2), dead(closed_port), to(relay))
+    assert served.outcomes() == ["delivered", "delivered"]
+    assert [facts["stage"] for facts in served.named("connection_lost")] == ["connect"]
+    assert not served.lane.gave_up
 
 
 @pytest.mark.parametrize("banner", ["554 5.7.1 not you", "421 4.3.2 busy", "nonsense"])
@@ -215,49 +214,49 @@ def test_failover_on_banner(rig: Callable[..., Any], banner: str) -> None:
     """A relay that greets with a refusal is passed over."""
     first = rig(HostileRelay({"banner": faults.reply(banner)}))
     second = rig(HostileRelay())
-    run = Run(mails(2), to(first), to(second))
-    assert run.outcomes() == ["delivered", "delivered"]
+    served = Served(mails(2), to(first), to(second))
+    assert served.outcomes() == ["delivered", "delivered"]
     assert first.connections == 1
 
 
 def test_every_address_of_a_name(rig: Callable[..., Any]) -> None:
     """A name with several addresses is tried to the last: localhost is ::1 too, or is it not."""
     relay = rig(HostileRelay())
-    run = Run(mails(1), Endpoint(Relay("smtp", "localhost", relay.port), OFF))
-    assert run.outcomes() == ["delivered"]
+    served = Served(mails(1), Endpoint(Relay("smtp", "localhost", relay.port), OFF))
+    assert served.outcomes() == ["delivered"]
 
 
 def test_unknown_name() -> None:
     """A name that is none is the relay's fault."""
-    run = Run(mails(1), Endpoint(Relay("smtp", "no-such-host.invalid", 25), OFF))
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "lookup"
-    assert run.lane.gave_up
+    served = Served(mails(1), Endpoint(Relay("smtp", "no-such-host.invalid", 25), OFF))
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "lookup"
+    assert served.lane.gave_up
 
 
 def test_no_relay_at_all() -> None:
     """A lane without a relay takes nothing, and says why."""
     source = mails(1)
-    run = Run(source)
-    assert run.lane.gave_up
-    assert run.lane.fault is not None
-    assert "relayip" in run.lane.fault.text
+    served = Served(source)
+    assert served.lane.gave_up
+    assert served.lane.fault is not None
+    assert "relayip" in served.lane.fault.text
     assert len(source.waiting) == 1
 
 
 def test_nothing_to_do_opens_nothing(rig: Callable[..., Any]) -> None:
     """Without a message there is no connection."""
     relay = rig(HostileRelay())
-    run = Run(MemorySource(), to(relay))
+    served = Served(MemorySource(), to(relay))
     assert relay.connections == 0
-    assert run.lane == lane_of(run, reached=False)
+    assert served.lane == lane_of(served, reached=False)
 
 
-def lane_of(run: Run, *, reached: bool) -> LaneSummary:
+def lane_of(served: Served, *, reached: bool) -> LaneSummary:
     """Return the summary of a lane that had nothing to tell."""
     return LaneSummary(
-        run.lane.name,
+        served.lane.name,
         reached=reached,
         gave_up=False,
         fault=None,
@@ -269,18 +268,18 @@ def lane_of(run: Run, *, reached: bool) -> LaneSummary:
 def test_dead_relay_costs_one_connection(closed_port: int) -> None:
     """However many messages wait, one connection finds out, and they all stay as they were."""
     source = mails(50)
-    run = Run(source, dead(closed_port))
-    assert run.lane.connections == 1
-    assert run.outcomes() == ["untried"]
+    served = Served(source, dead(closed_port))
+    assert served.lane.connections == 1
+    assert served.outcomes() == ["untried"]
     assert len(source.waiting) == 49
-    assert run.lane.gave_up
+    assert served.lane.gave_up
 
 
-def test_few_links_for_a_fast_relay(rig: Callable[..., Any]) -> None:
+def test_few_connections_for_a_fast_relay(rig: Callable[..., Any]) -> None:
     """Five messages for a relay next door do not need twenty connections."""
     relay = rig(HostileRelay())
-    run = Run(mails(5), to(relay))
-    assert run.outcomes() == ["delivered"] * 5
+    served = Served(mails(5), to(relay))
+    assert served.outcomes() == ["delivered"] * 5
     assert relay.connections == 1
 
 
@@ -289,11 +288,11 @@ def test_421_after_some(rig: Callable[..., Any]) -> None:
     thrice: list[Fault | None] = [None, None, None, faults.final("421 4.7.0 enough")]
     relay = rig(HostileRelay({"MAIL": thrice * 2}))
     source = mails(10)
-    run = Run(source, to(relay), concurrency=1)
-    assert not run.lane.gave_up
-    assert len(relay.messages) == run.outcomes().count("delivered") == 8
-    assert run.outcomes().count("untried") == 2
-    assert run.lane.too_fast
+    served = Served(source, to(relay), concurrency=1)
+    assert not served.lane.gave_up
+    assert len(relay.messages) == served.outcomes().count("delivered") == 8
+    assert served.outcomes().count("untried") == 2
+    assert served.lane.too_fast
 
 
 ANYWHERE = ("banner", "EHLO", "MAIL", "RCPT", "DATA", ".")
@@ -317,19 +316,19 @@ BREAKING: dict[str, Callable[[], Fault]] = {
 @pytest.mark.parametrize("name", BREAKING)
 @pytest.mark.parametrize("step", ANYWHERE)
 def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
-    """At every step, whatever the relay does: nobody is charged, and the run ends in time."""
+    """At every step, whatever the relay does: nobody is charged, and the engine ends in time."""
     if (step, name) == (".", "reset after"):
-        return  # the answer was given: that is a delivery, and test_reset_after_the_answer's
+        return  # the reply was given: that is a delivery, and test_reset_after_the_reply's
     relay = rig(HostileRelay({step: BREAKING[name]()}))
     source = mails(10)
-    run = Run(source, to(relay), timeout_remote=0.4, timeout_connect=0.4)
-    assert set(run.outcomes()) <= {"untried"}
-    assert run.lane.gave_up
-    assert run.lane.fault is not None
-    assert run.seconds < 20
+    served = Served(source, to(relay), timeout_remote=0.4, timeout_connect=0.4)
+    assert set(served.outcomes()) <= {"untried"}
+    assert served.lane.gave_up
+    assert served.lane.fault is not None
+    assert served.seconds < 20
     assert [] == relay.complaints
     in_doubt = {key for key, verdict in source.verdicts.items() if verdict.in_doubt}
-    assert len(in_doubt) <= run.lane.connections
+    assert len(in_doubt) <= served.lane.connections
     # A reset that comes behind the 354 may overtake the dot, or not.
     if step != "." and (step, name) != ("DATA", "reset after"):
         assert in_doubt == set()
@@ -342,24 +341,24 @@ def test_hostile_relay_is_passed_over(rig: Callable[..., Any], name: str) -> Non
     second = rig(HostileRelay())
     # As short as a busy machine allows, and only where nothing else ends it.
     seconds = 2.0 if name in ("stall", "slow") else PATIENCE
-    run = Run(mails(4), to(first), to(second), concurrency=1, timeout_remote=seconds)
-    assert sorted(run.outcomes()) == ["delivered"] * 3 + ["untried"]
+    served = Served(mails(4), to(first), to(second), concurrency=1, timeout_remote=seconds)
+    assert sorted(served.outcomes()) == ["delivered"] * 3 + ["untried"]
     assert first.connections == 1
     assert len(second.messages) == 3
 
 
-def test_reset_after_the_answer(rig: Callable[..., Any]) -> None:
+def test_reset_after_the_reply(rig: Callable[..., Any]) -> None:
     """A 250 that was read counts, whatever comes behind it."""
     relay = rig(HostileRelay({".": [faults.answer_then_drop()]}))
-    run = Run(mails(1), to(relay))
-    assert run.outcomes() == ["delivered"]
+    served = Served(mails(1), to(relay))
+    assert served.outcomes() == ["delivered"]
 
 
 def test_poison(rig: Callable[..., Any]) -> None:
     """A message that kills the connection does not stop those behind it."""
     relay = rig(HostileRelay({"RCPT <r0@example.net>": faults.drop()}))
-    run = Run(mails(4), to(relay), concurrency=1)
-    assert run.outcomes() == ["untried", "delivered", "delivered", "delivered"]
+    served = Served(mails(4), to(relay), concurrency=1)
+    assert served.outcomes() == ["untried", "delivered", "delivered", "delivered"]
 
 
 def test_refused_extra_links(rig: Callable[..., Any]) -> None:
@@ -372,13 +371,13 @@ def test_refused_extra_links(rig: Callable[..., Any]) -> None:
             }
         )
     )
-    run = Run(mails(20), to(relay))
-    assert run.outcomes() == ["delivered"] * 20
-    assert not run.lane.gave_up
-    assert run.lane.too_fast
+    served = Served(mails(20), to(relay))
+    assert served.outcomes() == ["delivered"] * 20
+    assert not served.lane.gave_up
+    assert served.lane.too_fast
 
 
-def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
+def test_connections_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> None:
     """They say nothing yet of a relay that is about to serve the first."""
 
     def greet_late(line: faults.Line, ordinary: bytes) -> bool:
@@ -388,18 +387,18 @@ def test_links_refused_before_the_first_is_greeted(rig: Callable[..., Any]) -> N
 
     banners = [greet_late, *[faults.final("421 4.7.0 too many connections")] * 40]
     relay = rig(HostileRelay({"banner": banners}))
-    run = Run(mails(20), to(relay))
-    assert run.outcomes() == ["delivered"] * 20
+    served = Served(mails(20), to(relay))
+    assert served.outcomes() == ["delivered"] * 20
     assert relay.connections > 1
-    assert not run.lane.gave_up
+    assert not served.lane.gave_up
 
 
 def test_round_trips(rig: Callable[..., Any]) -> None:
     """With PIPELINING one message costs one round trip: 20 of them over one connection."""
     relay = rig(HostileRelay())
     line = rig(SlowLine(relay.port))
-    run = Run(mails(20), to(line), concurrency=1)
-    assert run.outcomes() == ["delivered"] * 20
+    served = Served(mails(20), to(line), concurrency=1)
+    assert served.outcomes() == ["delivered"] * 20
     # EHLO, the first envelope, 20 for the messages; QUIT, if the line was still there for it. In
     # lock step it would be over 80.
     assert line.trips in ([22], [23])
@@ -410,8 +409,8 @@ def test_far_relay(rig: Callable[..., Any]) -> None:
     sink = rig(Sink(keep=False))
     line = rig(SlowLine(sink.port))
     source = mails(200, body=MemoryBody(b"x" * 63 + b"\n" * 64))
-    run = Run(source, to(line))
-    assert run.outcomes() == ["delivered"] * 200
+    served = Served(source, to(line))
+    assert served.outcomes() == ["delivered"] * 200
     assert line.connections <= 20
     # How fast is the benchmarks' business; here: not one connection's round trip after the other.
     assert max(line.trips) < 200 / 2
@@ -429,11 +428,11 @@ def test_tls(rig: Callable[..., Any], tls: Literal["starttls", "implicit"], mode
         fingerprints=(certificate.fingerprint.upper(),),
     )
     scheme = "smtps" if tls == "implicit" else "smtp"
-    run = Run(mails(5), Endpoint(parse_relay(f"{scheme}://{relay.address}"), policy))
-    assert run.outcomes() == ["delivered"] * 5
+    served = Served(mails(5), Endpoint(parse_relay(f"{scheme}://{relay.address}"), policy))
+    assert served.outcomes() == ["delivered"] * 5
     assert all(message.tls for message in relay.messages)
     assert [] == relay.complaints
-    assert run.named("tls")[0]["version"] in ("TLSv1.2", "TLSv1.3")
+    assert served.named("tls")[0]["version"] in ("TLSv1.2", "TLSv1.3")
 
 
 def test_tls_big_message(rig: Callable[..., Any]) -> None:
@@ -441,8 +440,8 @@ def test_tls_big_message(rig: Callable[..., Any]) -> None:
     relay = rig(HostileRelay(tls="starttls"))
     data = b"".join(b"%080d\n" % number for number in range(40000))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    run = Run(mails(1, body=MemoryBody(data)), to(relay, policy), timeout_remote=20)
-    assert run.outcomes() == ["delivered"]
+    served = Served(mails(1, body=MemoryBody(data)), to(relay, policy), timeout_remote=20)
+    assert served.outcomes() == ["delivered"]
     assert data == relay.messages[0].unix
 
 
@@ -459,13 +458,13 @@ BAD_TLS = {
 def test_untrusted(rig: Callable[..., Any], name: str) -> None:
     """A certificate that is not what was demanded: the relay's fault, and nothing in clear."""
     relay = rig(HostileRelay(tls="starttls"))
-    run = Run(mails(1), to(relay, BAD_TLS[name]))
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "tls"
+    served = Served(mails(1), to(relay, BAD_TLS[name]))
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "tls"
     # Words for a person: no Python in them, and the relay named once.
-    assert ": (" not in run.lane.fault.text
-    assert run.lane.fault.text.count(relay.address) <= 1
+    assert ": (" not in served.lane.fault.text
+    assert served.lane.fault.text.count(relay.address) <= 1
     assert "MAIL" not in relay.verbs()
 
 
@@ -473,17 +472,17 @@ def test_wrong_name(rig: Callable[..., Any]) -> None:
     """A certificate for another host is no certificate for this one."""
     certificate = certificates.Certificate.make("other.example")
     relay = rig(HostileRelay(tls="starttls", certificate=certificate))
-    run = Run(mails(1), to(relay, TlsPolicy(mode="require", ca=certificate.trusted)))
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert "127.0.0.1" in run.lane.fault.text
+    served = Served(mails(1), to(relay, TlsPolicy(mode="require", ca=certificate.trusted)))
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert "127.0.0.1" in served.lane.fault.text
 
 
 def test_tls_that_may_be_and_is_not(rig: Callable[..., Any]) -> None:
     """With tls = may a handshake that fails is followed by an attempt in clear."""
     relay = rig(HostileRelay({"STARTTLS": faults.answer_then_drop()}, tls="starttls"))
-    run = Run(mails(2), to(relay, TlsPolicy(mode="may")))
-    assert run.outcomes() == ["delivered", "delivered"]
+    served = Served(mails(2), to(relay, TlsPolicy(mode="may")))
+    assert served.outcomes() == ["delivered", "delivered"]
     assert not any(message.tls for message in relay.messages)
     assert relay.connections == 2
 
@@ -506,30 +505,30 @@ def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
     # As short as a busy machine allows, and only where nothing else ends it.
     seconds = 2.0 if name == "stall" else PATIENCE
-    run = Run(mails(2), to(relay, policy), timeout_connect=seconds, timeout_remote=seconds)
-    assert set(run.outcomes()) == {"untried"}
-    assert run.lane.gave_up
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "tls"
+    served = Served(mails(2), to(relay, policy), timeout_connect=seconds, timeout_remote=seconds)
+    assert set(served.outcomes()) == {"untried"}
+    assert served.lane.gave_up
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "tls"
     assert "MAIL" not in relay.verbs()
-    assert run.seconds < 10
+    assert served.seconds < 10
 
 
 def test_in_clear_to_a_port_of_tls(rig: Callable[..., Any]) -> None:
     """Both wait for the other to begin; whoever reads why is told what to write instead."""
     relay = rig(RecordingRelay(tls="implicit"))
-    run = Run(mails(1), to(relay), timeout_remote=0.5)
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert "banner" == run.lane.fault.stage
-    assert "write smtps://" in run.lane.fault.text
+    served = Served(mails(1), to(relay), timeout_remote=0.5)
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert "banner" == served.lane.fault.stage
+    assert "write smtps://" in served.lane.fault.text
 
 
 def test_tls_demanded_by_the_scheme(rig: Callable[..., Any]) -> None:
     """A URL that says starttls means it, whatever the setting tls says."""
     relay = rig(HostileRelay())
-    run = Run(mails(1), Endpoint(parse_relay(f"smtp+starttls://{relay.address}"), OFF))
-    assert run.outcomes() == ["untried"]
+    served = Served(mails(1), Endpoint(parse_relay(f"smtp+starttls://{relay.address}"), OFF))
+    assert served.outcomes() == ["untried"]
     assert "MAIL" not in relay.verbs()
 
 
@@ -546,40 +545,40 @@ def test_login(rig: Callable[..., Any], without: tuple[str, ...]) -> None:
     """A login at aiosmtpd, over STARTTLS, by PLAIN and by LOGIN."""
     relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}, without=without))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    run = Run(mails(2), logged_in(relay, "hunter2", policy))
-    assert run.outcomes() == ["delivered", "delivered"]
+    served = Served(mails(2), logged_in(relay, "hunter2", policy))
+    assert served.outcomes() == ["delivered", "delivered"]
 
 
 def test_wrong_password(rig: Callable[..., Any]) -> None:
     """A wrong password charges nobody and is shown nowhere."""
     relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    run = Run(mails(2), logged_in(relay, "swordfish", policy))
-    assert set(run.outcomes()) == {"untried"}
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "auth"
-    assert "swordfish" not in repr((run.lane, run.events, run.source.verdicts))
+    served = Served(mails(2), logged_in(relay, "swordfish", policy))
+    assert set(served.outcomes()) == {"untried"}
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "auth"
+    assert "swordfish" not in repr((served.lane, served.events, served.source.verdicts))
 
 
 def test_password_command(rig: Callable[..., Any]) -> None:
     """A command that prints the password is asked; one that fails is the relay's fault."""
     relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    run = Run(mails(1), logged_in(relay, "!echo hunter2", policy))
-    assert run.outcomes() == ["delivered"]
-    run = Run(mails(1), logged_in(relay, "!false", policy))
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "auth"
+    served = Served(mails(1), logged_in(relay, "!echo hunter2", policy))
+    assert served.outcomes() == ["delivered"]
+    served = Served(mails(1), logged_in(relay, "!false", policy))
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "auth"
 
 
 def test_may_is_not_enough_for_a_login(rig: Callable[..., Any]) -> None:
     """With a login, tls = may demands TLS and a good certificate: no password for a stranger."""
     relay = rig(RecordingRelay(tls="starttls", users={"alice": "hunter2"}))
-    run = Run(mails(1), logged_in(relay, "hunter2", TlsPolicy(mode="may")))
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "tls"
+    served = Served(mails(1), logged_in(relay, "hunter2", TlsPolicy(mode="may")))
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "tls"
 
 
 def test_big_message_in_little_memory(rig: Callable[..., Any]) -> None:
@@ -601,8 +600,8 @@ def test_big_message_in_little_memory(rig: Callable[..., Any]) -> None:
                 yield block
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = Run(mails(1, body=Endless(b"")), to(sink), timeout_remote=60)
-    assert run.outcomes() == ["delivered"]
+    served = Served(mails(1, body=Endless(b"")), to(sink), timeout_remote=60)
+    assert served.outcomes() == ["delivered"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
@@ -619,10 +618,10 @@ def test_rate_limit(rig: Callable[..., Any]) -> None:
             return 0.0
         return wait
 
-    run = Run(source, to(relay), rate_limit=rate_limit)
-    assert run.outcomes() == ["delivered"] * 4
+    served = Served(source, to(relay), rate_limit=rate_limit)
+    assert served.outcomes() == ["delivered"] * 4
     assert relay.connections == 1
-    assert run.seconds >= 0.3
+    assert served.seconds >= 0.3
 
 
 TOO_FAST = "450 4.7.1 too fast"
@@ -633,12 +632,12 @@ def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str)
     """Two messages meet "too fast", and are charged; those behind them wait, and get through."""
     relay = rig(HostileRelay({step: [None, None, *[faults.reply(TOO_FAST)] * 2]}))
     # With several connections the order of the replies would be anybody's guess.
-    run = Run(mails(8), to(relay), concurrency=1)
-    assert run.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
+    served = Served(mails(8), to(relay), concurrency=1)
+    assert served.outcomes() == ["delivered"] * 2 + ["deferred"] * 2 + ["delivered"] * 4
     # Half a second, a second; then half of it for each success, until there is none.
-    assert 1.5 + 0.5 + 0.25 <= run.seconds
-    assert run.lane.too_fast
-    assert (run.lane.throttled, run.lane.gave_up) == ("", False)
+    assert 1.5 + 0.5 + 0.25 <= served.seconds
+    assert served.lane.too_fast
+    assert (served.lane.throttled, served.lane.gave_up) == ("", False)
 
 
 def test_a_relay_that_is_hurried_gets_one_connection(rig: Callable[..., Any]) -> None:
@@ -657,30 +656,30 @@ def test_a_relay_that_is_hurried_gets_one_connection(rig: Callable[..., Any]) ->
         return True
 
     relay = rig(HostileRelay({"RCPT": [too_fast], "banner": [None, *[greet] * 20]}))
-    run = Run(mails(8), to(relay))
-    assert Counter(run.outcomes()) == {"deferred": 1, "delivered": 7}
-    assert run.lane.too_fast
+    served = Served(mails(8), to(relay))
+    assert Counter(served.outcomes()) == {"deferred": 1, "delivered": 7}
+    assert served.lane.too_fast
     numbers = [number for number, line in relay.commands if line.startswith(b"MAIL")]
     assert (8, 1) == (len(numbers), len(set(numbers[1:])))
 
 
-@pytest.mark.parametrize("answer", [TOO_FAST, "454 4.7.0 too fast"])
-def test_a_relay_that_stays_hurried_is_left_alone(rig: Callable[..., Any], answer: str) -> None:
+@pytest.mark.parametrize("reply", [TOO_FAST, "454 4.7.0 too fast"])
+def test_a_relay_that_stays_hurried_is_left_alone(rig: Callable[..., Any], reply: str) -> None:
     """Where the last run was too fast already, one message asks, and the rest is not even taken."""
-    relay = rig(HostileRelay({"RCPT": faults.reply(answer)}))
+    relay = rig(HostileRelay({"RCPT": faults.reply(reply)}))
     source = mails(30)
-    run = Run(source, to(relay), probe=True, was_throttled=True)
-    assert run.outcomes().count("deferred") == relay.verbs().count("MAIL") <= 2
-    assert run.outcomes().count("delivered") == 0
-    assert run.lane.throttled == answer
+    served = Served(source, to(relay), probe=True, was_throttled=True)
+    assert served.outcomes().count("deferred") == relay.verbs().count("MAIL") <= 2
+    assert served.outcomes().count("delivered") == 0
+    assert served.lane.throttled == reply
 
 
 def test_a_greylist_is_no_pace(rig: Callable[..., Any]) -> None:
     """It is about one message; the others need not wait."""
     relay = rig(HostileRelay({"RCPT": faults.reply("450 4.7.1 Greylisted, see you later")}))
-    run = Run(mails(20), to(relay))
-    assert run.outcomes() == ["deferred"] * 20
-    assert not run.lane.too_fast
+    served = Served(mails(20), to(relay))
+    assert served.outcomes() == ["deferred"] * 20
+    assert not served.lane.too_fast
 
 
 def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:
@@ -695,11 +694,11 @@ def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:
     source.add().add()
     relay = rig(HostileRelay())
     with pytest.raises(OSError, match="No space left"):
-        Run(source, to(relay))
+        Served(source, to(relay))
 
 
 def test_stop(rig: Callable[..., Any]) -> None:
-    """A run that is told to stop finishes what is under way and takes nothing more."""
+    """An engine that is stopped finishes what is under way and takes nothing more."""
     relay = rig(HostileRelay())
     source = mails(50)
     engine: list[Engine] = []
@@ -736,8 +735,8 @@ def test_lanes_do_not_wait_for_each_other(rig: Callable[..., Any], closed_port: 
 def test_source_address(rig: Callable[..., Any]) -> None:
     """Connections come from the address that sourceip names; one that is not ours is an error."""
     relay = rig(HostileRelay())
-    assert Run(mails(1), to(relay), source_ip="127.0.0.1").outcomes() == ["delivered"]
-    run = Run(mails(1), to(relay), source_ip="192.0.2.1")
-    assert run.outcomes() == ["untried"]
-    assert run.lane.fault is not None
-    assert run.lane.fault.stage == "connect"
+    assert Served(mails(1), to(relay), source_ip="127.0.0.1").outcomes() == ["delivered"]
+    served = Served(mails(1), to(relay), source_ip="192.0.2.1")
+    assert served.outcomes() == ["untried"]
+    assert served.lane.fault is not None
+    assert served.lane.fault.stage == "connect"

@@ -9,6 +9,7 @@ from attrs import Factory, define, field
 
 from picoqmail.smtp.conversation import FLUSH, TLS, Conversation, SessionOptions
 from picoqmail.smtp.transaction import Transaction
+from picoqmail.smtp.wire import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,3 +159,9 @@ class Scripted:
 def group(*lines: str) -> bytes:
     """Return commands as they stand on the wire."""
     return "".join(line + "\r\n" for line in lines).encode()
+
+
+def encode_whole(message: bytes, *, stuffed: bool = True) -> bytes:
+    """Return the wire octets of a message that is held whole."""
+    encoder = Encoder(stuffed=stuffed)
+    return encoder.encode(message) + encoder.finish()

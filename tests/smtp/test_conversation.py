@@ -1,4 +1,4 @@
-"""The conversation: what is said in which breath, and whom an answer is held against."""
+"""The conversation: what is said in which breath, and whom a reply is held against."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENVELOPE = group(MAIL, RCPT, "DATA")
 
 
 def test_lockstep() -> None:
-    """Without PIPELINING each command waits for the answer to the last."""
+    """Without PIPELINING each command waits for the reply to the last."""
     talk = Scripted(MemorySource().add())
     assert talk.greets("SIZE 1000") == group(f"{MAIL} SIZE=21")
     assert talk.says("250 ok") == group(RCPT)
@@ -97,7 +97,7 @@ def test_354_though_all_were_refused() -> None:
 
 
 def test_data_refused_for_lack_of_recipients() -> None:
-    """The answer to a DATA that nobody was left for is nobody's; RSET comes before the next."""
+    """The reply to a DATA that nobody was left for is nobody's; RSET comes before the next."""
     talk = Scripted(MemorySource().add().add())
     talk.greets("PIPELINING")
     assert talk.says("250 ok", "450 later", "503 no recipients") == b"RSET\r\n" + ENVELOPE
@@ -108,16 +108,16 @@ def test_data_refused_for_lack_of_recipients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"), [("451 4.3.0 later", "deferred"), ("550 5.7.1 no", "failed")]
+    ("reply", "outcome"), [("451 4.3.0 later", "deferred"), ("550 5.7.1 no", "failed")]
 )
-def test_mail_is_the_messages(answer: str, outcome: str) -> None:
+def test_mail_is_the_messages(reply: str, outcome: str) -> None:
     """A refused sender is everybody's; the 503 to each RCPT after it is held against nobody."""
     talk = Scripted(MemorySource().add("a@b", "c@d"))
     talk.greets("PIPELINING")
-    assert talk.says(answer, "503 mail first", "503 mail first", "503 mail first") == b"QUIT\r\n"
+    assert talk.says(reply, "503 mail first", "503 mail first", "503 mail first") == b"QUIT\r\n"
     assert [outcome, outcome] == talk.source.outcomes(0)
     texts = [result.text for result in talk.source.verdicts[0].results]
-    assert [answer, answer] == texts
+    assert [reply, reply] == texts
     assert talk.source.verdicts[0].fault is None
 
 
@@ -131,7 +131,7 @@ def test_mail_refused_but_recipient_and_data_accepted() -> None:
 
 
 def test_rcpt_is_the_recipients() -> None:
-    """Each answer to RCPT is that recipient's alone, by index, and 552 counts as 452."""
+    """Each reply to RCPT is that recipient's alone, by index, and 552 counts as 452."""
     talk = Scripted(MemorySource().add("a@b", "c@d", "a@b", "e@f"))
     talk.greets("PIPELINING")
     talk.says("250 ok", "550 no", "250 ok", "450 later", "552 too many", "354 go")
@@ -140,15 +140,15 @@ def test_rcpt_is_the_recipients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"),
+    ("reply", "outcome"),
     [("452 full", "deferred"), ("554 spam", "failed"), ("250 ok", "delivered")],
 )
-def test_final_answer(answer: str, outcome: str) -> None:
-    """The answer after the data is for all whom the relay had accepted, and for no others."""
+def test_final_reply(reply: str, outcome: str) -> None:
+    """The reply after the data is for all whom the relay had accepted, and for no others."""
     talk = Scripted(MemorySource().add("a@b", "c@d"))
     talk.greets("PIPELINING")
     talk.says("250 ok", "250 ok", "551 elsewhere", "354 go")
-    talk.says(answer)
+    talk.says(reply)
     assert [outcome, "failed"] == talk.source.outcomes(0)
     assert talk.source.verdicts[0].results[1].text == "551 elsewhere"
 
@@ -193,16 +193,16 @@ def test_421_and_530_are_the_relays(code: int, step: str) -> None:
 
 
 def at_step(talk: Scripted, step: str) -> None:
-    """Bring a pipelined conversation to where the answer for a step comes next."""
+    """Bring a pipelined conversation to where the reply for a step comes next."""
     if step == "banner":
         return
     talk.says("220 ready")
     if step == "ehlo":
         return
     talk.says("250-relay", "250 PIPELINING")
-    answers = {"mail": 0, "rcpt": 1, "data": 2, "final-dot": 3}[step]
-    for answer in OK3[:answers]:
-        talk.says(answer)
+    replies = {"mail": 0, "rcpt": 1, "data": 2, "final-dot": 3}[step]
+    for reply in OK3[:replies]:
+        talk.says(reply)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -249,18 +249,18 @@ def test_what_was_accepted_stays_accepted() -> None:
 
 @pytest.mark.parametrize("step", ["ehlo", "data", "final-dot"])
 def test_unasked(step: str) -> None:
-    """An answer that nobody asked for ends the session before anything more is said."""
+    """A reply that nobody asked for ends the session before anything more is said."""
     source = MemorySource().add().add()
     talk = Scripted(source)
     at_step(talk, step)
-    answer = {"ehlo": "250 ok", "data": "354 go", "final-dot": "250 ok"}[step]
+    reply = {"ehlo": "250 ok", "data": "354 go", "final-dot": "250 ok"}[step]
     if step == "final-dot":
-        # Four answers are awaited: the fifth is too many.
-        assert talk.says(answer, *OK3, "250 extra") == b""
+        # Four replies are awaited: the fifth is too many.
+        assert talk.says(reply, *OK3, "250 extra") == b""
         assert source.outcomes(0) == ["delivered"]
         assert source.outcomes(1) == ["untried"]
     else:
-        assert talk.says(answer, "250 extra") == b""
+        assert talk.says(reply, "250 extra") == b""
         assert all(source.outcomes(key) == ["untried"] for key in source.verdicts)
     assert talk.conversation.closed
     assert talk.conversation.fault is not None
@@ -269,19 +269,19 @@ def test_unasked(step: str) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize(
-    "answers",
+    "replies",
     [
         ("250 ok", "550 bad", "250 good", "354 go"),
         ("250 ok", "250 good", "550 bad", "354 go"),
     ],
 )
-def test_one_answer_too_many(answers: tuple[str, ...], at_once: bool) -> None:  # noqa: FBT001
-    """What follows it is shifted: no recipient is charged with the answer to another."""
+def test_one_reply_too_many(replies: tuple[str, ...], at_once: bool) -> None:  # noqa: FBT001
+    """What follows it is shifted: no recipient is charged with the reply to another."""
     source = MemorySource().add().add("a@b", "c@d")
     talk = Scripted(source)
     talk.greets("PIPELINING")
     talk.says(*OK3)
-    told = ("250 queued", "250 extra", *answers)
+    told = ("250 queued", "250 extra", *replies)
     for lines in [told] if at_once else [(line,) for line in told]:
         talk.says(*lines)
     talk.conversation.receive_eof()
@@ -291,7 +291,7 @@ def test_one_answer_too_many(answers: tuple[str, ...], at_once: bool) -> None:  
 
 
 @pytest.mark.parametrize(
-    ("step", "answer"),
+    ("step", "reply"),
     [
         ("banner", "354 go"),
         ("banner", "554 no"),
@@ -304,16 +304,16 @@ def test_one_answer_too_many(answers: tuple[str, ...], at_once: bool) -> None:  
         ("final-dot", "nonsense"),
     ],
 )
-def test_answers_out_of_place(step: str, answer: str) -> None:
-    """An answer that cannot be one here is the relay's fault."""
+def test_replies_out_of_place(step: str, reply: str) -> None:
+    """A reply that cannot be one here is the relay's fault."""
     source = MemorySource().add()
     talk = Scripted(source)
     at_step(talk, step)
-    talk.says(answer)
+    talk.says(reply)
     assert talk.conversation.closed
     assert talk.conversation.fault is not None
     assert all(source.outcomes(key) == ["untried"] for key in source.verdicts)
-    # After the dot, what is no answer leaves us as wise as silence does.
+    # After the dot, what is no reply leaves us as wise as silence does.
     assert all((step == "final-dot") == v.in_doubt for v in source.verdicts.values())
 
 
@@ -422,7 +422,7 @@ LMTP = SessionOptions("me.example", is_lmtp=True)
 
 
 def test_lmtp() -> None:
-    """One answer a recipient after the data, only for those who were accepted (RFC 2033 4.2)."""
+    """One reply a recipient after the data, only for those who were accepted (RFC 2033 4.2)."""
     source = MemorySource().add("a@b", "c@d", "e@f", "a@b")
     talk = Scripted(source, LMTP)
     talk.greets("PIPELINING")
@@ -444,7 +444,7 @@ def test_lmtp_breaks_off() -> None:
     assert source.verdicts[0].in_doubt
 
 
-def test_lmtp_421_is_an_answer_for_one() -> None:
+def test_lmtp_421_is_a_reply_for_one() -> None:
     """A 421 says that one recipient was not served; it leaves those after it in doubt."""
     source = MemorySource().add("a@b", "c@d").add("a@b", "c@d")
     talk = Scripted(source, LMTP)
@@ -462,7 +462,7 @@ def test_lmtp_421_is_an_answer_for_one() -> None:
 
 
 def test_lmtp_354_for_nobody() -> None:
-    """How many answers a dot would get is anybody's guess, so there is none."""
+    """How many replies a dot would get is anybody's guess, so there is none."""
     talk = Scripted(MemorySource().add(), LMTP)
     talk.greets("PIPELINING")
     assert talk.says("250 ok", "550 no", "354 go") == b""
@@ -502,7 +502,7 @@ def test_big_body() -> None:
     assert talk.says(*OK3) == b"..\r\n" * 200000 + b".\r\n" + ENVELOPE
 
 
-def test_answer_in_the_middle_of_a_big_body() -> None:
+def test_reply_in_the_middle_of_a_big_body() -> None:
     """Nothing is asked while data go out; whoever speaks then is not trusted with the dot."""
     source = MemorySource().add(body=MemoryBody(b"x\n" * 200000))
     talk = Scripted(source)
@@ -540,12 +540,12 @@ def test_message_limit() -> None:
     assert len(source.waiting) == 1
 
 
-@pytest.mark.parametrize("answer", ["421 bye", "500 no", "garbage"])
-def test_the_answer_to_quit_does_not_matter(answer: str) -> None:
+@pytest.mark.parametrize("reply", ["421 bye", "500 no", "garbage"])
+def test_the_reply_to_quit_does_not_matter(reply: str) -> None:
     """All was recorded before QUIT."""
     talk = Scripted(MemorySource())
     assert talk.greets("PIPELINING") == b"QUIT\r\n"
-    talk.says(answer)
+    talk.says(reply)
     assert talk.conversation.closed
     assert talk.conversation.fault is None
 
@@ -568,14 +568,14 @@ def test_starttls_injection() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offers", "answer"), [(("SIZE",), None), (("STARTTLS",), "454 not now"), ((), "500 what")]
+    ("offers", "reply"), [(("SIZE",), None), (("STARTTLS",), "454 not now"), ((), "500 what")]
 )
-def test_tls_that_must_be(offers: tuple[str, ...], answer: str | None) -> None:
+def test_tls_that_must_be(offers: tuple[str, ...], reply: str | None) -> None:
     """Where TLS is demanded nothing is sent without it."""
     talk = Scripted(MemorySource().add(), SessionOptions("me.example", starttls="must"))
     said = talk.greets(*offers)
     if offers == ("STARTTLS",):
-        said = talk.says(answer or "")
+        said = talk.says(reply or "")
     assert b"MAIL" not in said
     assert talk.conversation.fault is not None
     assert talk.conversation.fault.stage == "tls"
@@ -601,13 +601,13 @@ def test_login() -> None:
     assert talk.says("235 welcome") == ENVELOPE
 
 
-@pytest.mark.parametrize("answer", ["535 5.7.8 wrong", "454 4.7.0 later", "421 bye", "250x"])
-def test_refused_login(answer: str) -> None:
+@pytest.mark.parametrize("reply", ["535 5.7.8 wrong", "454 4.7.0 later", "421 bye", "250x"])
+def test_refused_login(reply: str) -> None:
     """A refused login is the relay's: no message was touched."""
     source = MemorySource().add()
     talk = Scripted(source, LOGIN)
     talk.greets("AUTH PLAIN LOGIN")
-    assert talk.says(answer) == b""
+    assert talk.says(reply) == b""
     assert talk.conversation.fault is not None
     assert talk.conversation.fault.stage == "auth"
     assert source.events == []
@@ -651,7 +651,7 @@ def test_secrets_stay_out_of_faults() -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_secrets_stay_out_of_answers(mechanism: str) -> None:
+def test_secrets_stay_out_of_replies(mechanism: str) -> None:
     """Nor does a relay that says them later on, when it refuses a message or breaks off."""
     source = MemorySource().add().add()
     talk = Scripted(source, LOGIN)
@@ -679,7 +679,7 @@ def test_what_a_relay_says_is_kept_short() -> None:
 
 
 def test_transcript() -> None:
-    """The dialogue of a transaction, each command with its answer."""
+    """The dialogue of a transaction, each command with its reply."""
     source = MemorySource().add()
     talk = Scripted(source)
     talk.greets("PIPELINING")
@@ -691,19 +691,19 @@ def test_transcript() -> None:
     )  # fmt: skip
 
 
-ANSWERS = st.sampled_from(
+REPLIES = st.sampled_from(
     ["250 ok", "354 go", "450 later", "550 no", "421 bye", "503 order", "250-half", "x", "334 ?"]
 )
 
 
 @given(
     offers=st.sets(st.sampled_from(["PIPELINING", "CHUNKING", "SIZE", "8BITMIME", "DSN"])),
-    answers=st.lists(ANSWERS, max_size=30),
+    replies=st.lists(REPLIES, max_size=30),
     lmtp=st.booleans(),
 )
 def test_every_message_has_one_end(
     offers: set[str],
-    answers: list[str],
+    replies: list[str],
     lmtp: bool,  # noqa: FBT001
 ) -> None:
     """Whatever a relay says, each message that was taken comes back exactly once, with reason."""
@@ -712,8 +712,8 @@ def test_every_message_has_one_end(
         source.add("a@b", "c@d")
     talk = Scripted(source, SessionOptions("me.example", is_lmtp=lmtp))
     said = talk.greets("X", *sorted(offers))
-    for answer in answers:
-        said += talk.says(answer)
+    for reply in replies:
+        said += talk.says(reply)
     if not talk.conversation.closed:
         talk.conversation.receive_eof()
     taken = [key for event, key in source.events if event == "take"]

@@ -93,7 +93,7 @@ def test_rest_of_a_multiline_reply_is_not_empty() -> None:
     ],
 )
 def test_what_is_no_reply(octets: bytes) -> None:
-    """Half a line end, a foreign code or two codes in one reply are errors, not answers."""
+    """Half a line end, a foreign code or two codes in one reply are errors, not replies."""
     with pytest.raises(ReplyError):
         replies_of(octets)
 

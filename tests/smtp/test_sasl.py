@@ -1,4 +1,4 @@
-"""Logging in: known answers, the proof that the relay owes us, and nothing that shows a secret."""
+"""Logging in: known results, the proof that the relay owes us, and nothing that shows a secret."""
 
 from __future__ import annotations
 

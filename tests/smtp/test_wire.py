@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoqmail.smtp.wire import LINE_LIMIT, Encoder, encode_whole
+from picoqmail.smtp.wire import LINE_LIMIT, Encoder
+from smtp.scripted import encode_whole
 
 ODD = (
     b"\n",
