@@ -120,7 +120,8 @@ def hostile_sidecars(record: dict[str, Any]) -> Iterator[bytes]:
     whole = json.dumps(record).encode()
     yield from (b"", b"[]", b"null", b"{}", whole[:-1], whole * 2, b"\0" * 50, b"[" * 100_000)
     for states in STATES_OF_RECIPIENTS:
-        for history in ([], record["history"]):
+        histories: list[list[Any]] = [[], record["history"]]
+        for history in histories:
             recipients = [{"address": f"r{n}@x.test", "state": s} for n, s in enumerate(states)]
             yield json.dumps({**record, "recipients": recipients, "history": history}).encode()
 
@@ -295,7 +296,7 @@ def test_state_files(stage: Stage, world: World, name: str) -> None:
 @pytest.mark.parametrize("name", ["relay-down", "counters"])
 def test_state_files_of_wrong_values(stage: Stage, world: World, name: str) -> None:
     """Each wrong value at each place of what a real one holds."""
-    real = {
+    real: dict[str, Any] = {
         "relay-down": {"version": 1, "routes": {"r": {"failures": 1, "until": 1, "stage": "x"}}},
         "counters": {"delivered": 1, "last": 1},
     }[name]
