@@ -46,6 +46,8 @@ PRIVATE_DIRECTORY_MODE = 0o700
 # fchmod sets it. It survives kill -9 and renames, and never makes the body readable to others.
 IN_DOUBT_BIT = 0o100
 
+# The modification time of a held sidecar, so that no idle run opens it (2100-01-01).
+HELD_UNTIL = 4102444800.0
 # The queue program gives up by itself before the sweep may remove what it writes: 24 h < 36 h.
 QUEUE_TIME_LIMIT_SECONDS = 86400
 LEFTOVER_AGE_SECONDS = 129600

@@ -26,6 +26,7 @@ from picoqmail.layout import (
     CRON_LOCK,
     CUR,
     DIRECTORIES,
+    HELD_UNTIL,
     IDEMPOTENCY,
     NEW,
     PRIVATE_DIRECTORY_MODE,
@@ -37,7 +38,6 @@ from picoqmail.layout import (
     USERS,
 )
 from picoqmail.spool import scan
-from picoqmail.spool.files import HELD_UNTIL
 from picoqmail.spool.store import Store
 from picoqmail.submission import detached_sender
 

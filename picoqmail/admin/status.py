@@ -18,6 +18,7 @@ from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.layout import (
     BODY,
     CUR,
+    HELD_UNTIL,
     NEW,
     SENDER_LOCK,
     SIDECAR,
@@ -26,7 +27,6 @@ from picoqmail.layout import (
 )
 from picoqmail.relay import breaker
 from picoqmail.spool import counters, locks
-from picoqmail.spool.files import HELD_UNTIL
 
 if TYPE_CHECKING:
     from typing import Any

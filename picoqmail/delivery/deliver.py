@@ -90,6 +90,8 @@ class _Work:
         self.fault = ""
         self.unreached = ""
         """Why the relay that it waited for could not be reached in this run."""
+        self.unreached_seconds = 0
+        """For how long it was tried in vain (outages.py)."""
 
 
 class _Part:
@@ -223,7 +225,7 @@ class Delivery:
         down = outages.note(self.serve(outboxes))
         for outbox in outboxes:
             if outbox.name in down:
-                self._expire_left(outbox, down[outbox.name])
+                self._expire_left(outbox, down[outbox.name], outages.tried_seconds(outbox.name))
         # No claims are kept open for relays that will not be tried any more.
         self._let_go(one for one in self._outboxes.values() if one.name in outages.closed)
         more = self._withheld or any(
@@ -268,10 +270,11 @@ class Delivery:
         why = "relayip names no relay, and no route is for these messages"
         self.log.event("error", level="error", error=why, messages=len(outbox.ids))
 
-    def _expire_left(self, outbox: Outbox, reason: str) -> None:
+    def _expire_left(self, outbox: Outbox, reason: str, tried_seconds: int) -> None:
         """Fail what has grown too old while its relay could not be reached."""
         for part in (*outbox.ready, *outbox.again):
             part.work.unreached = reason
+            part.work.unreached_seconds = tried_seconds
         oldest = self.clock() - self.settings.queuelifetime
         for message_id in list(outbox.ids):
             if accepted_at(message_id) > oldest:
@@ -280,7 +283,7 @@ class Delivery:
             if claim is None:
                 continue
             try:
-                if self.clock() >= claim.message.expires and not claim.message.held:
+                if self._is_over(claim.message, tried_seconds) and not claim.message.held:
                     judgement = policy.expire(claim.message, now=int(self.clock()), because=reason)
                     self._record(claim, judgement, "", ())
                     outbox.ids.remove(message_id)
@@ -290,6 +293,11 @@ class Delivery:
                 self._step_aside(message_id, exc)
             finally:
                 claim.release()
+
+    def _is_over(self, message: Message, unreached_seconds: int) -> bool:
+        schedule = self.settings.retryschedule
+        now = self.clock()
+        return policy.is_over(message, now, schedule, unreached_seconds=unreached_seconds)
 
     def _let_go(self, outboxes: Iterable[Outbox]) -> None:
         """Give up the parts that wait there.
@@ -523,7 +531,7 @@ class Delivery:
             self.spool.record(claim, message, CUR, text)
             self.summary.deferred += 1
             story.log_postponed(self.log, message, work.relay, work.fault)
-        elif work.unreached and now >= claim.message.expires:
+        elif work.unreached and self._is_over(claim.message, work.unreached_seconds):
             judgement = policy.expire(claim.message, now=now, because=work.unreached)
             self._record(claim, judgement, "", ())
         else:

@@ -93,6 +93,14 @@ class Outages:
         self._known = outages
         return down
 
+    def tried_seconds(self, name: str) -> int:
+        """Return how long a route has been tried in vain, by the number of its failures.
+
+        Its times say more where the clock jumped. At most five minutes lie between two failures.
+        """
+        outage = self._known.get(name)
+        return outage.failures * breaker.LONGEST_DELAY_SECONDS if outage else 0
+
     def _log_down(self, name: str, outage: Outage) -> None:
         self._log.event(
             "relay_down",

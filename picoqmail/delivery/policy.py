@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 QUADRATIC_STEP_SECONDS = 20
 """qmail-send's constant for remote mail: attempts at 0, 400, 1600, 3600 ... seconds of age."""
 
+FAIR_PART = 10
+"""A message that has become too old is given up after the attempts of this part of its lifetime."""
+
+_MOST_FAIR_ATTEMPTS = 100
 _FAULT_DELAY_SECONDS = 60
 _FAULT_DELAY_LIMIT_SECONDS = 3600
 _TEXT_LIMIT = 500
@@ -75,6 +79,42 @@ def is_due(message: Message, now: float) -> bool:
     return isinstance(last, (int, float)) and last > now + QUADRATIC_STEP_SECONDS
 
 
+def fair_attempts(lifetime_seconds: int, schedule: tuple[int, ...] | None) -> int:
+    """Return how many attempts a message gets at least: those of a tenth of its lifetime.
+
+    A clock that jumps ends no message: the board that starts in 2001, and is set right after the
+    first 4xx, has a message that is 25 years old and was tried once.
+    """
+    part = max(lifetime_seconds, 0) // FAIR_PART
+    if not schedule:
+        return 1 + isqrt(part) // QUADRATIC_STEP_SECONDS
+    attempts, age = 1, 0
+    for delay in (*schedule, *[schedule[-1]] * _MOST_FAIR_ATTEMPTS):
+        age += delay
+        if age > part or attempts >= _MOST_FAIR_ATTEMPTS:
+            break
+        attempts += 1
+    return attempts
+
+
+def is_over(
+    message: Message,
+    now: float,
+    schedule: tuple[int, ...] | None,
+    *,
+    unreached_seconds: float = 0,
+) -> bool:
+    """Say whether a message is given up now: too old, and tried for a fair part of its lifetime.
+
+    `unreached_seconds` is how long its relay has been tried in vain by other measure than a clock.
+    """
+    lifetime = message.expires - message.begins
+    return now >= message.expires and (
+        message.attempts >= fair_attempts(lifetime, schedule)
+        or (unreached_seconds > 0 and unreached_seconds * FAIR_PART >= lifetime)
+    )
+
+
 def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     message: Message,
     results: Mapping[int, RecipientResult],
@@ -123,9 +163,13 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
         if FAILED not in states:
             return Judgement("remove", after, (), tuple(delivered))
         return Judgement("fail", after, tuple(failed), tuple(delivered))
-    if now >= message.expires:
+    if is_over(after, now, schedule):
         return expire(after, now=now, also_failed=tuple(failed), delivered=tuple(delivered))
-    due = next_attempt(message.begins, now, after.attempts, schedule)
+    begun = message.begins
+    if now >= message.expires:
+        # By its age, which the clock made, it would wait for weeks.
+        begun = now - (QUADRATIC_STEP_SECONDS * after.attempts) ** 2
+    due = next_attempt(begun, now, after.attempts, schedule)
     return Judgement("defer", evolve(after, next_attempt=due), tuple(failed), tuple(delivered))
 
 

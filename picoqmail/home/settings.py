@@ -244,7 +244,7 @@ class Settings:
     )
     queuelifetime: int = _setting(
         """How old a message may grow. One last attempt is made after that, then what is pending
-        fails as expired.""",
+        fails as expired; but not before the message had the attempts of a tenth of this time.""",
         "a whole number of seconds",
         _between(0, MOST_SECONDS),
         default=str(DEFAULT_QUEUE_LIFETIME_SECONDS),

@@ -34,8 +34,6 @@ _SMALL_OCTETS = 4096
 _RESULT_LIMIT_OCTETS = 65536
 # Bodies of delivered messages wait for one sync of their directory: so many share it.
 _DOOMED_LIMIT = 200
-# The modification time of a held sidecar, so that no idle run opens it (2100-01-01).
-HELD_UNTIL = 4102444800.0
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # Where a body is looked for. The order must be the same everywhere: the first one is locked.

@@ -12,6 +12,7 @@ from picoqmail.home.paths import exists
 from picoqmail.layout import (
     BODY,
     CUR,
+    HELD_UNTIL,
     LEFTOVER_AGE_SECONDS,
     NEW,
     REPORTS,
@@ -24,6 +25,9 @@ from picoqmail.layout import (
 # A status change from the future means that the clock was set back since: then what the file
 # says of the future cannot be trusted either.
 _CLOCK_TOLERANCE_SECONDS = 60
+# No attempt is planned so far ahead, unless somebody gave a message a time; then each run reads its
+# sidecar. A clock that was ahead may have planned it, and a chown may have hidden that.
+_FAR_SECONDS = 86400
 _BODY_CUT = -len(BODY)
 _SIDECAR_CUT = -len(SIDECAR)
 
@@ -48,6 +52,7 @@ def look(spool: str, state: str, now: float) -> Sight:
     due, bodies, sidecars = sight.due, sight.bodies, sight.sidecars
     hinted = state == CUR
     future = now + _CLOCK_TOLERANCE_SECONDS
+    far = now + _FAR_SECONDS
     with posix.scandir(f"{spool}/{state}") as entries:
         for entry in entries:
             name = entry.name
@@ -63,7 +68,9 @@ def look(spool: str, state: str, now: float) -> Sight:
                         found = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    if now < found.st_mtime and found.st_ctime <= future:
+                    due_at = found.st_mtime
+                    is_plausible = due_at <= far or due_at == HELD_UNTIL
+                    if now < due_at and is_plausible and found.st_ctime <= future:
                         sight.waiting += 1
                         continue
                 due.append(stem)

@@ -15,6 +15,7 @@ from picoqmail.layout import (
     BLOCK_OCTETS,
     BODY,
     CUR,
+    HELD_UNTIL,
     NEW,
     PROGRESS,
     RESULT,
@@ -26,7 +27,7 @@ from picoqmail.layout import (
 )
 from picoqmail.spool import scan
 from picoqmail.spool.claim import Claimer, check_size, verify_body
-from picoqmail.spool.files import HELD_UNTIL, SpoolFiles
+from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
 from picoqmail.spool.progress import append_progress, drop_progress
@@ -254,7 +255,8 @@ class Store:
         path = self._files.join(claim.state, claim.message.id + SIDECAR)
         due = HELD_UNTIL if claim.message.held else claim.message.next_attempt
         try:
-            os.utime(path, (due, due), follow_symlinks=False)
+            if os.stat(path, follow_symlinks=False).st_mtime != due:
+                os.utime(path, (due, due), follow_symlinks=False)
         except OSError as exc:
             raise SpoolError("touch", path, exc) from exc
 

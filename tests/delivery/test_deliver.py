@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail.layout import BREAKER, CUR, NEW, UNDELIVERED
+from picoqmail.layout import BREAKER, CUR, NEW, SIDECAR, UNDELIVERED
 from picoqmail.relay import breaker
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT
 from rig import faults
@@ -218,7 +219,7 @@ def test_a_relay_that_is_hurried(trial: Trial, rig: Rig) -> None:
 def test_expired_with_the_last_reply(trial: Trial, rig: Rig) -> None:
     """Too old: one more attempt, then it fails and says why."""
     with_relay(trial, rig, HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}))
-    message_id = trial.deferred(expires=int(time.time()) - 1, next_attempt=1)
+    message_id = trial.deferred(expires=int(time.time()) - 1, next_attempt=1, attempts=30)
     trial.cron()
     assert UNDELIVERED == trial.state(message_id)
     (recipient,) = trial.sidecar(message_id)["recipients"]
@@ -235,7 +236,8 @@ def test_expired_in_front_of_a_relay_that_is_down(trial: Trial, count: int) -> N
     """A relay that never comes back keeps no message for ever; a young one waits on."""
     past = int(time.time()) - 700_000
     old = [
-        trial.deferred(created=past, expires=past + 604800, next_attempt=past) for _ in range(count)
+        trial.deferred(created=past, expires=past + 604800, next_attempt=past, attempts=30)
+        for _ in range(count)
     ]
     renamed = []
     for message_id in old:
@@ -251,6 +253,56 @@ def test_expired_in_front_of_a_relay_that_is_down(trial: Trial, count: int) -> N
         (recipient,) = trial.sidecar(message_id)["recipients"]
         assert "expired after 8.1 days" in recipient["reply"]
         assert "cannot connect" in recipient["reply"]
+
+
+def test_a_clock_that_was_set_right_ends_no_message(trial: Trial, rig: Rig) -> None:
+    """Accepted in 2001 by a board without a clock: tried as often as any other, then it fails."""
+    with_relay(trial, rig, HostileRelay({"RCPT": faults.reply("451 4.7.1 greylisted")}))
+    past = 1_000_000_000
+    message_id = trial.deferred(created=past, expires=past + 604800, next_attempt=past, attempts=0)
+    trial.cron()
+    assert CUR == trial.state(message_id)
+    record = trial.sidecar(message_id)
+    # The first delay of qmail's schedule, and not that of a message of 25 years.
+    assert record["next_attempt"] - time.time() < 3600
+    for attempts in range(1, 13):
+        assert (CUR, attempts) == (trial.state(message_id), trial.sidecar(message_id)["attempts"])
+        trial.send(message_id)
+    assert UNDELIVERED == trial.state(message_id)
+
+
+def test_a_relay_that_is_down_after_the_clock_was_set_right(trial: Trial) -> None:
+    """A message is too old for one failure of the relay only by the clock."""
+    trial.setting("relayip", "127.0.0.1:1")
+    past = 1_000_000_000
+    message_id = trial.deferred(created=past, expires=past + 604800, next_attempt=past, attempts=0)
+    old = f"{past}.{message_id.partition('.')[2]}"
+    trial.rename(message_id, old)
+    trial.cron()
+    assert CUR == trial.state(old)
+    with open(f"{trial.spool}/{BREAKER}", "rb") as file:
+        down = json.loads(file.read())
+    (route,) = down["routes"].values()
+    route.update(failures=300, until=1)
+    with open(f"{trial.spool}/{BREAKER}", "w", encoding="utf-8") as written:
+        json.dump(down, written)
+    os.utime(f"{trial.spool}/{BREAKER}", (1, 1))
+    trial.cron()
+    assert UNDELIVERED == trial.state(old)
+
+
+def test_a_time_planned_by_a_clock_that_was_ahead_is_not_waited_for(
+    trial: Trial, relay: RecordingRelay
+) -> None:
+    """400 days ahead, deferred there, set back, and then touched by a chown or a restore."""
+    trial.setting("relayip", relay.address)
+    ahead = int(time.time()) + 400 * 86400
+    history = [{"when": ahead, "relay": "r", "outcome": "deferred", "reply": "451 later"}]
+    message_id = trial.deferred(next_attempt=ahead + 400, history=history)
+    path = trial.path(CUR, message_id, SIDECAR)
+    os.utime(path, (ahead + 400, ahead + 400))
+    trial.cron()
+    assert [("b@example.net",)] == [one.recipients for one in relay.messages]
 
 
 def test_held_is_not_sent(trial: Trial, strict_relay: HostileRelay) -> None:

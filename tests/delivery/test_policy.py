@@ -27,7 +27,7 @@ RESULTS: dict[str, RecipientResult] = {
 }
 
 
-def message(count: int = 1) -> Message:
+def message(count: int = 1, attempts: int = 0) -> Message:
     """A message for so many, as accepted."""
     return Message(
         id=f"{CREATED}.M1P1Q1R1.me.test",
@@ -36,7 +36,7 @@ def message(count: int = 1) -> Message:
         created=CREATED,
         next_attempt=CREATED,
         expires=CREATED + WEEK,
-        attempts=0,
+        attempts=attempts,
         size=1,
         crc32=1,
         held=False,
@@ -45,11 +45,18 @@ def message(count: int = 1) -> Message:
     )
 
 
-def judged(*outcomes: Outcome, now: int = CREATED, in_doubt: bool = False) -> Judgement:
+def judged(
+    *outcomes: Outcome, now: int = CREATED, in_doubt: bool = False, attempts: int = 0
+) -> Judgement:
     """The judgement after an attempt with these outcomes."""
     results = {index: RESULTS[outcome] for index, outcome in enumerate(outcomes)}
     return policy.judge(
-        message(len(outcomes)), results, now=now, relay="r", in_doubt=in_doubt, schedule=None
+        message(len(outcomes), attempts),
+        results,
+        now=now,
+        relay="r",
+        in_doubt=in_doubt,
+        schedule=None,
     )
 
 
@@ -140,7 +147,7 @@ def test_what_was_settled_before_stays() -> None:
 
 def test_too_old_fails_what_is_pending_and_says_why() -> None:
     """After the queue lifetime the last attempt is the last; what was delivered stays so."""
-    found = judged("delivered", "deferred", now=CREATED + WEEK)
+    found = judged("delivered", "deferred", now=CREATED + WEEK, attempts=38)
     assert ("fail", True, (1,), (0,)) == (
         found.step,
         found.expired,
@@ -150,7 +157,34 @@ def test_too_old_fails_what_is_pending_and_says_why() -> None:
     reply = found.message.recipients[1].reply
     assert "expired after 7.0 days in the queue; last: 451 later" == reply
     assert ["deferred", "expired"] == [entry["outcome"] for entry in found.message.history]
-    assert "defer" == judged("deferred", now=CREATED + WEEK - 1).step
+    assert "defer" == judged("deferred", now=CREATED + WEEK - 1, attempts=38).step
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "schedule", "attempts"),
+    [
+        (WEEK, None, 13),
+        (86400, None, 5),
+        (3600, None, 1),
+        (1, None, 1),
+        (0, None, 1),
+        (WEEK, (60, 600, 3600), 19),
+        (WEEK, (1,), 100),
+        (WEEK, (30 * 86400,), 1),
+    ],
+)
+def test_a_fair_part_of_the_schedule(
+    lifetime: int, schedule: tuple[int, ...] | None, attempts: int
+) -> None:
+    """As many attempts as a tenth of the lifetime has, a hundred at most."""
+    assert attempts == policy.fair_attempts(lifetime, schedule)
+
+
+def test_old_by_the_clock_alone_is_not_too_old() -> None:
+    """A clock that was set right after the first 4xx ends no message."""
+    found = judged("deferred", now=CREATED + 25 * 365 * 86400)
+    assert ("defer", 1) == (found.step, found.message.attempts)
+    assert found.message.next_attempt - (CREATED + 25 * 365 * 86400) < 3600
 
 
 def test_a_delivery_after_the_lifetime_is_a_delivery() -> None:

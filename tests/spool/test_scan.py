@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail.layout import CUR, DIRECTORIES, LEFTOVER_AGE_SECONDS, NEW, UNDELIVERED
+from picoqmail.layout import CUR, DIRECTORIES, HELD_UNTIL, LEFTOVER_AGE_SECONDS, NEW, UNDELIVERED
 from picoqmail.spool import scan
 from temporary_home import age
 
@@ -34,11 +34,19 @@ def put(spool: str, *paths: str, seconds_old: float = 0) -> None:
         age(f"{spool}/{path}", seconds_old)
 
 
+def test_a_hint_of_a_distant_time_is_not_believed(spool: str) -> None:
+    """More than a day ahead: a clock that was ahead may have planned it, so the sidecar is read."""
+    put(spool, "cur/1.a.json", "cur/1.a.eml", seconds_old=-400 * 86400)
+    put(spool, "cur/2.b.json", "cur/2.b.eml", seconds_old=-80_000)
+    assert ["1.a"] == scan.look(spool, CUR, time.time()).due
+
+
 def test_the_hint_says_what_is_due(spool: str) -> None:
     """In cur/ by the sidecar's time; sorted by name, which is by age."""
-    for stem, seconds in (("3.c", 5), ("1.a", 0.5), ("2.b", -3600), ("4.held", -(10**9))):
+    for stem, seconds in (("3.c", 5), ("1.a", 0.5), ("2.b", -3600), ("4.held", 0)):
         put(spool, f"cur/{stem}.json", seconds_old=seconds)
         put(spool, f"cur/{stem}.eml")
+    os.utime(f"{spool}/cur/4.held.json", (HELD_UNTIL, HELD_UNTIL))
     sight = scan.look(spool, CUR, time.time())
     assert (["1.a", "3.c"], 2, set(), set()) == (
         sight.due,
