@@ -23,7 +23,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from contextlib import nullcontext
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, localtime, make_msgid
@@ -120,10 +119,13 @@ class MailHandler(logging.Handler):
         if self._pid != os.getpid():
             # A server in C forked without telling Python.
             self._start_anew()
-        if self._condition is None:
-            with self.lock or nullcontext():
-                self._condition = self._condition or threading.Condition()
-        return self._condition
+        self.acquire()
+        try:
+            if self._condition is None:
+                self._condition = threading.Condition()
+            return self._condition
+        finally:
+            self.release()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record for the thread; only formatting is done here."""
