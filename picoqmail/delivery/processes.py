@@ -78,7 +78,8 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
     """Fork a process that does `work` and returns its result, which JSON must be able to express.
 
     `work` is given a function that says whether the parent is gone. Then the process should end
-    soon: whoever killed the program meant all of it. Raises OSError if no process can be started.
+    soon, because the parent's end was meant for all of the run. Raises OSError if no process can be
+    started.
     """
     reader, writer = os.pipe()
     parent = os.getpid()

@@ -8,10 +8,10 @@ The order for a failure, each step durable before the next:
    `told` of each failed recipient names the report.
 
 A crash after 1 leaves a message in cur/ that cron finds due. Cron then makes the report, unless it
-is in the spool. A report that is not there cannot have been sent, because whoever is about to send
-a report first does step 3 for its message (`_before_sending`). A disk that is full at 2 leaves the
-same as a crash, and cron tries again. A warning of delay is recorded before it is made: a crash may
-lose it, but nobody is warned twice.
+is in the spool. A report that is not there cannot have been sent, because a program that is about
+to send a report first does step 3 for its message (`_before_sending`). A disk that is full at 2
+leaves the same as a crash, and cron tries again. A warning of delay is recorded before it is made:
+a crash may lose it, but nobody is warned twice.
 
 What writes reports (report_writer.py) is imported when one is written. Most runs write none, and
 would take a fifth longer to start. If it cannot be imported (an upgrade is under way, a package is

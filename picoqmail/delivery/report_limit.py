@@ -6,8 +6,8 @@ failure is fsynced before it counts as reported. When the hour is over, what was
 digest, and the file goes.
 
 While its digest is made, a file has the digest's ID behind its name, `HASH-BEGIN.ID`. A digest
-names its file, and whoever is about to send it unlinks the file first. So no crash makes a digest
-twice.
+names its file, and a program that is about to send the digest unlinks the file first. So no crash
+makes a digest twice.
 """
 
 from __future__ import annotations

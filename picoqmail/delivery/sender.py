@@ -1,7 +1,7 @@
 """What picoqmail-send and picoqmail-cron do: look for work, and deliver only if there is some.
 
 Cheap to import. start_sender.py and INTERNALS.md explain the sender's lock and how it is handed
-over. Its holder here keeps the promise that goes with it: release it, look at new/ once more, and
+over. Its holder here keeps the promise that goes with it: release it, read new/ once more, and
 take it again if there is a message that no other process will send.
 """
 
@@ -269,11 +269,11 @@ def retry() -> int:
 
 
 def _is_repeated(path: str, exc: PicoqmailError | OSError) -> bool:
-    """Say whether the run before complained of the same, and nobody needs to be told again.
+    """Say whether the run before reported the same, so that it need not be printed again.
 
     Cron mails what its jobs print, and would do so each minute, into the very spool that cannot
-    send. So what was said is noted in the spool. A person at a terminal is always told. Where
-    nothing can be noted it is said each time: then the spool takes no mail of cron's either.
+    send. So the error is noted in the spool. At a terminal it is always printed. If it cannot be
+    noted it is printed each time; then the spool takes no mail of cron's either.
     """
     data = str(exc).encode("utf-8", "replace")
     try:

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 class Loop:
     """The state of one engine's loop.
 
-    ``now`` is the monotonic time at which the loop last looked, in seconds. ``watched`` are the
-    connections that are open. ``stopping`` tells lanes to begin nothing new. ``on_event(name,
-    **facts)`` takes what is worth a line of the log.
+    ``now`` is the monotonic time at which the loop last woke up, in seconds. ``watched`` are the
+    connections that are open. While ``stopping`` is true, lanes begin nothing new. ``check_at`` is
+    when the next deadline comes. ``on_event(name, **facts)`` takes what is worth a line of the log.
     """
 
     __slots__ = (

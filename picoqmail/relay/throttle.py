@@ -10,7 +10,7 @@ FIRST_SECONDS = 0.5
 """The pause after the first "too fast"; each further one doubles it, each success halves it."""
 
 LONGEST_PAUSE_SECONDS = 10.0
-"""A relay that wants longer pauses gets nothing more in this run: each try charges a message."""
+"""A relay that wants longer pauses gets nothing more in this run; each try charges a message."""
 
 
 class Throttle:

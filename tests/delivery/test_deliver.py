@@ -117,7 +117,7 @@ def test_one_refused_of_three(
     assert 1 == relay.connections
 
 
-def test_a_later_session_speaks_of_the_pending_only(trial: Trial, rig: Rig) -> None:
+def test_a_later_transaction_is_for_the_pending_only(trial: Trial, rig: Rig) -> None:
     """Delivered, deferred, failed in one: the next time the deferred one alone."""
     replies = {
         "RCPT <two@d>": [faults.reply("451 4.3.0 later")],
