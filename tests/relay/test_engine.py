@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Literal
 
-    from rig.faults import Fault
+    from rig.faults import Fault, Line
 
 OFF = TlsPolicy(mode="off")
 # Enough for a machine whose processors are busy with other things.
@@ -485,6 +485,32 @@ def test_tls_that_may_be_and_is_not(rig: Callable[..., Any]) -> None:
     assert served.outcomes() == ["delivered", "delivered"]
     assert not any(message.tls for message in relay.messages)
     assert relay.connections == 2
+
+
+def test_tls_that_failed_at_one_relay_is_tried_at_the_next(rig: Callable[..., Any]) -> None:
+    """Also if it failed only after another connection had sent us to the next relay."""
+    in_starttls, gone = threading.Event(), threading.Event()
+
+    def first_mail(line: Line, _ordinary: bytes) -> bool:
+        assert in_starttls.wait(PATIENCE)
+        line.send(b"no reply\r\n")
+        line.await_end()
+        gone.set()
+        return False
+
+    def second_starttls(line: Line, ordinary: bytes) -> bool:
+        in_starttls.set()
+        assert gone.wait(PATIENCE)
+        line.send(ordinary)
+        return False
+
+    broken = HostileRelay({"MAIL": first_mail, "STARTTLS": [None, second_starttls]}, tls="starttls")
+    may = TlsPolicy(mode="may")
+    relays = [rig(broken), rig(HostileRelay(tls="starttls"))]
+    served = Served(mails(20), *[to(relay, may) for relay in relays], concurrency=2)
+    assert ["delivered"] * 19 + ["untried"] == sorted(served.outcomes())
+    assert 19 == len(relays[1].messages)
+    assert all(message.tls for message in relays[1].messages)
 
 
 HANDSHAKES: dict[str, Fault] = {
