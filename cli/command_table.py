@@ -34,7 +34,7 @@ class CommandHelp:
 
 
 def commands() -> Iterator[CommandHelp]:
-    """All commands in the order of --help."""
+    """Yield all commands in the order of --help."""
     for name, (_, summary) in COMMANDS.items():
         _, parser = parser_of(name)
         # The first one is --help.
@@ -53,7 +53,7 @@ def _option(action: argparse.Action) -> Option:
 
 
 def markdown() -> str:
-    """The page docs/commands.md."""
+    """Return the page docs/commands.md."""
     lines = [
         "# picoqmail",
         "",

@@ -21,7 +21,7 @@ def print_json(document: object) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether a person is at both ends, so that questions can be asked."""
+    """Say whether a person is at both ends, so that questions can be asked."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 

@@ -38,7 +38,7 @@ def _shown(items: Sequence[Item], done: int, what: str) -> Iterator[Item]:
 
 
 def _counted(items: Sequence[Item], done: int, what: str) -> Iterator[Item]:
-    """The plain way: a line that is written over, a few times a second."""
+    """Yield the items, and print a line that is written over a few times a second."""
     printed = 0.0
     for index in range(done, len(items)):
         yield items[index]

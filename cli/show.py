@@ -153,6 +153,6 @@ def _event(event: Any) -> str:  # noqa: ANN401 - whatever a sidecar holds
 
 
 def _safe(text: str) -> str:
-    """A text of several lines in which nothing drives the terminal; a tab belongs to mail."""
+    """Return a text of several lines in which nothing drives the terminal; tabs are kept."""
     lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
     return "\n".join([printable(line) for line in lines])

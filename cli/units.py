@@ -53,7 +53,7 @@ def _uninstall(home: Home, arguments: argparse.Namespace) -> None:
 
 
 def _what_is_left(home: Home, *, timer: bool) -> list[str]:
-    """What an uninstallation does not decide: lines for a person, the mail first."""
+    """Return what an uninstallation does not decide: lines for a person, the mail first."""
     lines = []
     if timer:
         lines.append(f"the timer, if it was enabled: {_DISABLE}")

@@ -66,7 +66,7 @@ class Admin:
 
     @classmethod
     def of(cls, home: Home, queue_lifetime_seconds: int) -> Admin:
-        """The verbs on the spool of a home."""
+        """Return the verbs on the spool of a home."""
         damages: dict[str, str] = {}
 
         def note(damage: Damage) -> None:

@@ -174,7 +174,7 @@ def check_settings(home: Home) -> Iterator[Finding]:
 
 
 def _check_names(home: Home, chosen: Settings) -> Iterator[Finding]:
-    """What this host calls itself, and what it makes of hosts without a dot."""
+    """Yield what this host calls itself, and what it makes of hosts without a dot."""
     doubt = doubt_about_host(chosen.helohost)
     if doubt:
         where = f"{home.control}/{'me' if chosen.helohost == chosen.me else 'helohost'}"
@@ -287,7 +287,7 @@ def _wrong(
 
 
 def check_host(home: Home) -> Iterator[Finding]:
-    """Whether this host's mail comes here: whose its sendmail is, and whether init is due again."""
+    """Check that this host's mail comes here: whose its sendmail is, and if init is due again."""
     if home.root != host_root():
         return
     packaged = home.root == PACKAGED_HOME

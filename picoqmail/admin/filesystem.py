@@ -81,7 +81,7 @@ def type_of(path: str) -> str:
 
 
 def _tried(spool: str) -> Iterator[str]:
-    """The promises that were not kept, each as a sentence's end."""
+    """Yield the promises that were not kept, each as a sentence's end."""
     base = f"{spool}/{TMP}/probe-{os.urandom(_ENTROPY_OCTETS).hex()}"
     made = [base, f"{base}.link", f"{spool}/{NEW}/{os.path.basename(base)}.tmp"]
     descriptor = durable.create(base)

@@ -22,7 +22,7 @@ class Listening(Log):
         self._error: Exception | None = None
 
     def is_on(self, level: str) -> bool:
-        """Whether the listener gets events of a level."""
+        """Say whether the listener gets events of a level."""
         return level != "debug"
 
     def event(self, name: str, /, *, level: str = "info", **facts: object) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def render(
     now: Status, *, cron_ran: int | None, level: int | None, probes: Iterable[Probe] = ()
 ) -> str:
-    """One exposition; times are Unix seconds, sizes octets.
+    """Return one exposition; times are Unix seconds, sizes octets.
 
     `level` is the outcome of the check, 0 to 3, and `cron_ran` when cron last had its turn.
     """

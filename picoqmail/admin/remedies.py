@@ -20,7 +20,7 @@ _NEEDS_SOMEBODY = frozenset(("tls", "auth"))
 
 
 def needs_somebody(outages: Mapping[str, Outage]) -> str:
-    """What has to be done before mail can go, "" if waiting is enough."""
+    """Return what has to be done before mail can go, "" if waiting is enough."""
     found = [
         f"Somebody has to act, as waiting does not help with {name}: {REMEDIES[one.stage]}. "
         "picoqmail check tries it."

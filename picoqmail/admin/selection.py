@@ -114,13 +114,16 @@ class Filter:
 
 
 def created_by(message_id: str) -> int:
-    """When a message was accepted, Unix seconds: an ID begins with it; 0 if it does not."""
+    """Return when a message was accepted, Unix seconds: an ID begins with it; 0 if it does not."""
     seconds = message_id.partition(".")[0]
     return int(seconds) if seconds.isdigit() and len(seconds) < 19 else 0
 
 
 def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
-    """The states of all messages by ID, oldest first; no file is opened. Raises SpoolError."""
+    """Return the states of all messages by ID, oldest first, without opening a file.
+
+    Raises SpoolError.
+    """
     found: dict[str, str] = {}
     for state in states:
         path = f"{spool}/{state}"
@@ -136,7 +139,7 @@ def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
 
 
 def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
-    """One message; `hint` is where to look first. Raises NoSuchMessageError, SpoolError."""
+    """Return one message; `hint` is where to look first. Raises NoSuchMessageError, SpoolError."""
     try:
         state, message = spool.read(message_id, hint)
     except DamagedMessageError as exc:
@@ -148,7 +151,7 @@ def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
 
 
 def candidates(spool: Store, wanted: Filter) -> dict[str, str]:
-    """The states by ID of messages that can meet the conditions, oldest first.
+    """Return the states by ID of messages that can meet the conditions, oldest first.
 
     Raises SpoolError.
     """
@@ -160,7 +163,7 @@ def candidates(spool: Store, wanted: Filter) -> dict[str, str]:
 def select(
     spool: Store, wanted: Filter, *, found: dict[str, str] | None = None, newest_first: bool = False
 ) -> Iterator[Entry]:
-    """The messages that meet the conditions, oldest first, each read when it is asked for.
+    """Yield the messages that meet the conditions, oldest first, each read when it is asked for.
 
     `found` are candidates that the caller has already. What is delivered meanwhile is left out.
     Raises SpoolError.
@@ -176,7 +179,7 @@ def select(
 
 
 def select_ids(spool: Store, wanted: Filter) -> list[str]:
-    """IDs of the messages that meet the conditions; no file is opened where names are enough."""
+    """Return IDs of the messages that meet the conditions; open no file if names are enough."""
     found = candidates(spool, wanted)
     if not wanted.needs_reading:
         return list(found)

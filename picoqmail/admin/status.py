@@ -202,7 +202,7 @@ def _holder(path: str) -> int | None:
 
 
 def _cron(spool: str) -> tuple[int | None, int | None]:
-    """The pid of the run of cron that is alive, and since when it runs."""
+    """Return the pid of the run of cron that is alive, and since when it runs."""
     for slot in range(locks.CRON_SLOTS):
         path = locks.cron_lock(spool, slot)
         try:

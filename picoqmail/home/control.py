@@ -52,7 +52,7 @@ class Control:
         self._minivars: dict[str, ControlValue] | None = None
 
     def read(self, name: str) -> ControlValue | None:
-        """The setting `name` (lower case), or None where neither file nor variable gives it.
+        """Return the setting `name` (lower case), or None where neither file nor variable gives it.
 
         Raises ConfigurationError for a file that cannot be read or is not UTF-8.
         """
@@ -63,7 +63,7 @@ class Control:
         return self.minivars().get(name.upper())
 
     def minivars(self) -> dict[str, ControlValue]:
-        """All of `control/minivars`, by upper-case name; empty where there is no such file."""
+        """Return all of `control/minivars`, by upper-case name; empty if there is no such file."""
         if self._minivars is None:
             path = f"{self.directory}/{MINIVARS}"
             text = read_text(path)
@@ -72,7 +72,7 @@ class Control:
 
 
 def read_text(path: str) -> str | None:
-    """The text of a control file, None if there is none. Raises ConfigurationError."""
+    """Return the text of a control file, None if there is none. Raises ConfigurationError."""
     try:
         descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def read_text(path: str) -> str | None:
 
 
 def plain_lines(text: str) -> list[tuple[str, int]]:
-    """The lines of a control file that say something, with their numbers from 1."""
+    """Return the lines of a control file that say something, with their numbers from 1."""
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip(_BLANK_CHARACTERS + "\0")  # noqa: PLW2901 - the stripped line is the line
@@ -115,7 +115,7 @@ def _parse_minivars(path: str, text: str) -> dict[str, ControlValue]:
 
 
 def number_of(value: ControlValue | None, default: int, name: str, most: int) -> int:
-    """The value as a whole number from 0 to `most`. Raises ConfigurationError."""
+    """Return the value as a whole number from 0 to `most`. Raises ConfigurationError."""
     if value is None:
         return default
     text = value.text
@@ -129,7 +129,7 @@ def number_of(value: ControlValue | None, default: int, name: str, most: int) ->
 
 
 def own_host_name(control: Control) -> str:
-    """The mandatory setting `me`: this host's name. Raises ConfigurationError.
+    """Return the mandatory setting `me`: this host's name. Raises ConfigurationError.
 
     Checked here because it becomes part of file names and of header lines.
     """

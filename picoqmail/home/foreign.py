@@ -78,7 +78,7 @@ _SAME = ("defaultdomain", "defaulthost", "helohost", "idhost", "queuelifetime", 
 
 
 def nullmailer(texts: Mapping[str, str]) -> Translation:
-    """The files of /etc/nullmailer by their names; `mailname` is /etc/mailname."""
+    """Translate the files of /etc/nullmailer, by name; `mailname` is /etc/mailname."""
     found = Translation()
     first = {name: _first_line(text) for name, text in texts.items()}
     found.set("me", first.get("me") or first.get("mailname", ""))
@@ -141,7 +141,7 @@ def _nullmailer_remote(found: Translation, line: str, where: str) -> None:
 
 
 def msmtp(texts: Mapping[str, str]) -> Translation:
-    """An msmtprc: the account `default`, else the only one."""
+    """Translate an msmtprc: the account `default`, else the only one."""
     found = Translation()
     accounts: dict[str, dict[str, str]] = {}
     defaults: dict[str, str] = {}
@@ -216,7 +216,7 @@ def _fingerprint(found: Translation, text: str) -> None:
 
 
 def ssmtp(texts: Mapping[str, str]) -> Translation:
-    """An ssmtp.conf: keys in any case."""
+    """Translate an ssmtp.conf, whose keys may be in any case."""
     found = Translation()
     values: dict[str, str] = {}
     (text,) = texts.values()
@@ -249,7 +249,7 @@ def ssmtp(texts: Mapping[str, str]) -> Translation:
 
 
 def dma(texts: Mapping[str, str]) -> Translation:
-    """A dma.conf, and the password of its smart host from auth.conf."""
+    """Translate a dma.conf, and the password of its smart host in auth.conf."""
     found = Translation()
     values: dict[str, str] = {}
     for line in texts.get("dma.conf", "").splitlines():
@@ -281,7 +281,7 @@ def dma(texts: Mapping[str, str]) -> Translation:
 
 
 def _dma_login(found: Translation, text: str, host: str) -> str:
-    """The user for the smart host, of lines `user|smarthost:password`."""
+    """Return the user for the smart host, of lines `user|smarthost:password`."""
     for number, line in enumerate(text.splitlines(), 1):
         user, bar, rest = line.partition("|")
         name, colon, password = rest.partition(":")

@@ -87,7 +87,7 @@ def whose(path: str, home: Home) -> str:
 
 
 def package_of(path: str) -> str:
-    """The package that brought a file, "" if none did, or if this host has no dpkg."""
+    """Return the package that brought a file, "" if none did, or if this host has no dpkg."""
     query = shutil.which("dpkg-query", path=_PATH)
     if query is None:
         return ""

@@ -285,7 +285,7 @@ class InitRun:
         durable.sync_directory(self.home.root)
 
     def _is_in_spool(self, path: str) -> bool:
-        """Whether other people's mail lies there: then it is private, whoever made it."""
+        """Say whether other people's mail lies there: then it is private, whoever made it."""
         return path == self.home.spool or path.startswith(self.home.spool + "/")
 
     def _relative(self, path: str) -> str:

@@ -232,7 +232,7 @@ def check_place(path: str) -> None:
 
 
 def _parts(path: str) -> list[str]:
-    """The parts of a path, the first one last."""
+    """Return the parts of a path, the first one last."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
@@ -254,7 +254,7 @@ def _check_hands(path: str, status: os.stat_result) -> None:
 
 
 def interpreter() -> str:
-    """The interpreter that our programs are run by, as it is spelled here.
+    """Return the interpreter that our programs are run by, as it is spelled here.
 
     Not resolved, because a virtual environment is known by its own link.
     """
@@ -374,7 +374,7 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
 
 
 def _defines(home: Home, owner: Owner) -> dict[str, str]:
-    """What is fixed in the set-id program at compile time. Raises InitError."""
+    """Return what is fixed in the set-id program at compile time. Raises InitError."""
     paths = {
         "HOME_PATH": home.root,
         "PYTHON_PATH": interpreter(),
@@ -442,7 +442,7 @@ def _install(program: bytes, target: str) -> None:
 
 
 def _open_before(target: str) -> int:
-    """The program that is about to be replaced, -1 if there is none or only a link."""
+    """Return the program that is about to be replaced, -1 if there is none or only a link."""
     try:
         return os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as exc:
@@ -485,7 +485,7 @@ def try_setid(target: str) -> None:
 
 
 def links(programs: Mapping[str, str], home: Home) -> dict[str, str]:
-    """The links of a system's `bin/`: as everywhere, but the queue is the set-id program."""
+    """Return the links of a system's `bin/`: as everywhere, but the queue is the set-id program."""
     setid = f"{home.bin}/qmail-queue"
     return {
         name: setid if program == "picoqmail-queue" else programs[program]
@@ -495,6 +495,6 @@ def links(programs: Mapping[str, str], home: Home) -> dict[str, str]:
 
 
 def cron_file(home: Home) -> tuple[str, str]:
-    """The path and the line of a file for cron(8) that retries mail as the spool's owner."""
+    """Return the path and the line of a file for cron(8) that retries mail as the spool's owner."""
     times, command = make.crontab_line(home).split(" PICOQMAIL_HOME=", 1)
     return f"/etc/cron.d/{OWNER}", f"{times} {OWNER} PICOQMAIL_HOME={command}"

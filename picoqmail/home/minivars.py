@@ -50,7 +50,7 @@ def parse_minivars(path: str, text: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def _shell_word(path: str, text: str, position: int, line: int) -> tuple[str, int]:
-    """One word as a shell would read it, without expansion; and where the next line begins."""
+    """Return one word as a shell reads it, without expansion, and where the next line begins."""
     where = f"{path}:{line}"
     word: list[str] = []
     while position < len(text) and text[position] not in _MINIVARS_BLANKS:

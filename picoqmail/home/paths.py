@@ -68,7 +68,7 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
 
 
 def host_root() -> str:
-    """The home that everybody on this host uses, "" if there is none.
+    """Return the home that everybody on this host uses, "" if there is none.
 
     `/var/qmail` if it has a `control/me`; else that of the Debian package if it is installed.
     """
@@ -78,7 +78,7 @@ def host_root() -> str:
 
 
 def personal_root(environ: Mapping[str, str]) -> str:
-    """The home of a user who has no other: `$XDG_STATE_HOME/picoqmail`.
+    """Return the home of a user who has no other: `$XDG_STATE_HOME/picoqmail`.
 
     The XDG base directory specification has a relative value there ignored.
     """
@@ -103,7 +103,7 @@ def personal_root(environ: Mapping[str, str]) -> str:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of this process, as it got it.
+    """Return the environment of this process, as it got it.
 
     That of `os` if anybody has imported it, for he may have changed it.
     """
@@ -116,7 +116,7 @@ def environment() -> Mapping[str, str]:
 
 
 def caller_uid(environ: Mapping[str, str]) -> int:
-    """The real uid of whoever submits mail.
+    """Return the real uid of whoever submits mail.
 
     Our own, unless the set-id program or sudo, which alone make this process the spool's owner
     for somebody else, say whose it was.
@@ -152,7 +152,7 @@ def become_owner(home: Home) -> bool:
 
 
 def groups_of(uid: int, gid: int) -> list[int]:
-    """All groups of a user, `gid` among them; that alone for a uid that has no name."""
+    """Return all groups of a user, `gid` among them; that alone for a uid that has no name."""
     import pwd
 
     try:
@@ -163,7 +163,7 @@ def groups_of(uid: int, gid: int) -> list[int]:
 
 
 def absolute(path: str) -> str:
-    """The path from the root; what the kernel resolves (`..`, links) is left to it."""
+    """Return the path from the root; what the kernel resolves (`..`, links) is left to it."""
     return path.rstrip("/") or "/" if path.startswith("/") else f"{posix.getcwd()}/{path}"
 
 

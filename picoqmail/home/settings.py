@@ -561,7 +561,7 @@ def _read_line(spec: Spec, line: str, where: str) -> object:
 
 
 def _about_the_owner(path: str) -> ConfigurationError | None:
-    """What is wrong with a secret that cannot be read, if it is its owner; else None."""
+    """Return what is wrong with a secret that cannot be read, if it is its owner; else None."""
     try:
         owner = os.stat(path).st_uid
     except OSError:

@@ -47,7 +47,7 @@ class Account:
 
 
 def account_of(home: Home) -> Account:
-    """The owner of a home's spool, by name where they have one. Raises InitError."""
+    """Return the owner of a home's spool, by name where they have one. Raises InitError."""
     try:
         found = os.stat(home.spool)
     except OSError as exc:
@@ -57,7 +57,7 @@ def account_of(home: Home) -> Account:
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or the number where there is none."""
+    """Return the name of a user, or the number where there is none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -65,7 +65,7 @@ def user_name(uid: int) -> str:
 
 
 def group_name(gid: int) -> str:
-    """The name of a group, or the number where there is none."""
+    """Return the name of a group, or the number where there is none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
@@ -73,7 +73,7 @@ def group_name(gid: int) -> str:
 
 
 def units(home: Home, kind: str, account: Account, settings: Settings | None) -> list[Unit]:
-    """The files for `cron` or `systemd`, and for logrotate if the log is a file."""
+    """Return the files for `cron` or `systemd`, and for logrotate if the log is a file."""
     found = [cron_file(home, account)]
     if kind != CRON:
         found = list(systemd_files(home, account, settings))
@@ -82,12 +82,12 @@ def units(home: Home, kind: str, account: Account, settings: Settings | None) ->
 
 
 def log_path(settings: Settings | None) -> str:
-    """The file that the log goes to, "" if it goes elsewhere."""
+    """Return the file that the log goes to, "" if it goes elsewhere."""
     return settings.log.path if settings is not None else ""
 
 
 def cron_file(home: Home, account: Account) -> Unit:
-    """A file of /etc/cron.d, whose lines name a user (cron(8) of Debian)."""
+    """Return a file of /etc/cron.d, whose lines name a user (cron(8) of Debian)."""
     schedule, _, command = crontab_line(home).partition(" PICOQMAIL_HOME")
     text = f"""{MARK}
 # Retries mail each minute; a run with nothing to do costs a few milliseconds and says nothing.
@@ -97,7 +97,7 @@ def cron_file(home: Home, account: Account) -> Unit:
 
 
 def systemd_files(home: Home, account: Account, settings: Settings | None) -> Iterable[Unit]:
-    """A service that retries what is due, and the timer that starts it each minute."""
+    """Yield a service that retries what is due, and the timer that starts it each minute."""
     environment = "\n".join(
         f"Environment={_quoted(f'{name}={value}')}"
         for name, value in (
@@ -175,7 +175,7 @@ WantedBy=timers.target
 
 
 def logrotate_file(path: str, account: Account) -> Unit:
-    """What logrotate(8) needs: every run opens the log anew, so nobody need be told of it."""
+    """Return the file for logrotate(8); every run opens the log anew and needs no signal."""
     text = f"""{MARK}
 {shlex.quote(path) if _is_odd(path) else path} {{
     weekly
@@ -239,7 +239,7 @@ def uninstall(destination: str = "") -> list[str]:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether nothing is there, or a file with our mark."""
+    """Say whether nothing is there, or a file with our mark."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -255,11 +255,11 @@ def _is_odd(text: str) -> bool:
 
 
 def _percent(text: str) -> str:
-    """A value for a unit, in which a percent sign begins a specifier (systemd.unit(5))."""
+    """Return a value for a unit, in which a percent sign begins a specifier (systemd.unit(5))."""
     return text.replace("%", "%%")
 
 
 def _quoted(text: str) -> str:
-    """One word of a unit (systemd.syntax(7))."""
+    """Return one word of a unit (systemd.syntax(7))."""
     plain = _percent(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{plain}"' if _is_odd(plain) or plain != text else plain

@@ -52,7 +52,7 @@ class Spool(Verbs):
     (PICOQMAIL_HOME; see the manual). Values given here go before the home's settings of the same
     name; with `me` no control files are needed. Sizes in octets, times in seconds; 0 is no limit.
 
-    `send`: start the sender in the background after each acceptance; None is yes, unless the
+    `send`: start the sender in the background after each acceptance; None means yes, unless the
     environment has PICOQMAIL_SEND=off. The sender is a process of its own and goes by the
     settings of the home, not by those given here.
     """
@@ -127,7 +127,7 @@ class Spool(Verbs):
                 Resent- fields go before both, as in `smtplib.SMTP.send_message`. Of a message
                 object Bcc is always left out.
             idempotency_key: a text of up to 1024 octets. For as long as the setting
-                idempotencylifetime says the same key enqueues once, whoever calls; repeating it
+                idempotencylifetime says, the same key enqueues once, for all callers; repeating it
                 returns the first receipt, `repeated`. The message must say the same again: same
                 envelope, same content. What is made anew may differ: Date, Message-ID, boundaries,
                 Content-IDs, signatures, encodings.
@@ -141,7 +141,7 @@ class Spool(Verbs):
 
         Raises:
             EnvelopeError: an address is malformed, or none was found, or a header field was not
-                understood whole; no file was made. AddressError tells which recipient, by its
+                understood whole; no file was made. AddressError names the recipient by its
                 `index`.
             MessageError: the message, a time or the key makes no sense. KeyReusedError: the key
                 stands for another message. MessageTooLargeError: over the setting databytes.
@@ -350,7 +350,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
             Resent- fields go before both, as in `smtplib.SMTP.send_message`. Of a message
             object Bcc is always left out.
         idempotency_key: a text of up to 1024 octets. For as long as the setting
-            idempotencylifetime says the same key enqueues once, whoever calls; repeating it
+            idempotencylifetime says, the same key enqueues once, for all callers; repeating it
             returns the first receipt, `repeated`. The message must say the same again: same
             envelope, same content. What is made anew may differ: Date, Message-ID, boundaries,
             Content-IDs, signatures, encodings.
@@ -362,7 +362,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
             queuelifetime.
         add_missing: add Date and Message-ID if the header has none.
         home: the home whose spool it is, a directory; None is that of the environment.
-        send: start the sender in the background; None is yes, unless the environment has
+        send: start the sender in the background; None means yes, unless the environment has
             PICOQMAIL_SEND=off.
 
     Returns:
@@ -370,7 +370,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
 
     Raises:
         EnvelopeError: an address is malformed, or none was found, or a header field was not
-            understood whole; no file was made. AddressError tells which recipient, by its
+            understood whole; no file was made. AddressError names the recipient by its
             `index`.
         MessageError: the message, a time or the key makes no sense. KeyReusedError: the key
             stands for another message. MessageTooLargeError: over the setting databytes.
@@ -404,7 +404,7 @@ def enqueue_many(
     Args:
         mails: an iterable of Mail, or of messages whose header names the envelope.
         home: the home whose spool it is, a directory; None is that of the environment.
-        send: start the sender in the background; None is yes, unless the environment has
+        send: start the sender in the background; None means yes, unless the environment has
             PICOQMAIL_SEND=off.
 
     Returns:

@@ -402,7 +402,7 @@ class Group:
         try:
             together.sync()
         except OSError as exc:
-            # Nobody can know whose data could not be written.
+            # It is unknown which data could not be written.
             path = f"{self.entrance.home.spool}/{TMP}"
             for index in self._left(indexes):
                 self._end(index, SpoolError("make the messages durable in", path, exc))
@@ -479,7 +479,7 @@ def _forget(record: KeyRecord, incoming: Incoming) -> None:
         record.forget()
     except OSError:
         # The disk that refuses this has refused the message too. What is left says that the
-        # message is on its way; whoever reads that checks whether it is in the spool.
+        # message is on its way; its readers check whether it is in the spool.
         return
 
 

@@ -53,7 +53,7 @@ class Receipt:
     """What was accepted: durable from the moment that you have it.
 
     `id` names the message in the spool, for `picoqmail show ID` and `Spool.get`; "" if the mail
-    went through the home's queue program, which tells no name. `sender` and `recipients` are the
+    went through the home's queue program, which returns no ID. `sender` and `recipients` are the
     envelope, `size` the octets as spooled, `created` and `next_attempt` Unix seconds. `repeated`
     says that its idempotency key was used before: nothing was enqueued, and the other values are
     those of the first time.

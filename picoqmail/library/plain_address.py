@@ -20,7 +20,7 @@ _DECORATED = frozenset('<>()"')
 
 
 def plain_address(address: str, index: int | None = None) -> str:
-    """The raw address alone, of what smtplib takes: with a name or brackets, blanks around it.
+    """Return the raw address of what smtplib takes: perhaps with name, brackets, outer blanks.
 
     Raises EnvelopeError for what is not one address; AddressError with `index` of the recipient.
     """
@@ -34,7 +34,7 @@ def plain_address(address: str, index: int | None = None) -> str:
 
 
 def qualified(address: str, home: Home) -> str:
-    """The same with a host, if it had none; the empty address stays. Raises ConfigurationError."""
+    """Return it with a host, if it had none; "" stays. Raises ConfigurationError."""
     if not address or "@" in address:
         return address
     control = Control(home.control)

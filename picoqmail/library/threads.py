@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def abreast(do: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
-    """The results of `do` for each of `items`, in order; the caller is one of the `threads`.
+    """Return the results of `do` for each of `items`, in order; the caller is one of the `threads`.
 
     Where no thread can be had the caller does all by himself. Raises the first error that `do`
     raised, after all that was begun has ended.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Verbs:
     """The verbs of one home's spool. All of them raise SpoolError where the disk fails.
 
-    They are for who owns the spool; another user gets SpoolError too.
+    Only the owner of the spool can use them; another user gets SpoolError, too.
     """
 
     @property
@@ -45,7 +45,7 @@ class Verbs:
         younger_than: int | None = None,
         newest_first: bool = False,
     ) -> Iterator[Entry]:
-        """The messages that meet all conditions, oldest first, each read when it is asked for.
+        """Yield the messages that meet all conditions, oldest first, each read on request.
 
         `states` are of new, cur, undelivered, held, damaged; none is all of them. `sender` and
         `recipient` are an address, `@domain`, or a pattern with `*` and `?`; `error` is a part of
@@ -60,14 +60,14 @@ class Verbs:
         return select(self._directories(), wanted, newest_first=newest_first)
 
     def get(self, message_id: str) -> Entry:
-        """One message as it is at this moment. Raises NoSuchMessageError."""
+        """Return one message as it is at this moment. Raises NoSuchMessageError."""
         from picoqmail.admin.selection import entry_of
 
         spool = self._directories()
         return entry_of(spool, spool.find(message_id))
 
     def explain(self, message_id: str) -> str:
-        """Where a message is, why, and what will become of it, in sentences, a line each.
+        """Return where a message is, why, and what will become of it, in sentences, a line each.
 
         Raises NoSuchMessageError.
         """
@@ -77,7 +77,7 @@ class Verbs:
         return explain_message(spool, spool.find(message_id), time.time())[1]
 
     def body(self, message_id: str) -> Iterator[bytes]:
-        """The octets of a message as spooled, in blocks, our Received line first.
+        """Return the octets of a message as spooled, in blocks, our Received line first.
 
         Raises NoSuchMessageError; DamagedMessageError where they are missing.
         """
@@ -85,12 +85,12 @@ class Verbs:
         return spool.body(spool.find(message_id))
 
     def result(self, message_id: str) -> str:
-        """What relays said of a message so far. Raises NoSuchMessageError."""
+        """Return what relays said of a message so far. Raises NoSuchMessageError."""
         spool = self._directories()
         return spool.read_result(spool.find(message_id))
 
     def status(self) -> Status:
-        """Counts, ages, outages and who is working."""
+        """Return counts, ages, outages and active programs."""
         from picoqmail.admin.status import gather
 
         return gather(self.home.spool)
@@ -112,7 +112,7 @@ class Verbs:
         return self._told(message_id, lambda admin: admin.requeue)
 
     def delete(self, message_id: str) -> VerbResult:
-        """Remove a message, whatever its state; nobody is told of it."""
+        """Remove a message, whatever its state; no report is sent."""
         return self._told(message_id, lambda admin: admin.delete)
 
     def deliver(

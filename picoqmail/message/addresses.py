@@ -44,7 +44,7 @@ Token = tuple[str, str]
 
 
 def read_list(where: str, text: str) -> list[str]:
-    """The raw addresses of a list, groups included. An address without a host stays without.
+    """Return the raw addresses of a list, groups included. An address without a host stays without.
 
     Raises HeaderError, which names `where` ("header field To") and the text.
     """
@@ -56,12 +56,12 @@ def read_list(where: str, text: str) -> list[str]:
 
 
 def not_understood(where: str, text: str) -> HeaderError:
-    """The error of a field that is no list of addresses."""
+    """Return the error of a field that is no list of addresses."""
     return HeaderError(f"the {where} is no list of addresses: {text.strip()[:200]!a}; correct it")
 
 
 def seen(where: str, text: str, addresses: list[str]) -> list[str]:
-    """The same addresses. Raises HeaderError where one holds a character that nobody sees."""
+    """Return the same addresses. Raises HeaderError if one holds an invisible character."""
     for one in addresses:
         stray = _unseen(one)
         if stray:
@@ -73,7 +73,7 @@ def seen(where: str, text: str, addresses: list[str]) -> list[str]:
 
 
 def read_one(text: str, index: int | None = None) -> str:
-    """The raw form of one address alone, without name, brackets, comments or outer blanks.
+    """Return the raw form of one address alone, without name, brackets, comments or outer blanks.
 
     A local part may be a quoted string. A text without `@` is returned as it is; so are senders
     of qmail's that are no address. Raises AddressError, with `index` of the recipient.
@@ -95,7 +95,7 @@ def read_one(text: str, index: int | None = None) -> str:
 
 
 def write_one(raw: str) -> str:
-    """The raw address as RFC 5321 section 4.1.2 writes it, quoted where it must be.
+    """Return the raw address as RFC 5321 section 4.1.2 writes it, quoted where it must be.
 
     `read_one` reads it back.
     """
@@ -115,7 +115,7 @@ def _why_not_one(text: str) -> str:
 
 
 def _tokens(text: str) -> list[Token] | None:
-    """The text's tokens without blanks and comments; None if it cannot be cut."""
+    """Return the text's tokens without blanks and comments; None if it cannot be cut."""
     tokens: list[Token] = []
     position = 0
     while position < len(text):
@@ -139,7 +139,7 @@ def _tokens(text: str) -> list[Token] | None:
 
 
 def _end_of_comment(text: str, position: int) -> int:
-    """The place behind the comment that begins here; -1 if it does not end."""
+    """Return the place behind the comment that begins here; -1 if it does not end."""
     depth = 0
     for mark in _COMMENT_MARK.finditer(text, position):
         depth += {"(": 1, ")": -1}.get(mark[0], 0)
@@ -157,7 +157,7 @@ class _List:
         self._found: list[str] = []
 
     def read(self) -> list[str] | None:
-        """All addresses; None if it is no list."""
+        """Return all addresses; None if it is no list."""
         return self._found if self._elements(in_group=False) else None
 
     def _elements(self, *, in_group: bool) -> bool:
@@ -173,7 +173,7 @@ class _List:
         return not in_group
 
     def _ends(self) -> bool:
-        """Whether the element that was read ends here."""
+        """Say whether the element that was read ends here."""
         return self._at >= len(self._tokens) or self._tokens[self._at][0] in ",;"
 
     def _element(self, *, in_group: bool) -> bool:
@@ -193,7 +193,7 @@ class _List:
         return self._address(before)
 
     def _angle(self) -> bool:
-        """An address in angle brackets, behind the route that RFC 822 had."""
+        """Return an address in angle brackets, behind the route that RFC 822 had."""
         inside = self._until(">")
         if self._at >= len(self._tokens):
             return False
@@ -235,7 +235,7 @@ class _List:
 
 
 def _is_phrase(tokens: list[Token]) -> bool:
-    """Words of a name; a dot among them is an obsolete form that everybody writes."""
+    """Words of a name; a dot among them is an obsolete form, and common."""
     return all(kind in (_WORD, _QUOTED, ".") for kind, _ in tokens)
 
 
@@ -250,7 +250,7 @@ def _is_dotted(tokens: list[Token]) -> bool:
 
 
 def _unseen(address: str) -> str:
-    """A blank or mark that nobody sees, or what stands for octets that nobody could read.
+    """Return a blank or mark that nobody sees, or what stands for octets that nobody could read.
 
     Empty if there is none. ASCII's own are judged elsewhere.
     """

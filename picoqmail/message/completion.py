@@ -136,7 +136,7 @@ def drop_route(address: list[Token]) -> None:
 
 
 def _is_qualified(address: list[Token]) -> bool:
-    """Tell whether the host has a dot or is a literal, and so needs no defaultdomain."""
+    """Say whether the host has a dot or is a literal, and so needs no defaultdomain."""
     for kind, _ in address:
         if kind in (DOT, LITERAL):
             return True

@@ -32,7 +32,7 @@ Field: TypeAlias = tuple[bytes, bytes]
 
 
 class Content:
-    """The octets of one message: its header's fields if somebody asks, then all in blocks.
+    """The octets of one message: its header's fields on request, then all in blocks.
 
     Read once. `close` closes only what was opened here.
     """
@@ -50,7 +50,7 @@ class Content:
             self._source.close()
 
     def fields(self) -> list[Field]:
-        r"""The header as pairs of a lower-case name and the raw field with its folded lines.
+        r"""Return the header as pairs of a lower-case name and the raw field with its folded lines.
 
         The header ends before the first line that is no field: the blank one, as a rule; an mbox
         `From ` line in front is a field without a name. Raises InputError, MessageTooLargeError.
@@ -62,7 +62,7 @@ class Content:
         return self._fields
 
     def drop_bcc(self) -> None:
-        """Leave out who is to stay unknown (RFC 5322 section 3.6.3)."""
+        """Leave out the recipients that others must not see (RFC 5322 section 3.6.3)."""
         self._fields = [one for one in self.fields() if one[0] not in _BCC]
 
     def add_missing(self, now: float, host: str) -> None:
@@ -88,7 +88,7 @@ class Content:
             self._rest = end + self._rest
 
     def blocks(self) -> Iterator[bytes]:
-        """All octets, in order. Raises InputError, MessageTypeError."""
+        """Yield all octets, in order. Raises InputError, MessageTypeError."""
         if self._fields is not None:
             yield b"".join([raw for _, raw in self._fields])
             yield self._rest

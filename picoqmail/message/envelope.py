@@ -76,7 +76,7 @@ class EnvelopeParser:
 
 
 def encode_envelope(sender: str, recipients: Iterable[str]) -> bytes:
-    """The envelope in the form that `EnvelopeParser` reads. Addresses must have been checked."""
+    """Return the envelope as `EnvelopeParser` reads it. Addresses must have been checked."""
     pieces = ["F", sender, "\0"]
     for recipient in recipients:
         pieces += ("T", recipient, "\0")
@@ -122,7 +122,7 @@ def _decode_address(raw: bytes, index: int | None) -> str:
     if len(raw) > ADDRESS_LIMIT_OCTETS:
         raise AddressTooLongError(f"the address {address[:60]!a}... is longer than 1002 octets")
     local, at, domain = address.rpartition("@")
-    # isprintable is a fast yes; only what it doubts is looked at character by character.
+    # isprintable accepts most addresses quickly; others are checked character by character.
     if not address.isprintable():
         if any(c < " " or "\x7f" <= c <= "\x9f" or c in _LINE_ENDS for c in address):
             raise AddressError("it holds a control character", address, index)

@@ -84,13 +84,13 @@ class Fingerprint:
         self._go_on(last=False)
 
     def of(self, sender: str, recipients: Iterable[str]) -> str:
-        """The hash of the message with its envelope, as text, with its version."""
+        """Return the hash of the message with its envelope, as text, with its version."""
         self._end()
         self._digest.update(encode_envelope(sender, recipients))
         return VERSION + self._digest.hexdigest()
 
     def hexdigest(self) -> str:
-        """The hash of the message alone, as text, with its version."""
+        """Return the hash of the message alone, as text, with its version."""
         self._end()
         return VERSION + self._digest.hexdigest()
 
@@ -120,7 +120,7 @@ class Fingerprint:
         self._waiting = self._waiting[position:]
 
     def _header_line(self, position: int, *, last: bool) -> int:
-        """One line of a header; where the next begins, -1 if it is not whole yet."""
+        """Return one line of a header; where the next begins, -1 if it is not whole yet."""
         header = self._header or bytearray()
         end = self._waiting.find(b"\n", position) + 1
         if not end:
@@ -234,7 +234,7 @@ class Fingerprint:
             )
 
     def _value(self, name: bytes, value: bytes) -> bytes:
-        """What a field says."""
+        """Return what a field says."""
         if name == b"content-id":
             return self._number(value.strip().strip(b"<>"))
         if name == b"content-type":
@@ -245,7 +245,7 @@ class Fingerprint:
         return _BLANKS.sub(b" ", _ENCODED_WORD.sub(_decode_word, value)).strip()
 
     def _number(self, content_id: bytes) -> bytes:
-        """A Content-ID by the order in which they are met."""
+        """Return a Content-ID by the order in which they are met."""
         name = content_id.replace(b"%40", b"@")
         if name not in self._ids and len(self._ids) >= _IDS:
             return name
@@ -335,7 +335,7 @@ class _Leaf:
 
 
 def _fields(header: bytes) -> list[tuple[bytes, bytes]]:
-    """The fields as pairs of a lower-case name and the value, unfolded."""
+    """Return the fields as pairs of a lower-case name and the value, unfolded."""
     fields: list[tuple[bytes, bytes]] = []
     for line in header.splitlines():
         if line[:1] in (b" ", b"\t") and fields:
@@ -346,7 +346,7 @@ def _fields(header: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _decode_word(found: re.Match[bytes]) -> bytes:
-    """An encoded word as UTF-8; as it stands if it cannot be decoded."""
+    """Return an encoded word as UTF-8; as it stands if it cannot be decoded."""
     charset = found[1].partition(b"*")[0].decode("ascii", "replace")
     try:
         if found[2] in b"bB":

@@ -53,7 +53,7 @@ class HeaderEnvelope:
         return cls(found, resent=len(message.get_all("Resent-Date", ())))
 
     def sender(self) -> str:
-        """The first address of the sender's field. Raises HeaderError if there is none."""
+        """Return the first address of the sender's field. Raises HeaderError if there is none."""
         for name in _SENDERS:
             found = self._fields.get(self._name(name))
             if found:
@@ -62,7 +62,7 @@ class HeaderEnvelope:
         raise HeaderError(f"no sender was given, and the header has neither {fields}")
 
     def recipients(self) -> list[str]:
-        """All recipients, duplicates kept. Raises HeaderError if there is none."""
+        """Return all recipients, duplicates kept. Raises HeaderError if there is none."""
         found = [
             address for name in _RECIPIENTS for address in self._fields.get(self._name(name), ())
         ]
@@ -93,7 +93,7 @@ def _shown(name: str) -> str:
 
 
 def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - as email has it
-    """The raw addresses of one header of an object, whatever its policy made of it."""
+    """Return the raw addresses of one header of an object, whatever its policy made of it."""
     where = _shown(name)
     parsed = getattr(value, "addresses", None)
     if parsed is not None:

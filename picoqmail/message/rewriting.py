@@ -59,14 +59,14 @@ class SenderRules:
             self._rules.append((found.encode(), f"{box}@{host}".encode()))
 
     def __bool__(self) -> bool:
-        """Tell whether there is anything to rewrite."""
+        """Say whether there is anything to rewrite."""
         return bool(self._rules)
 
     def apply(self, address: bytes) -> bytes:
         """Return what stands for the raw address; the null sender and `#@[]` stay.
 
         A VERP sender (`x-@host-@[]`) is only given another host: with another user its bounces
-        could no longer be told apart.
+        could no longer be distinguished.
         """
         if address in (b"", DOUBLE_BOUNCE.encode()):
             return address
@@ -100,13 +100,13 @@ def admin_address(text: str, where: str) -> bytes:
 
 
 def to_admin(recipients: list[bytes], admin: bytes, local: LocalNames) -> list[bytes]:
-    """Return the recipients with those of this host replaced by `admin`, who gets one copy."""
+    """Return the recipients with those of this host replaced by `admin`, once."""
     found = []
-    told = False
+    has_admin = False
     for recipient in recipients:
         if not local.user_of(recipient):
             found.append(recipient)
-        elif not told:
-            told = True
+        elif not has_admin:
+            has_admin = True
             found.append(admin)
     return found

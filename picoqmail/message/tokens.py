@@ -176,7 +176,7 @@ def _escape(text: bytes, specials: bytes) -> bytes:
 
 
 def _space_between(before: int, after: int) -> bool:
-    """Tell whether a blank stands between tokens of these kinds in a written field."""
+    """Say whether a blank stands between tokens of these kinds in a written field."""
     return (
         before in (COLON, COMMA)
         or (after == LEFT and before != 0)
@@ -348,7 +348,7 @@ def _angle(tokens: list[Token], at: int, start: int, listing: _Listing) -> int:
 
 
 def needs_quotes(box: bytes) -> bool:
-    """Tell whether the raw local part `box` can only be written as a quoted string."""
+    """Say whether the raw local part `box` can only be written as a quoted string."""
     return (
         not box
         or bool(box.translate(None, _BOX_PLAIN))

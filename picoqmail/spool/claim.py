@@ -56,8 +56,8 @@ class Claim:
     """A message that this process alone may touch, until `release` or the end of the process.
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
-    127 (both are what a relay must be told); `was_in_doubt` that an earlier sender died between
-    the end of the data and the reply.
+    127 (the conversation with the relay needs both); `was_in_doubt` that an earlier sender died
+    between the end of the data and the reply.
     """
 
     __slots__ = (
@@ -98,7 +98,7 @@ class Claim:
         return self.message.size
 
     def blocks(self) -> Iterator[bytes]:
-        """The body's octets, one block for a small mail. Raises OSError."""
+        """Yield the body's octets, one block for a small mail. Raises OSError."""
         if self._data is not None:
             yield self._data
             return

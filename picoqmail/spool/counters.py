@@ -1,7 +1,7 @@
-"""What became of messages since the spool was made: totals for `status` and for monitoring.
+"""Totals of results since the spool was made, for `status` and for monitoring.
 
-One small JSON file in the spool, `counters`. It is for people and graphs, so it is not fsynced,
-and one that makes no sense begins again at zero, which monitoring takes for a restart.
+One small JSON file in the spool, `counters`. It is for people and graphs, so it is not fsynced. If
+it cannot be understood it begins again at zero, which monitoring takes for a restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_OCTETS = 4096
 
 
 def read_counters(spool: str) -> dict[str, int]:
-    """All counters, and `last_delivery` in Unix seconds, 0 if there was none."""
+    """Return all counters, and `last_delivery` in Unix seconds, 0 if there was none."""
     try:
         with open(f"{spool}/{COUNTERS}", "rb") as file:
             return _parse(file.read(_LONGEST_OCTETS))
@@ -33,7 +33,7 @@ def read_counters(spool: str) -> dict[str, int]:
 def add(spool: str, counts: Mapping[str, int], now: int) -> None:
     """Add to the counters; `now` becomes the last delivery if anything was delivered.
 
-    Raises OSError: that nobody can count is no reason to stop, but is worth a line in the log.
+    Raises OSError. The caller logs it and goes on.
     """
     if not any(counts.values()):
         return

@@ -1,19 +1,19 @@
 """Idempotency keys: which message a key stands for, as small durable records beside the mail.
 
 `spool/idempotency/NAME`, one file a key, NAME the SHA-256 of the key. Plain stdlib: the sweep is
-part of an idle cron run. The file's lock says who works with the key; its modification time
-repeats when the record expires; the execute bit says that its message was seen to arrive in the
-spool. Without it the message was on its way there when the record was written:
+part of an idle cron run. The file's lock is held by the caller that works with the key. Its
+modification time repeats when the record expires. The execute bit says that its message has arrived
+in the spool; without it, the message was on its way there when the record was written:
 
     1. body and sidecar of the message are on disk in tmp/, and so are their names
     2. the record is written, without the bit, and is on disk               (`KeyRecord.intend`)
     3. the message becomes visible: its rename into new/ or cur/            (incoming.publish)
     4. the bit is set                                                       (`KeyRecord.arrived`)
 
-A bit that a crash, or a copy of the spool without its modes, took away costs a look and nothing
-else. A crash between 2 and 4 leaves no bit and no lock. Then the message was accepted unless it
-still lies in tmp/, from where nothing ever goes anywhere but into the spool by step 3, or away by
-the sweep, which looks at the records first (`sweep`).
+If a crash, or a copy of the spool without its modes, removed a bit, that costs a check and nothing
+else. A crash between 2 and 4 leaves no bit and no lock. Then the message was accepted, unless it is
+still in tmp/: a message leaves tmp/ only by step 3, or by the sweep, which sweeps the records first
+(`sweep`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 KEY_LIMIT_OCTETS = 1024
-# How long to wait for another caller who has the same key in hand: many times what he needs.
+# How long to wait for another caller that has the same key: many times what it needs.
 PATIENCE_SECONDS = 30.0
 SWEEP_INTERVAL_SECONDS = 3600
 
@@ -55,25 +55,25 @@ _MOST_SECONDS = 2**53 - 1
 
 
 def name_of(key: object) -> str:
-    """The file name of a key. Raises MessageError for what can be none."""
+    """Return the file name of a key. Raises MessageError for what can be none."""
     with importing:
         from hashlib import sha256
 
     octets = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
     if not 0 < len(octets) <= KEY_LIMIT_OCTETS:
         raise MessageError(
-            f"the idempotency key {key!a:.60} is no text of 1 to {KEY_LIMIT_OCTETS} octets"
+            f"the idempotency key {key!a:.60} is not text of 1 to {KEY_LIMIT_OCTETS} octets"
         )
     return sha256(octets).hexdigest()
 
 
 class KeyRecord:
-    """The record of one key, locked: nobody else reads or writes it until `close`."""
+    """The record of one key, locked: no other process or thread has it until `close`."""
 
     __slots__ = ("_descriptor", "_path", "_spool", "key")
 
     def __init__(self, spool: str, key: str, patience: float = PATIENCE_SECONDS) -> None:
-        """Wait until nobody has the key in hand, at most `patience` seconds.
+        """Wait until no other caller has the key, at most `patience` seconds.
 
         Raises SpoolError: temporary, the same may be tried again.
         """
@@ -88,7 +88,7 @@ class KeyRecord:
     def _open_locked(self, patience: float) -> int:
         while True:
             try:
-                # Callers are applications, whose umask is theirs.
+                # Callers are applications with umasks of their own.
                 descriptor = locks.wait_for_lock(self._path, patience, any_umask=True)
             except FileNotFoundError:
                 durable.make_directory(f"{self._spool}/{IDEMPOTENCY}")
@@ -97,7 +97,7 @@ class KeyRecord:
                 return descriptor
 
     def find(self, now: float) -> dict[str, Any] | None:
-        """What the key stands for, None if nothing or no more. Raises SpoolError."""
+        """Return what the key stands for, None if nothing or if it expired. Raises SpoolError."""
         try:
             found = self._read()
             if found is None or found["expires"] <= now:
@@ -169,7 +169,7 @@ class KeyRecord:
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:
-    """The record; None if there is none, or one that a crash cut: then nothing hung on it."""
+    """Return the record; None if there is none, or only part of one, on which nothing relies."""
     with importing:
         import json
 
@@ -210,11 +210,11 @@ def _was_published(spool: str, message_id: str) -> bool:
 
 
 def sweep(spool: str, now: float) -> int:
-    """Unlink what has expired, at most once an hour; returns how many. Raises OSError.
+    """Unlink what has expired, at most once an hour; return how many. Raises OSError.
 
-    Where nobody ever used a key, or it is not yet time, it costs a stat or two. Must
-    run before tmp/ is swept, at least every 36 hours: a record whose message never left tmp/
-    goes while that can still be seen.
+    If no key was ever used, or it is not yet time, it costs a stat or two. It must run before tmp/
+    is swept, at least every 36 hours: the record of a message that never left tmp/ is removed while
+    that can still be seen.
     """
     directory = f"{spool}/{IDEMPOTENCY}"
     swept = f"{directory}/{_SWEPT}"
@@ -245,7 +245,7 @@ def _sweep_one(spool: str, path: str, now: float) -> bool:
     try:
         descriptor = os.open(path, _OPEN)
     except (FileNotFoundError, PermissionError):
-        # Gone; or left by root, and nobody's to read: `picoqmail check` tells of its owner.
+        # Gone; or left by root, and unreadable: `picoqmail check` reports its owner.
         return False
     try:
         if not locks.try_lock(descriptor) or not locks.is_at(path, descriptor):

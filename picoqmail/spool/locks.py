@@ -241,7 +241,7 @@ def _is_overdue(path: str, now: float, lifetime_seconds: int) -> bool:
 
 
 def cron_stamp(path: str) -> int | None:
-    """When the run that has or last had this lock began, Unix seconds; None if it ended well."""
+    """Return when the latest run with this lock began, Unix seconds; None if it ended well."""
     descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         text = posix.read(descriptor, _STAMP_OCTETS)
@@ -260,7 +260,7 @@ def release_cron_lock(lock: int) -> None:
 
 
 def holder(path: str, locks: str = LOCKS) -> int | None:
-    """The pid that has a flock on a file; 0 for one of another PID namespace; None for nobody.
+    """Return the pid that holds a file's lock; 0 if of another PID namespace; None if none does.
 
     By /proc/locks (proc_locks(5)), without touching the lock: a queue program that finds the
     sender's lock taken relies on its holder to send the mail. Raises OSError where the kernel does

@@ -128,7 +128,7 @@ class Message(Value):
         )
 
     def to_sidecar(self) -> bytes:
-        """The sidecar's octets; unknown keys are kept."""
+        """Return the sidecar's octets; unknown keys are kept."""
         return sidecar.encode(
             {
                 "version": FORMAT_VERSION,
@@ -154,7 +154,7 @@ class Message(Value):
 
     @property
     def begins(self) -> int:
-        """When its first attempt was or is due: `created`, unless somebody gave it a time."""
+        """When its first attempt was or is due: `created`, unless it was given a time."""
         since = self.unknown.get(NOT_BEFORE)
         return max(self.created, since) if type(since) is int else self.created
 
@@ -164,7 +164,7 @@ class Message(Value):
         return tuple([i for i, r in enumerate(self.recipients) if r.state == PENDING])
 
     def with_event(self, event: Event, **changes: Any) -> Message:  # noqa: ANN401 - fields of any type
-        """A copy whose history ends with `event`, bounded in length."""
+        """Return a copy whose history ends with `event`, bounded in length."""
         entry = {
             "when": event.when,
             "relay": event.relay,

@@ -1,4 +1,4 @@
-"""The file `relay-down`, as far as one stat tells. Hot; builtins only.
+"""Whether the relay is down, by one stat of the file `relay-down`. Hot; builtins only.
 
 Its modification time is the next time at which the relay is tried. relay/breaker.py writes it.
 """

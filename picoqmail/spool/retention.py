@@ -58,7 +58,7 @@ def purge(spool: Store, seconds: float) -> int:
 
 
 def _older(spool: Store, oldest: float) -> list[str]:
-    """IDs of what came into undelivered/ before that time.
+    """Return IDs of what came into undelivered/ before that time.
 
     A message that failed after a week in the queue has not lain there for a week: what counts is
     the last change of its sidecar's inode, which moving it there was.

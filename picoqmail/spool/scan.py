@@ -1,7 +1,7 @@
-"""Looking at the spool without opening a file: what is due, what was left over. Hot; builtins only.
+"""What is due, and what was left over, found without opening a file. Hot; builtins only.
 
 An idle run is this module and nothing else. A sidecar's modification time repeats its
-next_attempt; it is a hint, and whoever claims the message reads the sidecar, which overrules it.
+next_attempt. It is a hint: the claim of the message reads the sidecar, which overrules it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIDECAR_CUT = -len(SIDECAR)
 
 
 class Sight:
-    """What one look at a directory found: stems that are due, and files without their partner."""
+    """What a directory held when it was read: stems that are due, and files without partner."""
 
     __slots__ = ("bodies", "due", "others", "sidecars", "waiting")
 
@@ -47,7 +47,7 @@ class Sight:
 
 
 def look(spool: str, state: str, now: float) -> Sight:
-    """Look at all of `state`: due messages sorted by age, unpaired files. Raises OSError."""
+    """Read the directory of `state`: due messages sorted by age, unpaired files. Raises OSError."""
     sight = Sight()
     due, bodies, sidecars = sight.due, sight.bodies, sight.sidecars
     hinted = state == CUR
@@ -89,7 +89,7 @@ def look(spool: str, state: str, now: float) -> Sight:
 def is_old(path: str, now: float) -> bool:
     """Say whether a leftover may go: last written over 36 hours ago. False if it is gone.
 
-    A clock that jumps can be mistaken here; whoever sweeps asks for the lock too.
+    A clock that jumped may be wrong here; the sweep also checks the lock.
     """
     try:
         found = posix.stat(path, follow_symlinks=False)
@@ -99,10 +99,9 @@ def is_old(path: str, now: float) -> bool:
 
 
 def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
-    """Paths that the sweep should look at: old enough, and of no message that is in sight.
+    """Return paths that the sweep should check: old enough, and not of a message in `sights`.
 
-    `sights` are the looks at new/ and cur/ that the caller has already taken; what is in them is
-    not looked at again. Nobody's lock was asked yet. Raises OSError.
+    `sights` are what `look` returned for new/ and cur/. Locks were not checked yet. Raises OSError.
     """
     found = []
     with posix.scandir(f"{spool}/{TMP}") as entries:
@@ -115,15 +114,15 @@ def leftovers(spool: str, now: float, sights: dict[str, Sight]) -> list[str]:
 
 
 def undelivered_leftovers(spool: str, now: float) -> list[str]:
-    """The same for undelivered/: bodies without a sidecar, results of messages that are gone."""
+    """Return the same for undelivered/: bodies and results without a sidecar."""
     return look_at_undelivered(spool, now)[0]
 
 
 def look_at_undelivered(spool: str, now: float) -> tuple[list[str], list[str]]:
-    """Leftovers there, and stems of messages whose body power loss left where they came from.
+    """Return leftovers there, and stems of messages whose body is still where they came from.
 
-    The move to undelivered/ had made the sidecar's entry durable, and not yet the body's. Whoever
-    claims such a message finishes the move. Raises OSError.
+    After power loss the move to undelivered/ may have made the sidecar's entry durable, and not yet
+    the body's. The claim of such a message finishes the move. Raises OSError.
     """
     stems: dict[str, int] = {}
     with posix.scandir(f"{spool}/{UNDELIVERED}") as entries:
@@ -150,7 +149,7 @@ REPORT_WINDOW_SECONDS = 3600
 
 
 def overdue_reports(spool: str, now: float) -> list[str]:
-    """Paths of the files of reports/ whose hour is over (report_limit.py). Raises OSError."""
+    """Return paths of files of reports/ whose hour is over (report_limit.py). Raises OSError."""
     directory = f"{spool}/{REPORTS}"
     try:
         names = posix.listdir(directory)

@@ -1,7 +1,7 @@
 """The sidecar: the JSON text of one message's envelope and retry state, written. Hot, pure.
 
-Without the json module, which the once-a-mail programs cannot afford to import; those who deliver
-read it (sidecar_reading.py) with that. Only builtins: message.py wraps them.
+Without the json module, which is too slow to import for programs that are started once a mail;
+delivery reads sidecars with it (sidecar_reading.py). Only builtins: message.py wraps them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def new_record(  # noqa: PLR0913 - one argument a key of the format
     crc32: int,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """The record of a message just accepted; times are Unix seconds, `size` octets."""
+    """Return the record of a message just accepted; times are Unix seconds, `size` octets."""
     return {
         "version": FORMAT_VERSION,
         "id": message_id,
@@ -52,7 +52,7 @@ def new_record(  # noqa: PLR0913 - one argument a key of the format
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """One JSON object in UTF-8, a key a line so that it can be read with `cat`, LF at the end."""
+    """Return one JSON object in UTF-8, one line a key, so that it can be read with `cat`."""
     items = [f"{_json_text(key)}: {_json_value(value)}" for key, value in record.items()]
     return ("{\n" + ",\n".join(items) + "\n}\n").encode()
 
@@ -81,8 +81,8 @@ def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven ki
 def _json_text(text: str) -> str:
     if '"' in text or "\\" in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
-    # isprintable is a fast yes; control characters, and lone surrogates, which UTF-8 cannot
-    # carry, are escaped one by one.
+    # isprintable accepts most texts quickly. Control characters, and lone surrogates, which UTF-8
+    # cannot carry, are escaped one by one.
     if not text.isprintable():
         text = "".join([c if c.isprintable() else _escape_code(ord(c)) for c in text])
     return f'"{text}"'

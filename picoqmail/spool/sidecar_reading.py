@@ -135,7 +135,7 @@ _RECIPIENT_KEYS = 3
 
 
 def _decoder() -> JSONDecoder:
-    """A reader of strict JSON; making one takes as long as reading a sidecar with it."""
+    """Return a reader of strict JSON; making one takes as long as reading a sidecar with it."""
     global _DECODER  # noqa: PLW0603 - made when first needed, for json costs 3 ms to import
     if _DECODER is None:
         import json
@@ -148,7 +148,7 @@ _DECODER: JSONDecoder | None = None
 
 
 def _finite(text: str) -> float:
-    """A number with a fraction or exponent; too large a one could not be written again."""
+    """Return a number with a fraction or exponent; too large a one could not be written again."""
     value = float(text)
     # Infinity less itself is not a number, and no number is equal to that.
     if value - value != 0:

@@ -73,7 +73,7 @@ class Store:
         try:
             return scan.look(self.path, state, self.clock())
         except OSError as exc:
-            raise SpoolError("look at", self._files.join(state), exc, QUEUE_SPOOL) from exc
+            raise SpoolError("read", self._files.join(state), exc, QUEUE_SPOOL) from exc
 
     def find(self, name: str) -> str:
         """Return the ID that an ID or a path of the spool names. Raises NoSuchMessageError."""
@@ -251,7 +251,7 @@ class Store:
             raise SpoolError("touch", path, exc) from exc
 
     def repeat_due_time(self, claim: Claim) -> None:
-        """Set the hint right again on a sidecar whose times were lost (a copy, a restore)."""
+        """Correct the hint of a sidecar whose times were lost (by a copy, a restore)."""
         path = self._files.join(claim.state, claim.message.id + SIDECAR)
         due = HELD_UNTIL if claim.message.held else claim.message.next_attempt
         try:

@@ -1,28 +1,28 @@
 """All of a file system made durable at once: the only module that calls syncfs(2).
 
-What may live here: when that call may be believed, and when it is worth its price. It does for
-every file at once what fsync does for one, and a journal is written once for all of them:
-hundredfold cheaper for a group of mail. But it can be trusted only if all of this holds; otherwise
-each file is synced by itself (durable.py):
+What may live here: when that call can be trusted, and when it is worth its price. It does for every
+file at once what fsync does for one, and the journal is written once for all of them: for a group
+of mail it is a hundred times cheaper. It can be trusted only if all of this holds; otherwise each
+file is synced by itself (durable.py):
 
-- Linux 5.17. That it waits for the data is old, and that it tells of data that could not be written
-  came with 5.8 (both: sync(2), NOTES). That it tells of a journal which could not be written, or a
-  disk that did not flush its cache, came with 5.17 (commit 5679897eb104, "vfs: make sync_filesystem
-  return errors from ->sync_fs"). A distribution may have brought it to an older kernel, but the
-  number does not tell.
-- Its descriptor was opened before the first of the data was written: the errors that it reports
-  are those since then. An older one of another program is reported, too, if nobody has heard of it
-  yet: then a group is refused that would have come through, once.
-- The file system is one of those below. Overlayfs passes errors of the layer below on to nobody
-  but who has the file open there, ext2 leaves the disk's cache alone, and what NFS, FUSE or 9p make
-  of it is up to somebody else.
-  Ext4 without a journal flushes the disk's cache before the last blocks of directories go there
-  (fs/sync.c): the fsync of a directory that follows, before anybody is told yes, flushes it again.
-- After an error the descriptor is never used again, for the error was reported and is forgotten.
+- The kernel is Linux 5.17 or later. From 5.8 on syncfs reports data that could not be written
+  (sync(2), NOTES). From 5.17 on it also reports a journal that could not be written, and a disk
+  that did not flush its cache (commit 5679897eb104, "vfs: make sync_filesystem return errors from
+  ->sync_fs"). A distribution may have added that to an older kernel, but its number does not show
+  it.
+- Its descriptor was opened before the first of the data was written: it reports the errors since
+  then. It may also report an older error of another program that was not reported yet. Then a group
+  is refused once without need.
+- The file system is one of those below. Overlayfs reports errors of the layer below only to
+  processes that have the file open there. Ext2 does not flush the disk's cache. What NFS, FUSE or
+  9p do depends on another program or host.
+  Ext4 without a journal flushes the disk's cache before the last blocks of directories are written
+  (fs/sync.c). The fsync of a directory that follows, before success is reported, flushes it again.
+- After an error the descriptor is never used again: the kernel reports an error only once.
 
-A file system that turned read-only, or was shut down, may answer yes without doing anything
-(sync_filesystem in fs/sync.c; ext4_sync_fs before 6.12). So a yes counts only if names can be
-changed there after it: the renames of acceptance fail then.
+A file system that became read-only, or was shut down, may report success without doing anything
+(sync_filesystem in fs/sync.c; ext4_sync_fs before 6.12). So success counts only if names can be
+changed there afterwards: otherwise the renames of acceptance fail.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class FileSystemSync:
         self._spent = False
 
     def close(self) -> None:
-        """Let the descriptor go. Raises nothing: `sync` has told all there was to tell."""
+        """Close the descriptor. Raises nothing: `sync` has reported every error."""
         with suppress(OSError):
             os.close(self._descriptor)
 
@@ -94,7 +94,7 @@ def open_for_sync(directory: str) -> FileSystemSync | None:
     try:
         descriptor = os.open(directory, _DIRECTORY)
     except OSError:
-        # Who writes there will say it better.
+        # The writes there will fail, with a better error.
         return None
     if type_of(descriptor) in TRUSTED:
         return FileSystemSync(descriptor, call)
@@ -103,7 +103,7 @@ def open_for_sync(directory: str) -> FileSystemSync | None:
 
 
 def type_of(descriptor: int) -> str:
-    """The name of an open file's file system, as the kernel's driver calls it; "" if unknown.
+    """Return the name of an open file's file system, as in mount(8); "" if unknown.
 
     By its mount (proc_pid_fdinfo(5), proc_pid_mountinfo(5)), because the numbers of statfs(2) are
     the same for ext2, whose driver is another one.
@@ -119,7 +119,7 @@ def type_of(descriptor: int) -> str:
 
 
 def dirty_octets() -> int:
-    """What all programs of this host have written and the disks have not; a lot if unknown."""
+    """Return how much is written by programs and not by the disks yet; a lot if unknown."""
     # The values of proc_meminfo(5).
     try:
         with open("/proc/meminfo", "rb") as file:
@@ -135,7 +135,7 @@ _calls: list[Callable[[int], int] | None] = []
 
 
 def _syncfs() -> Callable[[int], int] | None:
-    """The call, returning an errno or 0; None where there is none, or none to be trusted."""
+    """Return the call, returning an errno or 0; None where there is none, or none to be trusted."""
     if not _calls:
         _calls.append(_find_syncfs())
     return _calls[0]

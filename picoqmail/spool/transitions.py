@@ -1,6 +1,6 @@
 """How a message gets from state to state in the spool, step by step, as data. Pure.
 
-INTERNALS.md tells the same in sentences; the tests run every prefix of every transition of this
+INTERNALS.md says the same in sentences. The tests run every prefix of every transition of this
 table against the real recovery, and compare the real programs' system calls with it.
 """
 
@@ -10,7 +10,7 @@ from picoqmail.layout import CUR, NEW, UNDELIVERED
 
 # A step is (operation, path, ...): create (with O_EXCL and the lock of the message), write,
 # sync (fsync of the file), link, rename, unlink, syncdir. ID stands for the message's name.
-# `yes` is the instant from which the transition counts; a crash before it leaves the state
+# `yes` is the instant from which the transition counts. A crash before it leaves the state
 # before, and a crash after it the state after, once recovery has run.
 
 ACCEPT = (

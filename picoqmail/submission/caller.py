@@ -1,4 +1,4 @@
-"""The caller of inject and sendmail: its arguments, its message, and what it is told. Hot.
+"""The caller of inject and sendmail: its arguments, its message, and its error messages. Hot.
 
 Exit codes are qmail-inject's: 75 of sysexits.h would be success to PHP.
 """

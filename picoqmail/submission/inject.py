@@ -151,8 +151,8 @@ class Request:
         self.extra: dict[str, Any] | None = None
         self.program = "inject"
         self.qmail_form = True
-        """Do as qmail-inject does, to the octet: every address field is written anew, variables
-        alone say who writes, and a message to nobody is accepted. Else as sendmail(1) of others."""
+        """Do as qmail-inject does, to the octet: write every address field anew, take the author
+        from variables alone, accept a message without recipients. Else do as other sendmails."""
 
 
 class Letters:
@@ -176,7 +176,7 @@ class Letters:
         self.verp_per_message = b"m" in letters
 
     def deletes(self, name: bytes) -> bool:
-        """Tell whether the caller's field of this name is dropped unread."""
+        """Say whether the caller's field of this name is dropped unread."""
         return (
             (self.delete_from and name == b"from")
             or (self.delete_message_id and name == b"message-id")
@@ -193,7 +193,7 @@ def _first(environ: Mapping[bytes, bytes], *names: bytes) -> bytes | None:
 
 
 class Identity:
-    """Who writes, as the environment has it; `host` is None where it says nothing."""
+    """The author, by the environment; `host` is None if no variable names one."""
 
     __slots__ = ("_is_phrase", "full_name", "host", "return_host", "return_user", "user")
 
@@ -282,7 +282,7 @@ def _as_phrase(name: bytes) -> bytes | None:
 
 
 class InjectSettings:
-    """The control files that injection looks at, with the variables that override them."""
+    """The control files that injection uses, with the variables that override them."""
 
     __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
 
@@ -374,7 +374,7 @@ class _FollowupLists:
         self._lists = {line.lower().encode() for line in kept if line and line[0] != "#"}
 
     def concern(self, addresses: list[bytes]) -> bool:
-        """Tell whether one of the addresses is one of the lists."""
+        """Say whether one of the addresses is one of the lists."""
         return bool(self._lists) and any(address.lower() in self._lists for address in addresses)
 
 

@@ -72,7 +72,7 @@ class QueueProgramError(PicoqmailError):
         self.qmail_status = status
 
     def __str__(self) -> str:
-        """What it said, or what its exit code means."""
+        """Return what it said, or what its exit code means."""
         return str(self.args[0])
 
 

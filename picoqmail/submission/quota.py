@@ -1,9 +1,9 @@
-"""What a user of this host may submit to a spool that all share. Hot; builtins only.
+"""What a user of this host may submit to a spool that all users share. Hot; builtins only.
 
-Asked only where mail came in through the set-id program, so that one user cannot fill the spool
-that all share, nor choke those who work on it. One small file a user in the spool's `users/`: the
-hour, and the count in it. It is no record of mail and is not made durable: at worst an hour counts
-twice.
+Checked only for mail that comes through the set-id program, so that one user can neither fill the
+shared spool nor overload the programs that read it. One small file a user in the spool's `users/`
+has the hour, and the count in it. It is no record of mail, so it is not made durable: at worst an
+hour counts twice.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
 HOUR_SECONDS = 3600
-# For mail of others than the spool's owner. Whoever looks at a message reads all of its sidecar:
-# one with millions of recipients, from one user, would cost every run of the sender gigabytes.
+# For mail of users other than the spool's owner. Every run of the sender reads whole sidecars: one
+# with millions of recipients, from one user, would cost each run gigabytes.
 MOST_ENVELOPE_OCTETS = 4 << 20
 
 

@@ -43,11 +43,11 @@ _KNOWN = {
     b"b": WITH_ARGUMENT,
     b"c": PLAIN,
     b"d": MAYBE_ATTACHED,  # debugging
-    b"e": WITH_ARGUMENT,  # how to tell of errors: always exit code and standard error
+    b"e": WITH_ARGUMENT,  # how to report errors: always exit code and standard error
     b"f": WITH_ARGUMENT,
     b"h": WITH_ARGUMENT,  # hop count
     b"i": PLAIN,
-    b"m": PLAIN,  # also to the sender, if he is on a list
+    b"m": PLAIN,  # also to the sender, if the sender is on a list
     b"n": PLAIN,  # no aliases
     b"o": WITH_ARGUMENT,
     b"p": WITH_ARGUMENT,  # protocol that the message came by
@@ -87,11 +87,11 @@ class Invocation:
         self.request.qmail_form = False
 
     def adjust(self, environ: MutableMapping[bytes, bytes]) -> None:
-        """Put -F, -f and -bq into the variables that inject looks at, as qmail's sendmail does.
+        """Put -F, -f and -bq into the variables that inject uses, as qmail's sendmail does.
 
-        With -f the author of a message without From is the sender; no name that the environment
-        or -F has is his. Addresses of the command line become raw ones, as text of RFC 5322; in
-        front of another program's queue they are raw already. Raises UnparsableError.
+        With -f, the author of a message without From is the sender, without a full name from the
+        environment or -F. Addresses of the command line are text of RFC 5322 and become raw ones;
+        in front of another program's queue they are raw already. Raises UnparsableError.
         """
         request = self.request
         is_ours = not named_program(environ)
@@ -110,7 +110,7 @@ class Invocation:
 
 
 def make_author(environ: MutableMapping[bytes, bytes], sender: bytes) -> None:
-    """Make this envelope sender the author of a message that names none; no name is his."""
+    """Make this envelope sender the author of a message that names none, without a full name."""
     for name in (b"QMAILNAME", b"MAILNAME", b"NAME", b"QMAILHOST", b"MAILHOST"):
         environ.pop(name, None)
     user, at, host = sender.rpartition(b"@")
@@ -226,7 +226,7 @@ def _delivery_notice(letter: bytes, argument: str) -> tuple[str, str]:
 def stop_at_dot(read: Callable[[], bytes]) -> Callable[[], bytes]:
     r"""Return a reader that ends where `read` does, or before a line that is just a dot.
 
-    What is behind the dot is not read: a user who types the dot does not type an end of file. If
+    Nothing after the dot is read: a user who types the dot does not type an end of file. If
     the first line ends with `\r\n`, so does that of the dot.
     """
     return _DotStop(read).read
@@ -237,7 +237,7 @@ class _DotStop:
 
     def __init__(self, read: Callable[[], bytes]) -> None:
         self._read = read
-        # A newline that nobody sent stands before the first line, so that all lines look alike.
+        # A newline is put before the first line, so that all lines look alike.
         self._held = b"\n"
         self._skip = 1
         self._crlf: bool | None = None

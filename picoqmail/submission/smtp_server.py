@@ -1,7 +1,7 @@
 """SMTP submission on two descriptors, what `sendmail -bs` asks for (RFC 5321, RFC 6409).
 
 Reading commands and message data of one local client lives here; a message goes the way of every
-other through `inject`, which completes and rewrites it. Whoever writes to us may be hostile: lines,
+other through `inject`, which completes and rewrites it. The client may be hostile: lines,
 commands, errors and recipients are bounded, and nothing but CRLF dot CRLF ends a message.
 """
 
@@ -42,14 +42,14 @@ _ROUTE_KINDS = _PATH_KINDS | {COMMA, COLON}
 
 
 class _LostClientError(InputError):
-    """The client is gone, in the middle of a message or between two."""
+    """The client has closed the connection, in the middle of a message or between two."""
 
 
 class Stream:
     """The client's octets: lines of commands, and between them the data of messages.
 
-    A client whose first line ends with a bare LF is a client of bare LFs to its end, as a script
-    is that prints its commands; every other is held to CRLF.
+    If the first line of a client ends with a bare LF, as that of a script that prints its commands,
+    all its lines may. Every other client has to send CRLF.
     """
 
     __slots__ = ("_buffer", "_has_begun", "_read", "has_bare_lf")
@@ -185,7 +185,7 @@ def path_of(argument: bytes, keyword: bytes) -> tuple[bytes, list[bytes]]:
     kinds = [kind for kind, _ in found]
     # Not itertools.pairwise: one module less to import.
     if any(kind in WORDS and kinds[at - 1] in WORDS for at, kind in enumerate(kinds) if at):
-        # Two addresses to a header's reader, one run together to whoever drops the blank.
+        # One reader takes that for two addresses, another drops the blank and reads one.
         raise _RefusedError("501 5.1.7 A blank is allowed in quotes only")
     address = unquote(found)
     if not _HOST_SPECIALS.isdisjoint(address.rpartition(b"@")[2]) and b"@" in address:
@@ -258,8 +258,8 @@ class Submission:
             while self._next():
                 pass
         except _LostClientError:
-            # Between two messages that is an end like QUIT. In the middle of one it was not
-            # accepted, and the exit code says so to whoever started us.
+            # Between two messages that is an end like QUIT. A message that was cut is not accepted,
+            # and the exit code says so.
             return TEMPORARY if self._has_data else ACCEPTED
         return ACCEPTED
 
@@ -438,5 +438,5 @@ def serve_stdin(environ: dict[bytes, bytes]) -> int:
             return TEMPORARY
         return TEMPORARY
     except OSError:
-        # The client does not read our replies: there is nobody left to be told.
+        # The client does not read our replies, so no reply can report it.
         return TEMPORARY

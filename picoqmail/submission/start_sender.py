@@ -79,7 +79,7 @@ def keep_lock() -> int:
 
 
 def sender_command() -> list[str]:
-    """The picoqmail-send that was installed beside this program, else the same by module."""
+    """Return the picoqmail-send that was installed beside this program, else it by module."""
     program = sys.executable.rpartition("/")[0] + "/picoqmail-send"
     if posix.access(program, posix.X_OK):
         return [program]
@@ -91,7 +91,7 @@ def sender_command() -> list[str]:
 
 
 def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a sender: what it may need, and this home."""
+    """Return the environment of a sender: what it may need, and this home."""
     kept = {name: environ[name] for name in _ENVIRONMENT if name in environ}
     kept["PICOQMAIL_HOME"] = home.root
     kept["PICOQMAIL_CONTROL"] = home.control
