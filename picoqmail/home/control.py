@@ -119,7 +119,7 @@ def number_of(value: ControlValue | None, default: int, name: str, most: int) ->
     if value is None:
         return default
     text = value.text
-    # Python refuses to convert absurd lengths in its own way, so they are told before.
+    # Python would refuse to convert absurd lengths in its own way, so they are refused before.
     is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(most)) + 20
     if not is_number or int(text) > most:
         raise ConfigurationError(

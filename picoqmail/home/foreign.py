@@ -1,7 +1,7 @@
 """The configurations of other send-only mailers, as settings of ours. Pure: texts in, values out.
 
 nullmailer-send(8), msmtp(1), ssmtp.conf(5), dma(8). What has no counterpart here becomes a note
-for the person who moves, never a guess; passwords go into relaypass alone.
+for the administrator, never a guess; passwords are written only to relaypass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES = {
 
 @define
 class Translation:
-    """Settings by name, each with its lines, and notes on what a person has to look at."""
+    """Settings by name, each with its lines, and notes on what a person has to check."""
 
     settings: dict[str, list[str]] = field(factory=dict)
     notes: list[str] = field(factory=list)

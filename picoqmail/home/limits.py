@@ -1,6 +1,6 @@
-"""What acceptance has to know of the settings, read the quick way. Hot; builtins only.
+"""The settings that acceptance needs, read quickly. Hot; builtins only.
 
-settings.py has the same settings for everybody else, with their documentation.
+settings.py has the same settings, with their documentation, for all other code.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Making a home: its directories, first control files and the links in `bin/`.
 
-What may live here: everything that `picoqmail init` does to a disk.  Who is asked what, and how it
+What may live here: everything that `picoqmail init` does to a disk.  What is asked, and how it
 is printed, is the business of the command.
 
 Four rules.  Nothing that lies there already is overwritten; it is right, or it is refused with a
 reason.  What an earlier run made is written down in `.made-by-picoqmail`; its mode is repaired, and
-so is that of the spool's directories, for mail is private whoever made its place.  No symbolic link
+so is that of the spool's directories, for mail is always private.  No symbolic link
 is followed inside the home, and everything must belong to the user who runs this: another user's
 link or directory would carry our files to a place of theirs.  Whatever is made is on disk, entry in
 the directory included, when `make_home` returns.
@@ -285,7 +285,7 @@ class InitRun:
         durable.sync_directory(self.home.root)
 
     def _is_in_spool(self, path: str) -> bool:
-        """Say whether other people's mail lies there: then it is private, whoever made it."""
+        """Say whether mail lies there: then it is private, also if we did not make it."""
         return path == self.home.spool or path.startswith(self.home.spool + "/")
 
     def _relative(self, path: str) -> str:
@@ -325,7 +325,7 @@ def _make_parents(path: str) -> None:
 def _open_directory(path: str, *, follow: bool) -> int:
     """Open a directory that is none by way of a link, unless `follow`. Raises InitError.
 
-    The home itself may be a link: its name was given to us, and its owner is looked at next.
+    The home itself may be a link: its name was given to us, and its owner is checked next.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:

@@ -1,7 +1,7 @@
 """A home for a host with many users: made by root, the spool owned by a user of its own.
 
-What may live here: what `picoqmail init --system` does beyond a home of one's own. Nobody but the
-owner of the spool can list, read, alter or delete anything in it; anybody may submit, by way of
+What may live here: what `picoqmail init --system` does beyond a user's own home. Only the owner of
+the spool can list, read, alter or delete anything in it; every user may submit, by way of
 `bin/qmail-queue`, a small set-id program (qmail_queue_setid.c) that is compiled here by the host's
 compiler. Nothing else runs with raised privilege.
 
@@ -129,7 +129,7 @@ def settle_packaged_home(
     work = InitRun(home, frozenset())
     _write_settings(work, owner, settings, replace=replace)
     setid = f"{home.bin}/qmail-queue"
-    # By dpkg-statoverride an administrator may let one group submit, and nobody else.
+    # By dpkg-statoverride an administrator may let only one group submit.
     if os.stat(setid).st_mode & stat.S_IXOTH:
         try_setid(setid)
     return HomeResult(home.root, tuple(work.steps))
@@ -142,7 +142,7 @@ def _write_settings(
         work.control_file(name, lines, replace=replace)
     for step in work.steps:
         if step.outcome in {"made", "replaced"} and not step.path.endswith("/relaypass"):
-            # Whoever submits reads the settings; the password is in a file of its own.
+            # Every user who submits reads the settings; the password is in a file of its own.
             os.chmod(step.path, 0o644)
     work.steps += settle_control(work.home, owner, work.made_before)
 
@@ -202,8 +202,8 @@ _ELSEWHERE = "install picoqmail, as root, into a place of root's such as /opt/pi
 def check_place(path: str) -> None:
     """See that only root can put something else in the place of a path. Raises InitError.
 
-    What is not there yet is not looked at. Every link is followed step by step, for whoever owns
-    a directory that one of them lies in could turn it.
+    What is not there yet is not checked. Every link is followed step by step, because the owner of
+    a directory on the way could change it.
     """
     pending = _parts(path)
     place = "/"
@@ -271,7 +271,7 @@ def prepare_directories(home: Home, owner: Owner) -> None:
     adopted = False
     for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
         before = _directory(path, owner.uid, owner.gid, 0o700)
-        # A home that was root's own until now: nobody else could put anything there.
+        # The home was root's own until now: no other user could put anything there.
         adopted = adopted or (path == home.spool and before == 0)
         if adopted:
             _adopt_files(path, owner)
@@ -309,7 +309,7 @@ def _adopt_files(directory: str, owner: Owner) -> None:
 
 
 def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> list[Step]:
-    """See that each setting can be read by those who need it, and the password by nobody else."""
+    """Let each setting be read by all who need it, and the password only by the owner."""
     steps = []
     for name in sorted(os.listdir(home.control)):
         path = f"{home.control}/{name}"
@@ -332,7 +332,7 @@ def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> lis
                 os.fchmod(descriptor, 0o644)
                 steps.append(Step(path, "repaired", f"mode was {mode:04o}"))
             else:
-                text = "is not readable by everybody who submits mail; chmod 644 it"
+                text = "is not readable by all users, who need it to submit mail; chmod 644 it"
                 if name == MINIVARS:
                     text += f", and move a RELAYPASS in it to {home.control}/relaypass"
                 steps.append(Step(path, "refused", text))

@@ -54,7 +54,7 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
     `PICOQMAIL_HOME`; unset, that of this host (see `host_root`); else
     `$XDG_STATE_HOME/picoqmail` (`~/.local/state/picoqmail`). `PICOQMAIL_CONTROL` and
     `PICOQMAIL_SPOOL` override two of its directories. With raised privilege the caller's
-    environment is not looked at: the home is that of this host, `/var/qmail` if it has none.
+    environment is ignored: the home is that of this host, `/var/qmail` if it has none.
     """
     if is_privileged() if privileged is None else privileged:
         return Home(host_root() or QMAIL_HOME)
@@ -68,7 +68,7 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
 
 
 def host_root() -> str:
-    """Return the home that everybody on this host uses, "" if there is none.
+    """Return the home that all users of this host share, "" if there is none.
 
     `/var/qmail` if it has a `control/me`; else that of the Debian package if it is installed.
     """
@@ -78,9 +78,9 @@ def host_root() -> str:
 
 
 def personal_root(environ: Mapping[str, str]) -> str:
-    """Return the home of a user who has no other: `$XDG_STATE_HOME/picoqmail`.
+    """Return a user's own home: `$XDG_STATE_HOME/picoqmail`.
 
-    The XDG base directory specification has a relative value there ignored.
+    The XDG base directory specification says to ignore a relative value there.
     """
     state = environ.get("XDG_STATE_HOME", "")
     if not state.startswith("/"):
@@ -96,16 +96,17 @@ def personal_root(environ: Mapping[str, str]) -> str:
                 raise ConfigurationError(
                     "PICOQMAIL_HOME",
                     f"is not set, nor is HOME, and user {posix.getuid()} has no entry in passwd(5)",
-                    "say with it where the home is",
+                    "set it to the path of the home",
                 ) from None
         state = own.rstrip("/") + "/.local/state"
     return state + "/picoqmail"
 
 
 def environment() -> Mapping[str, str]:
-    """Return the environment of this process, as it got it.
+    """Return the environment of this process.
 
-    That of `os` if anybody has imported it, for he may have changed it.
+    That of `os` if that is imported, for the application may have changed it; else as it was at the
+    start.
     """
     if "os" in sys.modules:
         return sys.modules["os"].environ  # type: ignore[no-any-return]
@@ -116,26 +117,24 @@ def environment() -> Mapping[str, str]:
 
 
 def caller_uid(environ: Mapping[str, str]) -> int:
-    """Return the real uid of whoever submits mail.
+    """Return the real uid of the user who submits mail.
 
-    Our own, unless the set-id program or sudo, which alone make this process the spool's owner
-    for somebody else, say whose it was.
-
-    Who starts our program by himself may say anything here; he is the owner of the spool then,
-    and deceives nobody but himself.
+    It is our own, unless the set-id program or sudo passes on that of another user. Only these make
+    this process the spool's owner for another user. A user who sets the variable by hand is the
+    owner of the spool already, and deceives nobody else.
     """
     own = posix.getuid()
-    told = environ.get("PICOQMAIL_CALLER") or (own and environ.get("SUDO_UID")) or ""
-    return int(told) if told.isascii() and told.isdecimal() and len(told) < 11 else own
+    given = environ.get("PICOQMAIL_CALLER") or (own and environ.get("SUDO_UID")) or ""
+    return int(given) if given.isascii() and given.isdecimal() and len(given) < 11 else own
 
 
 def become_owner(home: Home) -> bool:
-    """Root in somebody else's spool becomes its owner, for good; True if that was done.
+    """If root uses another user's spool, become its owner, for good; return True if that was done.
 
-    A file that root left there could not be read by the sender; and whoever once took over the
-    spool's owner could lead root astray by a link. The groups are the owner's, as if he had
-    logged in. Where the spool cannot be looked at nothing is done: whoever uses it next says what
-    is wrong. Raises OSError if we may not.
+    The sender could not read a file that root left there. And an attacker who has taken over the
+    spool's owner could lead root astray by a link. The groups are those that the owner gets at
+    login. If the spool cannot be read nothing is done: its next use reports why. Raises OSError if
+    the change is not permitted.
     """
     if posix.geteuid() != 0:
         return False
@@ -168,7 +167,7 @@ def absolute(path: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Say whether there is anything at a path that we may look at."""
+    """Say whether there is anything at a path, as far as this process can see."""
     try:
         posix.stat(path)
     except OSError:

@@ -4,8 +4,8 @@ What may live here: the wrapper that hides a secret, and the one place that runs
 it.  Nothing here prints, logs or raises a text that came out of that command.
 
 No shell is involved.  The command is split as a shell would split a plain command (quotes and
-backslashes understood, no variables, no pipes, no wildcards) and executed directly; who wants a
-shell writes `!sh -c '...'`.  Its standard input is empty, its standard error goes nowhere, for it
+backslashes understood, no variables, no pipes, no wildcards) and executed directly; to use a
+shell, write `!sh -c '...'`.  Its standard input is empty, its standard error goes nowhere, for it
 may hold what must not be seen.  It has `COMMAND_SECONDS` and then is killed with its children.
 """
 
@@ -204,7 +204,7 @@ def _read_all(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the command: its group is its own session, so nobody else is in it."""
+    """Kill what is left of the command: its group is its own session, with no other process."""
     if process.returncode is not None:
         return
     import signal

@@ -207,7 +207,8 @@ class Settings:
         default="may",
     )
     tlsca: str | None = _setting(
-        """The certificates of those who may vouch for a relay, in PEM, instead of the system's.""",
+        """The certificates of the authorities that may sign a relay's, in PEM, instead of the
+        system's.""",
         "the absolute path of a file that can be read",
         setting_values.absolute_path,
     )
@@ -229,7 +230,7 @@ class Settings:
         unit="seconds",
     )
     timeoutremote: int = _setting(
-        "How long to wait for each reply of the relay, and all its steps together at most.",
+        "How long to wait for each reply of the relay, and for all its steps together at most.",
         f"{_DURATION}; at least 1",
         _seconds(1),
         default="1200",
@@ -243,7 +244,7 @@ class Settings:
         unit="connections",
     )
     queuelifetime: int = _setting(
-        """How old a message may grow. One last attempt is made after that, then what is pending
+        """How old a message may become. After that one last attempt is made, then what is pending
         fails as expired; but not before the message had the attempts of a tenth of this time.""",
         "a whole number of seconds",
         _between(0, MOST_SECONDS),
@@ -252,8 +253,8 @@ class Settings:
     )
     retryschedule: tuple[int, ...] | None = _setting(
         """When a deferred message is tried again: the pauses after the first, second, ... attempt,
-        the last one repeating; or qmail, whose attempts lie 0, 400, 1600, 3600, ... seconds after
-        the message came, (20 n) squared.""",
+        the last one repeating; or qmail, with attempts 0, 400, 1600, 3600, ... seconds after the
+        message came, (20 n) squared.""",
         f"qmail, or a list of pauses with blanks between, each {_DURATION}; at least 1",
         setting_values.retry_schedule,
         default="qmail",
@@ -310,19 +311,20 @@ class Settings:
         follows="me",
     )
     doublebounceto: str = _setting(
-        "Who gets the bounces that could not be delivered, and is told of mail that failed and has "
-        "no sender; without a host, at bouncehost. Not set: nobody; they stay in undelivered/.",
+        "The address that gets bounces which could not be delivered, and reports on failed mail "
+        "without a sender; bouncehost is added if it has no host. Not set: they stay in "
+        "undelivered/.",
         "an address, or a local part",
         setting_values.mail_address,
     )
     bounces: bool = _setting(
-        "Whether a sender is told by mail that a message failed.",
+        "Whether a sender gets a report by mail when a message failed.",
         "on, off",
         setting_values.switch,
         default="on",
     )
     bouncelimit: int = _setting(
-        """How many bounces one address gets within an hour. What fails beyond that is told in one
+        """How many bounces one address gets within an hour. Further failures are reported in one
         digest when the hour is over; 0 is no limit.""",
         "a whole number",
         _between(0, 10**6),
@@ -330,22 +332,22 @@ class Settings:
         unit="bounces",
     )
     bouncemaxbytes: int = _setting(
-        "A larger message does not come back in its bounce, only its header does.",
+        "Of a larger message, the bounce returns only the header.",
         _BYTES,
         _between(0, MOST_OCTETS),
         default="50000",
         unit="bytes",
     )
     delaywarning: int | None = _setting(
-        """A sender is warned once when a message has waited so long and an attempt to send it was
-        deferred again. Not set, or 0: nobody is warned.""",
+        """The sender gets one warning when a message has waited for this time and was deferred
+        again. Not set, or 0: no warning.""",
         _DURATION,
         _seconds(0),
         unit="seconds",
     )
     keepundelivered: int | None = _setting(
         """For how many days messages are kept in undelivered/; older ones are deleted by
-        picoqmail-cron, once an hour. Not set: until somebody purges them.""",
+        picoqmail-cron, once an hour. Not set: until they are purged by hand.""",
         "a whole number of days, at least 1",
         _between(1, 36500),
         unit="days",
@@ -361,26 +363,26 @@ class Settings:
         check=lambda raw: SenderRules(raw.places, LocalNames([])),
     )
     adminaddr: str | None = _setting(
-        "The one address that gets the mail which picoqmail-inject and picoqmail-sendmail are "
-        "given for users of this host.",
+        "The one address that gets all mail for users of this host that comes through "
+        "picoqmail-inject and picoqmail-sendmail.",
         "an address user@host",
         setting_values.mail_address,
         check=lambda raw: admin_address(raw.text, raw.where()),
     )
     sourceip: str | None = _setting(
-        "The address of this host that connections to relays come from.",
+        "The address of this host from which connections to relays are made.",
         "an IPv4 or IPv6 address",
         setting_values.ip_address,
     )
     ratelimit: RateLimit | None = _setting(
-        """How many messages go out in a time at most; 0 is no limit. A relay that finds us too fast
-        (421, 450 4.7.x, 454) is given pauses in any case.""",
+        """How many messages are sent in a period at most; 0 is no limit. If a relay replies that we
+        send too fast (421, 450 4.7.x, 454), there are pauses in any case.""",
         "messages/period, such as 14/s, 300/5m or 10000/d; or 0",
         setting_values.rate_limit,
         default="0",
     )
     log: LogChoice = _setting(
-        """Where events are written, and from which level on (info if not told). auto: to standard
+        """Where events are written, and from which level on (info by default). auto: to standard
         error if that is a terminal, else to syslog if the host has one, else to the file log in
         the spool, which is kept small. json: one JSON object a line, to standard error or the
         file named.""",
@@ -390,8 +392,8 @@ class Settings:
         default="auto",
     )
     logprivacy: str = _setting(
-        """Which part of addresses the log keeps to itself: off: none; local: what stands before
-        the @; all: all of it.""",
+        """Which part of addresses the log hides: off: none; local: what is before the @; all: all
+        of it.""",
         ", ".join(privacy.CHOICES),
         setting_values.log_privacy,
         default="off",
@@ -490,7 +492,7 @@ def examine(home: Home) -> Examination:
     try:
         control.minivars()
     except ConfigurationError as exc:
-        # Without it no setting is known for sure, so its error is the only one worth telling.
+        # Without it no setting is known for sure, so only its error is reported.
         return Examination((), (exc,), (), None)
     entries = [_entry(control, name, spec) for name, spec in SPECS.items()]
     errors = [entry.error for entry in entries if entry.error is not None]

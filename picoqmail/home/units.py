@@ -1,7 +1,7 @@
 """Fitting into a host: what makes cron, systemd and logrotate know of a home.
 
 What may live here: the texts of those files, and their installing and removing. A file that does
-not bear our mark is somebody else's, and is neither overwritten nor removed.
+not bear our mark belongs to others, and is neither overwritten nor removed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Unit:
 
 @frozen
 class Account:
-    """Who sends the mail of a home: the owner of its spool."""
+    """The user and group that send the mail of a home: the owner of its spool."""
 
     user: str
     group: str
@@ -51,7 +51,7 @@ def account_of(home: Home) -> Account:
     try:
         found = os.stat(home.spool)
     except OSError as exc:
-        problem = f"cannot be looked at: {exc.strerror}"
+        problem = f"cannot be read: {exc.strerror}"
         raise InitError(home.spool, problem, "make it first: picoqmail init") from exc
     return Account(user_name(found.st_uid), group_name(found.st_gid))
 

@@ -262,7 +262,7 @@ def test_asks_on_a_terminal(tmp_path: Path) -> None:
     )
     assert code == 0
     assert "This host's name" in shown
-    assert shown.count("once more, please") == 3
+    assert shown.count("please try again") == 3
     assert (tmp_path / "h/control/me").read_text() == "mail.example.org\n"
     assert (tmp_path / "h/control/relayip").read_text() == "mx.example.org\n"
     assert ["defaultdomain", "me", "relayip"] == sorted(os.listdir(tmp_path / "h/control"))

@@ -135,7 +135,7 @@ def test_a_stream_that_cannot_be_read(home: TemporaryHome, tmp_path: Path) -> No
 @pytest.mark.parametrize("key", [uuid.UUID(int=1), 3, b"k", "", "k" * 1025, True], ids=repr)
 def test_a_key_is_text(home: TemporaryHome, key: Any) -> None:
     """Other kinds are refused by an error of the tree, alone and among many."""
-    with pytest.raises(picoqmail.MessageError, match="no text of 1 to 1024"):
+    with pytest.raises(picoqmail.MessageError, match="not text of 1 to 1024"):
         picoqmail.enqueue(b"", **FROM_A_TO_B, idempotency_key=key)
     results = picoqmail.enqueue_many(
         Mail(b"", **FROM_A_TO_B, idempotency_key=one) for one in ("good", key, "also good")
