@@ -119,6 +119,9 @@ class MailHandler(logging.Handler):
         if self._pid != os.getpid():
             # A server in C forked without telling Python.
             self._start_anew()
+        if self._condition is not None:
+            return self._condition
+        # Not taken each time: logging holds its lock while it waits for the thread in `flush`.
         self.acquire()
         try:
             if self._condition is None:
