@@ -26,6 +26,8 @@ CRON_LOCK = "cron.lock"
 BREAKER = "relay-down"
 # What the last run of cron complained of; none if it went well.
 CRON_COMPLAINT = "cron-complaint"
+# What was learnt of the relays (relay/notes.py).
+RELAY_NOTES = "relay-notes"
 USERS = "users"
 # A directory, made when a caller first gives a key (spool/keys.py).
 IDEMPOTENCY = "idempotency"

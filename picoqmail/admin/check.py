@@ -31,6 +31,7 @@ from picoqmail.layout import (
     NEW,
     PRIVATE_DIRECTORY_MODE,
     PRIVATE_FILE_MODE,
+    RELAY_NOTES,
     REPORTS,
     SIDECAR,
     STATES,
@@ -411,7 +412,12 @@ def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iter
         level = max(WARNING, limits.level(now.taken - one.since, limits.age))
         down = rough_duration(now.taken - one.since)
         text = f"{name} is down for {down} ({one.stage}: {one.reason})"
-        yield Finding("relay", level, text, "see the relay's host; picoqmail check tries it now")
+        remedy = REMEDIES.get(one.stage, "see the relay's host")
+        yield Finding("relay", level, text, f"{remedy}; picoqmail check tries it now")
+    for name, lessons in now.lessons.items():
+        for text in lessons:
+            forget = f"to have this learnt anew, remove {RELAY_NOTES} from the spool"
+            yield Finding("relay", OK, f"{name} {text}", forget)
     yield from _space(now, chosen)
 
 

@@ -122,6 +122,7 @@ def probe(relay: Relay, settings: Settings) -> Probe:
         timeout_remote=settings.timeoutremote,
         source_ip=settings.sourceip or "",
         cleartext_auth=settings.cleartextauth,
+        mechanisms=settings.authmechanisms or (),
     )
     notes.engine = Engine([lane], on_event=notes)
     began = time.monotonic()

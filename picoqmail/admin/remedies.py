@@ -13,7 +13,8 @@ REMEDIES = {
     "lookup": "see the name in relayip, and /etc/resolv.conf",
     "connect": "see host and port in relayip, and whether a firewall is between",
     "tls": "see the settings tls, tlsca and tlsfingerprint",
-    "auth": "see the user in relayip, and relaypass",
+    "ehlo": "see the settings helohost and me",
+    "auth": "see the user in relayip, relaypass and authmechanisms",
 }
 # At these stages the relay has spoken: it does not come right by waiting.
 _NEEDS_SOMEBODY = frozenset(("tls", "auth"))

@@ -25,7 +25,7 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
-from picoqmail.relay import breaker
+from picoqmail.relay import breaker, notes
 from picoqmail.spool import counters, locks
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Heap:
 class Status:
     """A spool at one moment; times in Unix seconds, None if there is none.
 
+    `lessons` has for each relay what was learnt of it, in sentences without a subject.
+
     `next_attempt` is when the next message of cur/ is due, in the past if one is due now. `sender`
     and `cron` are the pids of active programs; 0 is a process of another PID namespace.
     """
@@ -64,6 +66,7 @@ class Status:
     next_attempt: int | None
     writing: int
     outages: dict[str, Outage]
+    lessons: dict[str, list[str]]
     sender: int | None
     cron: int | None
     cron_since: int | None
@@ -102,6 +105,7 @@ class Status:
             "last_delivery": self.last_delivery,
             "last_delivery_age": _since(self.last_delivery, self.taken),
             "relays_down": {name: value.asdict(one) for name, one in self.outages.items()},
+            "relays_learnt": self.lessons,
             "sender_pid": self.sender,
             "cron_pid": self.cron,
             "cron_since": self.cron_since,
@@ -141,6 +145,11 @@ def gather(spool: str, now: float | None = None) -> Status:
         next_attempt=gathered.next_attempt,
         writing=writing,
         outages=breaker.read(spool),
+        lessons={
+            relay: words
+            for relay, facts in notes.read_notes(spool, gathered.now).items()
+            if (words := notes.describe_notes({name: fact[0] for name, fact in facts.items()}))
+        },
         sender=_holder(f"{spool}/{SENDER_LOCK}"),
         cron=cron,
         cron_since=cron_since,

@@ -222,6 +222,10 @@ class Delivery:
             if outbox.name in probed:
                 outbox.is_probe = True
                 outbox.was_throttled = probed[outbox.name].stage == TOO_FAST
+                if probed[outbox.name].stage in _MIDDLE:
+                    # It refused the session when it was offered the first messages. If that was
+                    # their doing after all, others come first this time.
+                    outbox.ids.rotate(-probed[outbox.name].failures)
         down = outages.note(self.serve(outboxes))
         for outbox in outboxes:
             if outbox.name in down:
@@ -458,9 +462,15 @@ class Delivery:
         elif work.without_reply:
             work.without_reply -= 1
         self._replied += replied or verdict.in_doubt
-        if verdict.fault is not None and not replied and not verdict.in_doubt:
-            self._hand_back(outbox, part, verdict.fault, touched=bool(verdict.transcript))
+        fault = verdict.fault
+        if fault is not None and not replied and (fault.again or not verdict.in_doubt):
+            self._hand_back(outbox, part, fault, touched=bool(verdict.transcript))
             return
+        if verdict.withheld and fault is None:
+            rest = tuple([part.indexes[i] for i in verdict.withheld])
+            outbox.ready.appendleft(_Part(work, part.sender, rest))
+            work.parts += 1
+            work.open_parts += 1
         work.open_parts -= 1
         try:
             if work.parts > 1:
@@ -472,17 +482,32 @@ class Delivery:
 
     def _hand_back(self, outbox: Outbox, part: _Part, fault: RelayFault, *, touched: bool) -> None:
         """Put a part back that no relay replied to."""
+        work = part.work
+        if not work.without_reply and not work.in_doubt:
+            # Data may have gone along with an envelope that was refused.
+            try:
+                work.claim.clear_doubt()
+            except OSError as exc:
+                self._report_trouble(work.claim.message.id, exc)
+        if fault.again:
+            # What was in the way is known now, and avoided.
+            outbox.ready.appendleft(part)
+            return
         if not touched or fault.stage not in _MIDDLE:
             outbox.ready.append(part)
             return
+        if fault.is_session:
+            # The relay serves nobody, or at most others, so those come first.
+            outbox.again.append(part)
+            return
         part.faults += 1
-        part.work.fault = fault.text
+        work.fault = fault.text
         if part.faults < _FAULTS_A_RUN:
             outbox.again.append(part)
             return
-        part.work.open_parts -= 1
-        if not part.work.open_parts:
-            self._finish(part.work)
+        work.open_parts -= 1
+        if not work.open_parts:
+            self._finish(work)
 
     def _note_progress(self, part: _Part, work: _Work) -> None:
         noted = {
@@ -523,7 +548,7 @@ class Delivery:
             )
             if work.in_doubt:
                 self.log.event("in_doubt", level="warning", id=claim.message.id, relay=work.relay)
-            self._record(claim, judgement, work.relay, work.transcript)
+            self._record(claim, judgement, work.relay, work.transcript, in_doubt=work.in_doubt)
         elif work.fault:
             self._log_queued(claim)
             message = policy.postpone(claim.message, now=now, relay=work.relay, reply=work.fault)
@@ -538,7 +563,13 @@ class Delivery:
             self.unserved.append(claim.message.id)
 
     def _record(
-        self, claim: Claim, judgement: policy.Judgement, relay: str, transcript: Sequence[str]
+        self,
+        claim: Claim,
+        judgement: policy.Judgement,
+        relay: str,
+        transcript: Sequence[str],
+        *,
+        in_doubt: bool = False,
     ) -> None:
         message = judgement.message
         self._log_queued(claim)
@@ -546,7 +577,7 @@ class Delivery:
             self.spool.remove(claim)
             self.summary.delivered += 1
             if self._logs_info:
-                story.log_judgement(self.log, judgement, relay)
+                story.log_judgement(self.log, judgement, relay, in_doubt=in_doubt)
             return
         text = story.result_text(message, relay, transcript, int(self.clock()))
         if judgement.step == "fail":

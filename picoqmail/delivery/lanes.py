@@ -6,8 +6,11 @@ sockets, and decides nothing.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
+from picoqmail.errors import SpoolError
+from picoqmail.relay import notes
 from picoqmail.relay.engine import Engine
 from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
@@ -22,11 +25,12 @@ if TYPE_CHECKING:
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
     from picoqmail.relay.lane_options import LaneSummary
+    from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.relay_address import Relay
 
 
 class Lanes:
-    """The lanes of one run."""
+    """The lanes of one run, and what is known of their relays."""
 
     def __init__(self, settings: Settings, log: Log, spool: str) -> None:
         """Nothing is opened before there is mail. `spool`: where the rate limit is kept."""
@@ -35,6 +39,8 @@ class Lanes:
         if settings.ratelimit is not None:
             self._rate_limit = RateLimiter(f"{spool}/{RATE}", settings.ratelimit)
         self._log = log
+        self._spool = spool
+        self._lessons: dict[str, Lessons] | None = None
         self._engine: Engine | None = None
         self._stopped = False
         self.shares = 1
@@ -58,7 +64,28 @@ class Lanes:
         self._engine = Engine([self._options(one) for one in outboxes], on_event=on_event)
         if self._stopped:
             self._engine.stop()
-        return self._engine.serve()
+        try:
+            return self._engine.serve()
+        finally:
+            self._remember()
+
+    @property
+    def _known(self) -> dict[str, Lessons]:
+        """What is known of the relays; read when first needed, and kept for all of the run."""
+        if self._lessons is None:
+            self._lessons = notes.load_lessons(self._spool, time.time())
+        return self._lessons
+
+    def _remember(self) -> None:
+        """Keep what was learnt of the relays for later runs."""
+        try:
+            learnt = notes.save_lessons(self._spool, self._known, time.time())
+        except SpoolError as exc:
+            # It is learnt again, which costs a detour and no mail.
+            self._log.event("error", level="error", error=str(exc))
+            return
+        for relay, words in learnt:
+            self._log.event("relay_learnt", relay=relay, lesson=words)
 
     def _options(self, outbox: Outbox) -> LaneOptions:
         settings = self._settings
@@ -75,6 +102,10 @@ class Lanes:
             probe=outbox.is_probe,
             was_throttled=outbox.was_throttled,
             rate_limit=self._rate_limit,
+            use_pipelining=settings.pipelining,
+            use_chunking=settings.chunking,
+            mechanisms=settings.authmechanisms or (),
+            lessons=self._known,
         )
 
 

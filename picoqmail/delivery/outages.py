@@ -87,7 +87,8 @@ class Outages:
                 # What another process has noted since this run began is the same failure.
                 if known is None or name in self._probed:
                     outages[name] = breaker.failed(known, now=now, stage=stage, reason=reason)
-                    self._log_down(name, outages[name])
+                    is_new = known is None or known.stage != stage
+                    self._log_down(name, outages[name], _level(summary, is_new=is_new))
         if outages != before:
             self._write(outages)
         self._known = outages
@@ -101,10 +102,10 @@ class Outages:
         outage = self._known.get(name)
         return outage.failures * breaker.LONGEST_DELAY_SECONDS if outage else 0
 
-    def _log_down(self, name: str, outage: Outage) -> None:
+    def _log_down(self, name: str, outage: Outage, level: str) -> None:
         self._log.event(
             "relay_down",
-            level="warning",
+            level=level,
             relay=name,
             stage=outage.stage,
             reason=outage.reason,
@@ -118,6 +119,14 @@ class Outages:
         except SpoolError as exc:
             # At worst the next run tries the relay again.
             self._log.event("error", level="error", error=str(exc))
+
+
+def _level(summary: LaneSummary, *, is_new: bool) -> str:
+    """Return how loud an outage is: where an administrator has to act, that is said once."""
+    fault = summary.fault
+    if fault is None or not (fault.is_session or fault.stage == "auth"):
+        return "warning"
+    return "error" if is_new else "info"
 
 
 def _why_down(summary: LaneSummary) -> tuple[bool, str, str]:

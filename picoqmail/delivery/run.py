@@ -50,6 +50,7 @@ class Run:
         self.summary = Summary()
         self.settings = settings_module.load(home)
         self._workers: list[processes.Worker] = []
+        self._logs_in = False
         if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
             raise ConfigurationError(
                 f"{self.home.control}/relayip",
@@ -79,6 +80,7 @@ class Run:
         routes = [settings.relayip]
         routes += [route.relays for route in (*settings.smtproutes, *settings.senderroutes)]
         for relay in (one for relays in routes for one in relays):
+            self._logs_in = self._logs_in or bool(relay.user)
             if relay.user and settings.relaypass is None:
                 raise ConfigurationError(
                     f"{self.home.control}/relaypass",
@@ -105,8 +107,10 @@ class Run:
         """
         ids = list(ids)
         busy: set[str] = set()
-        if self._count_processes(len(ids)) > 1 and breaker.read(self.spool.path):
-            # One process finds out whether the relay is back.
+        is_unsure = self._logs_in or breaker.read(self.spool.path)
+        if self._count_processes(len(ids)) > 1 and is_unsure:
+            # One process finds out whether the relay is back, or whether it knows our password:
+            # several would try a wrong one several times.
             busy |= self._deliver_share(ids[:_PROBE_MESSAGES], forced=forced)
             ids = ids[_PROBE_MESSAGES:]
             if breaker.read(self.spool.path):

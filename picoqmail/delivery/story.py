@@ -59,11 +59,11 @@ def log_postponed(log: Log, message: Message, relay: str, reason: str) -> None:
     )
 
 
-def log_judgement(log: Log, judgement: Judgement, relay: str) -> None:
-    """Log what became of a message and of each of its recipients."""
+def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool = False) -> None:
+    """Log what became of a message and of each of its recipients; `in_doubt` in this very run."""
     message = judgement.message
     if judgement.delivered_now and log.is_on("info"):
-        doubts = any(entry.get("outcome") == "in_doubt" for entry in message.history)
+        doubts = in_doubt or any(entry.get("outcome") == "in_doubt" for entry in message.history)
         more: dict[str, Any] = {"maybe_duplicate": True} if doubts else {}
         log.event(
             "delivered",

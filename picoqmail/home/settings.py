@@ -197,6 +197,25 @@ class Settings:
         setting_values.switch,
         default="off",
     )
+    authmechanisms: tuple[str, ...] | None = _setting(
+        """The logins that may be used. Of those that the relay offers, the strongest that works is
+        taken. Not set: all.""",
+        "a list with blanks between of SCRAM-SHA-256, CRAM-MD5, PLAIN, LOGIN, OAUTHBEARER, XOAUTH2",
+        setting_values.login_mechanisms,
+    )
+    pipelining: bool = _setting(
+        """Whether commands are sent without waiting for the reply to each, if the relay offers
+        PIPELINING.""",
+        "on, off",
+        setting_values.switch,
+        default="on",
+    )
+    chunking: bool = _setting(
+        "Whether messages are sent by BDAT, if the relay offers CHUNKING.",
+        "on, off",
+        setting_values.switch,
+        default="on",
+    )
     tls: str = _setting(
         """off: never; may: if the relay offers it, certificate unchecked (a relay with a user is
         treated as by require, unless cleartextauth is on); require: with a

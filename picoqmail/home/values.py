@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
+LOGIN_MECHANISMS = ("SCRAM-SHA-256", "CRAM-MD5", "PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2")
+
 TLS_MODES = ("off", "may", "require", "implicit", "fingerprint")
 
 _SHA256_HEX_DIGITS = 64
@@ -160,6 +162,14 @@ def switch(text: str) -> bool:
     if word in {"off", "no", "false", "0"}:
         return False
     raise ValueError(f"{text!r} is neither on nor off")
+
+
+def login_mechanisms(text: str) -> tuple[str, ...]:
+    """Return a list of names of login mechanisms, at least one, in upper case."""
+    names = text.upper().split()
+    if not names:
+        raise ValueError("an empty list allows no login at all")
+    return tuple([_one_of(name, LOGIN_MECHANISMS) for name in names])
 
 
 def tls_mode(text: str) -> str:

@@ -47,6 +47,13 @@ EVENTS = {
         ("relay", "stage", "reason", "failures", "look_again"),
     ),
     "relay_up": ("A route that was down works again.", ("relay", "down_seconds")),
+    "relay_learnt": (
+        (
+            "A relay offers something that does not work, or serves at another address. This is"
+            " remembered in the file relay-notes of the spool."
+        ),
+        ("relay", "lesson"),
+    ),
     "connected": ("A connection to a relay was made (level debug).", ("relay", "address")),
     "relay_greeted": ("A relay is ready for mail (level debug).", ("relay", "address")),
     "tls": (

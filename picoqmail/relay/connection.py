@@ -7,25 +7,25 @@ calls back the third.
 
 from __future__ import annotations
 
-import os
 import selectors
-import socket
 from functools import partial
 
-from picoqmail.relay.lookup import open_socket
+from picoqmail.relay.race import Race
 from picoqmail.relay.tls_plan import IN_CLEAR, plan_tls
-from picoqmail.relay.transport import BrokenTransportError, Transport, reason_of
+from picoqmail.relay.transport import BrokenTransportError, Transport
 from picoqmail.smtp.conversation import FLUSH, PAUSE, TLS, Conversation, SessionOptions
 from picoqmail.smtp.transaction import RelayFault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from picoqmail.relay.lane_options import LaneOptions
     from picoqmail.relay.lookup import Address, Endpoint
     from picoqmail.relay.loop import Activity, Loop
     from picoqmail.relay.tls_plan import TlsPlan
+    from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.transaction import Transaction, Verdict
 
 _READABLE, _WRITABLE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -33,7 +33,9 @@ _CONNECTING, _HANDSHAKE, _OPEN, _CLOSED = range(4)
 
 
 class Connection:
-    """One connection to one address of one relay.
+    """One connection to one relay: to the first of some addresses that answers.
+
+    ``address`` is the first of them until then.
 
     The conversation asks ``take(connection)`` for messages and hands the verdicts to
     ``done(connection, transaction, verdict)``. ``on_progress(connection)`` is called when the
@@ -46,18 +48,20 @@ class Connection:
         loop: Loop,
         options: LaneOptions,
         endpoint: Endpoint,
-        address: Address,
+        addresses: tuple[Address, ...],
         activity: Activity,
         *,
         in_clear: bool,
+        lessons: Lessons,
         take: Callable[[Connection], Transaction | None],
         done: Callable[[Connection, Transaction, Verdict], None],
         on_progress: Callable[[Connection], None],
         on_end: Callable[[Connection, RelayFault | None], None],
     ) -> None:
         self.relay = str(endpoint.relay)
-        self.address = address
+        self.address = addresses[0]
         self.deadline = loop.now + options.timeout_connect
+        self.was_connected = False
         self.is_leaving = False
         guards_login = endpoint.credentials is not None and not options.cleartext_auth
         self._plan = (
@@ -71,6 +75,7 @@ class Connection:
             partial(done, self),
             self.relay,
             secure=self._plan.implicit,
+            lessons=lessons,
         )
         self._loop = loop
         self._options = options
@@ -78,6 +83,14 @@ class Connection:
         self._activity = activity
         self._on_progress = on_progress
         self._on_end = on_end
+        self._race: Race | None = Race(
+            loop,
+            addresses,
+            options.source_ip,
+            options.timeout_connect,
+            on_connected=self._connected,
+            on_failed=self._not_connected,
+        )
         self._socket: socket.socket | None = None
         self._transport: Transport | None = None
         self._state = _CONNECTING
@@ -110,23 +123,16 @@ class Connection:
     def connect(self) -> None:
         """Start to connect. If that fails at once, the connection ends at once."""
         self._loop.watched.add(self)
-        try:
-            self._socket = open_socket(self.address, self._options.source_ip)
-        except OSError as exc:
-            self._end(self._no_connection(reason_of(exc)))
-            return
-        self._loop.watch(self.deadline)
-        self._select(_WRITABLE)
+        if self._race is not None:
+            self._race.start()
+            self._follow_race()
 
     def on_ready(self, mask: int) -> None:
         """Go on: the socket can be read or written."""
-        if self._state == _CLOSED or self._socket is None:
+        if self._state == _CLOSED or self._transport is None:
             return
         self._activity.at = self._loop.now
         try:
-            if self._transport is None:
-                self._connected(self._socket)
-                return
             if mask & _READABLE:
                 self._receive(self._transport)
             if self._state == _HANDSHAKE:
@@ -139,8 +145,9 @@ class Connection:
     def on_deadline(self) -> None:
         """Go on: something took too long, or a pause is over."""
         conversation = self.conversation
-        if self._state == _CONNECTING:
-            self._end(RelayFault("connect", f"no connection to {self._where} in time"))
+        if self._race is not None:
+            self._race.on_deadline()
+            self._follow_race()
         elif self._state == _HANDSHAKE:
             self._fail(RelayFault("tls", "the relay did not finish the TLS handshake in time"))
         elif conversation.want == PAUSE:
@@ -158,6 +165,9 @@ class Connection:
     def discard(self) -> None:
         """Close the socket and do nothing else."""
         self._state = _CLOSED
+        if self._race is not None:
+            self._race.discard()
+            self._race = None
         if self._socket is None:
             return
         if self._mask:
@@ -168,25 +178,39 @@ class Connection:
 
     @property
     def _where(self) -> str:
-        if self.relay.endswith(self.address.text):
+        return self._with(self.address)
+
+    def _with(self, address: Address) -> str:
+        if self.relay.endswith(address.text):
             return self.relay
-        return f"{self.relay} ({self.address.text})"
+        return f"{self.relay} ({address.text})"
 
-    def _no_connection(self, reason: str) -> RelayFault:
-        return RelayFault("connect", f"cannot connect to {self._where}: {reason}")
+    def _follow_race(self) -> None:
+        if self._race is not None:
+            self.deadline = self._race.deadline
 
-    def _connected(self, connected: socket.socket) -> None:
-        status = connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if status:
-            self._end(self._no_connection(os.strerror(status)))
-            return
+    def _not_connected(self, failures: list[tuple[Address, str]]) -> None:
+        reasons = "; ".join(f"{self._with(address)}: {reason}" for address, reason in failures)
+        self._end(RelayFault("connect", f"cannot connect to {reasons}"))
+
+    def _connected(self, connected: socket.socket, address: Address) -> None:
+        self._race = None
+        self._activity.at = self._loop.now
+        self._socket = connected
+        self.address = address
+        self.was_connected = True
         self._transport = Transport(connected)
         self._state = _OPEN
         self._loop.on_event("connected", relay=self.relay, address=self.address.text)
         self._on_progress(self)
+        if self.is_closed:
+            return
         self.conversation.start()
-        if self._plan.implicit:
-            self._start_tls(self._transport)
+        try:
+            if self._plan.implicit:
+                self._start_tls(self._transport)
+        except BrokenTransportError as exc:
+            self._broke(exc)
         self.on_ready(0)
 
     def _receive(self, transport: Transport) -> None:
@@ -333,4 +357,5 @@ def _session_options(options: LaneOptions, endpoint: Endpoint, plan: TlsPlan) ->
         timeout=options.timeout_remote,
         use_pipelining=options.use_pipelining,
         use_chunking=options.use_chunking,
+        mechanisms=options.mechanisms,
     )

@@ -12,10 +12,11 @@ from collections import deque
 from picoqmail.relay.connection import Connection
 from picoqmail.relay.failover import Failover
 from picoqmail.relay.lane_options import LaneSummary
-from picoqmail.relay.lookup import literal_addresses
+from picoqmail.relay.lookup import interleaved, literal_addresses
 from picoqmail.relay.loop import Activity
 from picoqmail.relay.throttle import Throttle
-from picoqmail.smtp.conversation import says_too_fast
+from picoqmail.smtp.lessons import ADDRESS, Lessons
+from picoqmail.smtp.meaning import says_all_too_fast
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FUTILE_CONNECTIONS_LIMIT = 3
 """Connections in a row that end in a fault without serving one message: the lane gives up."""
+
+CROWDED_MESSAGES_LIMIT = 5
+"""Messages in a row, all of whose recipients are refused because of our pace: it is too fast."""
 
 EAGER_SECONDS = 0.002
 """A relay that leaves us waiting for so long is far enough away to be worth more connections."""
@@ -65,6 +69,8 @@ class Lane:
         self._asked: object | None = None
         self._asked_until = 0.0
         self._futile = 0
+        self._crowded = 0
+        self._first_address = ""
         self._grown = 1
         self._exhausted = False
         self._gave_up = not options.endpoints
@@ -139,13 +145,19 @@ class Lane:
 
     def _adapt_pace(self, connection: Connection, verdict: Verdict) -> None:
         """See whether the relay takes messages as fast as they come."""
-        too_fast = ""
-        for result in verdict.results:
-            if result.outcome == "delivered":
-                self._throttle.speed_up()
-                return
-            if result.outcome == "deferred" and not too_fast and result.reply is not None:
-                too_fast = result.text if says_too_fast(result.reply) else ""
+        results = verdict.results
+        if any(result.outcome == "delivered" for result in results):
+            self._throttle.speed_up()
+        too_fast = verdict.too_fast
+        # A reply to RCPT is one recipient's. Only if nobody gets through, it is about all.
+        if results and all(
+            result.reply is not None and says_all_too_fast(result.reply) for result in results
+        ):
+            self._crowded += 1
+            if self._crowded >= (1 if self._options.was_throttled else CROWDED_MESSAGES_LIMIT):
+                too_fast = too_fast or results[0].text
+        elif verdict.fault is None:
+            self._crowded = 0
         if too_fast:
             self._slow_down(connection, too_fast)
 
@@ -168,12 +180,26 @@ class Lane:
             self.go_on()
         elif connection.is_ready:
             self._relay = connection.relay
+            self._remember_address(connection)
             if not self._reached:
                 self._reached = True
                 relay, address = connection.relay, connection.address.text
                 self._loop.on_event("relay_greeted", relay=relay, address=address)
         else:
             self._connected = True
+            self._failover.settle(connection.address)
+
+    def _remember_address(self, connection: Connection) -> None:
+        """Note which address served, if the next run would not begin with it by itself."""
+        served = connection.address
+        lessons = self._lessons(connection.relay)
+        if served is self._failover.address and (
+            served.text != self._first_address or lessons.knows(ADDRESS)
+        ):
+            lessons.learn(ADDRESS, served.text)
+
+    def _lessons(self, relay: str) -> Lessons:
+        return self._options.lessons.setdefault(relay, Lessons())
 
     def _ended(self, connection: Connection, fault: RelayFault | None) -> None:
         """Decide what the end of a connection means, and go on."""
@@ -187,7 +213,7 @@ class Lane:
                 # Without having served a message the relay has too many connections of us, but
                 # does not mean the pace of the messages.
                 self._slow_down(connection, fault.text if served else "")
-            if not served:
+            if not served and not fault.again:
                 self._after_futile(connection, fault)
         self.go_on()
 
@@ -206,8 +232,14 @@ class Lane:
         if connection.in_message:
             # It may be the fault of that message, so others are tried here.
             self._futile += 1
-            if self._futile >= FUTILE_CONNECTIONS_LIMIT or not self._failover.is_last:
-                self._give_up_or_move_on()
+            is_hopeless = fault.is_session and self._options.probe
+            if (
+                self._futile >= FUTILE_CONNECTIONS_LIMIT
+                or is_hopeless
+                or not self._failover.is_last
+            ):
+                # What is wrong with our session is so at each address of the relay.
+                self._give_up_or_move_on(whole_relay=fault.is_session)
             return
         if any(
             other.address is connection.address and not other.is_leaving
@@ -217,13 +249,19 @@ class Lane:
             # Perhaps it only does not want so many.
             self._limit = max(1, len(self._connections))
             return
-        self._give_up_or_move_on()
+        # All addresses were tried for the connection that none came of. A login that one of them
+        # has refused is not tried at the others, because the relay may count.
+        whole_relay = not connection.was_connected or fault.stage == "auth"
+        self._give_up_or_move_on(whole_relay=whole_relay)
 
-    def _give_up_or_move_on(self) -> None:
-        if self._failover.is_last:
+    def _give_up_or_move_on(self, *, whole_relay: bool = False) -> None:
+        if self._failover.is_last or (whole_relay and self._failover.is_last_relay):
             self._gave_up = True
             return
-        self._failover.move_on()
+        if whole_relay:
+            self._failover.next_relay()
+        else:
+            self._failover.move_on()
         self._connected = False
         self._throttle = Throttle(is_probe=self._options.was_throttled)
 
@@ -267,7 +305,7 @@ class Lane:
             or self._loop.stopping
             or self._failover.address is None
             or not (left := self._left)
-            or not (self._reached if self._options.probe else self._connected)
+            or not (self._reached if self._is_careful else self._connected)
             or len(self._connections) >= self._limit
             or self._is_pausing
         ):
@@ -276,6 +314,14 @@ class Lane:
             return self.activity.at + EAGER_SECONDS
         # Before it has let us in, nobody can say that a relay is slow with messages.
         return self.activity.at + PATIENT_SECONDS if self._reached else math.inf
+
+    @property
+    def _is_careful(self) -> bool:
+        """Whether one connection has to find out whether the relay lets us in at all.
+
+        A wrong password must not be tried by twenty at once.
+        """
+        return self._options.probe or self._failover.endpoint.credentials is not None
 
     @property
     def _left(self) -> int:
@@ -311,15 +357,17 @@ class Lane:
             if literal is None or endpoint.credentials is not None:
                 self._look_up(endpoint)
                 return
+            self._first_address = literal[0].text
             failover.found(literal)
         assert failover.address is not None  # noqa: S101 - found just now
         connection = Connection(
             self._loop,
             self._options,
             endpoint,
-            failover.address,
+            failover.candidates,
             self.activity,
             in_clear=failover.in_clear,
+            lessons=self._lessons(str(endpoint.relay)),
             take=self._take,
             done=self._done,
             on_progress=self._progressed,
@@ -348,7 +396,10 @@ class Lane:
         elif not found:
             self._lookup_failed("it has no address")
         else:
-            self._failover.found(found)
+            relay = str(self._failover.endpoint.relay)
+            self._first_address = interleaved(found)[0].text
+            known = self._lessons(relay).facts.get(ADDRESS, "")
+            self._failover.found(interleaved(found, known))
         self.go_on()
 
     def check_lookup(self) -> None:

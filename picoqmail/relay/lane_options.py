@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Final, Protocol
 
     from picoqmail.relay.lookup import Endpoint
+    from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.transaction import RelayFault, Transaction, Verdict
 
     class Source(Protocol):
@@ -36,7 +37,9 @@ class LaneOptions(Value):
     transaction) are seconds. ``rate_limit`` is called before each message. It returns 0 to allow
     that one message, or the seconds until it should be asked again. With ``probe`` the lane opens
     one connection only until a relay has let us in. ``was_throttled``: in the last run a relay said
-    that we were too fast, and that ended the lane.
+    that we were too fast, and that ended the lane. ``mechanisms`` are the logins that may be used,
+    in upper case, all where there is none. ``lessons`` are what is known of relays, by name; the
+    lane adds to them.
     """
 
     __slots__ = (
@@ -55,6 +58,8 @@ class LaneOptions(Value):
         "was_throttled",
         "use_pipelining",
         "use_chunking",
+        "mechanisms",
+        "lessons",
     )
 
     def __init__(  # noqa: PLR0913 - an argument a field
@@ -75,6 +80,8 @@ class LaneOptions(Value):
         was_throttled: bool = False,
         use_pipelining: bool = True,
         use_chunking: bool = True,
+        mechanisms: tuple[str, ...] = (),
+        lessons: dict[str, Lessons] | None = None,
     ) -> None:
         self.name: Final = name
         self.endpoints: Final = endpoints
@@ -91,6 +98,8 @@ class LaneOptions(Value):
         self.was_throttled: Final = was_throttled
         self.use_pipelining: Final = use_pipelining
         self.use_chunking: Final = use_chunking
+        self.mechanisms: Final = mechanisms
+        self.lessons: Final = {} if lessons is None else lessons
 
 
 class LaneSummary(Value):

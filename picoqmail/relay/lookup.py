@@ -93,6 +93,21 @@ def look_up(relay: Relay) -> tuple[Address, ...]:
     return tuple(addresses.values())
 
 
+def interleaved(addresses: tuple[Address, ...], first: str = "") -> tuple[Address, ...]:
+    """Return addresses in the order in which to try them (RFC 8305 4): the families in turn.
+
+    The family of the first one comes first, and `first`, the text of one that served, before all.
+    """
+    families: dict[int, list[Address]] = {}
+    for address in addresses:
+        families.setdefault(address.family, []).append(address)
+    ordered: list[Address] = []
+    while any(families.values()):
+        ordered += [family.pop(0) for family in families.values() if family]
+    ordered.sort(key=lambda address: address.text != first)
+    return tuple(ordered)
+
+
 class Lookups:
     """Lookups in threads of their own; a loop that waits on sockets fetches what they found."""
 

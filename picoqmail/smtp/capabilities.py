@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from picoqmail.smtp.reply import Reply
 
 
+_LIMIT_DIGITS = 6
+
+
 class Capabilities(Value):
     """Which of the extensions that we use a relay offers.
 
     PIPELINING is RFC 2920, CHUNKING RFC 3030, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531, DSN RFC 3461,
-    STARTTLS RFC 3207, SIZE RFC 1870, AUTH RFC 4954. ``declares_size`` says whether SIZE is offered,
-    ``size`` is the relay's limit in octets, 0 if it names none. ``auth`` holds the names of SASL
-    mechanisms in upper case. A relay that knows HELO only has the defaults: nothing.
+    STARTTLS RFC 3207, SIZE RFC 1870, AUTH RFC 4954, LIMITS RFC 9422. ``declares_size`` says
+    whether SIZE is offered, ``size`` is the relay's limit in octets, 0 if it names none. ``auth``
+    holds the names of SASL mechanisms in upper case. ``mail_max``, ``rcpt_max`` and ``domain_max``
+    are MAILMAX, RCPTMAX and RCPTDOMAINMAX, 0 if it names none. A relay that knows HELO only has the defaults: nothing.
     """
 
     __slots__ = (
@@ -33,6 +37,9 @@ class Capabilities(Value):
         "declares_size",
         "size",
         "auth",
+        "mail_max",
+        "rcpt_max",
+        "domain_max",
     )
 
     def __init__(  # noqa: PLR0913 - an argument a field
@@ -47,6 +54,9 @@ class Capabilities(Value):
         declares_size: bool = False,
         size: int = 0,
         auth: tuple[str, ...] = (),
+        mail_max: int = 0,
+        rcpt_max: int = 0,
+        domain_max: int = 0,
     ) -> None:
         self.pipelining: Final = pipelining
         self.chunking: Final = chunking
@@ -57,6 +67,9 @@ class Capabilities(Value):
         self.declares_size: Final = declares_size
         self.size: Final = size
         self.auth: Final = auth
+        self.mail_max: Final = mail_max
+        self.rcpt_max: Final = rcpt_max
+        self.domain_max: Final = domain_max
 
 
 def read_capabilities(reply: Reply) -> Capabilities:
@@ -64,6 +77,7 @@ def read_capabilities(reply: Reply) -> Capabilities:
     names = set()
     auth: list[str] = []
     size = 0
+    limits: dict[str, int] = {}
     for line in reply.lines[1:]:
         # Very old servers write "AUTH=LOGIN".
         words = line.upper().replace("AUTH=", "AUTH ", 1).split()
@@ -74,6 +88,8 @@ def read_capabilities(reply: Reply) -> Capabilities:
             auth += [word for word in words[1:] if word not in auth]
         elif words[0] == "SIZE" and len(words) > 1 and words[1].isascii() and words[1].isdigit():
             size = int(words[1][:19])
+        elif words[0] == "LIMITS":
+            limits |= _read_limits(words[1:])
     return Capabilities(
         pipelining="PIPELINING" in names,
         chunking="CHUNKING" in names,
@@ -84,4 +100,17 @@ def read_capabilities(reply: Reply) -> Capabilities:
         declares_size="SIZE" in names,
         size=size,
         auth=tuple(auth),
+        mail_max=limits.get("MAILMAX", 0),
+        rcpt_max=limits.get("RCPTMAX", 0),
+        domain_max=limits.get("RCPTDOMAINMAX", 0),
     )
+
+
+def _read_limits(words: list[str]) -> dict[str, int]:
+    """Return the limits among these words; RFC 9422 3: a number of one to six digits, not 0."""
+    pairs = [word.partition("=") for word in words]
+    return {
+        name: int(number)
+        for name, _, number in pairs
+        if number.isascii() and number.isdigit() and len(number) <= _LIMIT_DIGITS
+    }

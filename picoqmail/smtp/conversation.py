@@ -7,6 +7,9 @@ charged for what is decided here and in `open_transaction`, nowhere else:
     banner, EHLO, STARTTLS, AUTH, 421, 530, a lost connection, a time limit, what is no reply: relay
     MAIL, DATA and the reply after the data: the message
     RCPT, and in LMTP each reply after the data: that recipient
+    a reply to the envelope that is about our login or our host (`meaning`): relay
+
+What is offered and does not work is noted in the `lessons` of the relay, and avoided from then on.
 """
 
 from __future__ import annotations
@@ -15,6 +18,15 @@ from functools import partial
 
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp.capabilities import Capabilities, read_capabilities
+from picoqmail.smtp.lessons import LOGINS, LONE_DOT, NO_BDAT, SERVED, Lessons
+from picoqmail.smtp.meaning import (
+    SESSION_CODES,
+    blames_pipelining,
+    is_about_our_host,
+    says_too_fast,
+    wants_login,
+    wants_tls,
+)
 from picoqmail.smtp.open_transaction import OpenTransaction
 from picoqmail.smtp.reply import ReplyError, ReplyParser
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
@@ -42,6 +54,9 @@ COMMAND_LIMIT = 300.0
 DATA_LIMIT = 120.0
 BLOCK_LIMIT = 180.0
 FINAL_LIMIT = 600.0
+BEHIND_LIMIT = 60.0
+"""Seconds for the first reply to what was written behind a final dot. Some relays drop that."""
+
 QUIT_LIMIT = 0.3
 """Seconds to wait for the reply to QUIT. It changes nothing, so a long wait serves nobody."""
 
@@ -51,7 +66,9 @@ SLOWEST_OCTETS_PER_SECOND = 16384
 _FLUSH_AT = 131072
 _AUTH_ROUNDS_LIMIT = 8
 _NEVER_MESSAGE = frozenset({421, 530})
-_TRY_ANOTHER_MECHANISM = frozenset({504, 534})
+_BAD_SEQUENCE = 503
+_CLOSING = 421
+_NO_SUCH_COMMAND = frozenset({500, 501, 502, 503, 504})
 
 
 class SessionOptions(Value):
@@ -59,7 +76,8 @@ class SessionOptions(Value):
 
     ``helo`` is our name. ``starttls`` says whether to ask for TLS in the conversation.
     ``cleartext_auth`` allows a login without TLS. ``messages`` is the most that one session
-    carries, ``timeout`` the seconds that each step and each transaction may take.
+    carries, ``timeout`` the seconds that each step and each transaction may take. ``mechanisms``
+    are the logins that may be used, in upper case; none means all that we know.
     """
 
     __slots__ = (
@@ -72,6 +90,7 @@ class SessionOptions(Value):
         "timeout",
         "use_pipelining",
         "use_chunking",
+        "mechanisms",
     )
 
     def __init__(  # noqa: PLR0913 - an argument a field
@@ -86,6 +105,7 @@ class SessionOptions(Value):
         timeout: float = 1200.0,
         use_pipelining: bool = True,
         use_chunking: bool = True,
+        mechanisms: tuple[str, ...] = (),
     ) -> None:
         self.helo: Final = helo
         self.is_lmtp: Final = is_lmtp
@@ -96,6 +116,7 @@ class SessionOptions(Value):
         self.timeout: Final = timeout
         self.use_pipelining: Final = use_pipelining
         self.use_chunking: Final = use_chunking
+        self.mechanisms: Final = mechanisms
 
 
 class FaultError(Exception):
@@ -115,18 +136,6 @@ class _HangUpError(Exception):
     """The connection has to be closed, and nobody is to blame."""
 
 
-def says_too_fast(reply: Reply) -> bool:
-    """Return whether the relay asks us to slow down: 421, 454, 45x with 4.7.x (not greylists)."""
-    if reply.code in (421, 454):
-        return True
-    return (
-        reply.is_temporary
-        and reply.enhanced.startswith("4.7.")
-        and "grey" not in reply.text.lower()
-        and "gray" not in reply.text.lower()
-    )
-
-
 class Conversation:
     """One session with one relay, any number of transactions.
 
@@ -142,7 +151,7 @@ class Conversation:
     message, before it says anything more.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it needs, and the two ways back
         self,
         options: SessionOptions,
         take: Callable[[], Transaction | None],
@@ -150,8 +159,9 @@ class Conversation:
         relay: str,
         *,
         secure: bool = False,
+        lessons: Lessons | None = None,
     ) -> None:
-        """`relay` is the name that the verdicts give."""
+        """`relay` is the name that the verdicts give; `lessons` are shared with its other ones."""
         self.options = options
         self.relay = relay
         self.secure = secure
@@ -169,6 +179,7 @@ class Conversation:
         self.fault: RelayFault | None = None
         self.served = 0
         self.pause = 0.0
+        self.lessons = lessons or Lessons()
         self.capabilities = Capabilities()
         self._take = take
         self._done = done
@@ -310,27 +321,71 @@ class Conversation:
                     "cleartextauth)",
                 ),
             )
+        if self.lessons.refusal is not None:
+            raise FaultError(self.lessons.refusal)
         try:
-            oauth2 = credentials.secret.oauth2
-            mechanisms = sasl.choose(self.capabilities.auth, oauth2=oauth2)
-            offered = " ".join(self.capabilities.auth) or "nothing"
-            wanted = " ".join(sasl.TOKEN_MECHANISMS if oauth2 else sasl.PASSWORD_MECHANISMS)
-            refusal = FaultError(
-                RelayFault(
-                    "auth",
-                    f"the relay offers no login that we know: {offered}, not one of {wanted}",
-                ),
-            )
-            for mechanism in mechanisms:
-                login = sasl.Login(mechanism, credentials, self._redactor)
-                reply = yield from self._login(login)
-                if reply.is_success:
-                    return
-                refusal = self._refused("auth", f"the login ({mechanism})", reply)
-                if reply.code not in _TRY_ANOTHER_MECHANISM:
-                    break
+            yield from self._log_in(credentials)
         except (OSError, sasl.SaslError) as exc:  # OSError: the password could not be read
-            raise FaultError(RelayFault("auth", str(exc))) from None
+            fault = RelayFault("auth", str(exc))
+        except FaultError as exc:
+            fault = exc.fault
+        else:
+            return
+        if not fault.again:
+            # A relay that counts bad logins is not asked a second time in this run.
+            self.lessons.refusal = fault
+        raise FaultError(fault)
+
+    def _log_in(self, credentials: Credentials) -> Steps:
+        """Log in by the strongest mechanism that works. Raises FaultError, OSError, SaslError."""
+        from picoqmail.smtp import sasl
+
+        lessons = self.lessons
+        oauth2 = credentials.secret.oauth2
+        offered, allowed = self.capabilities.auth, self.options.mechanisms
+        mechanisms = sasl.choose(offered, oauth2=oauth2, allowed=allowed)
+        if not mechanisms:
+            wanted = " ".join(sasl.known_mechanisms(oauth2=oauth2, allowed=allowed)) or "any"
+            text = f"{' '.join(offered) or 'nothing'}, not one of {wanted}"
+            if allowed:
+                text += " (setting authmechanisms)"
+            raise FaultError(
+                RelayFault("auth", f"the relay offers no login that we know: {text}"),
+            )
+        left = [name for name in mechanisms if name not in lessons.tried]
+        # What failed in another run, where something weaker served, is the last resort.
+        left.sort(key=lambda name: name in lessons.bad_logins)
+        refusal = FaultError(RelayFault("auth", "every login that the relay offers has failed"))
+        refusals: list[str] = []
+        while left:
+            mechanism = left.pop(0)
+            login = sasl.Login(mechanism, credentials, self._redactor)
+            lessons.tried.add(mechanism)
+            try:
+                reply = yield from self._login(login)
+            except sasl.ImpostorError:
+                raise
+            except sasl.SaslError as exc:
+                refusal = FaultError(RelayFault("auth", str(exc)))
+                refusals.append(f"{mechanism}: {exc}")
+                continue
+            except FaultError as exc:
+                # It did not survive this mechanism. The next connection tries another one.
+                is_mute = exc.fault.reply is None and not exc.is_muddled
+                raise FaultError(evolve(exc.fault, again=is_mute and bool(left))) from None
+            if reply.is_success:
+                lessons.tried.remove(mechanism)
+                bad = (lessons.bad_logins | lessons.tried) - {mechanism}
+                if bad != lessons.bad_logins:
+                    lessons.learn(LOGINS, " ".join(sorted(bad)))
+                return
+            refusal = self._refused("auth", f"the login ({mechanism})", reply)
+            refusals.append(f"{mechanism}: {reply.text}")
+            if reply.is_temporary:
+                break
+        if len(refusals) > 1:
+            text = f"the relay refused every login: {'; '.join(refusals)}"
+            refusal = FaultError(evolve(refusal.fault, text=text))
         raise refusal
 
     def _login(self, login: Login) -> Generator[int, None, Reply]:
@@ -371,8 +426,12 @@ class Conversation:
             else:
                 if not transaction.written:
                     self._quiet("mail")
-                    blind = self._write_envelope(transaction, blind=True)
+                    # A relay that took nothing behind a dot may have hung up instead. Then only
+                    # the envelope is lost, and no data are in doubt.
+                    is_sure = not (self.served and self.lessons.knows(LONE_DOT))
+                    blind = self._write_envelope(transaction, blind=is_sure)
                 yield from self._envelope_replies(transaction)
+            self._check_session(transaction)
             if blind:
                 yield from self._blind_final(transaction)
             elif not transaction.accepted or not transaction.mail_accepted:
@@ -392,7 +451,7 @@ class Conversation:
             transaction = self._begin()
             if transaction is not None:
                 return transaction
-            if self.pause <= 0 or self._begun >= self.options.messages:
+            if self.pause <= 0 or self._begun >= self._most_messages:
                 return None
             self.stage, self.limit = "idle", self.pause
             self.turn += 1
@@ -401,7 +460,7 @@ class Conversation:
 
     def _begin(self) -> OpenTransaction | None:
         """Take the next message that can be offered to this relay at all."""
-        while self._begun < self.options.messages:
+        while self._begun < self._most_messages:
             given = self._take()
             if given is None:
                 return None
@@ -413,15 +472,28 @@ class Conversation:
         return None
 
     @property
+    def _most_messages(self) -> int:
+        """How many messages this session carries at most; RFC 9422 4.1 for MAILMAX."""
+        limits = (self.options.messages, self.capabilities.mail_max, self.lessons.mail_limit)
+        return min(limit for limit in limits if limit)
+
+    @property
     def _pipelines(self) -> bool:
         return self.capabilities.pipelining and self.options.use_pipelining
 
     @property
     def _may_chunk(self) -> bool:
-        return self.capabilities.chunking and self.options.use_chunking and not self.options.is_lmtp
+        return (
+            self.capabilities.chunking
+            and self.options.use_chunking
+            and not self.options.is_lmtp
+            and not self.lessons.knows(NO_BDAT)
+        )
 
-    def _chunks(self, transaction: OpenTransaction) -> bool:
-        return self._may_chunk and transaction.encoded is not None
+    @staticmethod
+    def _chunks(transaction: OpenTransaction) -> bool:
+        # What was encoded for BDAT must not go by DATA, even if BDAT was found broken since.
+        return not transaction.stuffed and transaction.encoded is not None
 
     def _write_envelope(self, transaction: OpenTransaction, *, blind: bool) -> bool:
         """Write the commands of an envelope as one group; return whether its data went along."""
@@ -451,24 +523,27 @@ class Conversation:
         self._write(b"BDAT %d LAST\r\n" % len(encoded) + encoded)
         transaction.dot_at = self.queued
         transaction.encoded = b""
+        transaction.in_chunk = True
         # RFC 3030 2: a chunk that is refused leaves the transaction open, until RSET.
         self._dirty = True
 
     def _write_following(self) -> None:
         """Write the next envelope behind the end of this message (RFC 2920 3.1)."""
-        if not self._pipelines:
+        if not self._pipelines or self.lessons.knows(LONE_DOT):
             return
         following = self._begin()
         if following is not None:
             self._following = following
+            following.is_behind = True
             self._write_envelope(following, blind=False)
 
     def _envelope_replies(self, transaction: OpenTransaction) -> Steps:
+        limit = BEHIND_LIMIT if transaction.is_behind else COMMAND_LIMIT
         if transaction.rset_written:
-            self._check_rset((yield from self._reply("rset", COMMAND_LIMIT)))
-        reply = yield from self._reply("mail", COMMAND_LIMIT)
-        self._check(reply, "mail")
-        transaction.mail_replied(reply)
+            self._check_rset((yield from self._reply("rset", limit)))
+            transaction.has_reply = True
+        reply = yield from self._reply("mail", COMMAND_LIMIT if transaction.has_reply else limit)
+        self._take_mail_reply(transaction, reply)
         for position in range(len(transaction.rcpts)):
             reply = yield from self._reply("rcpt", COMMAND_LIMIT)
             self._check(reply, "rcpt")
@@ -477,16 +552,69 @@ class Conversation:
     def _envelope_in_steps(self, transaction: OpenTransaction) -> Steps:
         if self._dirty:
             yield from self._reset()
+            transaction.has_reply = True
         transaction.written = True
-        reply = yield from self._ask("mail", transaction.mail)
-        self._check(reply, "mail")
-        transaction.mail_replied(reply)
+        self._take_mail_reply(transaction, (yield from self._ask("mail", transaction.mail)))
         if not transaction.mail_accepted:
             return
         for position, command in enumerate(transaction.rcpts):
             reply = yield from self._ask("rcpt", command)
             self._check(reply, "rcpt")
             transaction.rcpt_replied(position, reply)
+
+    def _take_mail_reply(self, transaction: OpenTransaction, reply: Reply) -> None:
+        self._check(reply, "mail")
+        if transaction.is_behind and not transaction.has_reply and blames_pipelining(reply):
+            raise self._refused("mail", "what followed the final dot", reply)
+        if (fault := self._session_fault("mail", reply)) is not None:
+            raise fault
+        if reply.code == _BAD_SEQUENCE:
+            # The first command of a transaction is in no wrong place because of this message.
+            raise self._refused("mail", "MAIL", reply)
+        transaction.has_reply = True
+        transaction.mail_replied(reply)
+
+    def _check_session(self, transaction: OpenTransaction) -> None:
+        """Raise FaultError if nobody was accepted, and that because of our login or our host."""
+        if transaction.accepted or not transaction.mail_accepted:
+            return
+        for index in transaction.offered:
+            reply = transaction.results[index].reply
+            if reply is not None and (fault := self._session_fault("rcpt", reply)) is not None:
+                transaction.take_back()
+                raise fault
+
+    def _session_fault(self, stage: str, reply: Reply) -> FaultError | None:
+        """Return the fault of a reply that is about this session and not about the message."""
+        if reply.is_success:
+            return None
+        credentials = self.options.credentials
+        if wants_tls(reply) and not self.secure:
+            advice = "it wants TLS: see the setting tls"
+        elif wants_login(reply):
+            user = credentials.user if credentials is not None else ""
+            known = self.lessons.serves
+            if stage != "mail":
+                known = known or self.lessons.facts.get(SERVED) == user
+            if known and reply.code not in SESSION_CODES:
+                # It serves others as we are, so this is about one sender or recipient.
+                return None
+            if credentials is None:
+                advice = (
+                    "it wants a login: write the user before the host in relayip, as in "
+                    "user@host, and the password into relaypass"
+                )
+            else:
+                advice = "it does not know our login: see the user in relayip, and relaypass"
+        elif is_about_our_host(reply):
+            advice = (
+                f"it does not accept the name of this host, {self.options.helo}: set helohost (or "
+                "me) to the name that the DNS has for this host's address"
+            )
+        else:
+            return None
+        said = f"the relay replied to {stage.upper()} with: {reply.text}"
+        return FaultError(RelayFault(stage, f"{said}; {advice}", reply, is_session=True))
 
     def _reset(self) -> Steps:
         self._check_rset((yield from self._ask("rset", "RSET")))
@@ -533,8 +661,11 @@ class Conversation:
         reply = yield from self._reply("data", DATA_LIMIT)
         transaction.note("DATA", reply)
         if reply.is_temporary or reply.is_permanent:
+            if (fault := self._session_fault("data", reply)) is not None:
+                transaction.take_back()
+                raise fault
             self._check(reply, "data")
-            transaction.settle(reply)
+            transaction.data_refused(reply)
             # If the relay has sent a reply too many before, this one belongs to the last RCPT and
             # must not be charged to everybody. RSET shows it: the reply to it would be the 354.
             yield from self._reset()
@@ -583,13 +714,38 @@ class Conversation:
             reply = yield from self._reply("final-dot", FINAL_LIMIT)
             transaction.note(".", reply)
             self._check(reply, "final-dot")
+            self._check_end(transaction, reply)
             transaction.settle(reply)
+            if reply.is_success:
+                self._note_service(transaction)
             return
         for index in transaction.accepted:
             reply = yield from self._reply("final-dot", FINAL_LIMIT)
             transaction.note(f". for <{transaction.given.recipients[index]}>", reply)
             self._check(reply, "final-dot")
             transaction.settle_one(index, reply)
+            if reply.is_success:
+                self._note_service(transaction)
+
+    def _check_end(self, transaction: OpenTransaction, reply: Reply) -> None:
+        """Raise FaultError if the reply is about how the message was sent, and not about it."""
+        if transaction.in_chunk and reply.code in _NO_SUCH_COMMAND:
+            self.lessons.learn(NO_BDAT)
+            text = f"the relay offers CHUNKING and replied to BDAT with: {reply.text}"
+        elif self._following is not None and reply.code == _BAD_SEQUENCE:
+            self.lessons.learn(LONE_DOT)
+            text = f"the relay replied to the final dot and what followed it with: {reply.text}"
+        else:
+            return
+        transaction.take_back()
+        raise FaultError(RelayFault("final-dot", text, reply, again=True))
+
+    def _note_service(self, transaction: OpenTransaction) -> None:
+        """Note what a relay that has taken a message has shown."""
+        lessons, credentials = self.lessons, self.options.credentials
+        lessons.serves = True
+        lessons.chunks = lessons.chunks or transaction.in_chunk
+        lessons.learn(SERVED, credentials.user if credentials is not None else "")
 
     def _mark_end(self, transaction: OpenTransaction) -> None:
         """Let the caller note that from here on the message may have arrived."""
@@ -612,6 +768,9 @@ class Conversation:
             fault = evolve(fault, text=self._redactor.redact(fault.text))
         self.fault = fault
         transaction, following = self._current, self._following
+        if transaction is not None and not is_muddled:
+            fault = self._draw_lesson(transaction, fault)
+        self.fault = fault
         if transaction is not None and is_muddled:
             transaction.forget_envelope()
         self._current = self._following = None
@@ -622,6 +781,7 @@ class Conversation:
             if replies and not self.options.is_lmtp:
                 replies = len(transaction.results)
             in_doubt = 0 <= transaction.dot_at <= self.sent and transaction.without_reply > replies
+            in_doubt = in_doubt and not _was_refused(transaction, fault)
             transaction.note_fault(fault)
             verdict = transaction.verdict(self.relay, fault, in_doubt=in_doubt)
             self._done(transaction.given, verdict)
@@ -629,6 +789,30 @@ class Conversation:
             untried = (UNTRIED,) * len(following.given.recipients)
             verdict = Verdict(untried, fault, in_doubt=False, transcript=(), relay=self.relay)
             self._done(following.given, verdict)
+
+    def _draw_lesson(self, transaction: OpenTransaction, fault: RelayFault) -> RelayFault:
+        """Learn from how a session broke off; return the fault, ``again`` if that helps."""
+        reply, lessons = fault.reply, self.lessons
+        if fault.again:
+            return fault
+        if self.served and not transaction.has_reply and fault.stage in ("mail", "rset"):
+            # Nothing was said to this envelope, so it is not to blame.
+            is_closing = reply is not None and reply.code == _CLOSING
+            if reply is not None and not is_closing and not blames_pipelining(reply):
+                return fault
+            if transaction.is_behind and not is_closing:
+                lessons.learn(LONE_DOT)
+            elif reply is None or is_closing:
+                lessons.mail_limit = self.served
+            return evolve(fault, again=True)
+        if transaction.in_chunk and fault.stage == "final-dot" and reply is None:
+            if lessons.chunks:
+                return fault
+            # It hung up on BDAT, before any BDAT has worked.
+            lessons.learn(NO_BDAT)
+            transaction.take_back()
+            return evolve(fault, again=True)
+        return fault
 
     # --- Commands and replies ------------------------------------------------------------------
 
@@ -653,7 +837,10 @@ class Conversation:
         except ReplyError as exc:
             raise FaultError(self._fault(str(exc)), is_muddled=True) from None
         if reply.code in _NEVER_MESSAGE:
-            raise self._refused(stage, "us", reply)
+            fault = None
+            if reply.code != _CLOSING and self._current is not None:
+                fault = self._session_fault(stage, reply)
+            raise fault or self._refused(stage, "us", reply)
         return reply
 
     def _next_redacted(self, redactor: Redactor) -> Reply | None:
@@ -721,3 +908,11 @@ def _make_redactor(credentials: Credentials) -> Redactor:
     redactor = redaction.Redactor()
     sasl.add_secret(redactor, credentials)
     return redactor
+
+
+def _was_refused(transaction: OpenTransaction, fault: RelayFault) -> bool:
+    """Say whether data that went along with an envelope were for nobody."""
+    reply = fault.reply
+    if reply is None or reply.code < 400 or fault.stage not in ("rset", "mail", "rcpt"):
+        return False
+    return reply.code == _CLOSING or not transaction.accepted

@@ -9,6 +9,13 @@ from __future__ import annotations
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp import dsn
 from picoqmail.smtp.address import UnsendableAddressError, needs_smtputf8, to_xtext, wire_path
+from picoqmail.smtp.meaning import (
+    is_about_our_host,
+    is_limit,
+    says_too_fast,
+    wants_login,
+    wants_tls,
+)
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, Verdict
 from picoqmail.smtp.wire import Encoder
 
@@ -35,6 +42,10 @@ class OpenTransaction:
     ``encoded`` is the message as it goes over the wire, None if it is too big to hold. ``dot_at``
     is where its end stands among all octets that the conversation has written, -1 before that.
     ``envelope_is_sure``: the replies to the envelope were for this envelope, as 354 has shown.
+    ``withheld`` are the recipients that must wait for another transaction (LIMITS). ``is_behind``:
+    it was written behind the final dot of the one before. ``has_reply``: the relay has replied to
+    some of it. ``in_chunk``: its data were written by BDAT. ``stuffed``: they are encoded for DATA.
+    ``too_fast`` is what the relay said about our pace, in a reply that is not one recipient's.
     """
 
     __slots__ = (
@@ -44,13 +55,19 @@ class OpenTransaction:
         "encoded",
         "envelope_is_sure",
         "given",
+        "has_reply",
+        "in_chunk",
+        "is_behind",
         "mail",
         "mail_accepted",
         "offered",
         "rcpts",
         "results",
         "rset_written",
+        "stuffed",
+        "too_fast",
         "transcript",
+        "withheld",
         "written",
     )
 
@@ -69,6 +86,12 @@ class OpenTransaction:
         self.rset_written = False
         self.data_written = False
         self.envelope_is_sure = False
+        self.withheld: list[int] = []
+        self.is_behind = False
+        self.has_reply = False
+        self.in_chunk = False
+        self.stuffed = stuffed
+        self.too_fast = ""
         self.dot_at = -1
         try:
             self._prepare(offer, stuffed=stuffed)
@@ -81,7 +104,7 @@ class OpenTransaction:
 
     def unreadable(self, exc: Exception) -> None:
         """Note that our side failed: no recipient was tried, and no relay is to blame."""
-        self.offered, self.accepted = [], []
+        self.offered, self.accepted, self.withheld = [], [], []
         text = f"the message cannot be sent from here: {exc}"
         self.results = [RecipientResult("untried", None, text)] * len(self.results)
         self.transcript.append(f"-- {text}")
@@ -92,7 +115,8 @@ class OpenTransaction:
         if reply.is_success:
             self.mail_accepted = True
         else:
-            self._settle(self.offered, reply)
+            self._settle([*self.offered, *self.withheld], reply, _outcome_of_envelope(reply))
+            self.withheld = []
 
     def rcpt_replied(self, position: int, reply: Reply) -> None:
         """Take the reply to one RCPT. After a refused MAIL it says nothing about anybody."""
@@ -101,7 +125,7 @@ class OpenTransaction:
         if reply.is_success:
             self.accepted.append(index)
         elif self.mail_accepted:
-            outcome = _outcome(reply)
+            outcome = _outcome_of_envelope(reply)
             if reply.code == _TOO_MANY_RECIPIENTS:  # RFC 5321 4.5.3.1.10: treat it as 452
                 outcome = "deferred"
             self.results[index] = RecipientResult(outcome, reply, reply.text)
@@ -116,9 +140,18 @@ class OpenTransaction:
             for index in self.offered:
                 self.results[index] = UNTRIED
 
+    def take_back(self) -> None:
+        """Forget all that was said to this transaction: it is to be offered once more."""
+        self.accepted = []
+        self.results = [UNTRIED] * len(self.results)
+
+    def data_refused(self, reply: Reply) -> None:
+        """Take a refusal of DATA."""
+        self._settle(self.accepted, reply, _outcome_of_envelope(reply))
+
     def settle(self, reply: Reply) -> None:
-        """Take a reply that concerns all recipients that the relay had accepted."""
-        self._settle(self.accepted, reply)
+        """Take the reply to the data, for all recipients that the relay had accepted."""
+        self._settle(self.accepted, reply, _outcome(reply))
 
     def settle_one(self, index: int, reply: Reply) -> None:
         """Take the reply for one recipient after the data, as LMTP gives it (RFC 2033)."""
@@ -140,6 +173,8 @@ class OpenTransaction:
             in_doubt=in_doubt,
             transcript=tuple(self.transcript),
             relay=relay,
+            withheld=tuple(self.withheld),
+            too_fast=self.too_fast,
         )
 
     @property
@@ -168,7 +203,7 @@ class OpenTransaction:
         if not smtputf8 and needs_smtputf8(given.sender):
             self._fail_all(f"5.6.7 {_no_smtputf8(given.sender)}")
             return
-        paths = self._paths(smtputf8=smtputf8)
+        paths = self._paths(offer)
         if not paths:
             return
         size = self._size_parameter(offer, stuffed=stuffed)
@@ -187,8 +222,10 @@ class OpenTransaction:
         else:
             self.rcpts = [f"RCPT TO:{path}" for path in paths]
 
-    def _paths(self, *, smtputf8: bool) -> list[str]:
-        paths = []
+    def _paths(self, offer: Capabilities) -> list[str]:
+        paths: list[str] = []
+        domains: set[str] = set()
+        smtputf8 = offer.smtputf8
         for index, address in enumerate(self.given.recipients):
             try:
                 path = wire_path(address)
@@ -199,7 +236,14 @@ class OpenTransaction:
                 self._fail(index, f"5.1.3 the recipient {address!a} is empty")
             elif not smtputf8 and needs_smtputf8(address):
                 self._fail(index, f"5.6.7 {_no_smtputf8(address)}")
+            elif offer.rcpt_max and len(paths) >= offer.rcpt_max:
+                self.withheld.append(index)
             else:
+                domain = address.rpartition("@")[2].lower()
+                if offer.domain_max and len(domains | {domain}) > offer.domain_max:
+                    self.withheld.append(index)
+                    continue
+                domains.add(domain)
                 paths.append(path)
                 self.offered.append(index)
         return paths
@@ -258,20 +302,30 @@ class OpenTransaction:
         self.transcript.append(f"-- {text}")
 
     def _fail_all(self, text: str) -> None:
-        self.offered = []
+        self.offered, self.withheld = [], []
         self.results = [RecipientResult("failed", None, text)] * len(self.results)
         self.transcript.append(f"-- {text}")
 
-    def _settle(self, indexes: list[int], reply: Reply) -> None:
-        result = RecipientResult(_outcome(reply), reply, reply.text)
+    def _settle(self, indexes: list[int], reply: Reply, outcome: Outcome) -> None:
+        result = RecipientResult(outcome, reply, reply.text)
         for index in indexes:
             self.results[index] = result
+        if not reply.is_success and says_too_fast(reply):
+            self.too_fast = reply.text
 
 
 def _outcome(reply: Reply) -> Outcome:
     if reply.is_success:
         return "delivered"
-    return "deferred" if reply.is_temporary else "failed"
+    return "deferred" if reply.is_temporary or is_limit(reply) else "failed"
+
+
+def _outcome_of_envelope(reply: Reply) -> Outcome:
+    """Return the outcome of a reply before the data: what is wrong with us may be mended."""
+    outcome = _outcome(reply)
+    if outcome == "failed" and (wants_tls(reply) or wants_login(reply) or is_about_our_host(reply)):
+        return "deferred"
+    return outcome
 
 
 def _no_smtputf8(address: str) -> str:

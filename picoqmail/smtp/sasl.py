@@ -19,7 +19,7 @@ from picoqmail.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Collection, Generator, Iterable
     from typing import Final, Protocol
 
     Dialogue = Generator[bytes | None, bytes, None]
@@ -57,6 +57,10 @@ class SaslError(Exception):
     """The dialogue cannot go on. The text holds nothing secret."""
 
 
+class ImpostorError(SaslError):
+    """The relay cannot prove that it knows the password, so no other mechanism may show it."""
+
+
 class Credentials(Value):
     """The user that we are at the relay, with a password, or a token (``secret.oauth2``)."""
 
@@ -73,7 +77,9 @@ class Credentials(Value):
 
 def plain(credentials: Credentials) -> Dialogue:
     """PLAIN, RFC 4616."""
-    yield b"\0" + credentials.user.encode() + b"\0" + _reveal(credentials)
+    response = b"\0" + credentials.user.encode() + b"\0" + _reveal(credentials)
+    yield response
+    yield response  # asked for once more by relays that do not know a response in the command
 
 
 def login(credentials: Credentials) -> Dialogue:
@@ -119,7 +125,7 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
     verifier = server_final.partition(b",")[0]
     given = verifier[2:] if verifier.startswith(b"v=") else b""
     if not hmac.compare_digest(base64.b64encode(expected), given):
-        raise SaslError("the relay could not prove that it knows the password (SCRAM)")
+        raise ImpostorError("the relay could not prove that it knows the password (SCRAM)")
     yield b""
 
 
@@ -151,11 +157,16 @@ MUTUAL = frozenset({"SCRAM-SHA-256"})
 """Mechanisms in which a success counts only if the relay has proved itself."""
 
 
-def choose(offered: Iterable[str], *, oauth2: bool) -> list[str]:
-    """Return the mechanisms to try, strongest first, out of what the relay offers."""
+def known_mechanisms(*, oauth2: bool, allowed: Collection[str] = ()) -> list[str]:
+    """Return the mechanisms that we may use, strongest first; none `allowed` means all."""
     known = TOKEN_MECHANISMS if oauth2 else PASSWORD_MECHANISMS
+    return [name for name in known if not allowed or name in allowed]
+
+
+def choose(offered: Iterable[str], *, oauth2: bool, allowed: Collection[str] = ()) -> list[str]:
+    """Return the mechanisms to try, strongest first, out of what the relay offers."""
     names = {name.upper() for name in offered}
-    return [name for name in known if name in names]
+    return [name for name in known_mechanisms(oauth2=oauth2, allowed=allowed) if name in names]
 
 
 class Login:
@@ -196,7 +207,9 @@ class Login:
             line, self._waiting = self._waiting, None
             return line
         try:
-            response = self._dialogue.send(decode(challenge)) or b""
+            # LOGIN is asked in whatever words a relay likes, in base64 or not.
+            said = b"" if self._mechanism == "LOGIN" else decode(challenge)
+            response = self._dialogue.send(said) or b""
         except StopIteration:
             return b"*"
         except SaslError as exc:
@@ -210,7 +223,7 @@ class Login:
         if self._failure is not None:
             raise self._failure
         if accepted and self._mechanism in MUTUAL and len(self._said) < _MUTUAL_ROUNDS:
-            raise SaslError("the relay accepted us without proving that it knows the password")
+            raise ImpostorError("the relay accepted us without proving that it knows the password")
 
     def redact(self, text: str) -> str:
         """Return a text of the relay's without our secrets, in case it repeats them.
@@ -241,9 +254,10 @@ def add_secret(redactor: Redactor, credentials: Credentials) -> None:
 
 
 def decode(text: str) -> bytes:
-    """Return the octets of a base64 challenge. Raises SaslError if it is not base64."""
+    """Return the octets of a base64 challenge, padded or not. Raises SaslError for others."""
+    text = text.strip().rstrip("=")
     try:
-        return base64.b64decode(text.strip(), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise SaslError("the relay's challenge is not base64") from None
 

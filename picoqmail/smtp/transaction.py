@@ -95,19 +95,24 @@ class RelayFault(Value):
     """The relay did not serve us, and no message is to blame.
 
     ``stage`` is where: ``lookup``, ``connect``, ``tls``, ``banner``, ``ehlo``, ``auth``, ``idle``,
-    ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``too_fast``:
-    the relay asked us to slow down. ``text`` is cut at LONGEST_REASON characters.
+    ``mail``, ``rcpt``, ``data``, ``final-dot``, ``rset``, ``quit``. ``too_fast``: the
+    relay asked us to slow down. ``again``: what went wrong is avoided from now on, so the same
+    message is to be offered to the same relay at once. ``is_session``: the relay refused an
+    envelope because of our login, our host's name, or a lack of TLS; the text names the setting.
+    ``text`` is cut at LONGEST_REASON characters.
     """
 
-    __slots__ = ("stage", "text", "reply", "too_fast")
+    __slots__ = ("stage", "text", "reply", "too_fast", "again", "is_session")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an argument a field
         self,
         stage: str,
         text: str,
         reply: Reply | None = None,
         *,
         too_fast: bool = False,
+        again: bool = False,
+        is_session: bool = False,
     ) -> None:
         self.stage: Final = stage
         self.text: Final = (
@@ -115,18 +120,22 @@ class RelayFault(Value):
         )
         self.reply: Final = reply
         self.too_fast: Final = too_fast
+        self.again: Final = again
+        self.is_session: Final = is_session
 
 
 class Verdict(Value):
     """The end of one transaction, results by index of the recipient.
 
     ``in_doubt``: the end of the data went to the transport, and no final reply came.
-    ``transcript`` holds the lines of this dialogue, without anything secret.
+    ``transcript`` holds the lines of this dialogue, without anything secret. ``withheld`` are the
+    indexes of recipients that the relay takes in another transaction only (LIMITS, RFC 9422).
+    ``too_fast`` is what the relay said about our pace in a reply that was not one recipient's.
     """
 
-    __slots__ = ("results", "fault", "in_doubt", "transcript", "relay")
+    __slots__ = ("results", "fault", "in_doubt", "transcript", "relay", "withheld", "too_fast")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an argument a field
         self,
         results: tuple[RecipientResult, ...],
         fault: RelayFault | None,
@@ -134,9 +143,13 @@ class Verdict(Value):
         in_doubt: bool,
         transcript: tuple[str, ...],
         relay: str,
+        withheld: tuple[int, ...] = (),
+        too_fast: str = "",
     ) -> None:
         self.results: Final = results
         self.fault: Final = fault
         self.in_doubt: Final = in_doubt
         self.transcript: Final = transcript
         self.relay: Final = relay
+        self.withheld: Final = withheld
+        self.too_fast: Final = too_fast

@@ -653,7 +653,7 @@ def test_rate_limit(rig: Callable[..., Any]) -> None:
 TOO_FAST = "450 4.7.1 too fast"
 
 
-@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "."])
+@pytest.mark.parametrize("step", ["MAIL", "DATA", "."])
 def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str) -> None:
     """Two messages meet "too fast", and are charged; those behind them wait, and get through."""
     relay = rig(HostileRelay({step: [None, None, *[faults.reply(TOO_FAST)] * 2]}))
@@ -700,12 +700,41 @@ def test_a_relay_that_stays_hurried_is_left_alone(rig: Callable[..., Any], reply
     assert served.lane.throttled == reply
 
 
-def test_a_greylist_is_no_pace(rig: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "450 4.7.1 Greylisted, see you later",
+        "451 4.7.1 Try again later",
+        "450 4.7.1 Service unavailable",
+        "452 4.2.2 Mailbox full",
+    ],
+)
+def test_a_greylist_is_no_pace(rig: Callable[..., Any], answer: str) -> None:
     """It is about one message; the others need not wait."""
-    relay = rig(HostileRelay({"RCPT": faults.reply("450 4.7.1 Greylisted, see you later")}))
+    relay = rig(HostileRelay({"RCPT": faults.reply(answer)}))
     served = Served(mails(20), to(relay))
     assert served.outcomes() == ["deferred"] * 20
     assert not served.lane.too_fast
+
+
+def test_a_few_recipients_are_no_pace(rig: Callable[..., Any]) -> None:
+    """What a relay says to RCPT is that recipient's, whatever the words."""
+    relay = rig(HostileRelay({"RCPT": [None, None, *[faults.reply(TOO_FAST)] * 3]}))
+    served = Served(mails(8), to(relay), concurrency=1)
+    assert served.outcomes() == ["delivered"] * 2 + ["deferred"] * 3 + ["delivered"] * 3
+    assert not served.lane.too_fast
+
+
+def test_every_recipient_of_several_messages_is_pace(rig: Callable[..., Any]) -> None:
+    """If nobody at all gets through, and the words are about our pace, it is about all."""
+    source = mails(1)
+    for number in range(1, 8):
+        source.add(f"r{number}@example.net", f"s{number}@example.net")
+    relay = rig(HostileRelay({"RCPT": [None, *[faults.reply(TOO_FAST)] * 10]}))
+    served = Served(source, to(relay), concurrency=1)
+    assert served.outcomes() == ["delivered"] + ["deferred"] * 10 + ["delivered"] * 4
+    assert served.lane.too_fast
+    assert 0.5 <= served.seconds
 
 
 def test_source_that_fails_ends_the_run(rig: Callable[..., Any]) -> None:

@@ -33,6 +33,12 @@ class Line(Protocol):
     def await_end(self) -> None:
         """Read and discard until the client closes or the relay is stopped."""
 
+    def drop_input(self) -> bytes:
+        """Return what was received and not read yet, and forget it."""
+
+    def next_line(self) -> bytes:
+        """Read the next line of the client; it is recorded as a command."""
+
 
 def reply(*lines: str) -> Fault:
     """Reply with these lines ("451 4.3.0 later"), each with CRLF."""
@@ -163,6 +169,29 @@ def unasked(extra: bytes = b"250 2.0.0 Nobody asked\r\n") -> Fault:
 
     def act(line: Line, ordinary: bytes) -> bool:
         line.send(ordinary + extra)
+        return True
+
+    return act
+
+
+def challenging(*challenges: str, end: str = "") -> Fault:
+    """Send these as 334 in turn, each answered by a line; then `end`, or the ordinary reply."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        for challenge in challenges:
+            line.send(f"334 {challenge}\r\n".encode())
+            line.next_line()
+        line.send(f"{end}\r\n".encode() if end else ordinary)
+        return True
+
+    return act
+
+
+def refusing_what_follows(reply_to_each: bytes = b"503 pipelined after end of DATA\r\n") -> Fault:
+    """Reply as usual; for each line that was sent behind, this reply (b"": not a word)."""
+
+    def act(line: Line, ordinary: bytes) -> bool:
+        line.send(ordinary + reply_to_each * line.drop_input().count(b"\r\n"))
         return True
 
     return act

@@ -35,9 +35,10 @@ class HostileRelay(MailboxRelay, ThreadServer):
     `faults` maps a step to one fault, which applies every time, or to a list with one fault for
     each occurrence (over all connections). None, and the end of the list, is the ordinary reply.
     Steps: `banner`, the verbs (`EHLO`, `HELO`, `LHLO`, `STARTTLS`, `AUTH`, `MAIL`, `RCPT`, `DATA`,
-    `BDAT`, `RSET`, `NOOP`, `QUIT`), one address (`RCPT <a@b>`, `MAIL <a@b>`), and `.` for the reply
-    to the content (LMTP: also `. <a@b>`). `offers` are the lines of the reply to EHLO; with None
-    the relay knows only HELO. `tls` is `starttls` or `implicit`.
+    `BDAT`, `RSET`, `NOOP`, `QUIT`), one mechanism (`AUTH PLAIN`), one address (`RCPT <a@b>`,
+    `MAIL <a@b>`), and `.` for the reply to the content (LMTP: also `. <a@b>`). `offers` are the
+    lines of the reply to EHLO; with None the relay knows only HELO. `tls` is `starttls` or
+    `implicit`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class HostileRelay(MailboxRelay, ThreadServer):
         self.commands: list[tuple[int, bytes]] = []
         self.complaints: list[str] = []
         self.wire: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self.reads: list[bytes] = []
         self.offers = offers
         self.tls = tls
         self.lmtp = lmtp
@@ -146,6 +148,16 @@ class _Talk:
         while not self.stopping.is_set() and self._receive():
             self._rest.clear()
 
+    def drop_input(self) -> bytes:
+        dropped = bytes(self._rest)
+        self._rest.clear()
+        return dropped
+
+    def next_line(self) -> bytes:
+        line = self._line()
+        self.relay.commands.append((self.number, line))
+        return line
+
     # The conversation.
 
     def run(self) -> None:
@@ -233,6 +245,8 @@ class _Talk:
         mechanism = words[1].decode("ascii", "replace").upper() if len(words) > 1 else ""
         if self._sender is not None:
             self._complain("AUTH inside a transaction")
+        if (fault := self.relay.fault_at(f"AUTH {mechanism}")) is not None:
+            return fault(_Spoken(self), b"235 2.7.0 Come in\r\n")
         if mechanism == "LOGIN":
             for challenge in ("334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6")[len(words) - 2 :]:
                 self.send(challenge.encode() + b"\r\n")
@@ -303,6 +317,9 @@ class _Talk:
             return self._answer("503 5.5.1 No recipient", "BDAT")
         if len(words) == 2:
             return self._answer("250 2.0.0 Chunk noted", "BDAT")
+        fault = self.relay.fault_at("BDAT")
+        if fault is not None:
+            return fault(_Spoken(self), b"250 2.0.0 Kept\r\n")
         content = bytes(self._chunks)
         self._complain(*strict.content_complaints(content, self._mail_parameters, binary=True))
         return self._end(content)
@@ -383,6 +400,7 @@ class _Talk:
     def _receive(self) -> bytes:
         data = self.connection.recv(65536)
         self.relay.wire[self.number] += data
+        self.relay.reads.append(data)
         self._rest += data
         return data
 
@@ -432,6 +450,12 @@ class _Spoken:
 
     def await_end(self) -> None:
         self._talk.await_end()
+
+    def drop_input(self) -> bytes:
+        return self._talk.drop_input()
+
+    def next_line(self) -> bytes:
+        return self._talk.next_line()
 
     def reply(self) -> str | None:
         """Return the first line that was sent, or None if it was not a whole line."""

@@ -606,7 +606,7 @@ def test_refused_login(reply: str) -> None:
     """A refused login is the relay's: no message was touched."""
     source = MemorySource().add()
     talk = Scripted(source, LOGIN)
-    talk.greets("AUTH PLAIN LOGIN")
+    talk.greets("AUTH PLAIN")
     assert talk.says(reply) == b""
     assert talk.conversation.fault is not None
     assert talk.conversation.fault.stage == "auth"
