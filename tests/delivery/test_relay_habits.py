@@ -407,6 +407,7 @@ def log_in(trial: Trial, relay: HostileRelay) -> None:
     ) as file:
         file.write("secret\n")
     trial.setting("tls", "off")
+    trial.setting("cleartextauth", "on")
 
 
 def mechanisms(relay: HostileRelay) -> list[str]:

@@ -681,7 +681,7 @@ def test_a_relay_that_is_hurried_gets_one_connection(rig: Callable[..., Any]) ->
         line.send(ordinary)
         return True
 
-    relay = rig(HostileRelay({"RCPT": [too_fast], "banner": [None, *[greet] * 20]}))
+    relay = rig(HostileRelay({"MAIL": [too_fast], "banner": [None, *[greet] * 20]}))
     served = Served(mails(8), to(relay))
     assert Counter(served.outcomes()) == {"deferred": 1, "delivered": 7}
     assert served.lane.too_fast
