@@ -24,7 +24,8 @@ class Capabilities(Value):
     STARTTLS RFC 3207, SIZE RFC 1870, AUTH RFC 4954, LIMITS RFC 9422. ``declares_size`` says
     whether SIZE is offered, ``size`` is the relay's limit in octets, 0 if it names none. ``auth``
     holds the names of SASL mechanisms in upper case. ``mail_max``, ``rcpt_max`` and ``domain_max``
-    are MAILMAX, RCPTMAX and RCPTDOMAINMAX, 0 if it names none. A relay that knows HELO only has the defaults: nothing.
+    are MAILMAX, RCPTMAX and RCPTDOMAINMAX, 0 if it names none. A relay that knows HELO only has the
+    defaults: nothing.
     """
 
     __slots__ = (
