@@ -102,7 +102,7 @@ def share_dependencies(python: str) -> None:
     """Let that environment import what we depend on from where it lies here, by a .pth file."""
     homes = {
         str(importlib.metadata.distribution(name).locate_file(""))
-        for name in ("attrs", "portalocker", "structlog", "aiosmtpd", "rich")
+        for name in ("attrs", "idna", "portalocker", "structlog", "aiosmtpd", "rich")
     }
     (site_packages,) = glob.glob(
         os.path.join(os.path.dirname(os.path.dirname(python)), "lib", "python3*", "site-packages")

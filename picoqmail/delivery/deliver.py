@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
     from picoqmail.relay.lane_options import LaneSummary
-    from picoqmail.smtp.transaction import RelayFault, Verdict
+    from picoqmail.smtp.transaction import Body, RelayFault, Verdict
     from picoqmail.spool.claim import Claim
     from picoqmail.spool.message import Message
     from picoqmail.spool.store import Store
@@ -351,6 +351,7 @@ class Delivery:
             dsn=dsn if isinstance(dsn, dict) else None,
             key=part,
             mark_in_doubt=partial(self._mark_in_doubt, work),
+            in_seven_bits=partial(_in_seven_bits, work.claim),
         )
 
     def _mark_in_doubt(self, work: _Work) -> None:
@@ -613,3 +614,13 @@ class Delivery:
             self.spool.look_again_at(message_id, later)
         except SpoolError as trouble:
             self._report_trouble(message_id, trouble)
+
+
+def _in_seven_bits(claim: Claim) -> Body:
+    """Return a message for a relay without 8BITMIME. Raises ValueError if it has no such form."""
+    from picoqmail.importing import importing
+
+    with importing:
+        from picoqmail.delivery.conversion import SevenBitBody
+
+    return SevenBitBody(claim)

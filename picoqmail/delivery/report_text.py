@@ -17,7 +17,7 @@ from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
 from picoqmail.home.values import rough_duration
 from picoqmail.message.dates import header_date
 from picoqmail.smtp import dsn
-from picoqmail.smtp.address import UnsendableAddressError, to_xtext, wire_path
+from picoqmail.smtp.address import UnsendableAddressError, ascii_form, to_xtext, wire_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +96,7 @@ def _header(report: Report, boundary: str) -> Iterator[str]:
     failed = report.kind == KIND_FAILED
     yield f"Date: {header_date(report.now)}"
     yield f"From: Mail system of {report.host} <{_path(report.author)}>"
-    yield f"To: <{_path(report.to)}>"
+    yield f"To: <{_path(ascii_form(report.to))}>"
     yield "Subject: " + ("Your mail could not be delivered" if failed else "Your mail is delayed")
     yield f"Message-ID: <{report.id}.report@{report.host}>"
     original = _MESSAGE_ID.search(report.header)

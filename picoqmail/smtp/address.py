@@ -66,6 +66,26 @@ def needs_smtputf8(address: str) -> bool:
     return not address.isascii()
 
 
+@lru_cache(maxsize=256)
+def ascii_form(address: str) -> str:
+    """Return an address with its domain in ASCII (`xn--`, IDNA 2008), for a relay of ASCII alone.
+
+    It stays as it is where its local part is not ASCII, or its domain is no name of IDNA.
+    """
+    local, at, domain = address.rpartition("@")
+    if domain.isascii() or not local.isascii():
+        return address
+    # Seldom needed, and large.
+    try:
+        import idna
+    except ImportError:
+        return address
+    try:
+        return local + at + idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        return address
+
+
 def to_xtext(raw: str) -> str:
     """Return a value in the xtext of RFC 3461 4; what is xtext already stays as it is."""
     octets = raw.encode("utf-8", "surrogateescape")

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from picoqmail.errors import PicoqmailError
 from picoqmail.smtp import dsn
-from picoqmail.smtp.address import UnsendableAddressError, needs_smtputf8, to_xtext, wire_path
+from picoqmail.smtp.address import (
+    UnsendableAddressError,
+    ascii_form,
+    needs_smtputf8,
+    to_xtext,
+    wire_path,
+)
 from picoqmail.smtp.meaning import (
     is_about_our_host,
     is_limit,
@@ -50,6 +56,7 @@ class OpenTransaction:
 
     __slots__ = (
         "accepted",
+        "body",
         "data_written",
         "dot_at",
         "encoded",
@@ -74,6 +81,7 @@ class OpenTransaction:
     def __init__(self, given: Transaction, offer: Capabilities, *, stuffed: bool) -> None:
         """`offer`: what the relay can do; `stuffed`: the message goes by DATA, not by BDAT."""
         self.given = given
+        self.body = given.body
         self.results: list[RecipientResult] = [UNTRIED] * len(given.recipients)
         self.offered: list[int] = []
         self.accepted: list[int] = []
@@ -100,7 +108,7 @@ class OpenTransaction:
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the raw body. Raises OSError or PicoqmailError where it cannot be read."""
-        return self.given.body.blocks()
+        return self.body.blocks()
 
     def unreadable(self, exc: Exception) -> None:
         """Note that our side failed: no recipient was tried, and no relay is to blame."""
@@ -186,7 +194,8 @@ class OpenTransaction:
         """Find out what this relay can take, then write the commands."""
         given = self.given
         try:
-            sender = wire_path(given.sender)
+            own = given.sender if offer.smtputf8 else ascii_form(given.sender)
+            sender = wire_path(own)
         except UnsendableAddressError as exc:
             self._fail_all(f"5.1.7 {exc}")
             return
@@ -195,12 +204,11 @@ class OpenTransaction:
         elif offer.eight_bit:
             body = " BODY=8BITMIME"
         else:
-            self._fail_all(
-                "5.6.3 the message holds 8-bit characters, and the relay does not offer 8BITMIME",
-            )
-            return
+            body = ""
+            if not self._convert():
+                return
         smtputf8 = offer.smtputf8
-        if not smtputf8 and needs_smtputf8(given.sender):
+        if not smtputf8 and needs_smtputf8(own):
             self._fail_all(f"5.6.7 {_no_smtputf8(given.sender)}")
             return
         paths = self._paths(offer)
@@ -222,19 +230,33 @@ class OpenTransaction:
         else:
             self.rcpts = [f"RCPT TO:{path}" for path in paths]
 
+    def _convert(self) -> bool:
+        """Take the body in 7 bits; False if it has no such form, and then every recipient fails."""
+        text = "5.6.3 the message holds 8-bit characters, and the relay does not offer 8BITMIME"
+        if self.given.in_seven_bits is not None:
+            try:
+                self.body = self.given.in_seven_bits()
+            except ValueError as exc:
+                text += f"; it cannot be converted: {exc}"
+            else:
+                return True
+        self._fail_all(text)
+        return False
+
     def _paths(self, offer: Capabilities) -> list[str]:
         paths: list[str] = []
         domains: set[str] = set()
         smtputf8 = offer.smtputf8
         for index, address in enumerate(self.given.recipients):
+            offered = address if smtputf8 else ascii_form(address)
             try:
-                path = wire_path(address)
+                path = wire_path(offered)
             except UnsendableAddressError as exc:
                 self._fail(index, f"5.1.3 {exc}")
                 continue
             if path == "<>":
                 self._fail(index, f"5.1.3 the recipient {address!a} is empty")
-            elif not smtputf8 and needs_smtputf8(address):
+            elif not smtputf8 and needs_smtputf8(offered):
                 self._fail(index, f"5.6.7 {_no_smtputf8(address)}")
             elif offer.rcpt_max and len(paths) >= offer.rcpt_max:
                 self.withheld.append(index)
@@ -250,7 +272,7 @@ class OpenTransaction:
 
     def _measure(self, *, stuffed: bool) -> int:
         """Return the octets on the wire, or rarely a few more; RFC 1870 5 wants no fewer."""
-        body = self.given.body
+        body = self.body
         if body.size > WHOLE_LIMIT:
             return body.size + body.newlines + 2
         encoder = Encoder(stuffed=stuffed)

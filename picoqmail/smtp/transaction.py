@@ -47,10 +47,11 @@ class Transaction:
 
     ``recipients`` are raw, at most RECIPIENTS_LIMIT, duplicates kept. ``dsn`` may hold ``notify``,
     ``ret``, ``envid``, ``orcpt`` (RFC 3461). ``key`` is the caller's own. ``mark_in_doubt`` is
-    called just before the octets that end the data go to the transport.
+    called just before the octets that end the data go to the transport. ``in_seven_bits`` returns
+    the body for a relay without 8BITMIME; it raises ValueError if that cannot be had.
     """
 
-    __slots__ = ("sender", "recipients", "body", "dsn", "key", "mark_in_doubt")
+    __slots__ = ("sender", "recipients", "body", "dsn", "key", "mark_in_doubt", "in_seven_bits")
 
     def __init__(  # noqa: PLR0913 - an argument a field
         self,
@@ -61,6 +62,7 @@ class Transaction:
         dsn: Mapping[str, object] | None,
         key: object,
         mark_in_doubt: Callable[[], None],
+        in_seven_bits: Callable[[], Body] | None = None,
     ) -> None:
         self.sender: Final = sender
         self.recipients: Final = recipients
@@ -68,6 +70,7 @@ class Transaction:
         self.dsn: Final = dsn
         self.key: Final = key
         self.mark_in_doubt: Final = mark_in_doubt
+        self.in_seven_bits: Final = in_seven_bits
 
 
 class RecipientResult(Value):
