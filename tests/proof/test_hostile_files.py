@@ -296,10 +296,11 @@ def test_state_files(stage: Stage, world: World, name: str) -> None:
 @pytest.mark.parametrize("name", ["relay-down", "counters"])
 def test_state_files_of_wrong_values(stage: Stage, world: World, name: str) -> None:
     """Each wrong value at each place of what a real one holds."""
-    real: dict[str, Any] = {
+    reals: dict[str, dict[str, Any]] = {
         "relay-down": {"version": 1, "routes": {"r": {"failures": 1, "until": 1, "stage": "x"}}},
         "counters": {"delivered": 1, "last": 1},
-    }[name]
+    }
+    real = reals[name]
     for value in VALUES:
         for changed in (value, dict.fromkeys(real, value), {**real, "routes": {"r": value}}):
             with open(f"{world.spool}/{name}", "wb") as file:
