@@ -16,6 +16,7 @@ from picoqmail.cli.output import bold, print_json
 from picoqmail.cli.spool import age
 from picoqmail.cli.writer import Writer
 from picoqmail.errors import ConfigurationError, PicoqmailError
+from picoqmail.home.hands import HandsError
 from picoqmail.home.opening import open_home
 from picoqmail.home.paths import locate
 from picoqmail.spool.store import Store
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
             deep=arguments.deep,
             send_to=arguments.send_to or "",
         )
+    except HandsError as exc:
+        findings.append(Finding("home", CRITICAL, str(exc)))
     except ConfigurationError as exc:
         findings.append(Finding("home", UNKNOWN, str(exc)))
     except PicoqmailError as exc:

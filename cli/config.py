@@ -11,7 +11,8 @@ from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import EX_CONFIG, EX_USAGE
 from picoqmail.home import page, settings
-from picoqmail.home.paths import become_owner, locate
+from picoqmail.home.owner import become_owner
+from picoqmail.home.paths import locate
 
 if TYPE_CHECKING:
     import argparse

@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EX_USAGE
+    repaired = make.take_from_others(home)
     first = _first_settings(home, arguments, asking=is_terminal() and not arguments.json)
     if home.root == PACKAGED_HOME:
         outcome = make_system.settle_packaged_home(home, settings=first, replace=arguments.replace)
@@ -118,9 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = make_it(
             home, settings=first, replace=arguments.replace, programs=make.find_programs()
         )
-    if arguments.sendmail:
-        steps_done = (*outcome.steps, *host_sendmail.take(home))
-        outcome = make.HomeResult(outcome.root, steps_done)
+    taken = host_sendmail.take(home) if arguments.sendmail else []
+    outcome = make.HomeResult(outcome.root, (*repaired, *outcome.steps, *taken))
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))

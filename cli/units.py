@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from picoqmail.cli.output import print_json
 from picoqmail.home import host_sendmail, make_system, settings, units
+from picoqmail.home.hands import HandsError
 from picoqmail.home.make import crontab_line
+from picoqmail.home.owner import refuse_root
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +28,7 @@ def run(home: Home, arguments: argparse.Namespace) -> int:
         _uninstall(home, arguments)
         return 0
     account = units.account_of(home)
-    chosen = settings.examine(home).settings
+    chosen = _settings(home)
     if arguments.units == "print":
         _print(home, account, chosen, as_json=arguments.json)
         return 0
@@ -36,6 +38,16 @@ def run(home: Home, arguments: argparse.Namespace) -> int:
     if arguments.units == units.SYSTEMD and not arguments.json:
         print(f"now start it: {_ENABLE}")
     return 0
+
+
+def _settings(home: Home) -> settings.Settings | None:
+    """Read the settings, None if root must not read them: the home is another user's."""
+    try:
+        refuse_root(home)
+    except HandsError as exc:
+        print(f"picoqmail init: {exc}; no file for logrotate is made", file=sys.stderr)
+        return None
+    return settings.examine(home).settings
 
 
 def _uninstall(home: Home, arguments: argparse.Namespace) -> None:

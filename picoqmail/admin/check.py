@@ -19,6 +19,8 @@ from picoqmail.admin.remedies import REMEDIES
 from picoqmail.admin.words import count
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.home import host_sendmail, make_system, settings
+from picoqmail.home.hands import HandsError
+from picoqmail.home.owner import check_roots_own
 from picoqmail.home.paths import PACKAGED_HOME, host_root
 from picoqmail.home.values import domain_of_host, doubt_about_host, rough_duration
 from picoqmail.layout import (
@@ -169,7 +171,10 @@ def check_settings(home: Home) -> Iterator[Finding]:
     for relay in refused:
         text = f"{relay} wants a login, but tls is off and cleartextauth does not allow that"
         yield Finding("settings", CRITICAL, text, "write require into tls, or use smtps://")
-    if not (unsafe or refused):
+    if os.path.islink(chosen.log.path) and not chosen.log.path.startswith("/dev/"):
+        text = f"{chosen.log.path} is a link, so nothing is logged there"
+        yield Finding("settings", WARNING, text, "name the file itself in the setting log")
+    elif not (unsafe or refused):
         yield Finding("settings", OK, "all are right")
     yield from _check_names(home, chosen)
 
@@ -541,15 +546,18 @@ def repair_password(home: Home) -> list[str]:
     """
     path = f"{home.control}/relaypass"
     try:
-        owner = os.stat(home.spool)
+        if os.geteuid() == 0:
+            check_roots_own(home)
+        owner = os.lstat(home.spool)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except (HandsError, OSError):
         return []  # There is none, or the check of the settings reports what is wrong with it.
     try:
         found = os.fstat(descriptor)
         wanted = owner.st_uid if os.geteuid() == 0 else found.st_uid
         is_right = found.st_uid == wanted and not found.st_mode & 0o077
-        if is_right or not stat.S_ISREG(found.st_mode):
+        # A second name may lead to a file of root's that is none of this home.
+        if is_right or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             return []
         os.fchmod(descriptor, PRIVATE_FILE_MODE)
         if found.st_uid != wanted:

@@ -26,7 +26,8 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.control import Control, own_host_name
-from picoqmail.home.paths import become_owner, exists, locate
+from picoqmail.home.owner import become_owner
+from picoqmail.home.paths import exists, locate
 from picoqmail.layout import (
     BODY,
     CRON_COMPLAINT,

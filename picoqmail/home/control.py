@@ -3,28 +3,41 @@
 One value a file under `control/`, as in qmail: lines whose first character is `#` are comments,
 trailing blanks and blank lines are ignored. The same name in upper case may stand in
 `control/minivars` as `NAME=value`; a file of its own wins. Nothing is ever executed.
+
+What others could have written is not read: hands.py says who others are. Files are judged by the
+descriptor that they are read from.
 """
 
 from __future__ import annotations
 
+import errno
 import posix
 
 from picoqmail.errors import ConfigurationError
+from picoqmail.home.hands import check_hands, check_way, is_plain_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MINIVARS = "minivars"
+SECRET = "relaypass"  # noqa: S105 - the name of the setting
 READ_AT_ONCE = 4096
+MOST_CONTROL_OCTETS = 16 << 20
+"""A control file may hold so many; one without an end would take all memory."""
 _BLANK_CHARACTERS = " \t\r\n\f\v"
 
 
 class ControlValue:
     """What stands in one setting: `lines` are pairs of text and its line number, in order."""
 
-    __slots__ = ("lines", "path")
+    __slots__ = ("lines", "mode", "path")
 
-    def __init__(self, path: str, lines: list[tuple[str, int]]) -> None:
-        """`path` is the file that the lines were read from."""
+    def __init__(self, path: str, lines: list[tuple[str, int]], mode: int = 0o600) -> None:
+        """`path` is the file that the lines were read from, and `mode` is its st_mode."""
         self.path = path
         self.lines = lines
+        self.mode = mode
 
     @property
     def text(self) -> str:
@@ -44,54 +57,148 @@ class ControlValue:
 class Control:
     """The control directory of one home; minivars is read at most once, and only if needed."""
 
-    __slots__ = ("_minivars", "directory")
+    __slots__ = ("_is_checked", "_minivars", "_trusted", "_uid", "directory")
 
-    def __init__(self, directory: str) -> None:
-        """`directory` is `Home.control`."""
+    def __init__(self, directory: str, trusted: Iterable[int] = ()) -> None:
+        """`directory` is `Home.control`.
+
+        `trusted` are users who may own files in it, besides root and the user of this process.
+        """
         self.directory = directory
         self._minivars: dict[str, ControlValue] | None = None
+        self._uid = posix.geteuid()
+        self._trusted = {0, self._uid, *trusted}
+        self._is_checked = False
 
     def read(self, name: str) -> ControlValue | None:
         """Return the setting `name` (lower case), or None where neither file nor variable gives it.
 
-        Raises ConfigurationError for a file that cannot be read or is not UTF-8.
+        Raises ConfigurationError for a file that cannot be read, is not UTF-8, or could have been
+        written by others.
         """
-        path = f"{self.directory}/{name}"
-        text = read_text(path)
-        if text is not None:
-            return ControlValue(path, plain_lines(text))
+        found = self._read(name)
+        if found is not None:
+            text, mode = found
+            return ControlValue(f"{self.directory}/{name}", plain_lines(text), mode)
         return self.minivars().get(name.upper())
+
+    def text(self, name: str) -> str | None:
+        """Return the text of one file, None if there is none. Raises as `read` does."""
+        found = self._read(name)
+        return None if found is None else found[0]
 
     def minivars(self) -> dict[str, ControlValue]:
         """Return all of `control/minivars`, by upper-case name; empty if there is no such file."""
         if self._minivars is None:
+            found = self._read(MINIVARS)
             path = f"{self.directory}/{MINIVARS}"
-            text = read_text(path)
-            self._minivars = {} if text is None else _parse_minivars(path, text)
+            self._minivars = {} if found is None else _parse_minivars(path, *found)
         return self._minivars
+
+    def _read(self, name: str) -> tuple[str, int] | None:
+        """Return text and mode of a file, None if there is none."""
+        path = f"{self.directory}/{name}"
+        descriptor, is_link = _open_setting(path)
+        try:
+            if not self._is_checked:
+                # Also if there is no file: others could have removed it.
+                _check_way_of(self.directory, self._uid)
+                self._is_checked = True
+            if descriptor < 0:
+                return None
+            status = posix.fstat(descriptor)
+            if not is_plain_file(status):
+                raise ConfigurationError(
+                    path, "cannot be read: it is no plain file", "move it away"
+                )
+            if name == SECRET:
+                if is_link:
+                    raise ConfigurationError(
+                        path,
+                        "is a link, and no secret is read through one",
+                        "write it there itself, or a command that prints it: !cat /path",
+                    )
+                _check_owner_of_secret(path, status, self._trusted)
+            else:
+                check_hands(path, status, self._uid, self._trusted)
+                if is_link:
+                    _check_way_of(path, self._uid)
+            return _read_to_end(path, descriptor), status.st_mode
+        finally:
+            if descriptor >= 0:
+                posix.close(descriptor)
 
 
 def read_text(path: str) -> str | None:
-    """Return the text of a control file, None if there is none. Raises ConfigurationError."""
-    try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
+    """Return the text of a file, None if there is none. Raises ConfigurationError."""
+    descriptor, _ = _open_setting(path)
+    if descriptor < 0:
         return None
-    except OSError as exc:
-        raise ConfigurationError(path, f"cannot be opened: {exc.strerror}") from exc
     try:
-        try:
-            blocks = []
-            while block := posix.read(descriptor, READ_AT_ONCE):
-                blocks.append(block)
-        finally:
-            posix.close(descriptor)
+        return _read_to_end(path, descriptor)
+    finally:
+        posix.close(descriptor)
+
+
+def _check_way_of(path: str, uid: int) -> None:
+    try:
+        check_way(path, uid)
+    except OSError as exc:
+        raise ConfigurationError(path, f"cannot be looked at: {exc.strerror}") from exc
+
+
+def _check_owner_of_secret(path: str, status: posix.stat_result, trusted: set[int]) -> None:
+    """Raise ConfigurationError for a secret of another user's; its mode is judged by the reader."""
+    if status.st_uid not in trusted:
+        raise ConfigurationError(
+            path,
+            f"holds a password, and belongs to user {status.st_uid}",
+            f"it must belong to user {posix.geteuid()}, who sends, or to root",
+        )
+
+
+_READING = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOCTTY | posix.O_NONBLOCK
+
+
+def _open_setting(path: str) -> tuple[int, bool]:
+    """Open a file for reading; return its descriptor, and whether a link led to it.
+
+    -1 if there is none. Raises ConfigurationError.
+    """
+    try:
+        return posix.open(path, _READING | posix.O_NOFOLLOW), False
+    except FileNotFoundError:
+        return -1, False
+    except OSError as exc:
+        problem = exc
+    try:
+        if problem.errno == errno.ELOOP:
+            return posix.open(path, _READING), True
+    except FileNotFoundError:
+        return -1, True
+    except OSError as exc:
+        problem = exc
+    raise ConfigurationError(path, f"cannot be opened: {problem.strerror}") from problem
+
+
+def _read_to_end(path: str, descriptor: int) -> str:
+    octets = b""
+    try:
+        blocks = []
+        size = 0
+        while block := posix.read(descriptor, READ_AT_ONCE):
+            blocks.append(block)
+            size += len(block)
+            if size > MOST_CONTROL_OCTETS:
+                raise ConfigurationError(
+                    path, f"has more than {MOST_CONTROL_OCTETS} octets", "shorten it"
+                )
+        octets = b"".join(blocks)
+        return octets.decode()
     except OSError as exc:
         raise ConfigurationError(path, f"cannot be read: {exc.strerror}") from exc
-    try:
-        return b"".join(blocks).decode()
     except UnicodeDecodeError as exc:
-        line = b"".join(blocks)[: exc.start].count(b"\n") + 1
+        line = octets[: exc.start].count(b"\n") + 1
         raise ConfigurationError(f"{path}:{line}", "is not UTF-8 text") from exc
 
 
@@ -105,13 +212,13 @@ def plain_lines(text: str) -> list[tuple[str, int]]:
     return found
 
 
-def _parse_minivars(path: str, text: str) -> dict[str, ControlValue]:
+def _parse_minivars(path: str, text: str, mode: int) -> dict[str, ControlValue]:
     from picoqmail.importing import importing
 
     with importing:
         from picoqmail.home.minivars import parse_minivars
     found = parse_minivars(path, text)
-    return {name: ControlValue(path, lines) for name, lines in found.items()}
+    return {name: ControlValue(path, lines, mode) for name, lines in found.items()}
 
 
 def number_of(value: ControlValue | None, default: int, name: str, most: int) -> int:

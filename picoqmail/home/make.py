@@ -26,6 +26,7 @@ from attrs import define, field, frozen
 
 from picoqmail import durable, layout
 from picoqmail.errors import PicoqmailError
+from picoqmail.home import hands
 from picoqmail.home.control import Control, read_text
 from picoqmail.home.paths import Home
 
@@ -108,6 +109,8 @@ def make_home(
     (they are seen to before any file), ConfigurationError if `minivars` cannot be understood,
     OSError if the disk fails; what was made until then stays and is found by the next run.
     """
+    for path in (home.root, home.control, home.spool):
+        _check_way(os.path.dirname(path), (home.root, home.control))
     work = InitRun.begin(home)
     try:
         work.directory(home.root, parents=True)
@@ -122,6 +125,29 @@ def make_home(
     finally:
         work.write_manifest()
     return HomeResult(home.root, tuple(work.steps))
+
+
+def take_from_others(home: Home) -> tuple[Step, ...]:
+    """Let nobody else change home and control any more, so that settings can be read.
+
+    Returns what was done. Raises InitError, OSError.
+    """
+    steps = []
+    for path in (home.root, home.control):
+        if not os.path.isdir(path):
+            continue
+        descriptor = _open_directory(path, follow=path == home.root)
+        try:
+            status = os.fstat(descriptor)
+            mode = stat.S_IMODE(status.st_mode)
+            if status.st_uid == os.geteuid() and mode & 0o022:
+                os.fchmod(descriptor, mode & ~0o022)
+                durable.sync(descriptor)
+                detail = f"mode was {mode:04o}, so others could change it"
+                steps.append(Step(path, "repaired", detail))
+        finally:
+            os.close(descriptor)
+    return tuple(steps)
 
 
 def find_programs(environment_directories: Iterable[str] | None = None) -> dict[str, str]:
@@ -178,6 +204,8 @@ class InitRun:
     home: Home
     made_before: frozenset[str]
     steps: list[Step] = field(factory=list)
+    trusted: tuple[int, ...] = ()
+    """Users who may own settings, besides the one who runs this."""
 
     @classmethod
     def begin(cls, home: Home) -> InitRun:
@@ -222,7 +250,7 @@ class InitRun:
         With `replace` a file with another value is replaced; minivars is never edited.
         """
         path = f"{self.home.control}/{name}"
-        value = Control(self.home.control).read(name)
+        value = Control(self.home.control, self.trusted).read(name)
         data = "".join(f"{line}\n" for line in lines).encode()
         if value is None:
             if create_durably(path, data):
@@ -309,6 +337,22 @@ def _read_manifest(home: Home) -> frozenset[str]:
             raise InitError(path, "belongs to another user", "run this as that user")
         lines = os.fsdecode(manifest.read()).splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def _check_way(path: str, ours: tuple[str, ...]) -> None:
+    """Check that no other user can replace the home. Raises InitError.
+
+    The directories of the home itself (`ours`) are repaired later.
+    """
+    if path in ours:
+        return
+    try:
+        hands.check_way(path, os.geteuid())
+    except hands.HandsError as exc:
+        problem = f"{exc.problem}, and so could replace the home"
+        raise InitError(exc.where, problem, exc.remedy) from exc
+    except OSError as exc:
+        raise InitError(path, f"cannot be looked at: {exc.strerror}") from exc
 
 
 def _make_parents(path: str) -> None:

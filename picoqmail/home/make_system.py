@@ -31,7 +31,7 @@ from picoqmail import durable
 from picoqmail.home import make
 from picoqmail.home.control import MINIVARS
 from picoqmail.home.make import LINKS, HomeResult, InitError, InitRun, Step
-from picoqmail.home.paths import groups_of
+from picoqmail.home.owner import groups_of
 from picoqmail.layout import DIRECTORIES
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def make_system_home(
     owner = ensure_owner()
     prepare_directories(home, owner)
     work = InitRun.begin(home)
+    # The sender owns the password, and nothing else that is set.
+    work.trusted = (owner.uid,)
     try:
         _write_settings(work, owner, settings, replace=replace)
         target = f"{home.bin}/qmail-queue"
@@ -126,7 +128,7 @@ def settle_packaged_home(
     owner = ensure_owner()
     prepare_directories(home, owner)
     # What the package made it also removes, so no manifest is kept.
-    work = InitRun(home, frozenset())
+    work = InitRun(home, frozenset(), trusted=(owner.uid,))
     _write_settings(work, owner, settings, replace=replace)
     setid = f"{home.bin}/qmail-queue"
     # By dpkg-statoverride an administrator may let only one group submit.

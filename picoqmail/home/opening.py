@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from picoqmail.errors import QUEUE_SPOOL, ConfigurationError, SpoolError
-from picoqmail.home.paths import Home, become_owner, locate
+from picoqmail.home.owner import become_owner
+from picoqmail.home.paths import Home, locate
 
 
 def open_home() -> Home:
@@ -15,6 +16,7 @@ def open_home() -> Home:
     ConfigurationError, SpoolError.
     """
     home = locate()
+    become_owner(home)
     try:
         os.stat(home.spool)
     except FileNotFoundError:
@@ -25,6 +27,5 @@ def open_home() -> Home:
         ) from None
     except OSError as exc:
         raise SpoolError("find the spool", home.spool, exc, QUEUE_SPOOL) from exc
-    become_owner(home)
     os.umask(0o077)
     return home

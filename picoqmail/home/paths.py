@@ -128,39 +128,6 @@ def caller_uid(environ: Mapping[str, str]) -> int:
     return int(given) if given.isascii() and given.isdecimal() and len(given) < 11 else own
 
 
-def become_owner(home: Home) -> bool:
-    """If root uses another user's spool, become its owner, for good; return True if that was done.
-
-    The sender could not read a file that root left there. And an attacker who has taken over the
-    spool's owner could lead root astray by a link. The groups are those that the owner gets at
-    login. If the spool cannot be read nothing is done: its next use reports why. Raises OSError if
-    the change is not permitted.
-    """
-    if posix.geteuid() != 0:
-        return False
-    try:
-        found = posix.stat(home.spool)
-    except OSError:
-        return False
-    if found.st_uid == 0:
-        return False
-    posix.setgroups(groups_of(found.st_uid, found.st_gid))
-    posix.setresgid(found.st_gid, found.st_gid, found.st_gid)
-    posix.setresuid(found.st_uid, found.st_uid, found.st_uid)
-    return True
-
-
-def groups_of(uid: int, gid: int) -> list[int]:
-    """Return all groups of a user, `gid` among them; that alone for a uid that has no name."""
-    import pwd
-
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return [gid]
-    return posix.getgrouplist(name, gid)
-
-
 def absolute(path: str) -> str:
     """Return the path from the root; what the kernel resolves (`..`, links) is left to it."""
     return path.rstrip("/") or "/" if path.startswith("/") else f"{posix.getcwd()}/{path}"

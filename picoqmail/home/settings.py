@@ -553,7 +553,7 @@ def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
 def _value(name: str, spec: Spec, raw: ControlValue) -> object:
     """Return what the lines of a setting mean. Raises ConfigurationError."""
     if spec.secret:
-        _refuse_if_others_can_read(raw.path)
+        _refuse_if_others_can_read(raw)
     if not raw.lines and not (spec.default or spec.follows or spec.secret or spec.mandatory):
         # An empty file is the way to say "none" over a value in minivars.
         return () if spec.many else None
@@ -596,25 +596,18 @@ def _about_the_owner(path: str) -> ConfigurationError | None:
     )
 
 
-def _refuse_if_others_can_read(path: str) -> None:
-    """Raise ConfigurationError if a file with a secret is open to others, or belongs to others."""
-    try:
-        status = os.stat(path)
-    except OSError as exc:
-        raise ConfigurationError(path, f"cannot be looked at: {exc.strerror}") from exc
-    mode = stat.S_IMODE(status.st_mode)
+def _refuse_if_others_can_read(raw: ControlValue) -> None:
+    """Raise ConfigurationError if the file that a secret was read from is open to others.
+
+    Whose it is was checked when it was read.
+    """
+    mode = stat.S_IMODE(raw.mode)
     if mode & 0o077:
         raise ConfigurationError(
-            path,
+            raw.path,
             f"holds a password, and its mode {mode:04o} lets others at it",
-            f"run: chmod 600 {path}, or picoqmail check --repair; and change the password if "
+            f"run: chmod 600 {raw.path}, or picoqmail check --repair; and change the password if "
             "others use this host",
-        )
-    if status.st_uid not in (os.geteuid(), 0):
-        raise ConfigurationError(
-            path,
-            f"holds a password, and belongs to user {status.st_uid}",
-            f"it must belong to user {os.geteuid()}, who sends, or to root",
         )
 
 
@@ -689,6 +682,9 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
         )
     relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
     users = [relay for relay in relays if relay.user]
+    if os.path.islink(settings.log.path) and not settings.log.path.startswith("/dev/"):
+        where = settings.origins["log"]
+        yield f"{where}: {settings.log.path} is a link, so nothing is logged there"
     for relay in logins_in_clear(settings):
         yield (
             f"{settings.origins['cleartextauth']}: lets {relay} see the login without TLS, and "

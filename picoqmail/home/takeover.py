@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from picoqmail.home import make
 from picoqmail.home.control import Control, read_text
+from picoqmail.home.owner import owner_of, refuse_root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +45,9 @@ def write_settings(home: Home, settings: Mapping[str, list[str]]) -> dict[str, s
     `wrote`; `kept`: it had this value; `left alone`: it has another one. Raises OSError,
     ConfigurationError.
     """
+    refuse_root(home)
     outcomes = {}
-    control = Control(home.control)
+    control = Control(home.control, (owner_of(home),))
     for name, lines in settings.items():
         value = control.read(name)
         if value is not None:
@@ -68,7 +70,11 @@ def _let_the_sender_read(home: Home, path: str, *, secret: bool) -> None:
         return
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
-    if secret:
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    else:
-        os.chmod(path, 0o644)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if secret:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        else:
+            os.fchmod(descriptor, 0o644)
+    finally:
+        os.close(descriptor)

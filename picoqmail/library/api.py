@@ -14,6 +14,7 @@ from picoqmail.errors import ConfigurationError, MessageError, MessageTypeError
 from picoqmail.home import paths as homes
 from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
+from picoqmail.home.owner import refuse_root
 from picoqmail.layout import DEFAULT_KEY_LIFETIME_SECONDS
 from picoqmail.library.groups import Entrance
 from picoqmail.library.mail import Mail, Moment, Outcome, Outcomes, Receipt
@@ -227,6 +228,7 @@ class Spool(Verbs):
     # --- Inside ------------------------------------------------------------------------------
 
     def _entrance(self) -> Entrance:
+        refuse_root(self.home)
         return Entrance(self.home, self._limits(), self._key_lifetime, self._starts_sender())
 
     def _limits(self) -> Limits:

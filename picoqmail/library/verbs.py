@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Verbs:
     """The verbs of one home's spool. All of them raise SpoolError where the disk fails.
 
-    Only the owner of the spool can use them; another user gets SpoolError, too.
+    Only the owner of the spool can use them; another user gets SpoolError, too. Root gets
+    ConfigurationError in a spool that is not root's own.
     """
 
     @property
@@ -93,7 +94,7 @@ class Verbs:
         """Return counts, ages, outages and active programs."""
         from picoqmail.admin.status import gather
 
-        return gather(self.home.spool)
+        return gather(self._own_home().spool)
 
     def retry(self, message_id: str) -> VerbResult:
         """Make a deferred message due now. Raises NoSuchMessageError, as do the following."""
@@ -138,7 +139,7 @@ class Verbs:
             from picoqmail.admin.listening import Listening
 
             events = Listening(on_event)
-        run = Run(self.home, "python", signals=False, events=events)
+        run = Run(self._own_home(), "python", signals=False, events=events)
         if ids is None:
             now = time.time()
             ids = [
@@ -152,7 +153,15 @@ class Verbs:
     def _directories(self) -> Store:
         from picoqmail.spool.store import Store
 
-        return Store(self.home.spool)
+        return Store(self._own_home().spool)
+
+    def _own_home(self) -> Home:
+        """Return the home. Raises ConfigurationError if root would work in another user's spool."""
+        from picoqmail.home.owner import refuse_root_in_spool
+
+        home = self.home
+        refuse_root_in_spool(home)
+        return home
 
     def _told(
         self, message_id: str, verb: Callable[[Admin], Callable[[str], VerbResult]]
@@ -160,7 +169,8 @@ class Verbs:
         from picoqmail.admin.change import GONE, Admin
         from picoqmail.home.limits import read_limits
 
-        admin = Admin.of(self.home, read_limits(self.home).queuelifetime)
+        home = self._own_home()
+        admin = Admin.of(home, read_limits(home).queuelifetime)
         outcome = verb(admin)(admin.spool.find(message_id))
         admin.finish()
         if outcome.result == GONE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import time
 
 from picoqmail import durable
@@ -55,8 +56,17 @@ class StandardError:
         """Leave it open: it is not ours."""
 
 
+# Links to what this process was given: whoever started it chose that.
+_GIVEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+
+
 class NamedFile:
-    """A file that the administrator named; it may be a link, a pipe or a device."""
+    """A file that the administrator named.
+
+    It is a plain file with one name, or a pipe, that belongs to root or to the user of this
+    process; or a device; or one of this process's own descriptors, such as /dev/stderr. It is not a
+    link: another user may have made that, to have us write elsewhere.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -78,7 +88,22 @@ class NamedFile:
     def _open(self) -> int:
         # Without O_NONBLOCK a pipe without a reader would block the run here.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.open(self._path, flags, PRIVATE_FILE_MODE)
+        flags |= os.O_NOCTTY
+        if self._path.startswith(_GIVEN):
+            return os.open(self._path, flags, PRIVATE_FILE_MODE)
+        descriptor = os.open(self._path, flags | os.O_NOFOLLOW, PRIVATE_FILE_MODE)
+        if not _is_ours(os.fstat(descriptor)):
+            os.close(descriptor)
+            raise PermissionError(errno.EPERM, "is a file of another user, or has a second name")
+        return descriptor
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    if stat.S_ISCHR(status.st_mode):
+        return True
+    if status.st_uid not in (0, os.geteuid()):
+        return False
+    return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
 
 class SpoolLog(NamedFile):

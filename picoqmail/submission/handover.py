@@ -9,7 +9,9 @@ import posix
 import time
 
 from picoqmail.errors import ConfigurationError
+from picoqmail.home.hands import DIRECTORY_TYPE, TYPE_BITS
 from picoqmail.home.limits import read_limits
+from picoqmail.home.owner import refuse_root
 from picoqmail.home.paths import is_privileged
 from picoqmail.layout import NEW, TMP
 from picoqmail.message import envelope
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from picoqmail.home.paths import Home
-
-# Of st_mode; the module stat would be one more to import.
-_TYPE_BITS = 0o170000
-_DIRECTORY_TYPE = 0o040000
 
 
 def named_program(environ: Mapping[bytes, bytes]) -> bytes:
@@ -100,9 +98,12 @@ def program_in_front(home: Home) -> str:
     "" if this process should write to the spool itself. Raises ConfigurationError if it may not,
     and the home has no such program.
     """
-    if may_spool(home.spool):
-        return ""
     program = f"{home.bin}/qmail-queue"
+    if may_spool(home.spool):
+        program = ""
+    refuse_root(home, program)
+    if not program:
+        return ""
     if posix.access(program, posix.X_OK):
         return program
     for path in (home.spool, *(f"{home.spool}/{one}" for one in (NEW, TMP))):
@@ -120,7 +121,7 @@ def program_in_front(home: Home) -> str:
 def is_directory(path: str) -> bool:
     """Say whether there is a directory of this name."""
     try:
-        return posix.stat(path).st_mode & _TYPE_BITS == _DIRECTORY_TYPE
+        return posix.stat(path).st_mode & TYPE_BITS == DIRECTORY_TYPE
     except OSError:
         return False
 
@@ -128,7 +129,7 @@ def is_directory(path: str) -> bool:
 def _is_missing(path: str) -> bool:
     """Say whether there is surely no directory of this name; one that is private may be there."""
     try:
-        return posix.stat(path).st_mode & _TYPE_BITS != _DIRECTORY_TYPE
+        return posix.stat(path).st_mode & TYPE_BITS != DIRECTORY_TYPE
     except FileNotFoundError:
         return True
     except OSError:

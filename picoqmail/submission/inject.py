@@ -19,6 +19,7 @@ from picoqmail.errors import (
     PicoqmailError,
 )
 from picoqmail.home.control import Control, read_text
+from picoqmail.home.owner import become_submitter
 from picoqmail.home.paths import locate
 from picoqmail.layout import VERP_END
 from picoqmail.message.completion import (
@@ -342,7 +343,7 @@ def _qmail_value(control: Control, name: str) -> bytes | None:
 
     A blank first line is an empty value, as for qmail's programs; only `#` lines are passed over.
     """
-    text = read_text(f"{control.directory}/{name}")
+    text = control.text(name)
     if text is None:
         value = control.minivars().get(name.upper())
         return value.text.encode() if value else None
@@ -729,10 +730,12 @@ def run(
 ) -> int:
     """Inject the message that `read` gives, and say what went wrong; return the exit code."""
     try:
+        home = locate()
+        become_submitter(home)
         inject(
             request,
             environ,
-            locate(),
+            home,
             read,
             now=time.time(),
             pid=posix.getpid(),

@@ -22,8 +22,8 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.limits import read_limits
+from picoqmail.home.owner import become_owner
 from picoqmail.home.paths import (
-    become_owner,
     caller_uid,
     environment,
     exists,

@@ -14,6 +14,7 @@ from picoqmail.durable import write_all
 from picoqmail.errors import InputError, PicoqmailError
 from picoqmail.home.control import Control
 from picoqmail.home.limits import read_limits
+from picoqmail.home.owner import become_submitter
 from picoqmail.home.paths import locate
 from picoqmail.message.tokens import AT, COLON, COMMA, DOT, WORDS, parse, unquote
 from picoqmail.submission.caller import ACCEPTED, TEMPORARY, read_stdin
@@ -429,7 +430,9 @@ def _write_stdout(data: bytes) -> None:
 def serve_stdin(environ: dict[bytes, bytes]) -> int:
     """Serve the client on descriptors 0 and 1; return the exit code, 0 or 111."""
     try:
-        return Submission(locate(), environ, read_stdin, _write_stdout).serve()
+        home = locate()
+        become_submitter(home)
+        return Submission(home, environ, read_stdin, _write_stdout).serve()
     except PicoqmailError as exc:
         text = " ".join(str(exc).split())
         try:
