@@ -11,7 +11,7 @@ import io
 import sys
 from typing import TYPE_CHECKING
 
-from picoqmail._version import VERSION
+from picoqmail import __version__
 from picoqmail.cli.commands import COMMANDS, Parser, parser_of
 from picoqmail.cli.output import report_errors
 from picoqmail.errors import EX_USAGE
@@ -47,7 +47,7 @@ def _top_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"commands:\n{listed}\n\npicoqmail COMMAND --help says more of each.",
     )
-    parser.add_argument("--version", action="version", version=f"picoqmail {VERSION}")
+    parser.add_argument("--version", action="version", version=f"picoqmail {__version__}")
     parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS))
     return parser
 

@@ -6,8 +6,8 @@ import os
 import re
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-with open(f"{_HERE}/../picoqmail/_version.py", encoding="utf-8") as _file:
-    _found = re.search(r"VERSION = \"([^\"]+)\"", _file.read())
+with open(f"{_HERE}/../picoqmail/__init__.py", encoding="utf-8") as _file:
+    _found = re.search(r"__version__ = \"([^\"]+)\"", _file.read())
 
 project = "picoqmail"
 author = "the authors of picoqmail"

@@ -12,6 +12,8 @@ from __future__ import annotations
 import _thread
 import posix
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.admin.selection import Entry
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
         prepare,
     )
 
-    __version__: str
 
 __all__ = [
     "AddressError",
@@ -121,16 +122,11 @@ if not TYPE_CHECKING:
         if name not in __all__:
             raise AttributeError(f"module 'picoqmail' has no attribute {name!r}")
         with _import_lock:
-            if name == "__version__":
-                from picoqmail import _version
+            import sys
 
-                value = _version.VERSION
-            else:
-                import sys
-
-                module = _MODULES.get(name, "picoqmail.errors")
-                __import__(module)
-                value = getattr(sys.modules[module], name)
+            module = _MODULES.get(name, "picoqmail.errors")
+            __import__(module)
+            value = getattr(sys.modules[module], name)
         globals()[name] = value
         return value
 

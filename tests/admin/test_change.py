@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from picoqmail._version import VERSION
+from picoqmail import __version__
 from picoqmail.cli.commands import COMMANDS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_help_names_every_command() -> None:
 
 def test_version() -> None:
     """--version is that of the package."""
-    assert picoqmail("--version").stdout == f"picoqmail {VERSION}\n"
+    assert picoqmail("--version").stdout == f"picoqmail {__version__}\n"
 
 
 @pytest.mark.parametrize("words", [(), ("stat",), ("--what",), ("config", "--what")])

@@ -97,7 +97,7 @@ def test_version_is_the_same_everywhere() -> None:
 
 
 def _version(python: str) -> str:
-    script = "from picoqmail._version import VERSION; print(VERSION)"
+    script = "import picoqmail; print(picoqmail.__version__)"
     ran = subprocess.run(
         [python, "-I", "-c", script], cwd="/", capture_output=True, text=True, check=True
     )

@@ -316,7 +316,7 @@ def page(proof: Proof) -> str:
     """Return the report as a page."""
     breaches = sum(len(section.breaches) for section in proof.sections)
     version = subprocess.run(
-        [sys.executable, "-c", "from picoqmail._version import VERSION; print(VERSION)"],
+        [sys.executable, "-c", "import picoqmail; print(picoqmail.__version__)"],
         capture_output=True,
         text=True,
         check=True,
