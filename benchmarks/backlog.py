@@ -12,8 +12,8 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
+    from bench import Bench
     from ours import MeasuredHome
-    from run import Bench
 
 DUE = 100
 HOUR = 3600

@@ -18,7 +18,7 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
-    from run import Bench
+    from bench import Bench
 
 FAR_MAILS = 200
 SECONDS_EACH_WAY = 0.025

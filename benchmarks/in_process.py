@@ -17,7 +17,7 @@ from rig.programs import find
 if TYPE_CHECKING:
     from typing import Any
 
-    from run import Bench
+    from bench import Bench
 
 _CLOCK = """
 import sys, time

@@ -13,8 +13,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from attrs import define, field
-
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "tests")]
 
@@ -25,6 +23,7 @@ import machine  # noqa: E402
 import ours as ours_module  # noqa: E402
 import report  # noqa: E402
 import sizes  # noqa: E402
+from bench import Bench  # noqa: E402
 
 import submission  # noqa: E402
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from ours import Ours
 
 SECTIONS = {
     "submission": submission.measure,
@@ -52,21 +50,6 @@ VERSIONS = (
     "dma",
     "msmtp",
 )
-
-
-@define
-class Bench:
-    """How much to measure, and with what; and what is missing."""
-
-    scratch: str
-    ours: Ours
-    rounds: int
-    repeats: int
-    mails: int
-    backlogs: tuple[int, ...]
-    sizes: tuple[int, ...]
-    crowds: tuple[int, ...]
-    missing: dict[str, str] = field(factory=dict)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
-    from run import Bench
+    from bench import Bench
 
 MIB = 1 << 20
 

@@ -16,8 +16,8 @@ from rig.sink import Sink
 if TYPE_CHECKING:
     from typing import Any
 
+    from bench import Bench
     from ours import MeasuredHome, Ours
-    from run import Bench
 
 SUBMITTERS = 4
 
