@@ -13,7 +13,7 @@ from picoqmail.errors import HeaderError
 from picoqmail.message.addresses import not_understood, read_list, seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from email.message import Message
 
     from picoqmail.message.content import Field
@@ -23,49 +23,56 @@ _RECIPIENTS = ("To", "Bcc", "Cc")
 
 
 class HeaderEnvelope:
-    """The addresses of one header, by field; asked for only as far as the caller gave none."""
+    """The addresses of one header. A field is read only if the caller asks for what it names."""
 
-    def __init__(self, fields: dict[str, list[str]], *, resent: int) -> None:
-        """`fields` maps lower-case names to raw addresses; `resent` counts Resent-Date fields."""
-        self._fields = fields
+    def __init__(
+        self,
+        values: dict[str, list[Any]],
+        read: Callable[[str, Any], list[str]],
+        *,
+        resent: int,
+    ) -> None:
+        """`values` maps lower-case names to values, which `read` reads; `resent` counts dates."""
+        self._values = values
+        self._read = read
         self._resent = resent
 
     @classmethod
     def of_fields(cls, fields: Iterable[Field]) -> HeaderEnvelope:
-        """Read raw fields. Raises HeaderError for an address field that is none."""
-        found: dict[str, list[str]] = {}
+        """Take raw fields."""
+        found: dict[str, list[Any]] = {}
         resent = 0
         for name, raw in fields:
             known = name.decode("ascii")
             resent += known == "resent-date"
             if known in _ADDRESS_FIELDS:
-                text = raw.partition(b":")[2].decode("utf-8", "surrogateescape")
-                found.setdefault(known, []).extend(read_list(_shown(known), text))
-        return cls(found, resent=resent)
+                found.setdefault(known, []).append(raw)
+        return cls(found, _addresses_of_field, resent=resent)
 
     @classmethod
     def of_object(cls, message: Message[Any, Any]) -> HeaderEnvelope:
-        """Read a message object. Raises HeaderError for an address field that is none."""
-        found: dict[str, list[str]] = {}
-        for name in _ADDRESS_FIELDS:
-            for value in message.get_all(name, ()):
-                found.setdefault(name, []).extend(_addresses_of_value(name, value))
-        return cls(found, resent=len(message.get_all("Resent-Date", ())))
+        """Take a message object."""
+        found = {name: message.get_all(name, []) for name in _ADDRESS_FIELDS}
+        return cls(found, _addresses_of_value, resent=len(message.get_all("Resent-Date", ())))
 
     def sender(self) -> str:
-        """Return the first address of the sender's field. Raises HeaderError if there is none."""
+        """Return the first address of the sender's field.
+
+        Raises HeaderError if there is none, or the field is no list of addresses.
+        """
         for name in _SENDERS:
-            found = self._fields.get(self._name(name))
+            found = self._addresses(name)
             if found:
                 return found[0]
         fields = " nor ".join(self._shown(name) for name in _SENDERS)
         raise HeaderError(f"no sender was given, and the header has neither {fields}")
 
     def recipients(self) -> list[str]:
-        """Return all recipients, duplicates kept. Raises HeaderError if there is none."""
-        found = [
-            address for name in _RECIPIENTS for address in self._fields.get(self._name(name), ())
-        ]
+        """Return all recipients, duplicates kept.
+
+        Raises HeaderError if there is none, or one of the fields is no list of addresses.
+        """
+        found = [address for name in _RECIPIENTS for address in self._addresses(name)]
         if not found:
             fields = ", ".join(self._shown(name) for name in _RECIPIENTS)
             raise HeaderError(f"no recipient was given, and none is in {fields} of the header")
@@ -79,8 +86,9 @@ class HeaderEnvelope:
             )
         return f"Resent-{name}" if self._resent else name
 
-    def _name(self, name: str) -> str:
-        return self._shown(name).lower()
+    def _addresses(self, name: str) -> list[str]:
+        known = self._shown(name).lower()
+        return [one for value in self._values.get(known, ()) for one in self._read(known, value)]
 
 
 _ADDRESS_FIELDS = frozenset(
@@ -90,6 +98,10 @@ _ADDRESS_FIELDS = frozenset(
 
 def _shown(name: str) -> str:
     return f"header field {name.title()}"
+
+
+def _addresses_of_field(name: str, raw: bytes) -> list[str]:
+    return read_list(_shown(name), raw.partition(b":")[2].decode("utf-8", "surrogateescape"))
 
 
 def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - as email has it

@@ -321,3 +321,20 @@ def test_smtplib_refuses(home: TemporaryHome, given: str) -> None:
     refused = smtplib_compat.SMTP().sendmail("a@example.org", [given, "c@z"], b"x")
     assert [given] == list(refused)
     assert ["c@z"] == home.addresses(home.ids()[0])
+
+
+@pytest.mark.parametrize("form", [modern, of_old, octets])
+def test_a_field_is_read_only_if_it_is_asked(home: TemporaryHome, form: Any) -> None:
+    """Who gives the envelope may have anything in the header; who gives a half, in the other."""
+    broken = "a@x; b@y"
+    picoqmail.enqueue(form("To", broken), "s@example.org", ["b@example.net"])
+    picoqmail.enqueue(form("From", broken), "s@example.org")
+    receipt = picoqmail.enqueue(form("To", broken), recipients=["b@example.net"])
+    assert "a@example.org" == receipt.sender
+    message = form("Cc", broken)
+    if isinstance(message, bytes):
+        message = email.message_from_bytes(message)
+    assert {} == smtplib_compat.SMTP().send_message(message, "s@example.org", "b@example.net")
+    assert 4 == len(home.ids())
+    with pytest.raises(HeaderError, match="field From"):
+        picoqmail.enqueue(form("From", broken), recipients=["b@example.net"])
