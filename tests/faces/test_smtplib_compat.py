@@ -129,3 +129,92 @@ def test_errors_are_those_of_smtplib(home: TemporaryHome) -> None:
         smtp.send_message(b"x")  # type: ignore[arg-type] # as a user might
     with pytest.raises(ValueError, match="no sender"):
         smtp.send_message(EmailMessage())
+
+
+def test_single_commands(home: TemporaryHome) -> None:
+    """A session said command by command, as smtplib's own methods say it."""
+    smtp = smtplib_compat.SMTP("mail.example.net")
+    assert (250, True) == (smtp.ehlo()[0], smtp.has_extn("smtputf8"))
+    assert 503 == smtp.rcpt("b@example.net")[0]
+    assert 503 == smtp.docmd("DATA")[0]
+    assert 250 == smtp.mail("A <a@example.org>", ["SIZE=10", "BODY=8BITMIME"])[0]
+    assert 503 == smtp.mail("a@example.org")[0]
+    assert 250 == smtp.rcpt("b@example.net")[0]
+    assert 250 == smtp.rcpt('"c d"@example.net', ["NOTIFY=NEVER"])[0]
+    assert 553 == smtp.rcpt("b@x..net")[0]
+    code, text = smtp.data("Subject: x\r\n\r\n.dot\n..\n.\nend")
+    assert smtp.receipt is not None
+    assert (250, True) == (code, smtp.receipt.id.encode() in text)
+    (stem,) = home.ids()
+    assert ["b@example.net", "c d@example.net"] == home.addresses(stem)
+    assert b"Subject: x\n\n.dot\n..\n.\nend\n" == home.message(stem)
+    assert 250 == smtp.mail("")[0]
+    assert 250 == smtp.rset()[0]
+    assert [252, 502, 214, 250] == [
+        reply[0] for reply in (smtp.vrfy("b"), smtp.expn("l"), smtp.docmd("HELP"), smtp.noop())
+    ]
+    assert [235, 235, 500, 501] == [
+        smtp.auth("PLAIN", lambda: "x")[0],
+        smtp.docmd("AUTH", "PLAIN x")[0],
+        smtp.docmd("BDAT", "3")[0],
+        smtp.docmd("MAIL", "a@example.org")[0],
+    ]
+    # By hand, in pieces.
+    assert 250 == smtp.docmd("mail", "from:<a@example.org>")[0]
+    assert 250 == smtp.docmd("rcpt", "to:b@example.net")[0]
+    smtp.putcmd("data")
+    assert 354 == smtp.getreply()[0]
+    for piece in (b"one\r", b"\n.", b"\r", b"\n"):
+        smtp.send(piece)
+    assert 250 == smtp.getreply()[0]
+    assert b"one\n" == home.message(smtp.receipt.id)
+    assert 221 == smtp.quit()[0]
+    with pytest.raises(smtplib.SMTPServerDisconnected):
+        smtp.noop()
+    smtp.connect()
+    assert 250 == smtp.noop()[0]
+
+
+def test_trouble_in_single_commands(home: TemporaryHome) -> None:
+    """Too large, or a home that is not there: the reply of the data says so."""
+    home.setting("databytes", "300")
+    for where, expected in ((home.root, 552), (f"{home.root}/none", 451)):
+        with smtplib_compat.SMTP("host", home=where) as smtp:
+            smtp.mail("a@example.org")
+            smtp.rcpt("b@example.net")
+            code, text = smtp.data(b"x" * 400)
+            assert (expected, b"5" if code == 552 else b"4") == (code, text[:1])
+    assert [] == home.everything()
+
+
+def test_every_public_name_of_smtplib() -> None:
+    """The module stands in for smtplib, the class for its class."""
+    assert issubclass(smtplib_compat.SMTP, smtplib.SMTP)
+    public = {one for one in vars(smtplib.SMTP) if not one.startswith("_")}
+    assert set() == public - set(dir(smtplib_compat.SMTP))
+    named = {
+        *smtplib.__all__,
+        "SMTP_SSL",
+        "LMTP",
+        "SMTP_PORT",
+        "SMTP_SSL_PORT",
+        "LMTP_PORT",
+        "CRLF",
+    }
+    assert set() == named - set(smtplib_compat.__all__)
+    assert [] == [one for one in smtplib_compat.__all__ if not hasattr(smtplib_compat, one)]
+
+
+def test_debugging_shows_the_conversation(
+    home: TemporaryHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As smtplib shows it."""
+    assert home.root
+    smtp = smtplib_compat.SMTP()
+    smtp.set_debuglevel(1)
+    smtp.connect("host", 25)
+    smtp.noop()
+    said = capsys.readouterr().err
+    assert "connect: to ('host', 25)" in said
+    assert "send: 'noop\\r\\n'" in said
+    assert "reply: retcode (250)" in said
