@@ -23,6 +23,7 @@ SOURCES = (
     "picoqmail",
     "cli",
     "bin",
+    "man",
 )
 PROGRAMS = ("queue", "sendmail", "inject", "send", "cron")
 PIP_SECONDS = 120

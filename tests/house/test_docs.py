@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 
@@ -20,6 +22,7 @@ from picoqmail.home import settings
 from picoqmail.log import events
 
 DOCS = f"{CHECKOUT}/docs"
+MAN = f"{CHECKOUT}/man"
 
 
 def page(name: str) -> str:
@@ -40,6 +43,41 @@ def test_generated_pages_are_fresh(name: str, made: object) -> None:
     """The pages are those that docs/generate.py writes."""
     assert callable(made)
     assert made() == page(name)
+
+
+def test_man_pages_are_fresh() -> None:
+    """Those in man/ say what docs/generate.py would write; how they are laid out is Sphinx's."""
+    pytest.importorskip("sphinx", reason="needs Sphinx (the extra docs), to make the man pages")
+    code = "import generate, json; print(json.dumps(generate.man_pages()))"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=DOCS, capture_output=True, text=True, check=True)
+    made = json.loads(ran.stdout)
+    assert sorted(made) == sorted(os.listdir(MAN))
+    for name, text in made.items():
+        with open(f"{MAN}/{name}", encoding="utf-8") as file:
+            assert said(text) == said(file.read()), f"{name}: run docs/generate.py"
+
+
+def said(page: str) -> list[str]:
+    """The words of a man page: no macros, no spacing."""
+    lines = [line for line in page.splitlines() if not line.startswith((".", "'"))]
+    return re.findall(
+        r"[A-Za-z0-9]+", re.sub(r"\\f[A-Z]|\\\(?[a-z]{2}|\\[&-]", "", " ".join(lines))
+    )
+
+
+def test_man_pages_are_installed(wheel: str) -> None:
+    """The wheel brings them to share/man, where man(1) looks beside the programs on the PATH."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for name in os.listdir(MAN):
+        section = name[-1]
+        assert any(one.endswith(f".data/data/share/man/man{section}/{name}") for one in names)
+    units = f"{CHECKOUT}/picoqmail/home/units.py"
+    with open(units, encoding="utf-8") as file:
+        named = set(re.findall(r"man:([a-z-]+)\((\d)\)", file.read()))
+    assert named
+    assert {f"{name}.{section}" for name, section in named} <= set(os.listdir(MAN))
 
 
 def test_every_program_has_a_man_page() -> None:
