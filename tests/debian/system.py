@@ -119,11 +119,13 @@ class Debian:
     _pid: int = 0
     _stack: contextlib.ExitStack = field(factory=contextlib.ExitStack)
     path: str = ""
+    root: str = ""
 
     def __enter__(self) -> Self:
         """Mount the overlay in namespaces of its own, and hold them."""
         scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="debian-"))
-        os.mkdir(f"{scratch}/root")
+        self.root = f"{scratch}/root"
+        os.mkdir(self.root)
         changes = self.upper or f"{scratch}/changes"
         os.makedirs(f"{changes}/upper")
         os.makedirs(f"{changes}/work")
@@ -169,6 +171,10 @@ class Debian:
             "--wd",
             *words,
         ]
+
+    def beside(self, *words: str) -> list[str]:
+        """The command line that runs a command of this machine, to which `root` is the system."""
+        return ["nsenter", "--target", str(self._pid), "--mount", *words]
 
     def run(
         self, *words: str, give: str = "", expect: int | None = 0, user: str = "", **environ: str
