@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""An application in a container: it reports by mail that it has begun, and that it was told to stop."""
+"""An application in a container: it reports by mail that it begins, and that it is to stop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ RECIPIENT = os.environ.get("REPORT_TO", "you@example.net")
 
 def report(subject: str) -> None:
     """Send a mail: it is on disk when this returns, and a sender is on its way."""
-    picoqmail.enqueue(
-        f"From: application@example.org\nTo: {RECIPIENT}\nSubject: {subject}\n\nNothing more.\n".encode()
-    )
+    header = f"From: application@example.org\nTo: {RECIPIENT}\nSubject: {subject}\n"
+    picoqmail.enqueue(f"{header}\nNothing more.\n".encode())
 
 
 def main() -> None:

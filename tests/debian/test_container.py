@@ -1,7 +1,8 @@
-"""The steps of the Containerfile, run in a system of Debian as a container engine would run them."""
+"""The steps of the Containerfile, run in a system of Debian as a container engine would."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from debian.system import Debian
 
 CONTAINERFILE = f"{CHECKOUT}/packaging/container/Containerfile"
-# A user that no file of the system knows.
+# What engines set, and a user that no file of the system knows.
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 UID = 54321
 SECONDS = 60
 
@@ -58,13 +60,17 @@ def image(debian: Debian, package: str) -> Debian:
 
 
 @pytest.fixture
-def started(image: Debian) -> Iterator[list[subprocess.Popen[str]]]:
+def started() -> Iterator[list[subprocess.Popen[str]]]:
     """Containers that a test has started: killed at its end, if they still run."""
     running: list[subprocess.Popen[str]] = []
     yield running
     for process in running:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            # The signal of --kill-child is lost where a process changes its user.
+            with contextlib.suppress(LookupError, FileNotFoundError):
+                os.kill(process_1(process), signal.SIGKILL)
+            process.kill()
+            process.communicate(timeout=SECONDS)
 
 
 def start(image: Debian, *command: str, **environ: str) -> subprocess.Popen[str]:
@@ -82,7 +88,7 @@ def start(image: Debian, *command: str, **environ: str) -> subprocess.Popen[str]
     variables = dict(one.split("=", 1) for one in value("ENV").split())
     words = command or shlex.split(value("CMD").strip("[]").replace('"', "").replace(",", " "))
     (entrypoint,) = shlex.split(value("ENTRYPOINT").strip("[]"))
-    settings = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", **variables, **environ}
+    settings = {"PATH": _PATH, "HOME": "/", **variables, **environ}
     pairs = [f"{name}={text}" for name, text in settings.items()]
     namespaces = [
         "unshare",
@@ -106,7 +112,7 @@ def start(image: Debian, *command: str, **environ: str) -> subprocess.Popen[str]
 
 
 def process_1(container: subprocess.Popen[str]) -> int:
-    """The pid, seen from here, of the container's process 1: the last of a chain of only children."""
+    """The pid, seen from here, of the container's process 1, the end of a chain of children."""
     pid = container.pid
     while True:
         with open(f"/proc/{pid}/status", encoding="ascii") as file:
