@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from installation import CHECKOUT
-from picoqmail._version import VERSION
+from picoqmail import __version__
 from picoqmail.admin import metrics, status
 from picoqmail.admin.relay_probe import Probe
 from picoqmail.relay.breaker import Outage
@@ -66,7 +66,7 @@ def test_lintian_is_content(package: str) -> None:
 def test_one_version_everywhere() -> None:
     """debian/changelog names the version of the program."""
     with open(f"{CHECKOUT}/debian/changelog", encoding="utf-8") as file:
-        assert f"picoqmail ({VERSION})" == file.readline().partition(" unstable")[0]
+        assert f"picoqmail ({__version__})" == file.readline().partition(" unstable")[0]
 
 
 def test_the_profile_of_apparmor_is_understood() -> None:
