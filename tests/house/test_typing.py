@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +60,59 @@ def test_a_users_program(tmp_path: Path, installed: Installation, checker: str) 
         assert f"changed.py:{line}" in said, said
 
 
-def _command(checker: str, directory: Path, python: str) -> list[str]:
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def _examples(page: str) -> list[str]:
+    """The examples of a page: one program, or several where each is for another framework."""
+    with open(os.path.join(CHECKOUT, "docs", page), encoding="utf-8") as file:
+        blocks = [one[1] for one in BLOCK.finditer(file.read())]
+    return ["\n".join(blocks)] if page == "python.md" else blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+@pytest.mark.parametrize("page", ["python.md", "python-frameworks.md"])
+def test_the_examples_of_the_manual(
+    tmp_path: Path, installed: Installation, page: str, checker: str
+) -> None:
+    """They pass mypy in strict mode, and pyright, as a user who copies them has it."""
+    python = str(tmp_path / "environment" / "bin" / "python3")
+    subprocess.run(
+        [installed.python, "-m", "venv", "--without-pip", tmp_path / "environment"], check=True
+    )
+    _share(installed.python, python)
+    typed, untyped = [], []
+    for number, code in enumerate(_examples(page)):
+        path = tmp_path / f"example_{number}.py"
+        path.write_text(code)
+        missing = [
+            name
+            for name in re.findall(r"^(?:from|import) (flask|fastapi|celery)", code, re.MULTILINE)
+            if importlib.util.find_spec(name) is None
+        ]
+        if not missing:
+            (untyped if "celery" in code else typed).append(path.name)
+    assert typed
+    command = _command(checker, tmp_path, python, mode="standard")
+    assert (0, "") == _run([*command, *typed], tmp_path)
+    if checker == "mypy":
+        # Celery has no types.
+        command += ["--disable-error-code=import-untyped", "--disable-error-code=untyped-decorator"]
+    if untyped:
+        assert (0, "") == _run([*command, *untyped], tmp_path)
+
+
+def _share(installed: str, python: str) -> None:
+    """Let an environment see the installed package, and what else is here."""
+    here = {str(pathlib.Path(one).resolve()) for one in sys.path if one.endswith("site-packages")}
+    code = "import picoqmail, os; print(os.path.dirname(picoqmail.__path__[0]))"
+    package = subprocess.check_output([installed, "-c", code], text=True).strip()
+    (site_packages,) = pathlib.Path(python).parents[1].glob("lib/python3*/site-packages")
+    (site_packages / "shared.pth").write_text("\n".join([package, *sorted(here)]) + "\n")
+
+
+def _command(checker: str, directory: Path, python: str, mode: str = "strict") -> list[str]:
     if checker == "mypy":
         pytest.importorskip("mypy", reason="needs mypy (extra lint)")
         cache = str(directory / "cache")
@@ -68,7 +123,7 @@ def _command(checker: str, directory: Path, python: str) -> list[str]:
     )
     if program is None:
         pytest.skip("needs pyright: pip install pyright")
-    (directory / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    (directory / "pyrightconfig.json").write_text(f'{{"typeCheckingMode": "{mode}"}}')
     return [program, "--pythonpath", python]
 
 
