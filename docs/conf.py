@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 
@@ -14,7 +15,15 @@ author = "the authors of picoqmail"
 copyright = author  # noqa: A001 - Sphinx's own name
 release = version = _found[1] if _found else "unknown"
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# The reference of the library (api.md) is made from its docstrings, where backticks mean code.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_mock_imports = [] if importlib.util.find_spec("django") else ["django"]
+napoleon_google_docstring = True
+# Types in signatures have no page of their own.
+nitpick_ignore_regex = [("py:.*", ".*")]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "picoqmail"

@@ -116,6 +116,8 @@ class Spool(Verbs):
     ) -> Receipt:
         """Put one message into the spool; returns when it is durable, and never waits for a relay.
 
+        All errors are PicoqmailError, whose `permanent` says whether the same can ever work.
+
         Args:
             message: bytes, str (which becomes UTF-8), an `email.message.EmailMessage` or
                 `Message`, a path object, or a stream open for reading in binary mode, which is
@@ -150,8 +152,6 @@ class Spool(Verbs):
             InputError: the stream or file could not be read.
             ConfigurationError: the home is not there, or one of its settings is wrong.
             SpoolError: the disk refused; nothing was accepted, and the same may be tried again.
-
-            All of them are PicoqmailError, whose `permanent` says whether the same can ever work.
         """
         mail = Mail(
             message,
@@ -338,7 +338,8 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
 ) -> Receipt:
     """Put one message into the spool of this host; returns when it is durable.
 
-    It never waits for a relay: a sender in the background, and cron after it, bring it there.
+    It never waits for a relay: a sender in the background, and cron after it, bring it there. All
+    errors are PicoqmailError, whose `permanent` says whether the same can ever work.
 
     Args:
         message: bytes, str (which becomes UTF-8), an `email.message.EmailMessage` or
@@ -368,7 +369,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
             PICOQMAIL_SEND=off.
 
     Returns:
-        The receipt: the message is on disk, and survives a power cut.
+        The receipt of the message, which is on disk now and survives a power cut.
 
     Raises:
         EnvelopeError: an address is malformed, or none was found, or a header field was not
@@ -380,8 +381,6 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
         InputError: the stream or file could not be read.
         ConfigurationError: the home is not there, or one of its settings is wrong.
         SpoolError: the disk refused; nothing was accepted, and the same may be tried again.
-
-        All of them are PicoqmailError, whose `permanent` says whether the same can ever work.
     """
     return Spool(home, send=send).enqueue(
         message,
