@@ -29,18 +29,93 @@ below. A wrong value is an error with its file and line: exit
 code 78, or 55 of the queue program. It reports names that are no settings; they are not used.
 
 `relaypass` is read only from a file of mode 0600 or stricter (`minivars` too, if it stands there)
-that belongs to the user who sends, or to root. A command in it is split into words as a shell would
-do it, and executed without a shell, with nothing on its standard input: `!pass show relay` works, a
-pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never logged. A
-password that begins with `#` goes into `minivars`, in single quotes; one that ends with a blank, or
-begins with `!`, is printed by a command: `!printf '%s' '!secret '`.
+that belongs to the user who sends, or to root if root sends. `picoqmail init --password-stdin`
+writes it, whatever characters the password has. A command in it is split into words as a shell
+would do it, and executed without a shell, with nothing on its standard input: `!pass show relay`
+works, a pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never logged.
 
 """
 
 
+# What belongs together, and an example of each setting: lines of its control file.
+GROUPS = {
+    "This host": {
+        "me": ["host.example.org"],
+        "helohost": ["mail.example.org"],
+        "idhost": ["example.org"],
+        "adminaddr": ["admin@example.org"],
+        "defaulthost": ["example.org"],
+        "defaultdomain": ["example.org"],
+        "plusdomain": ["example.org"],
+        "rewritefrom": ["root@:noreply@example.org", "@host.example.org:@example.org"],
+    },
+    "Relays": {
+        "relayip": [
+            "smtp+starttls://joe@example.org@smtp.example.org:587",
+            "smtps://backup.example.net",
+        ],
+        "relaypass": ["!pass show relay"],
+        "smtproutes": ["example.net:smtp.example.net", ".internal.example:[192.0.2.7]:2525"],
+        "senderroutes": [
+            "shop@example.org:smtps://shop@smtp.example.com",
+            "<>:bounces.example.org",
+        ],
+        "sourceip": ["192.0.2.1"],
+        "authmechanisms": ["SCRAM-SHA-256 PLAIN"],
+        "cleartextauth": ["on"],
+    },
+    "TLS": {
+        "tls": ["require"],
+        "tlsca": ["/etc/ssl/certs/our-ca.pem"],
+        "tlscert": ["/etc/ssl/private/host.pem"],
+        "tlsfingerprint": ["0123456789abcdef" * 4],
+    },
+    "Sending": {
+        "queuelifetime": ["259200"],
+        "retryschedule": ["1m 5m 15m 1h"],
+        "concurrencyremote": ["10"],
+        "ratelimit": ["30/m"],
+        "timeoutconnect": ["20s"],
+        "timeoutremote": ["10m"],
+        "pipelining": ["off"],
+        "chunking": ["off"],
+        "runlifetime": ["1h"],
+    },
+    "What is accepted": {
+        "databytes": ["20000000"],
+        "minfree": ["100000000"],
+        "userlimit": ["200"],
+        "idempotencylifetime": ["86400"],
+    },
+    "Reports": {
+        "bounces": ["off"],
+        "bouncefrom": ["postmaster"],
+        "bouncehost": ["example.org"],
+        "doublebounceto": ["admin@example.org"],
+        "bouncelimit": ["20"],
+        "bouncemaxbytes": ["5000"],
+        "delaywarning": ["4h"],
+        "keepundelivered": ["30"],
+    },
+    "Log": {
+        "log": ["/var/log/picoqmail/mail.log info"],
+        "logprivacy": ["local"],
+    },
+}
+_OTHERS = "Others"
+
+
 def document() -> str:
     """Return the page docs/settings.md, in Markdown."""
-    return _HEAD + "\n".join("\n".join(_section(name, spec)) for name, spec in SPECS.items())
+    lines = []
+    named = {name for group in GROUPS.values() for name in group}
+    groups = {**GROUPS, _OTHERS: {name: [] for name in SPECS if name not in named}}
+    for title, group in groups.items():
+        if group:
+            lines += [f"## {title}", ""]
+        for name, example in group.items():
+            lines += _section(name, SPECS[name], example)
+    return _HEAD + "\n".join(lines)
 
 
 def shown_lines(entry: SettingEntry) -> list[str]:
@@ -75,13 +150,17 @@ def default_text(spec: Spec) -> str:
     return spec.default or "not set"
 
 
-def _section(name: str, spec: Spec) -> Iterator[str]:
-    yield f"## {name}"
+def _section(name: str, spec: Spec, example: list[str]) -> Iterator[str]:
+    yield f"### {name}"
     yield ""
     yield spec.meaning
     yield ""
     yield f"- Allowed: {spec.allowed}{' (one a line)' if spec.many else ''}"
     yield f"- Default: {default_text(spec)}{f' {spec.unit}' if _counts(spec) else ''}"
+    if len(example) == 1:
+        yield f"- Example: `{example[0]}`"
+    elif example:
+        yield "- Example, one a line: " + ", ".join(f"`{line}`" for line in example)
     yield ""
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picoqmail.errors import ConfigurationError
+from picoqmail.home import page, settings, values
 from picoqmail.home import secret as relay_password
-from picoqmail.home import settings, values
 from picoqmail.home.limits import MOST_SECONDS
 from picoqmail.home.paths import Home
 from picoqmail.home.secret import PasswordUnavailableError, RelayPassword
@@ -440,3 +440,14 @@ def test_durations_have_two_directions(seconds: int) -> None:
     """A duration spelled for people adds up to itself."""
     spelled = values.spelled_duration(seconds)
     assert seconds == sum(values.duration(word) for word in spelled.split())
+
+
+def test_every_setting_has_its_group_and_an_example_that_is_right() -> None:
+    """The manual's examples are what a user copies: each alone is a value that is taken."""
+    grouped = [name for group in page.GROUPS.values() for name in group]
+    assert sorted(settings.SPECS) == sorted(grouped)
+    for group in page.GROUPS.values():
+        for name, lines in group.items():
+            for line in lines:
+                if not settings.SPECS[name].secret:
+                    settings.SPECS[name].read(line)
