@@ -32,7 +32,8 @@ code 78, or 55 of the queue program. It reports names that are no settings; they
 that belongs to the user who sends, or to root if root sends. `picoqmail init --password-stdin`
 writes it, whatever characters the password has. A command in it is split into words as a shell
 would do it, and executed without a shell, with nothing on its standard input: `!pass show relay`
-works, a pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never logged.
+works, a pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never
+logged.
 
 """
 
