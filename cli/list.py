@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="age",
         help="age: the oldest first, each shown as soon as it is read (the default)",
     )
-    parser.add_argument("--reverse", action="store_true", help="the other way round")
-    parser.add_argument("--limit", metavar="N", type=int, help="no more than so many")
+    parser.add_argument("--reverse", action="store_true", help="in the opposite order")
+    parser.add_argument("--limit", metavar="N", type=int, help="at most this many")
     parser.add_argument("--ids", action="store_true", help="only the IDs, one a line")
 
 

@@ -73,7 +73,7 @@ def _sidecar_text(spool: Store, entry: Entry) -> str:
         with open(f"{spool.path}/{entry.state}/{entry.id}{SIDECAR}", "rb") as file:
             return file.read().decode(errors="replace")
     except FileNotFoundError:
-        # It moved on since we looked; what we have read is still a truth of this second.
+        # It moved after it was read; what was read was true a moment ago.
         return entry.message.to_sidecar().decode() if entry.message else ""
 
 

@@ -88,7 +88,7 @@ def _lines(spool: str, now: Status) -> Iterator[str]:
     if kept.messages >= _GROWING:
         yield (
             f"{bold('note')}       undelivered/ keeps {kept.messages} messages, {kept.fresh} of "
-            "the last day; look: picoqmail list --state undelivered; drop old ones: "
+            "the last day; see: picoqmail list --state undelivered; drop old ones: "
             "picoqmail purge --older-than 30d, or the setting keepundelivered"
         )
 
@@ -106,7 +106,7 @@ def _next(now: Status) -> str:
         return "nothing to try"
     down = [one.until for one in now.outages.values() if one.until > now.taken]
     wait = rough_duration(min(down, default=now.taken) - now.taken)
-    later = f"; relays that are down are looked at in {wait}"
+    later = f"; relays that are down are tried again in {wait}"
     if now.due:
         return f"{words.count(now.due, 'message')} due now" + (later if down else "")
     if now.next_attempt is None:

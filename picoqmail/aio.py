@@ -271,7 +271,7 @@ class Spool:
         return await _in_thread(self._spool.result, message_id)
 
     async def status(self) -> Status:
-        """Counts, ages, outages and who is working."""
+        """Counts, ages, outages and active programs."""
         return await _in_thread(self._spool.status)
 
     async def retry(self, message_id: str) -> VerbResult:
@@ -291,7 +291,7 @@ class Spool:
         return await _in_thread(self._spool.requeue, message_id)
 
     async def delete(self, message_id: str) -> VerbResult:
-        """Remove a message, whatever its state; nobody is told of it."""
+        """Remove a message, whatever its state; no report is sent."""
         return await _in_thread(self._spool.delete, message_id)
 
     async def deliver(

@@ -117,7 +117,7 @@ class MailHandler(logging.Handler):
     def _changed(self) -> threading.Condition:
         """The condition of this process. Its lock can be taken again: a signal may log too."""
         if self._pid != os.getpid():
-            # A server in C forked without telling Python.
+            # A server in C forked without Python's knowledge.
             self._start_anew()
         if self._condition is not None:
             return self._condition
@@ -348,7 +348,7 @@ def _read(given: AddressLike, what: str) -> tuple[str, str]:
 
 
 def _threads_run() -> bool:
-    """Whether this server runs threads at all: uWSGI does only if it is told to."""
+    """Whether this server runs threads at all: uWSGI does only if it is configured to."""
     server = sys.modules.get("uwsgi")
     options = getattr(server, "opt", None)
     if not isinstance(options, dict):

@@ -302,12 +302,12 @@ def check_host(home: Home) -> Iterator[Finding]:
         yield Finding("sendmail", OK, f"{host_sendmail.SENDMAIL} leads here")
     else:
         # In a home that init made the name is taken on request only.
-        missing = whose.startswith("nobody's") and not packaged
+        missing = not os.path.exists(host_sendmail.SENDMAIL) and not packaged
         again = "install picoqmail again" if packaged else "picoqmail init --system --sendmail"
         yield Finding(
             "sendmail",
             OK if missing else WARNING,
-            f"{host_sendmail.SENDMAIL} is {whose}: what programs give to it does not come here",
+            f"{host_sendmail.SENDMAIL} {whose}: what programs give to it does not come here",
             f"to have it here: {again}",
         )
     setid = f"{home.bin}/qmail-queue"

@@ -191,8 +191,8 @@ def _relays(outages: Mapping[str, Outage], now: float) -> Iterator[str]:
         wait = one.until - now
         until = f" in {spelled_duration(wait)}" if wait > 0 else " in the next run"
         yield (
-            f"But the relay {name} cannot be used at the moment ({one.stage}: {one.reason}). That "
-            f"counts as an attempt for no message. The relay is tried again{until}."
+            f"But the relay {name} cannot be used at the moment ({one.stage}: {one.reason}). This "
+            f"does not count as an attempt. The relay is tried again{until}."
         )
 
 

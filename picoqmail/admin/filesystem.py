@@ -63,7 +63,7 @@ def examine(home: Home) -> list[Shortcoming]:
     if doubt is not None:
         found.append(Shortcoming(f"the file system is {name}: {doubt}", grave=False))
     if len({os.stat(f"{home.spool}/{one}").st_dev for one in (TMP, NEW, CUR, UNDELIVERED)}) > 1:
-        text = "its directories are on different file systems, between which nothing is renamed"
+        text = "its directories are on different file systems, between which no file can be renamed"
         found.append(Shortcoming(text, grave=True))
     return found
 
@@ -118,7 +118,7 @@ def _locks(descriptor: int, made: list[str]) -> str:
             return ""
     finally:
         os.close(other)
-    return "a lock (flock) keeps nobody out: mail would be sent twice"
+    return "a lock (flock) does not keep another process out: mail would be sent twice"
 
 
 def _permissions(descriptor: int, made: list[str]) -> str:

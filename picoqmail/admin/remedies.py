@@ -23,7 +23,7 @@ _NEEDS_SOMEBODY = frozenset(("tls", "auth"))
 def needs_somebody(outages: Mapping[str, Outage]) -> str:
     """Return what has to be done before mail can go, "" if waiting is enough."""
     found = [
-        f"Somebody has to act, as waiting does not help with {name}: {REMEDIES[one.stage]}. "
+        f"Waiting does not help with {name}, somebody has to act: {REMEDIES[one.stage]}. "
         "picoqmail check tries it."
         for name, one in outages.items()
         if one.stage in _NEEDS_SOMEBODY

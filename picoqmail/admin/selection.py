@@ -1,6 +1,6 @@
 """Choosing messages: what an administrator can ask for, and the lazy walk over the spool for it.
 
-What may live here: looking, without a lock and without changing anything. Names are sorted before
+What may live here: reading, without a lock and without changing anything. Names are sorted before
 any file is opened, so that the first of a hundred thousand messages is shown at once, and only
 what a question needs is read: state and age are in the names.
 """
@@ -130,7 +130,7 @@ def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
         try:
             entries = os.listdir(path)
         except OSError as exc:
-            raise SpoolError("look at", path, exc, QUEUE_SPOOL) from exc
+            raise SpoolError("read", path, exc, QUEUE_SPOOL) from exc
         for name in entries:
             if name.endswith(SIDECAR):
                 # After a crash a message has two sidecars; STATES has the order of recovery.

@@ -91,10 +91,10 @@ def reply_line(text: str) -> str:
     code, _, rest = text.strip().partition(" ")
     is_number = code.isascii() and code.isdigit()
     if not is_number or not _LOWEST_REFUSAL <= int(code) <= _HIGHEST_REFUSAL:
-        raise ValueError(f"{code!r} is no refusal: a code from 400 to 599 is")
+        raise ValueError(f"{code!r} is not the code of a refusal, which is 400 to 599")
     if not rest.isascii() or not rest.isprintable():
-        raise ValueError(f"{rest!r} cannot stand in a reply: printable ASCII can")
-    return f"{code} {rest or code[0] + '.0.0 as the sink was told'}"
+        raise ValueError(f"{rest!r} cannot stand in a reply, which is printable ASCII")
+    return f"{code} {rest or code[0] + '.0.0 refused on request'}"
 
 
 def refusal(text: str, times: int | None = None) -> Refusal:
@@ -107,7 +107,7 @@ def refusal(text: str, times: int | None = None) -> Refusal:
         phase, reply = "content", text
     phase = phase.lower()
     if phase not in PHASES:
-        raise ValueError(f"{phase!r} is no phase: {', '.join(PHASES)} are")
+        raise ValueError(f"{phase!r} is no phase; use {', '.join(PHASES)}")
     return Refusal(phase, reply_line(reply), times)
 
 

@@ -135,7 +135,7 @@ def gather(spool: str, now: float | None = None) -> Status:
         space = os.statvfs(spool)
         writing = sum(name.endswith(BODY) for name in os.listdir(f"{spool}/{TMP}"))
     except OSError as exc:
-        raise SpoolError("look at", spool, exc, QUEUE_SPOOL) from exc
+        raise SpoolError("read", spool, exc, QUEUE_SPOOL) from exc
     cron, cron_since = _cron(spool)
     return Status(
         taken=int(gathered.now),
@@ -176,7 +176,7 @@ def _walk(spool: str, state: str, gathered: _Gathered) -> Heap:
                     if heap.oldest is None or created < heap.oldest:
                         heap.oldest = created
     except OSError as exc:
-        raise SpoolError("look at", f"{spool}/{state}", exc, QUEUE_SPOOL) from exc
+        raise SpoolError("read", f"{spool}/{state}", exc, QUEUE_SPOOL) from exc
     return heap
 
 

@@ -89,7 +89,7 @@ class ReportLimit:
         try:
             return scan.overdue_reports(self.spool, now)
         except OSError as exc:
-            raise SpoolError("look at", self.directory, exc) from exc
+            raise SpoolError("read", self.directory, exc) from exc
 
     def take(self, path: str, digest: str) -> Overdue | None:
         """Take a file for the digest of this ID; None if it is gone or another process has it.

@@ -32,7 +32,7 @@ KIND_DELAYED = "delayed"
 
 
 class Addressee(Value):
-    """Who gets a report, and the envelope sender that the report has."""
+    """The address that gets a report, and the envelope sender of the report."""
 
     __slots__ = ("address", "sender")
 

@@ -141,7 +141,7 @@ def _sentences(report: Report) -> Iterator[str]:
         )
         yield ""
     yield from _wrapped(
-        "Whoever runs this host finds more under the name "
+        "The administrator of this host finds more under the name "
         f"{message.id} (picoqmail explain {message.id})."
     )
     yield ""
@@ -284,7 +284,7 @@ def digest(  # noqa: PLR0913 - one argument a fact
     text = _wrapped(f"This is the mail system of {host}.")
     text += ["", *_wrapped(
         f"{len(failures)} more of your mails could not be delivered within an hour. So many "
-        "reports were sent to you in that hour that these are told together, without their content:"
+        "reports were sent to you in that hour that these are listed here, without their content:"
     )]  # fmt: skip
     for one in failures[:_DIGEST_LIMIT]:
         text += ["", f"<{_path(str(one.get('recipient')))}>"]
@@ -292,7 +292,11 @@ def digest(  # noqa: PLR0913 - one argument a fact
         text += _wrapped(str(one.get("reply") or "No reason is known."), "    ")
     if len(failures) > _DIGEST_LIMIT:
         text += ["", f"and {len(failures) - _DIGEST_LIMIT} more."]
-    text += ["", *_wrapped("Whoever runs this host finds each with: picoqmail explain ID"), ""]
+    text += [
+        "",
+        *_wrapped("The administrator of this host finds each with: picoqmail explain ID"),
+        "",
+    ]
     body = "\n".join(text)
     header = [
         f"Date: {header_date(now)}",

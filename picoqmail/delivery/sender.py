@@ -93,7 +93,7 @@ class Sender:
         try:
             return scan.look(self.home.spool, state, time.time())
         except OSError as exc:
-            raise SpoolError("look at", f"{self.home.spool}/{state}", exc, QUEUE_SPOOL) from exc
+            raise SpoolError("read", f"{self.home.spool}/{state}", exc, QUEUE_SPOOL) from exc
 
     def is_stopped(self) -> bool:
         """Say whether a signal asked this program to end."""
@@ -198,7 +198,7 @@ class Sender:
             gone, halves = scan.look_at_undelivered(self.home.spool, now)
             overdue = scan.overdue_reports(self.home.spool, now)
         except OSError as exc:
-            return SpoolError("look at", exc.filename or self.home.spool, exc, QUEUE_SPOOL)
+            return SpoolError("read", exc.filename or self.home.spool, exc, QUEUE_SPOOL)
         try:
             if halves:
                 self.run.settle(halves)
@@ -347,7 +347,7 @@ def _complain(program: str, exc: PicoqmailError | OSError, *, is_told: bool = Fa
         code = EX_CONFIG if isinstance(exc, ConfigurationError) else exc.sysexit
     else:
         where = f": {exc.filename}" if exc.filename else ""
-        line = f"{program}: the system failed us: {exc.strerror or exc}{where}"
+        line = f"{program}: system error: {exc.strerror or exc}{where}"
         code = EX_OSERR
     if not is_told:
         _print(line)

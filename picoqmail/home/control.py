@@ -144,7 +144,7 @@ def _check_way_of(path: str, uid: int) -> None:
     try:
         check_way(path, uid)
     except OSError as exc:
-        raise ConfigurationError(path, f"cannot be looked at: {exc.strerror}") from exc
+        raise ConfigurationError(path, f"cannot be examined: {exc.strerror}") from exc
 
 
 def _check_owner_of_secret(path: str, status: posix.stat_result, trusted: set[int]) -> None:

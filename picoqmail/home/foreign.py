@@ -96,7 +96,9 @@ def nullmailer(texts: Mapping[str, str]) -> Translation:
     found.set("timeoutremote", timeout if timeout != "0" else "")
     for name in ("pausetime", "maxpause"):
         if first.get(name):
-            found.notes.append(f"{name}: how often is tried is retryschedule here")
+            found.notes.append(
+                f"{name}: here the setting retryschedule says when mail is tried again"
+            )
     for number, line in enumerate(texts.get("remotes", "").splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             _nullmailer_remote(found, line, f"remotes:{number}")

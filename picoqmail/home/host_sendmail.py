@@ -73,17 +73,17 @@ def give_back(home: Home) -> list[str]:
 
 
 def whose(path: str, home: Home) -> str:
-    """Whose program a name of the host's is: "" if the home's, else a few words for people."""
+    """Return what a name of the host's is: "" if the home's program, else words for people."""
     if not os.path.exists(path):
-        return "nobody's: it leads nowhere" if os.path.islink(path) else "nobody's: it is not there"
+        return "is a link that leads nowhere" if os.path.islink(path) else "is not there"
     if os.path.realpath(path) == os.path.realpath(f"{home.bin}/sendmail"):
         return ""
     package = package_of(path)
     if package:
-        return f"the package {package}'s"
+        return f"belongs to the package {package}"
     real = os.path.realpath(path)
     package = package_of(real) if real != path else ""
-    return f"{real}, of the package {package}" if package else f"{real}, of no package"
+    return f"is {real}, of the package {package}" if package else f"is {real}, of no package"
 
 
 def package_of(path: str) -> str:

@@ -352,7 +352,7 @@ def _check_way(path: str, ours: tuple[str, ...]) -> None:
         problem = f"{exc.problem}, and so could replace the home"
         raise InitError(exc.where, problem, exc.remedy) from exc
     except OSError as exc:
-        raise InitError(path, f"cannot be looked at: {exc.strerror}") from exc
+        raise InitError(path, f"cannot be examined: {exc.strerror}") from exc
 
 
 def _make_parents(path: str) -> None:

@@ -78,7 +78,7 @@ def refuse_root(home: Home, program: str = "") -> None:
             f"run this as the owner of {home.root}, or hand the mail to picoqmail-sendmail",
         ) from None
     except OSError as exc:
-        raise HandsError(home.root, f"cannot be looked at: {exc.strerror}") from exc
+        raise HandsError(home.root, f"cannot be examined: {exc.strerror}") from exc
 
 
 def refuse_root_in_spool(home: Home) -> None:
@@ -113,7 +113,7 @@ def become_owner(home: Home) -> bool:
             return False
         gid = posix.lstat(home.spool if exists(home.spool) else home.root).st_gid
     except OSError as exc:
-        raise HandsError(home.root, f"cannot be looked at: {exc.strerror}") from exc
+        raise HandsError(home.root, f"cannot be examined: {exc.strerror}") from exc
     name, directory, gid = _identity_of(uid, gid)
     posix.setgroups(groups_of(uid, gid))
     posix.setresgid(gid, gid, gid)

@@ -1,11 +1,11 @@
 /*
  * The way into a spool that belongs to a user of its own: bin/qmail-queue of a home for many users.
  * It becomes that user for good, cleans everything that a caller hands to a program, and runs the
- * Python program, which alone looks at the mail. It reads nothing.
+ * Python program, which alone reads the mail. It reads nothing.
  *
  * Set-user-id to root, although it only ever wants to be the spool's owner. A file that belongs to
- * that owner could be rewritten by him, and so by whatever once takes over the sender, which talks
- * to the network; and everybody who sends mail, root too, would run it. docs/security.md has more.
+ * that owner could be rewritten by that owner. An attacker who took over the sender, which talks to
+ * the network, could do so; and every user, root too, would then run it. See docs/security.md.
  * So the rights go first: nothing stands before drop() but what only root may lift.
  *
  * Compiled by `picoqmail init --system`, or when the Debian package is built. Fixed at compile time:

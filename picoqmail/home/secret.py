@@ -66,11 +66,6 @@ class RelayPassword:
             raise ValueError("the password is empty")
 
     @property
-    def from_command(self) -> bool:
-        """Whether a command provides the secret."""
-        return bool(self._command)
-
-    @property
     def is_known(self) -> bool:
         """Whether `reveal` returns at once: the setting has the secret, or the command gave it."""
         return isinstance(self._answer, str)
@@ -209,7 +204,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         return
     import signal
 
-    # No such group: it ended by itself between the look and the kill.
+    # No such group: it ended by itself between the check and the kill.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -605,7 +605,7 @@ def _refuse_if_others_can_read(raw: ControlValue) -> None:
     if mode & 0o077:
         raise ConfigurationError(
             raw.path,
-            f"holds a password, and its mode {mode:04o} lets others at it",
+            f"holds a password, and its mode {mode:04o} lets other users read or change it",
             f"run: chmod 600 {raw.path}, or picoqmail check --repair; and change the password if "
             "others use this host",
         )
@@ -687,8 +687,9 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
         yield f"{where}: {settings.log.path} is a link, so nothing is logged there"
     for relay in logins_in_clear(settings):
         yield (
-            f"{settings.origins['cleartextauth']}: lets {relay} see the login without TLS, and "
-            "everybody on the way: set tls to require, or write smtps:// or smtp+starttls://"
+            f"{settings.origins['cleartextauth']}: lets {relay}, and everybody "
+            "on the way, see the login without TLS: set tls to require, or write smtps:// or "
+            "smtp+starttls://"
         )
     for relay in refused_logins(settings):
         yield (

@@ -12,7 +12,7 @@ import math
 
 from picoqmail.home.control import check_host
 from picoqmail.home.limits import MOST_SECONDS
-from picoqmail.log.choice import LEVELS, LogChoice
+from picoqmail.log.choice import LEVELS, SINKS, LogChoice
 from picoqmail.log.privacy import CHOICES as LOG_PRIVACY
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.value import Value
@@ -229,7 +229,7 @@ def log_choice(text: str) -> LogChoice:
         level = words.pop()
         text = text[: text.rindex(level)].rstrip()
     sink = words[0]
-    if len(words) == 1 and sink in {"auto", "stderr", "syslog", "journal", "json", "off"}:
+    if len(words) == 1 and sink in SINKS and sink != "file":
         return LogChoice(sink, "", level)
     path = text
     if sink == "json":
@@ -237,7 +237,7 @@ def log_choice(text: str) -> LogChoice:
     else:
         sink = "file"
     if not path.startswith("/"):
-        raise ValueError(f"{path!r} is no log I know, and no absolute path")
+        raise ValueError(f"{path!r} is neither the name of a log nor an absolute path")
     return LogChoice(sink, _printable(path), level)
 
 

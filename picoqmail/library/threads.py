@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def abreast(do: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
     """Return the results of `do` for each of `items`, in order; the caller is one of the `threads`.
 
-    Where no thread can be had the caller does all by himself. Raises the first error that `do`
+    Where no thread can be had the caller does all of it. Raises the first error that `do`
     raised, after all that was begun has ended.
     """
     results: dict[int, Result] = {}

@@ -1,9 +1,9 @@
 """Addresses in text, read as RFC 5322 section 3.4 writes them: whole, or not at all.
 
-Who only finds the first address of `a@x; b@y` loses the second in silence. So a text is either
-understood to its last character or it is refused. Obsolete forms are understood: routes, empty
+A reader that finds only the first address of `a@x; b@y` loses the second in silence. So a text is
+either understood to its last character or refused. Obsolete forms are understood: routes, empty
 elements, dots in names, blanks and comments anywhere. Local parts with a dot too many (`a..b`) are
-taken, for mailboxes of that kind exist. Pure.
+taken, because mailboxes of that kind exist. Pure.
 
 qmail's own reading, where blanks separate addresses and a lone name gets a host, is in `tokens`.
 """

@@ -51,7 +51,7 @@ def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
 
 
 class _Generator(BytesGenerator):
-    """The generator of the email package, with boundaries of ours and a look at each header."""
+    """The generator of the email package, with our own boundaries and a check of each header."""
 
     _fp: Any
 

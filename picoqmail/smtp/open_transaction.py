@@ -343,7 +343,7 @@ def _outcome(reply: Reply) -> Outcome:
 
 
 def _outcome_of_envelope(reply: Reply) -> Outcome:
-    """Return the outcome of a reply before the data: what is wrong with us may be mended."""
+    """Return the outcome of a reply before the data: what is wrong with us may be repaired."""
     outcome = _outcome(reply)
     if outcome == "failed" and (wants_tls(reply) or wants_login(reply) or is_about_our_host(reply)):
         return "deferred"

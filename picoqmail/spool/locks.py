@@ -7,7 +7,7 @@ has the file open ends, so no lock outlives its holder.
 - A lock that is waited for with a time limit is portalocker's business. It is imported only when
   somebody else has the lock, because its import takes longer than sending a mail.
 - After a wait the file may have lost its name: its holder unlinked or renamed it. A lock on such a
-  file keeps nobody out, so `is_at` is asked once the lock is there.
+  file does not keep others out, so `is_at` is asked once the lock is there.
 - The lock files `sender.lock` and `cron.lock` are never unlinked: then somebody could wait for the
   old file while others lock the new one.
 """
@@ -36,7 +36,7 @@ CRON_SLOTS = 16
 _STAMPING_SECONDS = 0.1
 _STAMP_OCTETS = 32
 
-# Those who have such a lock need a few milliseconds of disk.
+# A holder of such a lock uses the disk for a few milliseconds.
 _CHECK_SECONDS = 0.005
 
 LOCKS = "/proc/locks"
@@ -94,8 +94,8 @@ def take_lock(path: str, *, any_umask: bool = False) -> int:
 def wait_for_lock(path: str, seconds: float, *, any_umask: bool = False) -> int:
     """Take a file's lock, waiting at most `seconds` for the process that has it.
 
-    Returns its descriptor, or -1 if the file has lost its name meanwhile: then look again what is
-    there. The file is made if it is not there; `any_umask` as for durable.create. Raises
+    Returns its descriptor, or -1 if the file has lost its name meanwhile: then there may be another
+    one to lock. The file is made if it is not there; `any_umask` as for durable.create. Raises
     TimeoutError if the time is over, and OSError.
     """
     lock = take_lock(path, any_umask=any_umask)
@@ -150,7 +150,7 @@ def _wait(path: str, seconds: float, *, any_umask: bool) -> int:
     try:
         file = waiting.acquire()
     except portalocker.LockException as exc:
-        text = "another process has had it in hand for too long"
+        text = "another process has held it for too long"
         raise TimeoutError(errno.ETIMEDOUT, text) from exc
     with file:
         return fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
@@ -159,7 +159,7 @@ def _wait(path: str, seconds: float, *, any_umask: bool) -> int:
 class LockedFile:
     """A small file that one process at a time reads and rewrites; it is locked while it is open.
 
-    A context manager. Whoever has the lock needs it for microseconds, so entering waits without a
+    A context manager. A process holds the lock for microseconds only, so entering waits without a
     time limit. Nothing is synced: a crash may leave the file empty or cut, and its readers must
     take that for a file that says nothing. Raises OSError.
     """

@@ -1,7 +1,7 @@
-"""How long failures are kept: the setting keepundelivered, looked after by cron once an hour.
+"""How long failures are kept: cron applies the setting keepundelivered once an hour.
 
-The question whether it is time is asked in every run, so it costs one look for the setting, and
-one stat where there is one; the module is imported by an idle run, builtins only.
+Every run asks whether it is time. That costs one search for the setting, and one stat if it is
+set. An idle run imports this module; builtins only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAUSE_SECONDS = 3600
 
 
 def is_purge_due(home: Home, now: float) -> bool:
-    """Say whether old failures are to be looked for now. Raises ConfigurationError."""
+    """Say whether it is time to search for old failures. Raises ConfigurationError."""
     if Control(home.control).read(SETTING) is None:
         return False
     try:
@@ -44,7 +44,7 @@ def purge(spool: Store, seconds: float) -> int:
             try:
                 gone += spool.destroy(message_id)
             except NoSuchMessageError:
-                continue  # Somebody deleted it since we looked.
+                continue  # It was deleted since the directory was read.
         spool.flush()
         stamp = f"{spool.path}/{PURGED}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC

@@ -40,7 +40,7 @@ TRUSTED = frozenset(("btrfs", "ext4", "tmpfs", "xfs"))
 LEAST_RELEASE = (5, 17)
 # Fewer messages than this gain a few milliseconds at most, and would wait for others' data.
 LEAST_MESSAGES = 8
-# All that any program wrote is waited for. More than this may take longer than what it saves: half
+# It waits for all that any program wrote. More than this may take longer than what it saves: half
 # a second on a disk that writes 256 MB in one. (A fast one took 45 ms, as a group by fsync does.)
 MOST_DIRTY_OCTETS = 128 * 1024 * 1024
 
@@ -84,7 +84,7 @@ class FileSystemSync:
 
 
 def open_for_sync(directory: str) -> FileSystemSync | None:
-    """Look at the file system of a directory; None where its syncfs is not to be trusted.
+    """Examine the file system of a directory; None if its syncfs cannot be trusted.
 
     To be called before anything of what it is to make durable is written.
     """

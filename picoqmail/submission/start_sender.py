@@ -2,8 +2,8 @@
 
 The sender's lock decides which process starts one. A process that has just accepted a message
 takes the lock and hands it to the sender that it starts, so the lock is never free in between. A
-process that finds it taken need not start anything: the holder releases it before its last look at
-new/ (delivery/sender.py), so that look finds the message. INTERNALS.md has the whole argument.
+process that finds it taken need not start anything: the holder reads new/ once more after it has
+released the lock (delivery/sender.py), and finds the message. INTERNALS.md has the whole argument.
 """
 
 from __future__ import annotations

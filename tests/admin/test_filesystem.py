@@ -86,7 +86,7 @@ def test_without_a_place_for_the_probe_it_says_so(trial: Trial) -> None:
     ("injected", "expected"),
     [
         ("flock:error=ENOLCK", "locking (flock) does not work"),
-        ("flock:retval=0", "keeps nobody out"),
+        ("flock:retval=0", "does not keep another process out"),
         ("fsync:error=EINVAL:when=2", "a directory cannot be made durable (fsync)"),
         ("fsync:error=EIO:when=1", "making a file durable (fsync) does not work"),
         ("link,linkat:error=EPERM", "a second name for a file (link) does not work"),

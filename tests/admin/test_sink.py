@@ -290,5 +290,5 @@ def test_port_in_use(start: Callable[..., Running], tmp_path: Path) -> None:
 
 def test_reply_text() -> None:
     """A bare code gets an enhanced code of its class, and a text."""
-    assert sink.reply_line("451") == "451 4.0.0 as the sink was told"
+    assert sink.reply_line("451") == "451 4.0.0 refused on request"
     assert sink.refusal("rcpt=550 x", 3) == sink.Refusal("rcpt", "550 x", 3)

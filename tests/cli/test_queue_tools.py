@@ -213,7 +213,7 @@ def test_a_refused_login_is_somebodys_business(
     assert "refused the login" in said.stdout
     text = picoqmail(trial, "explain", message_id).stdout
     assert "relaypass" in text
-    assert "Somebody has to act" in text
+    assert "somebody has to act" in text
     assert "Nobody needs to do anything" not in text
 
 

@@ -92,9 +92,6 @@ def test_locks_are_made_in_one_module() -> None:
             offenders += [
                 f"{name}:{number}"
                 for number, line in enumerate(file, 1)
-                if re.search(
-                    r"\bflock\(|\blockf\(|import portalocker|from portalocker|LOCK_EX", line
-                )
-                and not line.lstrip().startswith("#")
+                if LOCKING.search(line) and not line.lstrip().startswith("#")
             ]
     assert [] == offenders

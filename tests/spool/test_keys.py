@@ -263,7 +263,7 @@ def test_a_key_in_hand_is_waited_for_and_not_swept(home: TemporaryHome) -> None:
     """Who has a key in hand is waited for, with a limit; the sweep leaves it alone."""
     durable.make_directory(f"{home.spool}/idempotency")
     held = idempotency.KeyRecord(home.spool, "key")
-    with pytest.raises(picoqmail.SpoolError, match="in hand for too long") as caught:
+    with pytest.raises(picoqmail.SpoolError, match="has held it for too long") as caught:
         idempotency.KeyRecord(home.spool, "key", patience=0.01)
     assert not caught.value.permanent
     assert 0 == idempotency.sweep(home.spool, time.time() + 10**6)
