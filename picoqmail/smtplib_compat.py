@@ -110,7 +110,7 @@ class SMTP(smtplib.SMTP):
         # Not smtplib's own, which looks up the name of this host.
         self.receipt: Receipt | None = None
         self._spool = Spool(home, send=send)
-        self._conversation: _Conversation | None = None
+        self._responder: _Responder | None = None
         self._host = host
         self._port = port
         limit: Any = socket.getdefaulttimeout() if timeout is _UNSET else timeout
@@ -148,7 +148,7 @@ class SMTP(smtplib.SMTP):
         if self.debuglevel > 0:
             self._debug("connect: to", (host, port), self.source_address)
         self.sock = _Line(self.timeout)  # type: ignore[assignment] # nothing is read from it
-        self._conversation = _Conversation(self._sender, self._recipient, self._put)
+        self._responder = _Responder(self._sender, self._recipient, self._put)
         reply = self.getreply()
         if self.debuglevel > 0:
             self._debug("connect:", repr(reply[1]))
@@ -158,16 +158,16 @@ class SMTP(smtplib.SMTP):
         """Say something to the spool: text of commands, or the octets of a message."""
         if self.debuglevel > 0:
             self._debug("send:", repr(s))
-        if self.sock is None or self._conversation is None:
+        if self.sock is None or self._responder is None:
             raise SMTPServerDisconnected("please run connect() first")
-        self._conversation.hear(s.encode(self.command_encoding) if isinstance(s, str) else bytes(s))
+        self._responder.hear(s.encode(self.command_encoding) if isinstance(s, str) else bytes(s))
 
     def getreply(self) -> Reply:
         """Return the next reply. Raises SMTPServerDisconnected if there is none."""
-        if self._conversation is None or not self._conversation.replies:
+        if self._responder is None or not self._responder.replies:
             self.close()
             raise SMTPServerDisconnected("Connection unexpectedly closed")
-        code, text = self._conversation.replies.pop(0)
+        code, text = self._responder.replies.pop(0)
         if self.debuglevel > 0:
             self._debug("reply: retcode (%s); Msg: %a" % (code, text))  # noqa: UP031 - smtplib's words
         if code == 421:
@@ -178,7 +178,7 @@ class SMTP(smtplib.SMTP):
         """Forget the conversation; what was accepted stays so."""
         self.sock = None
         self.file = None
-        self._conversation = None
+        self._responder = None
 
     def _debug(self, *words: object) -> None:
         # Of typeshed's making a private name of smtplib's is unknown.
@@ -330,7 +330,7 @@ class _Line:
         """Nothing is open."""
 
 
-class _Conversation:
+class _Responder:
     """The spool's side of an SMTP session, for callers that say each command themselves.
 
     Replies wait in `replies`. It has no limits and no suspicion: what it hears comes from this

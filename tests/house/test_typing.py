@@ -82,7 +82,8 @@ def test_the_examples_of_the_manual(
         [installed.python, "-m", "venv", "--without-pip", tmp_path / "environment"], check=True
     )
     _share(installed.python, python)
-    typed, untyped = [], []
+    typed: list[str] = []
+    untyped: list[str] = []
     for number, code in enumerate(_examples(page)):
         path = tmp_path / f"example_{number}.py"
         path.write_text(code)

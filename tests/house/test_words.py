@@ -19,6 +19,8 @@ PATHS = [
 LOCKING = re.compile(r"\b(flock|lockf)\(|\b(import|from) portalocker|\bLOCK_(EX|SH|UN)\b")
 # The class that Django looks for in a module of a command has this name.
 GIVEN_BY_DJANGO = "Command"
+# Public names that picoqmail.aio shares with picoqmail, as its manual promises.
+OF_BOTH_LIBRARIES = ("Pending", "Spool")
 # Words that had several meanings, and the words for them.
 AMBIGUOUS = {
     "Answer": "Reply (RFC 5321), or what it is",
@@ -52,6 +54,9 @@ def test_a_class_name_is_unique() -> None:
     several = {name: places for name, places in CLASSES.items() if len(places) > 1}
     django = several.pop(GIVEN_BY_DJANGO)
     assert all("django/management/commands/" in place for place in django)
+    for name in OF_BOTH_LIBRARIES:
+        modules = [place.partition(":")[0] for place in sorted(several.pop(name))]
+        assert ["picoqmail/aio.py", "picoqmail/library/api.py"] == modules
     assert {} == several
 
 
