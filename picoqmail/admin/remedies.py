@@ -13,11 +13,12 @@ REMEDIES = {
     "lookup": "see the name in relayip, and /etc/resolv.conf",
     "connect": "see host and port in relayip, and whether a firewall is between",
     "tls": "see the settings tls, tlsca and tlsfingerprint",
+    "session": "see the setting that is named above",
     "ehlo": "see the settings helohost and me",
     "auth": "see the user in relayip, relaypass and authmechanisms",
 }
 # At these stages the relay has spoken: it does not come right by waiting.
-_NEEDS_SOMEBODY = frozenset(("tls", "auth"))
+_NEEDS_SOMEBODY = frozenset(("tls", "ehlo", "auth", "session"))
 
 
 def needs_somebody(outages: Mapping[str, Outage]) -> str:

@@ -15,7 +15,7 @@ from collections import deque
 from functools import partial
 
 from picoqmail.delivery import policy, story
-from picoqmail.delivery.outages import TOO_FAST, Outages
+from picoqmail.delivery.outages import SESSION, TOO_FAST, Outages
 from picoqmail.delivery.report import Reporter
 from picoqmail.delivery.routing import Routing, name_of
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
@@ -222,7 +222,7 @@ class Delivery:
             if outbox.name in probed:
                 outbox.is_probe = True
                 outbox.was_throttled = probed[outbox.name].stage == TOO_FAST
-                if probed[outbox.name].stage in _MIDDLE:
+                if probed[outbox.name].stage == SESSION:
                     # It refused the session when it was offered the first messages. If that was
                     # their doing after all, others come first this time.
                     outbox.ids.rotate(-probed[outbox.name].failures)

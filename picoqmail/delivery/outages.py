@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TOO_FAST = "pace"
 """The stage of an outage that is none: the relay serves us, but wants us to pause."""
 
+SESSION = "session"
+"""The stage of an outage in which the relay refused our login, our host's name, or a lack of TLS."""
+
 
 class Outages:
     """The outages of one run. `closed` are the routes that it must not use."""
@@ -135,4 +138,6 @@ def _why_down(summary: LaneSummary) -> tuple[bool, str, str]:
         return True, TOO_FAST, summary.throttled
     fault = summary.fault
     is_down = summary.gave_up or (fault is not None and not summary.reached)
-    return is_down, fault.stage if fault else "", fault.text if fault else ""
+    if fault is None:
+        return is_down, "", ""
+    return is_down, SESSION if fault.is_session else fault.stage, fault.text

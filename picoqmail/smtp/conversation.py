@@ -360,25 +360,26 @@ class Conversation:
         while left:
             mechanism = left.pop(0)
             login = sasl.Login(mechanism, credentials, self._redactor)
-            lessons.tried.add(mechanism)
             try:
                 reply = yield from self._login(login)
             except sasl.ImpostorError:
                 raise
             except sasl.SaslError as exc:
+                lessons.tried.add(mechanism)
                 refusal = FaultError(RelayFault("auth", str(exc)))
                 refusals.append(f"{mechanism}: {exc}")
                 continue
             except FaultError as exc:
                 # It did not survive this mechanism. The next connection tries another one.
+                lessons.tried.add(mechanism)
                 is_mute = exc.fault.reply is None and not exc.is_muddled
                 raise FaultError(evolve(exc.fault, again=is_mute and bool(left))) from None
             if reply.is_success:
-                lessons.tried.remove(mechanism)
                 bad = (lessons.bad_logins | lessons.tried) - {mechanism}
                 if bad != lessons.bad_logins:
                     lessons.learn(LOGINS, " ".join(sorted(bad)))
                 return
+            lessons.tried.add(mechanism)
             refusal = self._refused("auth", f"the login ({mechanism})", reply)
             refusals.append(f"{mechanism}: {reply.text}")
             if reply.is_temporary:
