@@ -165,6 +165,8 @@ class Delivery:
         """Messages that another process has."""
         self.unserved: list[str] = []
         """Messages that were left as they are, because their relay could not be reached."""
+        self.look: Callable[[], Sequence[str]] | None = None
+        """Returns the IDs of messages that have come since; for runs that have to send them."""
         self._routing = Routing.of(settings.relayip, settings.smtproutes, settings.senderroutes)
         self._outboxes: dict[Relays, Outbox] = {}
         self._default = self._outbox(self._routing.default)
@@ -188,6 +190,9 @@ class Delivery:
         routes = [name_of(relays) for relays in self._routing.all()]
         outages = Outages(self.spool.path, routes, self.log, self.clock, forced=forced)
         self._assign(ids)
+        if self.look is not None:
+            for relays in self._routing.all():
+                self._outbox(relays)
         if self._default.ids and not self._default.relays:
             self._leave_without_relay(self._default)
         try:
@@ -217,6 +222,13 @@ class Delivery:
         ]
         if not outboxes:
             return False
+        if self.look is not None:
+            # Mail may come for the other routes, too, while one of these is slow.
+            outboxes += [
+                one
+                for one in self._outboxes.values()
+                if one.relays and not one.backlog() and not outages.knows(one.name)
+            ]
         probed = outages.probe([one.name for one in outboxes])
         for outbox in outboxes:
             if outbox.name in probed:
@@ -233,10 +245,22 @@ class Delivery:
         # No claims are kept open for relays that will not be tried any more.
         self._let_go(one for one in self._outboxes.values() if one.name in outages.closed)
         more = self._withheld or any(
-            one.ready for one in self._outboxes.values() if one.name not in outages.closed
+            one.ready or one.ids
+            for one in self._outboxes.values()
+            if one.relays and one.name not in outages.closed
         )
         # If no relay replied in this round, none will in another.
         return more and self._replied > 0 and not self.stop()
+
+    def look_for_more(self) -> bool:
+        """Give the outboxes the messages that have come; return whether there are any."""
+        try:
+            ids = self.look() if self.look is not None else ()
+        except SpoolError as exc:
+            self.log.event("error", level="error", error=str(exc))
+            return False
+        self._assign(ids)
+        return bool(ids)
 
     def _may_open(self, outbox: Outbox) -> bool:
         """Say whether a route may open one more message: not while many wait for the others."""

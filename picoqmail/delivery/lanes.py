@@ -43,6 +43,8 @@ class Lanes:
         self._lessons: dict[str, Lessons] | None = None
         self._engine: Engine | None = None
         self._stopped = False
+        self.look: Callable[[], bool] | None = None
+        """Gives the outboxes what has come meanwhile, and returns whether that was anything."""
         self.shares = 1
         """How many processes share the connections that the settings allow."""
         self.is_orphan: Callable[[], bool] = bool
@@ -61,7 +63,8 @@ class Lanes:
     def serve(self, outboxes: Sequence[Outbox]) -> Sequence[LaneSummary]:
         """Send the mail of each outbox over a lane of its own; return how these ended, in order."""
         on_event = partial(self._log.event, level="debug")
-        self._engine = Engine([self._options(one) for one in outboxes], on_event=on_event)
+        lanes = [self._options(one) for one in outboxes]
+        self._engine = Engine(lanes, on_event=on_event, look=self.look)
         if self._stopped:
             self._engine.stop()
         try:

@@ -21,7 +21,7 @@ TOO_FAST = "pace"
 """The stage of an outage that is none: the relay serves us, but wants us to pause."""
 
 SESSION = "session"
-"""The stage of an outage in which the relay refused our login, our host's name, or a lack of TLS."""
+"""The stage of an outage in which the relay refused our login, our host, or a lack of TLS."""
 
 
 class Outages:
@@ -96,6 +96,10 @@ class Outages:
             self._write(outages)
         self._known = outages
         return down
+
+    def knows(self, name: str) -> bool:
+        """Say whether a route is down, or was until now."""
+        return name in self._known
 
     def tried_seconds(self, name: str) -> int:
         """Return how long a route has been tried in vain, by the number of its failures.

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 
 from picoqmail import durable
@@ -23,7 +25,7 @@ from picoqmail.layout import PIPE_BLOCK_OCTETS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 MESSAGES_WORTH_A_PROCESS = 200
@@ -32,6 +34,7 @@ MESSAGES_WORTH_A_PROCESS = 200
 PROCESSES_LIMIT = 4
 """More would ask more of a relay than one host should."""
 
+_WAIT_SECONDS = 1.0
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -52,7 +55,7 @@ class Worker:
     def __init__(self, pid: int, descriptor: int) -> None:
         """`descriptor` is the end of the pipe from which its result is read."""
         self.pid = pid
-        self._descriptor = descriptor
+        self.descriptor = descriptor
 
     def stop(self) -> None:
         """Ask it to end soon, as a signal asks the program. A signal handler may call this."""
@@ -62,9 +65,9 @@ class Worker:
     def wait(self) -> Any:  # noqa: ANN401 - whatever JSON its work gave
         """Return what its work returned. Raises ChildProcessError if it died before that."""
         blocks = []
-        while block := os.read(self._descriptor, PIPE_BLOCK_OCTETS):
+        while block := os.read(self.descriptor, PIPE_BLOCK_OCTETS):
             blocks.append(block)
-        os.close(self._descriptor)
+        os.close(self.descriptor)
         # After waitpid its number may belong to another process.
         pid, self.pid = self.pid, 0
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -72,6 +75,23 @@ class Worker:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise ChildProcessError(f"a process of this run, {pid}, {how}")
         return json.loads(b"".join(blocks))
+
+
+def await_all(workers: Sequence[Worker]) -> bool:
+    """Wait a second for the workers to finish; return whether all have, or have at least begun to.
+
+    A result is short enough for its pipe, so a worker never waits for it to be read.
+    """
+    poll = select.poll()
+    waiting = {worker.descriptor for worker in workers}
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000):
+            poll.unregister(descriptor)
+            waiting.discard(descriptor)
+    return not waiting
 
 
 def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:

@@ -50,6 +50,8 @@ class Run:
         self.summary = Summary()
         self.settings = settings_module.load(home)
         self._workers: list[processes.Worker] = []
+        self.look: Callable[[], list[str]] | None = None
+        """Returns the IDs of messages that have come since, if this run has to send them, too."""
         self._logs_in = False
         if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
             raise ConfigurationError(
@@ -141,6 +143,7 @@ class Run:
                 # The signal may have come before the last of them was there.
                 self._stop()
             busy |= self._deliver_share(own, unserved, forced=forced)
+            busy |= self._deliver_meanwhile()
         finally:
             for worker in self._workers:
                 busy |= self._add_up(worker, unserved)
@@ -152,9 +155,18 @@ class Run:
             busy |= self._deliver_share(sorted(unserved), forced=forced)
         return busy
 
+    def _deliver_meanwhile(self) -> set[str]:
+        """Deliver what comes while the other processes are still at work."""
+        busy: set[str] = set()
+        while self.look is not None and not self.stopped and not processes.await_all(self._workers):
+            if ids := self.look():
+                busy |= self._deliver_share(ids, forced=False)
+        return busy
+
     def _work(self, ids: list[str], forced: bool, is_orphan: Callable[[], bool]) -> object:  # noqa: FBT001
         """Deliver a share in a process of its own; return what became of it."""
         self._workers.clear()
+        self.look = None
         self.summary = Summary()
         self._lanes.is_orphan = is_orphan
         busy: set[str] = set()
@@ -216,10 +228,14 @@ class Run:
             self.spool, self.settings, self.log, self._lanes.serve, stop=self._lanes.is_stopped
         )
         delivery.summary = summary
+        if self.look is not None:
+            delivery.look = self.look
+            self._lanes.look = delivery.look_for_more
         before = _counts(summary)
         try:
             delivery.deliver(ids, forced=forced)
         finally:
+            self._lanes.look = None
             summary.bounced += len(delivery.reporter.made)
             self._count(before, _counts(summary))
         return delivery

@@ -59,6 +59,8 @@ PATIENCE_SECONDS = 300
 
 _SEND = "picoqmail-send"
 _CRON = "picoqmail-cron"
+# Longer than the steps in which file systems count time.
+_CHANGE_SECONDS = 2
 
 
 class Sender:
@@ -69,6 +71,7 @@ class Sender:
         self.home = home
         self.program = program
         self._run: Run | None = None
+        self._changed_ns = 0
 
     @property
     def run(self) -> Run:
@@ -114,8 +117,9 @@ class Sender:
             while due := self._due_in_new(tried | busy):
                 if relay_is_down(self.home.spool, time.time()) or self.is_stopped():
                     break
-                busy |= self.run.deliver(due)
-                tried.update(one for one in due if one not in busy)
+                tried.update(due)
+                busy |= self._deliver(due, tried if lock >= 0 else None)
+                tried -= busy
             if lock < 0:
                 return bool(due)
             # The program that accepted the mail may have forked while it handed the lock over.
@@ -133,6 +137,34 @@ class Sender:
                 lock = self.take_lock()
             if lock < 0:
                 return False
+
+    def _deliver(self, due: list[str], tried: set[str] | None) -> set[str]:
+        """Deliver messages; with the sender's lock also what comes to new/ while a relay is slow.
+
+        With the lock `tried` are the messages that need not be taken from new/, and those that are
+        taken are added. Returns the messages that another process has. Raises SpoolError.
+        """
+        if tried is not None:
+            self.run.look = lambda: self._fresh(tried)
+        try:
+            return self.run.deliver(due)
+        finally:
+            self.run.look = None
+
+    def _fresh(self, tried: set[str]) -> list[str]:
+        now = time.time()
+        try:
+            changed_ns = posix.stat(f"{self.home.spool}/{NEW}").st_mtime_ns
+        except OSError as exc:
+            raise SpoolError("look at", f"{self.home.spool}/{NEW}", exc, QUEUE_SPOOL) from exc
+        # A directory that was changed just now may change again without another time.
+        is_old = changed_ns < (now - _CHANGE_SECONDS) * 1e9
+        if (is_old and changed_ns == self._changed_ns) or relay_is_down(self.home.spool, now):
+            return []
+        self._changed_ns = changed_ns
+        due = self._due_in_new(tried)
+        tried.update(due)
+        return due
 
     def _due_in_new(self, seen: set[str]) -> list[str]:
         return [one for one in self.look(NEW).due if one not in seen]
@@ -222,7 +254,7 @@ class Sender:
             aged = [one for one in new.due if now - accepted_at(one) > PATIENCE_SECONDS]
             due = sorted({*due, *aged})
         if due:
-            self.run.deliver(due)
+            self._deliver(due, set() if lock >= 0 else None)
         if lock >= 0:
             self.send_new(lock)
 

@@ -11,6 +11,7 @@ messages wait to make another connection worth its greeting.
 
 from __future__ import annotations
 
+import math
 import selectors
 import time
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from picoqmail.relay.lane_options import LaneOptions, LaneSummary
 
 _IDLE_SECONDS = 3600.0
+_LOOK_SECONDS = 1.0
 
 
 def _ignore(_name: str, **_facts: object) -> None:
@@ -35,7 +37,9 @@ class Engine:
 
     ``on_event(name, **facts)`` is called for the events ``connected``, ``tls``, ``relay_greeted``,
     ``pace`` and ``connection_lost`` (see picoqmail/log/events.py); it must not raise. An exception
-    out of a source ends ``serve``, with all sockets closed.
+    out of a source ends ``serve``, with all sockets closed. While a relay leaves a lane waiting
+    that has nothing more to send, ``look`` is called once a second; it returns whether any source
+    has something new.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class Engine:
         lanes: Sequence[LaneOptions],
         *,
         on_event: Callable[..., None] = _ignore,
+        look: Callable[[], bool] | None = None,
     ) -> None:
         self._loop = Loop(on_event)
+        self._look = look
+        self._looked_at = self._loop.now
         self._lanes = [Lane(options, self._loop) for options in lanes]
 
     def serve(self) -> tuple[LaneSummary, ...]:
@@ -57,9 +64,8 @@ class Engine:
         try:
             for lane in self._lanes:
                 lane.go_on()
-            for lane in self._lanes:
-                while not lane.finished:
-                    self._turn()  # which serves all lanes
+            while not all(lane.finished for lane in self._lanes):
+                self._turn()
         finally:
             loop.close()
         return tuple([lane.summary() for lane in self._lanes])
@@ -74,6 +80,7 @@ class Engine:
         wake_at = loop.check_at
         for lane in self._lanes:
             wake_at = min(wake_at, lane.grow_at)
+        wake_at = min(wake_at, self._look_at)
         events = loop.selector.select(max(0.0, wake_at - loop.now))
         loop.now = time.monotonic()
         for key, mask in events:
@@ -95,6 +102,23 @@ class Engine:
                 connection.on_stop()
         if loop.now >= loop.check_at:
             self._check_deadlines()
+        if loop.now >= self._look_at:
+            self._look_for_more()
+
+    @property
+    def _look_at(self) -> float:
+        """When to look for new messages, if nothing comes from the relays until then."""
+        if self._look is None or self._loop.stopping:
+            return math.inf
+        stalled_at = min(lane.stalled_at for lane in self._lanes)
+        return max(stalled_at, self._looked_at + _LOOK_SECONDS)
+
+    def _look_for_more(self) -> None:
+        """Take what has come meanwhile: it does not wait for the slowest reply."""
+        self._looked_at = self._loop.now
+        if self._look is not None and self._look():
+            for lane in self._lanes:
+                lane.resume()
 
     def _check_deadlines(self) -> None:
         loop = self._loop

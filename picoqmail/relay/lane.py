@@ -38,6 +38,9 @@ EAGER_SECONDS = 0.002
 PATIENT_SECONDS = 0.25
 """A relay that leaves us waiting for so long is slow: each message is worth its own connection."""
 
+STALLED_SECONDS = 1.0
+"""A relay that leaves us waiting for so long must not make messages wait that come meanwhile."""
+
 MESSAGES_WORTH_A_CONNECTION = 4
 """A connection costs as many round trips before its first message, so fewer do not pay for it."""
 
@@ -331,6 +334,21 @@ class Lane:
     @property
     def _worth_a_connection(self) -> int:
         return MESSAGES_WORTH_A_CONNECTION * (len(self._connections) + 1)
+
+    @property
+    def stalled_at(self) -> float:
+        """From when on the lane has nothing to do but to wait for its relay."""
+        if self.finished or not self._connections or self._left:
+            return math.inf
+        return self.activity.at + STALLED_SECONDS
+
+    def resume(self) -> None:
+        """Go on, also after the end, because the source may have something new."""
+        if self._gave_up or not self._may_take or not self._source.backlog():
+            return
+        self._exhausted = False
+        self.finished = False
+        self.go_on()
 
     def may_grow_at(self, now: float) -> bool:
         """Say whether it is time for more connections. Quick where something came just now."""
