@@ -48,6 +48,7 @@ class Removing:
     spool: Store
     stopped: bool = False
     delivered: int = 0
+    look: Callable[[], list[str]] | None = None
 
     def deliver(self, ids: Iterable[str]) -> set[str]:
         """Remove what can be claimed; returns what another has."""

@@ -87,16 +87,19 @@ class Runner:
         )
         began = time.monotonic()
         race.start()
-        while self.winner is None and self.failures is None:
+        while not self._is_over():
             for key, mask in loop.selector.select(max(0.0, race.deadline - loop.now)):
                 key.data.on_ready(mask)
             loop.now = time.monotonic()
-            if self.winner is None and self.failures is None and loop.now >= race.deadline:
+            if not self._is_over() and loop.now >= race.deadline:
                 race.on_deadline()
         self.seconds = time.monotonic() - began
         self.left_open = len(loop.selector.get_map())
         race.discard()
         loop.close()
+
+    def _is_over(self) -> bool:
+        return self.winner is not None or self.failures is not None
 
     def _connected(self, connected: socket.socket, address: Address) -> None:
         self.winner = address
