@@ -304,7 +304,8 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
         path, line = make_system.cron_file(home)
         steps.append(f"let cron retry mail; a line for {path}: {line}")
         steps.append(
-            "keep one user from filling the spool: the settings minfree, databytes and userlimit"
+            "see whether the limits for each user suit this host: picoqmail config databytes "
+            "minfree userlimit"
         )
         steps.append("after each update of picoqmail, or of its user's groups, run this again")
     else:

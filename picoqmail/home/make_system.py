@@ -14,6 +14,7 @@ directory from the root of the file system to the home must be in root's hands.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -22,6 +23,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.home import make
-from picoqmail.home.control import MINIVARS
+from picoqmail.home.control import MINIVARS, Control
 from picoqmail.home.make import LINKS, HomeResult, InitError, InitRun, Step
 from picoqmail.home.owner import groups_of
 from picoqmail.layout import DIRECTORIES
@@ -45,6 +47,9 @@ STAMP = ".set-id"
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = f"{PACKAGE}/home/qmail_queue_setid.c"
 COMPILE_SECONDS = 60
+LIMITS = {"databytes": "52428800", "minfree": "67108864", "userlimit": "10000"}
+"""What init sets in a shared home if nothing is set: 50 MiB for a message, 64 MiB that stay free,
+10,000 messages of one user in an hour. One user cannot fill the disk or the queue then."""
 _NOBODY = 65534
 _MOST_LINKS = 40
 _HARDENING = (
@@ -106,7 +111,7 @@ def make_system_home(
         _install(compile_setid(home, owner), target)
         stamp = f"{home.root}/{STAMP}"
         durable.replace(f"{stamp}.new", stamp, _fingerprint(home, owner).encode())
-        os.chmod(stamp, 0o644)
+        _set_mode(stamp, 0o644)
         work.steps.append(Step(target, "made", f"set-id, for the spool of {OWNER}"))
         for name, program in links(programs, home).items():
             work.link(f"{home.bin}/{name}", program)
@@ -142,11 +147,24 @@ def _write_settings(
 ) -> None:
     for name, lines in settings.items():
         work.control_file(name, lines, replace=replace)
+    control = Control(work.home.control, (owner.uid,))
+    for name, value in LIMITS.items():
+        if control.read(name) is None:
+            work.control_file(name, [value])
     for step in work.steps:
         if step.outcome in {"made", "replaced"} and not step.path.endswith("/relaypass"):
             # Every user who submits reads the settings; the password is in a file of its own.
-            os.chmod(step.path, 0o644)
+            _set_mode(step.path, 0o644)
     work.steps += settle_control(work.home, owner, work.made_before)
+
+
+def _set_mode(path: str, mode: int) -> None:
+    """Set the mode of a file of root's, by descriptor. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def require_root() -> None:
@@ -186,16 +204,60 @@ def _owner() -> Owner:
 def check_programs(programs: Mapping[str, str]) -> None:
     """See that only root can change what the set-id program will run. Raises InitError.
 
-    The interpreter, our package with every file in it, and our programs; every directory on the
-    way to them, and every link on that way. And other users must be able to reach them.
+    The interpreter with its `pyvenv.cfg` and standard library, our package and those that it
+    imports with every file in them, and our programs; every directory on the way to them, and every
+    link on that way. And other users must be able to reach them.
     """
     if not os.path.isdir(f"{PACKAGE}/cli"):
         raise InitError(PACKAGE, "is not an installed picoqmail", _ELSEWHERE)
-    for path in (interpreter(), PACKAGE, *programs.values()):
+    for path in (interpreter(), *_beside_interpreter(), *programs.values()):
         check_place(path)
-    for directory, _, names in os.walk(PACKAGE):
-        for path in (directory, *(f"{directory}/{name}" for name in names)):
-            _check_hands(path, os.lstat(path))
+    for path in (PACKAGE, sysconfig.get_path("stdlib"), *_dependencies()):
+        check_place(path)
+        _check_tree(path)
+
+
+def _beside_interpreter() -> list[str]:
+    """Return what decides where Python looks for modules, and the libraries that it is linked with.
+
+    See site(3): `pyvenv.cfg` stands beside the interpreter or one directory higher, and names the
+    Python that has the standard library.
+    """
+    directory = os.path.dirname(interpreter())
+    found = [f"{directory}/pyvenv.cfg", f"{os.path.dirname(directory)}/pyvenv.cfg"]
+    version = f"{sys.version_info.major}{sys.version_info.minor}"
+    found.append(f"{sys.base_prefix}/{sys.platlibdir}/python{version}.zip")
+    # Where modules in C are, if that is not below the standard library.
+    found += [path for path in sys.path if path.endswith("/lib-dynload")]
+    library = sysconfig.get_config_var("INSTSONAME")
+    place = sysconfig.get_config_var("LIBDIR")
+    return [*found, f"{place}/{library}"] if library and place else found
+
+
+def _dependencies() -> list[str]:
+    """Return the packages that ours imports, and those of our own that were merged beside it."""
+    packages = os.path.dirname(PACKAGE)
+    names = ("attr", "attrs", "portalocker", "structlog", "typing_extensions.py")
+    return [path for name in names if os.path.lexists(path := f"{packages}/{name}")]
+
+
+def _check_tree(root: str) -> None:
+    """Check every file below a directory; a link is followed. Raises InitError, OSError."""
+    if not os.path.isdir(root):
+        return
+    for directory, names, files in os.walk(root, onerror=_raise):
+        # Python is started without them (-S); the packages that are used are checked by name.
+        names[:] = [one for one in names if one not in ("site-packages", "dist-packages")]
+        for path in (directory, *(f"{directory}/{name}" for name in (*names, *files))):
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                check_place(path)
+            else:
+                _check_hands(path, status)
+
+
+def _raise(exc: OSError) -> None:
+    raise exc
 
 
 _ELSEWHERE = "install picoqmail, as root, into a place of root's such as /opt/picoqmail"
@@ -270,13 +332,11 @@ def prepare_directories(home: Home, owner: Owner) -> None:
     """Give the parts of a home their owners and modes. Raises InitError, OSError."""
     for path in (home.root, home.control, home.bin):
         _directory(path, 0, 0, 0o755)
-    adopted = False
-    for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
-        before = _directory(path, owner.uid, owner.gid, 0o700)
+    if os.path.isdir(home.spool) and os.lstat(home.spool).st_uid == 0:
         # The home was root's own until now: no other user could put anything there.
-        adopted = adopted or (path == home.spool and before == 0)
-        if adopted:
-            _adopt_files(path, owner)
+        _adopt(home.spool, owner)
+    for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
+        _directory(path, owner.uid, owner.gid, 0o700)
 
 
 def _directory(path: str, uid: int, gid: int, mode: int) -> int:
@@ -303,11 +363,24 @@ def _directory(path: str, uid: int, gid: int, mode: int) -> int:
     return status.st_uid
 
 
-def _adopt_files(directory: str, owner: Owner) -> None:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False):
-                os.chown(entry.path, owner.uid, owner.gid, follow_symlinks=False)
+def _adopt(spool: str, owner: Owner) -> None:
+    """Give away all that is in a spool of root's, by descriptors, before the spool itself."""
+    for _, _, files, directory in os.fwalk(spool, topdown=False, onerror=_raise):
+        for name in files:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            try:
+                descriptor = os.open(name, flags, dir_fd=directory)
+            except OSError as exc:
+                if exc.errno == errno.ELOOP:
+                    continue
+                raise
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.fchown(descriptor, owner.uid, owner.gid)
+            finally:
+                os.close(descriptor)
+        if not os.path.samestat(os.fstat(directory), os.lstat(spool)):
+            os.fchown(directory, owner.uid, owner.gid)
 
 
 def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> list[Step]:
@@ -315,19 +388,23 @@ def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> lis
     steps = []
     for name in sorted(os.listdir(home.control)):
         path = f"{home.control}/{name}"
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags)
+        except OSError as exc:
+            if exc.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            if name == "relaypass":
+                text = "is a link, and no secret is read through one; write it there itself"
+                steps.append(Step(path, "refused", text))
+            continue  # a link to a setting elsewhere, or a socket
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 continue
             mode = stat.S_IMODE(status.st_mode)
             if name == "relaypass":
-                if (status.st_uid, mode) == (owner.uid, 0o600):
-                    continue
-                os.fchmod(descriptor, 0o600)
-                os.fchown(descriptor, owner.uid, owner.gid)
-                detail = f"mode 0600, for {OWNER}; was {mode:04o}, of user {status.st_uid}"
-                steps.append(Step(path, "repaired", detail))
+                steps += _give_password(path, descriptor, status, owner)
             elif mode & stat.S_IROTH:
                 continue
             elif f"control/{name}" in made_before:
@@ -343,6 +420,20 @@ def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> lis
     return steps
 
 
+def _give_password(path: str, descriptor: int, status: os.stat_result, owner: Owner) -> list[Step]:
+    """Let the owner alone read the password; what was done."""
+    mode = stat.S_IMODE(status.st_mode)
+    if (status.st_uid, mode) == (owner.uid, 0o600):
+        return []
+    if status.st_nlink != 1:
+        text = "has a second name, which may serve another purpose; write the password anew"
+        return [Step(path, "refused", text)]
+    os.fchmod(descriptor, 0o600)
+    os.fchown(descriptor, owner.uid, owner.gid)
+    detail = f"mode 0600, for {OWNER}; was {mode:04o}, of user {status.st_uid}"
+    return [Step(path, "repaired", detail)]
+
+
 # --- The set-id program --------------------------------------------------------------------------
 
 
@@ -356,23 +447,53 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
             "install a C compiler (Debian: apt-get install gcc libc6-dev), or see the sudo rule in "
             "docs/security.md",
         )
+    check_place(compiler)
     defines = _defines(home, owner)
-    with tempfile.TemporaryDirectory() as scratch:
-        built = f"{scratch}/qmail-queue"
+    # Not where TMPDIR says: its owner could replace the directory while the compiler runs.
+    with (
+        tempfile.TemporaryDirectory(prefix=".build-", dir=home.root) as scratch,
+        contextlib.closing(_Scratch(scratch)) as directory,
+    ):
         command = [compiler, *_HARDENING, *(f"-D{name}={value}" for name, value in defines.items())]
         done = subprocess.run(
-            [*command, "-o", built, SOURCE],
+            [*command, "-o", "qmail-queue", SOURCE],
             capture_output=True,
             text=True,
             check=False,
             timeout=COMPILE_SECONDS,
             cwd=scratch,
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TMPDIR": scratch},
         )
         if done.returncode:
             raise InitError(SOURCE, f"cannot be compiled: {done.stderr.strip()[-500:]}")
-        with open(built, "rb") as file:
+        return directory.read("qmail-queue")
+
+
+class _Scratch:
+    """A directory of root's, held by its descriptor."""
+
+    def __init__(self, path: str) -> None:
+        """Raises InitError if it is not root's alone, OSError."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags)
+        status = os.fstat(self._descriptor)
+        if status.st_uid != 0 or status.st_mode & 0o077:
+            self.close()
+            raise InitError(path, "is not root's alone", "run this again")
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file of root's in it. Raises InitError, OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=self._descriptor)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if status.st_uid != 0 or not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise InitError(name, "was not made by the compiler", "run this again")
             return file.read()
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._descriptor)
 
 
 def _defines(home: Home, owner: Owner) -> dict[str, str]:

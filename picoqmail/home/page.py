@@ -29,11 +29,14 @@ below. It also names files that are no settings; they are not used. A wrong valu
 its file and line: exit code 78, or 55 of the queue program.
 
 `relaypass` is read only from a file of mode 0600 or stricter (`minivars` too, if it stands there)
-that belongs to the user who sends, or to root if root sends. `picoqmail init --password-stdin`
-writes it, whatever characters the password has. A command in it is split into words as a shell
-would do it, and executed without a shell, with nothing on its standard input: `!pass show relay`
-works, a pipe wants `!sh -c '...'`. Its first line of output is the secret; what it prints is never
-logged.
+that belongs to the user who sends, or to root if root sends. It must not be a link: `!cat /path`
+reads a secret that is elsewhere. `picoqmail init --password-stdin` writes it, whatever characters
+the password has. A command in it is split into words as a shell would do it, and executed without a
+shell, with nothing on its standard input: `!pass show relay` works, a pipe wants `!sh -c '...'`.
+Its first line of output is the secret; what it prints is never logged.
+
+No setting is read that others could have written: it must belong to root or to the user of the
+program, and nobody else may write to it or to a directory on the way to it.
 
 """
 

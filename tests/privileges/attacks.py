@@ -719,6 +719,7 @@ def fill_the_disk(host: Host) -> None:
 )
 def full_disk(host: Host) -> None:
     """There is no yes without room for it."""
+    host.setting("minfree", "0")
     with small_spool(host, megabytes=1):
         assert 0 == host.submit(host.alice).returncode
         done = host.submit(host.mallory, message=b"x" * (2 << 20))

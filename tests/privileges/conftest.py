@@ -29,8 +29,11 @@ def host(whole_host: Host) -> Iterator[Host]:
     """That host with an empty spool, the settings `me` and a relay that nobody serves."""
     whole_host.empty()
     whole_host.setting("relayip", "127.0.0.1:9")
-    before = {*whole_host.settings()}
+    before = {name: whole_host.read_setting(name) for name in whole_host.settings()}
     yield whole_host
-    for name in {*whole_host.settings()} - before:
-        whole_host.remove_setting(name)
+    for name in whole_host.settings():
+        if name not in before:
+            whole_host.remove_setting(name)
+        elif before[name] != whole_host.read_setting(name):
+            whole_host.setting(name, before[name].removesuffix("\n"))
     wait_until(lambda: not whole_host.processes(), "the spool's owner is idle", SECONDS)

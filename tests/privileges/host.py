@@ -156,6 +156,11 @@ class Host:
             file.write(text + "\n")
         os.chmod(path, 0o644)
 
+    def read_setting(self, name: str) -> str:
+        """The text of a control file."""
+        with open(f"{self.home.control}/{name}", encoding="utf-8") as file:
+            return file.read()
+
     def settings(self) -> list[str]:
         """The names of the control files."""
         return os.listdir(self.home.control)
