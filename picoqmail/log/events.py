@@ -87,8 +87,9 @@ to standard error if that is a terminal, else to syslog if the host has one, els
 in the spool. A log that cannot be written never stops mail. Lost events are counted, and the next
 line that can be written says how many were lost. Passwords and tokens never appear.
 
-A file of the setting `log` is a plain file with one name, or a pipe, of root's or of the user who sends;
-or a device, or `/dev/stdout`, `/dev/stderr` or `/dev/fd/N`. Nothing is written through a link.
+A file of the setting `log` is a plain file with one name, or a pipe, and belongs to root or to the
+user who sends. Devices, `/dev/stdout`, `/dev/stderr` and `/dev/fd/N` are allowed, too. Nothing is
+written through any other link.
 
 `logprivacy` keeps addresses out. `local` writes `*@example.org` for `joe@example.org`, and `all`
 writes `*`, also where a relay quotes an address in its reply. Message IDs stay, so
