@@ -18,8 +18,10 @@ from picoqmail.relay.engine import Engine
 from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
+from picoqmail.smtp.lessons import LONE_DOT, NO_BDAT, Lessons
 from picoqmail.smtp.relay_address import parse_relay
 from picoqmail.smtp.sasl import Credentials
+from rig import faults
 from rig.hostile import EVERYTHING, HostileRelay
 from rig.recording import RecordingRelay
 from rig.tap import Tap
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from picoqmail.smtp.transaction import Transaction, Verdict
+
 PAGE = os.path.join(CHECKOUT, "docs", "relay-matrix.md")
 YES, NOT_OFFERED, NOT_SET_UP = "used", "not offered", "not set up"
-NOT_WITH_LMTP = "not with LMTP"
+NOT_WITH_LMTP, ANOTHER_WAY = "not with LMTP", "in another way"
 INTRODUCTION = """\
 # Relay compatibility
 
@@ -41,14 +45,18 @@ The tests make this table from what the client did with each relay of the test r
 - *not offered*: the client did without the feature, and the mail arrived. With a code, the mail
   requires the feature, and failed for good with that code.
 - *not set up*: the tests do not configure this relay for the feature.
+- *in another way*: the relay offers the feature and refuses its use. The mail arrived without it.
 - *not with LMTP*: the relay offers it, but the client sends data by DATA over LMTP.
 
-`strict` is the rig's own receiver, which tolerates no violation of the protocol.
+`behind the dot` means that the next envelope goes out in one write with the end of the message
+before. `strict` is the rig's own receiver, which tolerates no violation of the protocol. `refusing`
+is the same with habits that were met in the world: it replies 503 to what follows the final dot, as
+Haraka does, and 502 to BDAT, and of the logins for a password only the weakest works.
 
 """
 FEATURES = (
-    "plain delivery", "PIPELINING", "CHUNKING", "SIZE", "8BITMIME", "SMTPUTF8", "DSN",
-    "ENHANCEDSTATUSCODES", "STARTTLS", "implicit TLS", "AUTH",
+    "plain delivery", "PIPELINING", "behind the dot", "CHUNKING", "SIZE", "8BITMIME", "SMTPUTF8",
+    "DSN", "ENHANCEDSTATUSCODES", "STARTTLS", "implicit TLS", "AUTH",
 )  # fmt: skip
 # What the client writes where it uses an extension; `used` sees to the others.
 MARKS = {
@@ -60,7 +68,15 @@ MARKS = {
 }
 NEEDED = {"8BITMIME": ("8-bit", "5.6.3"), "SMTPUTF8": ("utf8", "5.6.7")}
 USER, PASSWORD = "ann", "secret"
-RELAYS = ("Postfix", "Exim", "OpenSMTPD", "Dovecot (LMTP)", "smtp-sink", "aiosmtpd", "strict")
+RELAYS = (
+    "Postfix", "Exim", "OpenSMTPD", "Dovecot (LMTP)", "smtp-sink", "aiosmtpd", "strict", "refusing",
+)  # fmt: skip
+REFUSING = {
+    ".": faults.refusing_what_follows(),
+    "BDAT": faults.reply("502 5.5.1 Not implemented"),
+    "AUTH CRAM-MD5": faults.reply("535 5.7.8 no"),
+    "AUTH PLAIN": faults.reply("504 5.5.4 no"),
+}
 FIXTURES = {
     "Postfix": "postfix",
     "Exim": "exim",
@@ -68,9 +84,9 @@ FIXTURES = {
     "Dovecot (LMTP)": "dovecot",
     "smtp-sink": "sink",
 }
-HAVE_STARTTLS = ("Postfix", "Exim", "aiosmtpd", "strict")
-HAVE_TLS = ("aiosmtpd", "strict")
-HAVE_LOGIN = ("Exim", "aiosmtpd")
+HAVE_STARTTLS = ("Postfix", "Exim", "aiosmtpd", "strict", "refusing")
+HAVE_TLS = ("aiosmtpd", "strict", "refusing")
+HAVE_LOGIN = ("Exim", "aiosmtpd", "refusing")
 
 
 def body(text: str = "plain") -> MemoryBody:
@@ -79,23 +95,45 @@ def body(text: str = "plain") -> MemoryBody:
     return MemoryBody(f"{head}\n{text}\n.\n".encode())
 
 
-def sent(source: MemorySource, *endpoint: Any) -> tuple[MemorySource, list[str]]:
-    """Serve a source by one connection; return it, and the names of the engine's events."""
+class Source(MemorySource):
+    """A source that offers a message again if the engine asks for that."""
+
+    def done(self, transaction: Transaction, verdict: Verdict) -> None:
+        """Keep the verdict if it is the last."""
+        if verdict.fault is not None and verdict.fault.again:
+            self.waiting.appendleft(transaction)
+            return
+        super().done(transaction, verdict)
+
+
+def sent(source: MemorySource, *endpoint: Any) -> tuple[Lessons, list[str]]:
+    """Serve a source over one connection at a time; return lessons, and the names of events."""
     events: list[str] = []
-    lane = LaneOptions("matrix", (Endpoint(*endpoint),), source, "me.example", concurrency=1)
+    lessons: dict[str, Lessons] = {}
+    lane = LaneOptions(
+        "matrix", (Endpoint(*endpoint),), source, "me.example", concurrency=1, lessons=lessons
+    )
     Engine([lane], on_event=lambda name, **_: events.append(name)).serve()
-    return source, events
+    (learnt,) = lessons.values()
+    return learnt, events
+
+
+def is_behind(piece: bytes) -> bool:
+    """Whether an envelope stands behind the end of a message in one write."""
+    starts = piece.startswith((b"MAIL FROM", b"RSET"))
+    return piece.count(b"MAIL FROM:") > 1 or (b"MAIL FROM:" in piece and not starts)
 
 
 def in_clear(relay: Any, scheme: str) -> dict[str, str]:
     """What happens without TLS and login; nothing is used that is not offered, and all that is."""
-    source = MemorySource()
+    source = Source()
     source.add("matrix@example.net", "two@example.net", body=body(), dsn={"notify": "SUCCESS"})
     source.add("matrix@example.net", body=body("caf\u00e9"))
     source.add("d\u00e9j\u00e0@example.net", body=body())
     number = {"plain": 0, "8-bit": 1, "utf8": 2}
     with Tap(relay.port) as tap:
-        sent(source, parse_relay(f"{scheme}://{tap.address}"), TlsPolicy(mode="off"))
+        relay_address = parse_relay(f"{scheme}://{tap.address}")
+        learnt, _ = sent(source, relay_address, TlsPolicy(mode="off"))
     assert source.outcomes(0) == ["delivered"] * 2
     offered = tap.offers()
     wire = b"".join(tap.said)
@@ -105,7 +143,9 @@ def in_clear(relay: Any, scheme: str) -> dict[str, str]:
     # Codes that come unannounced are kept too; that is no use of the extension.
     codes = [result.reply and result.reply.enhanced for result in source.verdicts[0].results]
     used |= {"ENHANCEDSTATUSCODES"} & offered if all(codes) else set()
-    cells = {"plain delivery": YES}
+    cells = {"plain delivery": YES, "behind the dot": NOT_OFFERED}
+    if any(map(is_behind, tap.said)):
+        cells["behind the dot"] = ANOTHER_WAY if learnt.knows(LONE_DOT) else YES
     for name in (*MARKS, "PIPELINING", "ENHANCEDSTATUSCODES"):
         if scheme == "lmtp" and name == "CHUNKING" and name in offered:
             assert name not in used
@@ -120,17 +160,20 @@ def in_clear(relay: Any, scheme: str) -> dict[str, str]:
             if name not in used:
                 assert result.text.startswith(code)
                 cells[name] += f": {code}"
+    if learnt.knows(NO_BDAT):
+        cells["CHUNKING"] = ANOTHER_WAY
     return cells
 
 
 def secured(relay: Any, scheme: str, credentials: Credentials | None = None) -> str:
     """Deliver by TLS that is verified, perhaps with a login."""
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
-    source = MemorySource().add("matrix@example.net", body=body())
-    _, events = sent(source, parse_relay(f"{scheme}://{relay.address}"), policy, credentials)
+    source = Source()
+    source.add("matrix@example.net", body=body())
+    learnt, events = sent(source, parse_relay(f"{scheme}://{relay.address}"), policy, credentials)
     assert source.outcomes(0) == ["delivered"]
     assert "tls" in events
-    return YES
+    return ANOTHER_WAY if learnt.bad_logins else YES
 
 
 @pytest.mark.parametrize("name", RELAYS)
@@ -144,6 +187,10 @@ def test_matrix(
             return request.getfixturevalue(FIXTURES[name])
         if name == "aiosmtpd":
             return rig(RecordingRelay(**options))
+        options.pop("users", None)
+        if name == "refusing":
+            offers = (*EVERYTHING, "AUTH CRAM-MD5")
+            return rig(HostileRelay(REFUSING, offers=offers, **options))
         return rig(HostileRelay(offers=EVERYTHING, **options))
 
     cells = in_clear(started(), "lmtp" if "LMTP" in name else "smtp")
