@@ -54,7 +54,7 @@ COMMAND_LIMIT = 300.0
 DATA_LIMIT = 120.0
 BLOCK_LIMIT = 180.0
 FINAL_LIMIT = 600.0
-BEHIND_LIMIT = 60.0
+BEHIND_LIMIT = 20.0
 """Seconds for the first reply to what was written behind a final dot. Some relays drop that."""
 
 QUIT_LIMIT = 0.3
@@ -321,8 +321,8 @@ class Conversation:
                     "cleartextauth)",
                 ),
             )
-        if self.lessons.refusal is not None:
-            raise FaultError(self.lessons.refusal)
+        if credentials.user in self.lessons.refusals:
+            raise FaultError(self.lessons.refusals[credentials.user])
         try:
             yield from self._log_in(credentials)
         except (OSError, sasl.SaslError) as exc:  # OSError: the password could not be read
@@ -333,7 +333,7 @@ class Conversation:
             return
         if not fault.again:
             # A relay that counts bad logins is not asked a second time in this run.
-            self.lessons.refusal = fault
+            self.lessons.refusals[credentials.user] = fault
         raise FaultError(fault)
 
     def _log_in(self, credentials: Credentials) -> Steps:
@@ -341,6 +341,7 @@ class Conversation:
         from picoqmail.smtp import sasl
 
         lessons = self.lessons
+        tried = lessons.tried.setdefault(credentials.user, set())
         oauth2 = credentials.secret.oauth2
         offered, allowed = self.capabilities.auth, self.options.mechanisms
         mechanisms = sasl.choose(offered, oauth2=oauth2, allowed=allowed)
@@ -352,7 +353,7 @@ class Conversation:
             raise FaultError(
                 RelayFault("auth", f"the relay offers no login that we know: {text}"),
             )
-        left = [name for name in mechanisms if name not in lessons.tried]
+        left = [name for name in mechanisms if name not in tried]
         # What failed in another run, where something weaker served, is the last resort.
         left.sort(key=lambda name: name in lessons.bad_logins)
         refusal = FaultError(RelayFault("auth", "every login that the relay offers has failed"))
@@ -365,21 +366,21 @@ class Conversation:
             except sasl.ImpostorError:
                 raise
             except sasl.SaslError as exc:
-                lessons.tried.add(mechanism)
+                tried.add(mechanism)
                 refusal = FaultError(RelayFault("auth", str(exc)))
                 refusals.append(f"{mechanism}: {exc}")
                 continue
             except FaultError as exc:
                 # It did not survive this mechanism. The next connection tries another one.
-                lessons.tried.add(mechanism)
+                tried.add(mechanism)
                 is_mute = exc.fault.reply is None and not exc.is_muddled
                 raise FaultError(evolve(exc.fault, again=is_mute and bool(left))) from None
             if reply.is_success:
-                bad = (lessons.bad_logins | lessons.tried) - {mechanism}
+                bad = (lessons.bad_logins | tried) - {mechanism}
                 if bad != lessons.bad_logins:
                     lessons.learn(LOGINS, " ".join(sorted(bad)))
                 return
-            lessons.tried.add(mechanism)
+            tried.add(mechanism)
             refusal = self._refused("auth", f"the login ({mechanism})", reply)
             refusals.append(f"{mechanism}: {reply.text}")
             if reply.is_temporary:

@@ -33,19 +33,19 @@ class Lessons:
 
     ``facts`` maps the names above to what is known, and ``news`` has what was learnt since they
     were read. The others are for this run alone: ``mail_limit`` is after how many messages the
-    relay hangs up (0: not known), ``tried`` are the mechanisms that failed, ``refusal`` is what a
-    whole round of logins came to, ``serves`` says whether a message was accepted, ``chunks``
+    relay hangs up (0: not known), ``tried`` are the mechanisms that failed for a user, and ``refusals``
+    what a whole round of logins came to, ``serves`` says whether a message was accepted, ``chunks``
     whether one was by BDAT.
     """
 
-    __slots__ = ("chunks", "facts", "mail_limit", "news", "refusal", "serves", "tried")
+    __slots__ = ("chunks", "facts", "mail_limit", "news", "refusals", "serves", "tried")
 
     def __init__(self, facts: Iterable[tuple[str, str]] = ()) -> None:
         self.facts = dict(facts)
         self.news: dict[str, str] = {}
         self.mail_limit = 0
-        self.tried: set[str] = set()
-        self.refusal: RelayFault | None = None
+        self.tried: dict[str, set[str]] = {}
+        self.refusals: dict[str, RelayFault] = {}
         self.serves = False
         self.chunks = False
 

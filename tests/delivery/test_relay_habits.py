@@ -284,6 +284,17 @@ def age_breaker(trial: Trial) -> None:
     os.utime(path, (1, 1))
 
 
+def test_the_next_relay_has_no_such_wish(trial: Trial, rig: Rig) -> None:
+    """Where the first relay refuses the session the second one gets the mail, in the same run."""
+    first = serving(trial, rig, {"MAIL": faults.reply("503 5.5.1 Authentication required")})
+    second = rig(HostileRelay())
+    trial.setting("relayip", f"{first.address}\n{second.address}")
+    accepted(trial, 10)
+    assert 0 == trial.send()
+    assert 10 == len(taken(second))
+    assert 1 == first.connections
+
+
 def test_a_policy_is_the_messages(trial: Trial, rig: Rig) -> None:
     """550 5.7.1 for one sender or recipient fails that one, and nothing else."""
     steps = {

@@ -14,6 +14,7 @@ from picoqmail.smtp.wire import Encoder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.transaction import Verdict
 
 BODY = b"Subject: x\n\nhello\n"
@@ -115,12 +116,17 @@ class Scripted:
 
     source: MemorySource
     options: SessionOptions = field(factory=lambda: SessionOptions("me.example"))
+    lessons: Lessons | None = None
     conversation: Conversation = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin the conversation."""
         self.conversation = Conversation(
-            self.options, self.source.take, self.source.done, "relay:25"
+            self.options,
+            self.source.take,
+            self.source.done,
+            "relay:25",
+            lessons=self.lessons,
         )
         self.conversation.start()
 

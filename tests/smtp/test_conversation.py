@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from picoqmail.home.secret import RelayPassword
 from picoqmail.smtp.conversation import SessionOptions
+from picoqmail.smtp.lessons import LONE_DOT, Lessons
 from picoqmail.smtp.sasl import Credentials
 from smtp.scripted import WIRE, MemoryBody, MemorySource, Scripted, group
 
@@ -621,6 +622,42 @@ def test_next_mechanism() -> None:
     talk.says("334 VXNlcm5hbWU6")
     talk.says("334 UGFzc3dvcmQ6")
     assert talk.says("235 welcome") == ENVELOPE
+
+
+def test_each_user_has_a_round_of_logins() -> None:
+    """A relay that refuses one user is not asked for that one again, but for another one."""
+    lessons = Lessons()
+    other = Credentials("bob", RelayPassword("swordfish"))
+    for credentials, expected in ((SECRET, b"AUTH PLAIN "), (SECRET, b""), (other, b"AUTH PLAIN ")):
+        options = SessionOptions("me.example", credentials=credentials, cleartext_auth=True)
+        talk = Scripted(MemorySource().add(), options, lessons)
+        said = talk.greets("AUTH PLAIN")
+        assert (bool(expected), expected) == (bool(said), said[: len(expected)])
+        talk.says("535 5.7.8 no")
+        assert talk.conversation.fault is not None
+        assert talk.conversation.fault.stage == "auth"
+
+
+def test_no_word_behind_the_final_dot() -> None:
+    """A relay that drops what follows the dot gets the same envelope again, without that."""
+    lessons = Lessons()
+    source = MemorySource().add().add()
+    talk = Scripted(source, lessons=lessons)
+    talk.greets("PIPELINING")
+    talk.says(*OK3)
+    talk.says("250 one")
+    assert talk.conversation.limit < 60
+    talk.conversation.timed_out()
+    assert source.outcomes(0) == ["delivered"]
+    fault = source.verdicts[1].fault
+    assert fault is not None
+    assert fault.again
+    assert not source.verdicts[1].in_doubt
+    assert lessons.knows(LONE_DOT)
+    talk = Scripted(MemorySource().add().add(), lessons=lessons)
+    assert talk.greets("PIPELINING") == ENVELOPE
+    assert talk.says(*OK3) == WIRE + b".\r\n"
+    assert talk.says("250 one") == ENVELOPE
 
 
 def test_no_password_without_tls() -> None:
