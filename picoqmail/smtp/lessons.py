@@ -33,9 +33,9 @@ class Lessons:
 
     ``facts`` maps the names above to what is known, and ``news`` has what was learnt since they
     were read. The others are for this run alone: ``mail_limit`` is after how many messages the
-    relay hangs up (0: not known), ``tried`` are the mechanisms that failed for a user, and ``refusals``
-    what a whole round of logins came to, ``serves`` says whether a message was accepted, ``chunks``
-    whether one was by BDAT.
+    relay hangs up (0: not known), ``tried`` are the mechanisms that failed for a user, and
+    ``refusals`` what a whole round of logins came to, ``serves`` says whether a message was
+    accepted, ``chunks`` whether one was by BDAT.
     """
 
     __slots__ = ("chunks", "facts", "mail_limit", "news", "refusals", "serves", "tried")
