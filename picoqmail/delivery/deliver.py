@@ -623,7 +623,7 @@ class Delivery:
         self.summary.errors += 1
         self.log.event("error", level="error", id=message_id, error=str(exc))
 
-    def _step_aside(self, message_id: str, exc: Exception) -> None:
+    def _step_aside(self, message_id: str, fault: Exception) -> None:
         """Log that a message cannot be handled, for a fault of ours, and let it wait a while."""
         self.summary.errors += 1
         later = int(self.clock()) + _ASIDE_SECONDS
@@ -631,13 +631,13 @@ class Delivery:
             "error",
             level="error",
             id=message_id,
-            error=f"this message cannot be handled, please report it: {exc!r}",
+            error=f"this message cannot be handled, please report it: {fault!r}",
             next_attempt=later,
         )
         try:
             self.spool.look_again_at(message_id, later)
-        except SpoolError as trouble:
-            self._report_trouble(message_id, trouble)
+        except SpoolError as exc:
+            self._report_trouble(message_id, exc)
 
 
 def _in_seven_bits(claim: Claim) -> Body:
