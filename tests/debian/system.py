@@ -22,16 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 BUILD = f"{CHECKOUT}/packaging/build-deb"
-# What the build needs of Debian, and how to ask for it; see debian/control.
-NEEDED = {
-    "mmdebstrap": "mmdebstrap",
-    "dpkg-buildpackage": "dpkg-dev",
-    "dh_python3": "dh-python",
-    "dh_apparmor": "dh-apparmor",
-    "po2debconf": "po-debconf",
-    "cc": "build-essential",
-    "nsenter": "util-linux",
-}
+NEEDED = {"mmdebstrap": "mmdebstrap", "dpkg-checkbuilddeps": "dpkg-dev", "nsenter": "util-linux"}
 SUITES = {"12": "bookworm", "13": "trixie"}
 INSTALL_SECONDS = 300
 _UNATTENDED = {
@@ -50,7 +41,9 @@ def missing() -> str:
     for program, package in NEEDED.items():
         if shutil.which(program, path=_UNATTENDED["PATH"]) is None:
             return f"needs {program} (Debian: {package})"
-    return ""
+    command = ["dpkg-checkbuilddeps", f"{CHECKOUT}/debian/control"]
+    done = subprocess.run(command, capture_output=True, text=True, env=_UNATTENDED, check=False)
+    return f"needs Debian packages: {done.stderr.strip()}" if done.returncode else ""
 
 
 def build_package(directory: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -367,3 +368,38 @@ def test_takes_the_place_of_another_mailer_and_gives_it_back(
     debian.run("picoqmail", "retry", "--all")
     assert b"ours" in relay.wait_for(1)[0].content
     assert theirs == (debian.sh(f"find {queue} -type f") if queue else "")
+
+
+def test_a_home_made_by_pip_takes_the_host_s_names_and_gives_them_back(
+    debian: Debian, wheel: str, relay: RecordingRelay
+) -> None:
+    """By diversions: a mailer that is installed later does not get them, and an own file stays."""
+    debian.apt("install", "--no-install-recommends", "gcc", "libc6-dev", "python3-venv")
+    shutil.copy(wheel, f"{debian.path}/root/")
+    debian.sh(
+        "python3 -m venv --system-site-packages /opt/picoqmail;"
+        "/opt/picoqmail/bin/pip install --no-index --no-deps /root/*.whl"
+    )
+    program = "/opt/picoqmail/bin/picoqmail"
+    own = "#!/bin/sh\nexit 1\n"
+    debian.write("/usr/bin/mailq", own, 0o755)
+    init = (program, "init", "--system", "--sendmail", "--me", "host.example.org")
+    said = debian.run(*init, "--relay", relay.address, expect=73).output
+    assert "/usr/bin/mailq: left alone" in said
+    assert own == debian.read("/usr/bin/mailq")
+    debian.apt("install", "nullmailer", "bsd-mailx")
+    assert "/var/qmail/bin/sendmail\n" == debian.run("readlink", "/usr/sbin/sendmail").output
+    assert debian.has("/usr/sbin/sendmail.distrib")
+    debian.sh("echo body | mail -s diverted you@example.net")
+    assert b"diverted" in relay.wait_for(1)[0].content
+    assert "/usr/sbin/sendmail leads here" in debian.run(program, "check", "--no-relay").output
+    assert debian.has("/opt/picoqmail/share/man/man1/picoqmail.1")
+
+    left = debian.run(program, "init", "--uninstall").output
+    assert "removed /usr/sbin/sendmail" in left
+    for advice in ("rm -r /var/qmail", "userdel picoqmail", "rm -r /opt/picoqmail"):
+        assert advice in left
+    assert "nullmailer" in debian.run("dpkg-query", "--search", "/usr/sbin/sendmail").output
+    assert "diversion" not in debian.run("dpkg-divert", "--list", "/usr/sbin/sendmail").output
+    done = debian.run(program, "check", "--no-relay", expect=None)
+    assert "/usr/sbin/sendmail is the package nullmailer's" in done.output
