@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the first settings, and the kind of home."""
     parser.epilog = (
         "The home is that of PICOQMAIL_HOME; without it, /var/qmail if that has a control/me, "
-        "else that of the Debian package if it is installed, else ~/.local/state/picoqmail. Nothing that is there already is overwritten."
+        "else that of the Debian package if it is installed, else ~/.local/state/picoqmail. "
+        "Nothing that is there already is overwritten."
     )
     parser.add_argument("--me", metavar="NAME", help="this host's name, for control/me")
     parser.add_argument(

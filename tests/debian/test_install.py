@@ -329,7 +329,10 @@ PRESEED = {
 # How each is handed a mail that it keeps, and where it keeps it.
 THEIR_QUEUES = {
     "exim4-daemon-light": ("sendmail -odq you@example.net", "/var/spool/exim4/input"),
-    "postfix": ("sendmail you@example.net", "/var/spool/postfix/maildrop"),
+    "postfix": (
+        "{ postfix check 2>/dev/null; sendmail you@example.net; }",
+        "/var/spool/postfix/maildrop",
+    ),
     "nullmailer": ("sendmail you@example.net", "/var/spool/nullmailer/queue"),
     "msmtp-mta": ("", ""),
 }
