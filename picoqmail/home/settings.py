@@ -15,6 +15,7 @@ import os
 import stat
 
 from picoqmail.errors import ConfigurationError
+from picoqmail.home import hands
 from picoqmail.home import values as setting_values
 from picoqmail.home.control import MINIVARS, Control
 from picoqmail.home.limits import MOST_MESSAGES, MOST_OCTETS, MOST_SECONDS
@@ -621,12 +622,20 @@ def _contradictions(settings: Settings, home: Home) -> Iterator[ConfigurationErr
         )
     for name in ("tlsca", "tlscert"):
         path = getattr(settings, name)
-        if path is not None and not os.access(path, os.R_OK):
+        if path is None:
+            continue
+        if not os.access(path, os.R_OK):
             yield ConfigurationError(
                 settings.origins[name],
                 f"{name}: {path} is not there or cannot be read by user {os.geteuid()}",
                 f"allowed: {SPECS[name].allowed}",
             )
+            continue
+        # Whoever can write it decides which relay is trusted with the password.
+        try:
+            hands.check_way(path, os.geteuid())
+        except hands.HandsError as exc:
+            yield exc
 
 
 def logins_in_clear(settings: Settings) -> list[Relay]:

@@ -12,6 +12,7 @@ import pytest
 
 from picoqmail.layout import NEW
 from privileges.host import SECONDS
+from rig import certificates
 from rig.hostile import EVERYTHING, HostileRelay
 
 if TYPE_CHECKING:
@@ -249,6 +250,9 @@ def loosen(trial: Trial, what: str) -> Callable[[], object]:
     if what == "owner":
         os.chown(f"{control}/relayip", 54321, 54321)
         return functools.partial(os.chown, f"{control}/relayip", os.getuid(), os.getgid())
+    if what == "authority":
+        trial.setting("tlsca", f"{trial.root}/authority.pem")
+        shutil.copy(certificates.default().trusted, f"{trial.root}/authority.pem")
     if what == "minivars":
         trial.setting("minivars", "RETRYSCHEDULE=5m\n")
     paths = {
@@ -257,13 +261,16 @@ def loosen(trial: Trial, what: str) -> Callable[[], object]:
         "above": os.path.dirname(trial.root),
         "file": f"{control}/relayip",
         "minivars": f"{control}/minivars",
+        "authority": f"{trial.root}/authority.pem",
     }
     before = os.stat(paths[what]).st_mode & 0o7777
     os.chmod(paths[what], before | 0o022)
     return functools.partial(os.chmod, paths[what], before)
 
 
-@pytest.mark.parametrize("what", ["home", "control", "above", "file", "minivars", "owner"])
+@pytest.mark.parametrize(
+    "what", ["home", "control", "above", "file", "minivars", "authority", "owner"]
+)
 def test_settings_that_others_can_write_are_not_obeyed(
     trial: Trial, relay: RecordingRelay, picoqmail: Callable[..., object], what: str
 ) -> None:
