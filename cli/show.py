@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts.add_argument("--headers", action="store_true", help="only the header")
     parts.add_argument("--body", action="store_true", help="only what follows the header")
     parts.add_argument(
-        "--raw", action="store_true", help="the spooled octets as they are, and nothing else"
+        "--raw", action="store_true", help="the spooled bytes as they are, and nothing else"
     )
     parts.add_argument("--sidecar", action="store_true", help="only the sidecar, as it is")
     parts.add_argument("--result", action="store_true", help="only what the relay said so far")

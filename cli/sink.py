@@ -151,7 +151,7 @@ class _SinkPrinter:
 
         to = " ".join(f"<{address}>" for address in mail.recipients)
         self._print(
-            f"mail: {mail.size} octets from <{mail.sender}> to {to}: {mail.path}",
+            f"mail: {mail.size} bytes from <{mail.sender}> to {to}: {mail.path}",
             event="mail",
             **as_document(mail),
         )

@@ -167,9 +167,9 @@ class _Story:
             kept = file.read()
         narrator.lines("what the relay has kept", kept.decode("utf-8", "replace").splitlines())
         self._expect_equal("the recipients at the relay", ["bob@example.org"], mail["recipients"])
-        self._expect_equal("the octets at the relay", body.replace(b"\n", b"\r\n"), kept)
+        self._expect_equal("the bytes at the relay", body.replace(b"\n", b"\r\n"), kept)
         self._expect_messages()
-        narrator.proved("the relay has it, octet for octet, and it has left the spool")
+        narrator.proved("the relay has it, byte for byte, and it has left the spool")
 
     def _relay_says_later(self, relay: _SinkProgram) -> str:
         narrator = self.narrator
@@ -452,7 +452,7 @@ def _listing(spool: str) -> list[str]:
         lines.append(f"{state}/" + ("" if names else "  (empty)"))
         for name in names:
             size = os.stat(f"{spool}/{state}/{name}").st_size
-            lines.append(f"    {name}  {size} octets")
+            lines.append(f"    {name}  {size} bytes")
     return lines
 
 

@@ -72,7 +72,7 @@ def _arrival(message: Message) -> str:
     sender = f"<{message.sender}>" if message.sender else "<>, the sender of reports,"
     return (
         f"Message {message.id} was accepted on {moment(message.created)} by {program}{who}: "
-        f"{message.size} octets from {sender} to {count(len(message.recipients), 'recipient')}."
+        f"{message.size} bytes from {sender} to {count(len(message.recipients), 'recipient')}."
     )
 
 

@@ -191,7 +191,7 @@ def _read_to_end(path: str, descriptor: int) -> str:
             size += len(block)
             if size > MOST_CONTROL_OCTETS:
                 raise ConfigurationError(
-                    path, f"has more than {MOST_CONTROL_OCTETS} octets", "shorten it"
+                    path, f"has more than {MOST_CONTROL_OCTETS} bytes", "shorten it"
                 )
         octets = b"".join(blocks)
         return octets.decode()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import subprocess
 
 COMMAND_SECONDS = 60.0
-LONGEST_SECRET_BYTES = 65536
+LONGEST_SECRET_OCTETS = 65536
 
 _RAISED_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
 
@@ -185,12 +185,12 @@ def _read_all(process: subprocess.Popen[bytes], deadline: float) -> bytes:
         while True:
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
-            block = os.read(stdout.fileno(), LONGEST_SECRET_BYTES)
+            block = os.read(stdout.fileno(), LONGEST_SECRET_OCTETS)
             if not block:
                 break
             output += block
-            if len(output) > LONGEST_SECRET_BYTES:
-                raise OSError(f"printed more than {LONGEST_SECRET_BYTES} bytes")
+            if len(output) > LONGEST_SECRET_OCTETS:
+                raise OSError(f"printed more than {LONGEST_SECRET_OCTETS} bytes")
     try:
         process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

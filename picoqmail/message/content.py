@@ -108,7 +108,7 @@ class Content:
                 break
             if size > HEADER_LIMIT_OCTETS:
                 raise MessageTooLargeError(
-                    f"the header is longer than {HEADER_LIMIT_OCTETS} octets; "
+                    f"the header is longer than {HEADER_LIMIT_OCTETS} bytes; "
                     "is a blank line missing between header and body?"
                 )
             tail = seen[-2:]

@@ -56,7 +56,7 @@ class EnvelopeParser:
             elif letter != b"T":
                 raise EnvelopeError("the envelope has something that is no T and recipient")
             if len(part) > ADDRESS_LIMIT_OCTETS + 1:
-                raise AddressTooLongError("an address is longer than 1002 octets")
+                raise AddressTooLongError("an address is longer than 1002 bytes")
             if self.sender is None:
                 self.sender = part[1:]
             else:
@@ -65,7 +65,7 @@ class EnvelopeParser:
             if rest[:1] != (b"F" if self.sender is None else b"T"):
                 raise EnvelopeError("the envelope has something that is no F or T and address")
             if len(rest) > ADDRESS_LIMIT_OCTETS + 1:
-                raise AddressTooLongError("an address is longer than 1002 octets")
+                raise AddressTooLongError("an address is longer than 1002 bytes")
         self._rest = rest
         return False
 
@@ -120,7 +120,7 @@ def _decode_address(raw: bytes, index: int | None) -> str:
         shown = raw.decode("latin-1")
         raise AddressError("it is not UTF-8", shown, index) from None
     if len(raw) > ADDRESS_LIMIT_OCTETS:
-        raise AddressTooLongError(f"the address {address[:60]!a}... is longer than 1002 octets")
+        raise AddressTooLongError(f"the address {address[:60]!a}... is longer than 1002 bytes")
     local, at, domain = address.rpartition("@")
     # isprintable accepts most addresses quickly; others are checked character by character.
     if not address.isprintable():

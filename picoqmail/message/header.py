@@ -19,11 +19,11 @@ HEADER_LIMIT_OCTETS = 16 * 1024 * 1024
 """Longest header that the library takes: it holds it, often several times. One that is longer is a
 body whose blank line is missing."""
 
-MAX_HEADER_BYTES = 128 * 1024 * 1024
+MAX_HEADER_OCTETS = 128 * 1024 * 1024
 """Longest header that inject takes. It has to be held in memory: what is added before it depends on
 what is in it."""
 
-_NAME_BYTES = bytes(range(33, 127)).replace(b":", b"")
+_NAME_OCTETS = bytes(range(33, 127)).replace(b":", b"")
 
 
 def field_name(line: bytes) -> bytes:
@@ -35,7 +35,7 @@ def field_name(line: bytes) -> bytes:
     if not colon:
         return b""
     name = name.rstrip(b" \t")
-    return b"" if name.translate(None, _NAME_BYTES) else name.lower()
+    return b"" if name.translate(None, _NAME_OCTETS) else name.lower()
 
 
 class MessageReader:
@@ -57,7 +57,7 @@ class MessageReader:
     def __init__(
         self,
         read: Callable[[], bytes],
-        max_header: int = MAX_HEADER_BYTES,
+        max_header: int = MAX_HEADER_OCTETS,
         *,
         crlf_blank: bool = False,
         quoted_mbox: bool = False,
@@ -85,7 +85,7 @@ class MessageReader:
             self._room -= len(piece)
             if self._room < 0:
                 reason = (
-                    f"the header is longer than {MAX_HEADER_BYTES} bytes; "
+                    f"the header is longer than {MAX_HEADER_OCTETS} bytes; "
                     "is a blank line missing between header and body?"
                 )
                 raise MessageTooLargeError(reason)

@@ -45,7 +45,7 @@ proof."""
 ITERATIONS_LIMIT = 1_000_000
 """Rounds of SCRAM that a relay may ask for: more would stop the whole run."""
 
-_NONCE_BYTES = 18
+_NONCE_OCTETS = 18
 _COMMAND_LIMIT = 500  # RFC 4954 4: the command with its first response, 512 with CRLF
 _MUTUAL_ROUNDS = 3
 _SEPARATORS = re.compile(rb"[\0\1, ]+")
@@ -101,7 +101,7 @@ def scram_sha_256(credentials: Credentials, nonce: bytes = b"") -> Dialogue:
 
     The relay must prove that it knows the password, too. ``nonce`` is for tests with known results.
     """
-    nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_BYTES))
+    nonce = nonce or base64.b64encode(secrets.token_bytes(_NONCE_OCTETS))
     user = _escaped_name(credentials.user.encode())
     first = b"n=" + user + b",r=" + nonce
     server_first = yield b"n,," + first

@@ -159,7 +159,7 @@ class Incoming:
         """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
         if self._limits.databytes and self.size + len(data) > self._limits.databytes:
             raise MessageTooLargeError(
-                f"the message is larger than {self._limits.databytes} octets (setting databytes)"
+                f"the message is larger than {self._limits.databytes} bytes (setting databytes)"
             )
         if self._limits.minfree:
             after = self.size + len(data)

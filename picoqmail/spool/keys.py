@@ -62,7 +62,7 @@ def name_of(key: object) -> str:
     octets = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else b""
     if not 0 < len(octets) <= KEY_LIMIT_OCTETS:
         raise MessageError(
-            f"the idempotency key {key!a:.60} is not text of 1 to {KEY_LIMIT_OCTETS} octets"
+            f"the idempotency key {key!a:.60} is not text of 1 to {KEY_LIMIT_OCTETS} bytes"
         )
     return sha256(octets).hexdigest()
 

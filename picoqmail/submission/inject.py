@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
 """Where recipients come from: the flags -h, -a, -H, -A."""
 
-MAX_ADDRESS_BYTES = 8 * 1024 * 1024
+MAX_ADDRESS_OCTETS = 8 * 1024 * 1024
 """The most that all address fields of one header may hold together: an address costs many times
 its bytes in memory, and 100,000 recipients with their names need half of this."""
 MAX_RECIPIENTS = 500_000
@@ -523,9 +523,9 @@ class Injection:
         sort = _FIELDS.get(name)
         if sort is not None:
             self._address_bytes += len(field)
-            if self._address_bytes > MAX_ADDRESS_BYTES:
+            if self._address_bytes > MAX_ADDRESS_OCTETS:
                 reason = (
-                    f"the address fields hold more than {MAX_ADDRESS_BYTES} bytes; "
+                    f"the address fields hold more than {MAX_ADDRESS_OCTETS} bytes; "
                     "send the message in several parts"
                 )
                 raise MessageTooLargeError(reason)

@@ -65,6 +65,6 @@ def check_envelope(octets: int) -> None:
     """Refuse an envelope that has become too large. Raises MessageTooLargeError."""
     if octets > MOST_ENVELOPE_OCTETS:
         raise MessageTooLargeError(
-            f"the envelope is larger than {MOST_ENVELOPE_OCTETS} octets; send the message several "
+            f"the envelope is larger than {MOST_ENVELOPE_OCTETS} bytes; send the message several "
             "times, each to some of its recipients"
         )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
 
-MAX_COMMAND_BYTES = 4096
+MAX_COMMAND_OCTETS = 4096
 """Longest command line; RFC 5321 wants 512 and a little for each extension."""
 MAX_RECIPIENTS = 10000
 """Recipients of one transaction; RFC 5321 wants 100."""
@@ -80,10 +80,10 @@ class Stream:
                 if not self._has_begun:
                     self._has_begun = True
                     self.has_bare_lf = not line.endswith(b"\r")
-                if too_long or len(line) > MAX_COMMAND_BYTES:
+                if too_long or len(line) > MAX_COMMAND_OCTETS:
                     return None
                 return line.removesuffix(b"\r")
-            if len(self._buffer) > MAX_COMMAND_BYTES:
+            if len(self._buffer) > MAX_COMMAND_OCTETS:
                 too_long = True
                 self._buffer = b""
             if not self.fill():

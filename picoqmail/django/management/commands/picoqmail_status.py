@@ -41,7 +41,7 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"spool {spool.home.spool}")
         for name, heap in found.heaps.items():
-            self.stdout.write(f"{name:12} {heap.messages} messages, {heap.octets} octets")
+            self.stdout.write(f"{name:12} {heap.messages} messages, {heap.octets} bytes")
         self.stdout.write(f"{'held':12} {found.held}")
         if found.oldest_waiting:
             age = max(int(time.time()) - found.oldest_waiting, 0)
