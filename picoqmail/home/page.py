@@ -42,7 +42,7 @@ program, and nobody else may write to it or to a directory on the way to it.
 
 
 # What belongs together, and an example of each setting: lines of its control file.
-GROUPS = {
+GROUPS: dict[str, dict[str, list[str]]] = {
     "This host": {
         "me": ["host.example.org"],
         "helohost": ["mail.example.org"],
