@@ -139,4 +139,4 @@ def _workers(now: Status) -> str:
     if now.cron is not None:
         since = f", for {rough_duration(now.taken - now.cron_since)}" if now.cron_since else ""
         found.append(f"a run of cron (pid {now.cron or 'unknown'}{since})")
-    return " and ".join(found) or "nobody"
+    return " and ".join(found) or "nothing"

@@ -180,8 +180,8 @@ def _final(entry: Entry, message: Message) -> str:
             f"picoqmail delete {entry.id}."
         )
     return (
-        f"It has failed for good for {count(failed, 'recipient')}, and is not tried again. To try "
-        f"it again for these: picoqmail requeue {entry.id}. To delete it: "
+        f"It has failed for good for {count(failed, 'recipient')}, and is not tried again. To "
+        f"send it there once more: picoqmail requeue {entry.id}. To delete it: "
         f"picoqmail delete {entry.id}."
     )
 

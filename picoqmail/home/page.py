@@ -113,7 +113,8 @@ def document() -> str:
     """Return the page docs/settings.md, in Markdown."""
     lines = []
     named = {name for group in GROUPS.values() for name in group}
-    groups = {**GROUPS, _OTHERS: {name: [] for name in SPECS if name not in named}}
+    others: dict[str, list[str]] = {name: [] for name in SPECS if name not in named}
+    groups = {**GROUPS, _OTHERS: others}
     for title, group in groups.items():
         if group:
             lines += [f"## {title}", ""]
