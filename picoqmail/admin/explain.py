@@ -181,7 +181,7 @@ def _final(entry: Entry, message: Message) -> str:
         )
     return (
         f"It has failed for good for {count(failed, 'recipient')}, and is not tried again. To "
-        f"send it there once more: picoqmail requeue {entry.id}. To delete it: "
+        f"try it once more: picoqmail requeue {entry.id}. To delete it: "
         f"picoqmail delete {entry.id}."
     )
 
