@@ -368,7 +368,7 @@ def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
                 if spool.where(message_id) and _body_size(spool, message_id) is None:
                     yield message_id, "its body is missing"
             elif size != message.size:
-                yield message_id, f"its body has {size} bytes, and {message.size} were accepted"
+                yield message_id, f"its body has {size} octets, and {message.size} were accepted"
         except NoSuchMessageError:
             continue
         except (DamagedMessageError, SpoolError) as exc:

@@ -330,7 +330,7 @@ class Claimer:
 def check_size(message: Message, octets: int) -> None:
     """Raise DamagedMessageError if a body has another size than was accepted."""
     if octets != message.size:
-        raise DamagedMessageError(f"its body has {octets} bytes, and {message.size} were accepted")
+        raise DamagedMessageError(f"its body has {octets} octets, and {message.size} were accepted")
 
 
 def verify_body(message: Message, descriptor: int) -> tuple[bytes | None, int, bool]:

@@ -282,6 +282,8 @@ def test_keys_still_stand_for_their_messages(old: Trial, strict: HostileRelay) -
     receipt = repeat("key-on-its-way")
     assert not receipt.repeated
     assert receipt.id in old.ids(NEW)
+    with pytest.raises(KeyReusedError):
+        spool.enqueue(message("another"), A, [GOOD], idempotency_key="key-on-its-way")
 
     old.cron()
     came = Counter(delivery(one)[0] for one in strict.messages)

@@ -177,7 +177,7 @@ def test_several_bodies_none_of_them_whole(stage: Stage, world: World) -> None:
     level, done, levels = repair(world)
     assert (WARNING, WARNING) == (level, levels["messages"])
     assert f"{stem}: now in undelivered" in done
-    assert any(line.startswith(f"{stem}: its body has 0 bytes") for line in done)
+    assert any(line.startswith(f"{stem}: its body has 0 octets") for line in done)
     with open(f"{world.spool}/cur/{stem}.eml", "rb") as file:
         assert altered == file.read()
     # After a repair by hand it is sent.

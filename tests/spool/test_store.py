@@ -354,10 +354,10 @@ DAMAGE: dict[str, tuple[Callable[[Trial, str], None], str]] = {
     "recipients of text": (damage_sidecar(lambda r: {**r, "recipients": ["a@b"]}), "recipient"),
     "no recipients": (damage_sidecar(lambda r: {**r, "recipients": []}), "no recipient"),
     "history of text": (damage_sidecar(lambda r: {**r, "history": ["x"]}), "history"),
-    "body short": (damage_body(lambda body: body[:-1]), "bytes"),
-    "body long": (damage_body(lambda body: body + b"x"), "bytes"),
+    "body short": (damage_body(lambda body: body[:-1]), "octets"),
+    "body long": (damage_body(lambda body: body + b"x"), "octets"),
     "body altered": (damage_body(lambda body: body[:-2] + b"X\n"), "CRC-32"),
-    "body empty": (damage_body(lambda _: b""), "bytes"),
+    "body empty": (damage_body(lambda _: b""), "octets"),
     "body gone": (
         lambda trial, one: os.unlink(trial.path(trial.state(one), one, BODY)),
         "body is missing",
