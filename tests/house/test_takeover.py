@@ -18,6 +18,7 @@ import pytest
 import picoqmail
 from fixtures.make_home import GOOD, LATER, MANY, NEVER, message
 from installation import CHECKOUT
+from picoqmail.errors import KeyReusedError
 from picoqmail.home.paths import Home
 from picoqmail.home.values import RateLimit
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
