@@ -256,6 +256,7 @@ def test_stall_holds_the_client_until_the_relay_stops() -> None:
             client.recv(100)
 
 
+@pytest.mark.slow
 def test_slow_line_delays_a_burst_once(relay: RecordingRelay) -> None:
     """Twenty commands in one write take one round trip; the content is unharmed."""
     with SlowLine(relay.port, seconds_each_way=0.1) as line:

@@ -378,6 +378,7 @@ def test_root_leaves_nothing_that_the_owner_cannot_read(trial: Trial) -> None:
             assert NOBODY == os.lstat(theirs.path(CUR, message_id, suffix)).st_uid
 
 
+@pytest.mark.slow
 def test_safe_beside_running_senders(
     trial: Trial, picoqmail: Command, relay: RecordingRelay
 ) -> None:
@@ -401,6 +402,7 @@ def test_safe_beside_running_senders(
     assert [] == trial.files()
 
 
+@pytest.mark.slow
 def test_a_hundred_failures_requeued_at_once(
     trial: Trial, picoqmail: Command, relay: RecordingRelay
 ) -> None:

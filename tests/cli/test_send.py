@@ -257,6 +257,7 @@ def test_sigterm_finishes_what_is_under_way(trial: Trial, rig: Rig) -> None:
     assert 3 == len(relay.messages)
 
 
+@pytest.mark.slow
 def test_two_senders_and_cron_send_nothing_twice(trial: Trial, rig: Rig) -> None:
     """All at once over the same messages, new and due: each goes out once."""
     relay = rig(HostileRelay())

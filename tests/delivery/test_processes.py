@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Rig = Callable[[HostileRelay], HostileRelay]
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = 2 * processes.MESSAGES_WORTH_A_PROCESS + 10
 needs_processors = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="a run is shared only where there are two processors"

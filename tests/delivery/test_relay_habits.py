@@ -228,6 +228,7 @@ SESSIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "offers"), SESSIONS)
 def test_a_reply_about_the_session(
     trial: Trial, rig: Rig, name: str, offers: tuple[str, ...] | None
@@ -330,6 +331,7 @@ def test_a_login_for_one_recipient(trial: Trial, rig: Rig) -> None:
 LIMITS = ["550 5.4.5 Daily sending quota exceeded", "554 5.4.5 congestion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("said", LIMITS)
 def test_a_limit_passes(trial: Trial, rig: Rig, step: str, said: str) -> None:

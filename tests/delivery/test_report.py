@@ -316,6 +316,7 @@ def killed(trial: Trial, program: str, strike: int) -> None:
 STRIKES = (1, 4, 9, 11, 13, 14, 16, 18, 19, 20, 22, 25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", STRIKES)
 def test_killed_anywhere_the_sender_is_told_once(
     reports: Trial, refusing: RecordingRelay, strike: int
@@ -335,6 +336,7 @@ def test_killed_anywhere_the_sender_is_told_once(
     assert [] == reports.ids(NEW) + reports.ids(CUR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", [1, 2, 3, 5, 6, 7, 8, 9, 10, 12])
 def test_killed_anywhere_the_digest_comes_once(
     reports: Trial, refusing: RecordingRelay, strike: int

@@ -73,6 +73,7 @@ def quick(installed: Installation) -> Iterator[Trial]:
         yield make_trial(f"{root}/home", installed)
 
 
+@pytest.mark.slow
 def test_a_thousand_acceptances_against_ending_senders(quick: Trial) -> None:
     """Threads accept and, where they find the lock free, become the sender, as programs do.
 

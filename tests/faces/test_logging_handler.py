@@ -104,6 +104,7 @@ def test_a_flood_is_a_few_mails(
     assert "and 28 more" in third
 
 
+@pytest.mark.slow
 def test_what_was_suppressed_is_told_without_another_record(
     home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:
@@ -241,6 +242,7 @@ def test_wrong_addresses_show_at_once(home: TemporaryHome, wrong: Any) -> None:
         MailHandler("app@example.org", [], home=home.root)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_in_octets_too(
     home: TemporaryHome, logger: logging.Logger, handler: Callable[..., MailHandler]
 ) -> None:

@@ -42,6 +42,7 @@ def test_that_fails(picoqmail_spool):
 """
 
 
+@pytest.mark.slow
 def test_the_fixture_in_a_project(tmp_path: Path) -> None:
     """Each test has a spool of its own, children included; what fails says what was there."""
     (tmp_path / "test_project.py").write_text(PROJECT)

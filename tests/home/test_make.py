@@ -290,6 +290,7 @@ def test_end_of_input_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "h").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", range(0, 45, 3))
 def test_killed_in_the_middle(tmp_path: Path, count: int) -> None:
     """Killed at any point, init leaves no half file, and the next run completes the home."""

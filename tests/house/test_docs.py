@@ -104,6 +104,40 @@ def test_internals_lists_the_rooms_of_the_contract() -> None:
     assert expected == [[row[0], row[2]] for row in rows]
 
 
+def contributing() -> str:
+    """CONTRIBUTING.md."""
+    with open(f"{CHECKOUT}/CONTRIBUTING.md", encoding="utf-8") as file:
+        return file.read()
+
+
+def test_newcomers_find_each_place() -> None:
+    """Each answer of the table names files that are there, and names that stand in them."""
+    rows = re.findall(r"^\| [^|]+\? \| (.+) \|$", contributing(), re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        places = re.findall(r"`(picoqmail/[a-z_/]+\.py)`([^;]*)", row)
+        assert places, row
+        for path, rest in places:
+            with open(f"{CHECKOUT}/{path}", encoding="utf-8") as file:
+                text = file.read()
+            for name in re.findall(r"`(\w+)`", rest):
+                assert re.search(rf"\b{name}\b", text), (path, name)
+
+
+def test_newcomers_are_told_of_each_room() -> None:
+    """Every room is in the list, and everything that the list calls a folder is one."""
+    (listed,) = re.findall(r"## Where things live\n(.*?)\n## ", contributing(), re.DOTALL)
+    named = set(re.findall(r"`([a-z]+)/`", listed))
+    rooms = {
+        name
+        for name in os.listdir(f"{CHECKOUT}/picoqmail")
+        if os.path.exists(f"{CHECKOUT}/picoqmail/{name}/__init__.py")
+    }
+    assert rooms - {"merged"} <= named
+    for name in named:
+        assert any(os.path.isdir(f"{CHECKOUT}/{one}{name}") for one in ("", "picoqmail/")), name
+
+
 def test_what_the_manual_names_exists() -> None:
     """Every `picoqmail COMMAND` of the manual is a command, every control/FILE a setting."""
     for name in sorted(os.listdir(DOCS)):
@@ -116,6 +150,7 @@ def test_what_the_manual_names_exists() -> None:
                 assert setting in settings.SPECS or setting == "minivars", (name, setting)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("myst_parser") is None, reason="needs the extra docs")
 def test_the_site_builds_without_a_warning(tmp_path: os.PathLike[str]) -> None:
     """HTML and man pages."""

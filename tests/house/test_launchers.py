@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
 # What a launcher itself exits with where it finds no interpreter: qmail's temporary failure for
 # programs that speak its codes, EX_OSERR of sysexits.h for the others.

@@ -224,6 +224,7 @@ def test_nothing_of_ours_is_imported_once_something_was_read(
     assert [] == re.findall(r'"([^"]*/picoqmail/[^"]*\.pyc?)"', after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_no_class_exists_twice_whatever_is_imported_later(
     installed: Installation, program: str
@@ -336,6 +337,7 @@ def snapshot(installed: Installation) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_upgrade_in_place_is_run_at_once(own: Installation, wheel: str, tmp_path: Path) -> None:
     """What pip puts over the old version counts from that moment."""
     newer = str(tmp_path / os.path.basename(wheel))
@@ -411,6 +413,7 @@ def assert_answers(ran: subprocess.CompletedProcess[str], program: str) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(16))
 def test_a_flipped_bit_in_the_header_of_a_compiled_file_changes_nothing(
     own: Installation, tmp_path: Path, place: int

@@ -171,6 +171,7 @@ def test_every_state_is_in_the_archive(old: Trial) -> None:
     assert {"rate", "counters", "purged", "users", "reports"} <= set(os.listdir(old.spool))
 
 
+@pytest.mark.slow
 def test_what_is_seen_of_it(old: Trial, picoqmail: Command, tmp_path: Path) -> None:
     """`list` and `show` print what the old version's printed; `explain` and `check` are right."""
     seen = json.loads((tmp_path / "seen.json").read_bytes())
@@ -280,6 +281,7 @@ def test_keys_still_stand_for_their_messages(old: Trial, strict: HostileRelay) -
     assert before == parts(old)
     # What the version before noted of a message cannot be compared: the key alone decides.
     assert spool.enqueue(message("another"), A, [GOOD], idempotency_key="key-waits").repeated
+    assert before == parts(old)
     receipt = repeat("key-on-its-way")
     assert not receipt.repeated
     assert receipt.id in old.ids(NEW)

@@ -99,6 +99,7 @@ def test_text_becomes_utf8(home: TemporaryHome) -> None:
         picoqmail.enqueue("\ud800", **FROM_A_TO_B)
 
 
+@pytest.mark.slow
 def test_a_stream_is_never_held_whole(home: TemporaryHome) -> None:
     """200 MB of stream need a few blocks of memory, also where its header is looked at."""
     code = """
@@ -415,6 +416,7 @@ def test_many_are_in_no_danger_from_their_iterable(home: TemporaryHome) -> None:
     assert [] == [one for one in home.files() if one.startswith("tmp/")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_group_has_room_for_its_descriptors(home: TemporaryHome, *, keyed: bool) -> None:
     """Where few may be open the groups are smaller, and nothing is refused for that."""
@@ -505,6 +507,7 @@ def test_a_message_is_free_although_a_fork_kept_its_descriptor(home: TemporaryHo
         os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 def test_threads_and_processes_enqueue_at_once(home: TemporaryHome) -> None:
     """Fifty threads, and four processes of ten: each gets what it asked for, once."""
     code = """
@@ -661,6 +664,7 @@ print(json.dumps(found + [type(one).__name__ for one in picoqmail.enqueue_many(m
     assert 4 == len(home.files())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["enqueue", "enqueue_many", "prepare"])
 def test_who_was_told_yes_before_the_kill_has_his_mail(home: TemporaryHome, call: str) -> None:
     """Processes killed at any moment: every receipt that they told has a whole message."""

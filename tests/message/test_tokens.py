@@ -148,6 +148,7 @@ def test_a_written_list_is_folded_after_commas_only() -> None:
     ).split(b"\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

@@ -283,6 +283,7 @@ def test_few_connections_for_a_fast_relay(rig: Callable[..., Any]) -> None:
     assert relay.connections == 1
 
 
+@pytest.mark.slow
 def test_421_after_some(rig: Callable[..., Any]) -> None:
     """A relay that serves three a connection is called again, until all are through."""
     thrice: list[Fault | None] = [None, None, None, faults.final("421 4.7.0 enough")]
@@ -334,6 +335,7 @@ def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
         assert in_doubt == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKING)
 def test_hostile_relay_is_passed_over(rig: Callable[..., Any], name: str) -> None:
     """A relay that breaks at MAIL costs one message its turn; the others reach the next relay."""
@@ -653,6 +655,7 @@ def test_rate_limit(rig: Callable[..., Any]) -> None:
 TOO_FAST = "450 4.7.1 too fast"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["MAIL", "DATA", "."])
 def test_a_relay_that_is_hurried_gets_pauses(rig: Callable[..., Any], step: str) -> None:
     """Two messages meet "too fast", and are charged; those behind them wait, and get through."""

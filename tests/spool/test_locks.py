@@ -80,6 +80,7 @@ def test_a_stamp_from_the_future_is_a_jumped_clock(tmp_path: Path) -> None:
     locks.release_cron_lock(lock)
 
 
+@pytest.mark.slow
 def test_slots_are_bounded(tmp_path: Path) -> None:
     """If every run hangs, there comes an end to new ones."""
     held = []

@@ -274,6 +274,7 @@ def test_settings_of_minivars_count(mailer: Trial) -> None:
     assert ["bob@mini.test"] == mailer.accepts("inject", "bob", message=MAIL).recipients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "recipients"),
     [
@@ -291,6 +292,7 @@ def test_large_headers_are_taken(mailer: Trial, message: bytes, recipients: int)
     assert recipients == len(mailer.spooled()[0].recipients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [b"X: y\n", b" y\n"])
 def test_a_header_of_short_lines_takes_little_more_than_its_size(
     mailer: Trial, line: bytes
@@ -310,6 +312,7 @@ def test_a_header_of_short_lines_takes_little_more_than_its_size(
     assert mailer.spooled()[0].message.count(line) == 2_000_001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("piece", "said"),
     [(b"a@example.org, ", "address fields hold more"), (b"a ", "more than 500000 recipients")],
