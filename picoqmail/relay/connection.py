@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.transaction import Transaction, Verdict
 
+BEHIND_PATIENCE_SECONDS = 10.0
+"""So long an envelope waits behind a message for whose end the relay does not reply."""
+
 _READABLE, _WRITABLE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _CONNECTING, _HANDSHAKE, _OPEN, _CLOSED = range(4)
 
@@ -99,6 +102,7 @@ class Connection:
         self._epoch = -1
         self._total_deadline = 0.0
         self._was_ready = False
+        self._is_patient = False
 
     @property
     def is_closed(self) -> bool:
@@ -153,6 +157,9 @@ class Connection:
         elif conversation.want == PAUSE:
             conversation.wake()
             self.on_ready(0)
+        elif self._is_patient and conversation.is_holding:
+            conversation.let_go()
+            self._set_deadline()
         else:
             conversation.timed_out()
             self.on_ready(0)
@@ -267,6 +274,9 @@ class Connection:
             self.deadline = now + min(conversation.limit, self._options.timeout_remote)
             if conversation.in_transaction or not conversation.ready:
                 self.deadline = min(self.deadline, self._total_deadline)
+        self._is_patient = conversation.is_holding and self.deadline > now + BEHIND_PATIENCE_SECONDS
+        if self._is_patient:
+            self.deadline = now + BEHIND_PATIENCE_SECONDS
         self._loop.watch(self.deadline)
 
     def _start_tls(self, transport: Transport) -> None:

@@ -187,6 +187,7 @@ class Conversation:
         self._begun = 0
         self._current: OpenTransaction | None = None
         self._following: OpenTransaction | None = None
+        self._is_leaving = False  # the relay holds an envelope that was given back
         self._dirty = False  # the relay may hold a transaction that was not ended: RSET is due
         # With a login: what the relay said last. Decisions are made by that, and not by what may be
         # shown.
@@ -241,6 +242,22 @@ class Conversation:
             self.want = self._steps.throw(FaultError(fault))
         except StopIteration:
             self.closed = True
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether an envelope waits for the reply to the message before it."""
+        return self._following is not None and self.stage == "final-dot"
+
+    def let_go(self) -> None:
+        """Give that envelope back. The session ends after the reply, because the relay has it."""
+        following, self._following = self._following, None
+        if following is None:
+            return
+        self._is_leaving = True
+        fault = RelayFault("idle", "the relay takes long to reply to the message before")
+        untried = (UNTRIED,) * len(following.given.recipients)
+        verdict = Verdict(untried, fault, in_doubt=False, transcript=(), relay=self.relay)
+        self._done(following.given, verdict)
 
     @property
     def in_transaction(self) -> bool:
@@ -447,6 +464,8 @@ class Conversation:
                 yield from self._data(transaction)
             following = self._following
             self._finish(transaction)
+            if self._is_leaving:
+                raise _HangUpError
 
     def _next(self) -> Generator[int, None, OpenTransaction | None]:
         while True:

@@ -88,6 +88,26 @@ def test_new_mail_does_not_wait(
     assert 1 == len({event["pid"] for event in trial.events("delivered")})
 
 
+@pytest.mark.parametrize("offers", [OFFERS, (*OFFERS, "CHUNKING")])
+def test_mail_behind_the_slow_one(trial: Trial, rig: Rig, offers: tuple[str, ...]) -> None:
+    """What was pipelined behind the final dot is taken by another connection, too."""
+    slow = Slow()
+    relay = rig(HostileRelay({".": [slow.fault()]}, offers=offers))
+    trial.setting("relayip", relay.address)
+    trial.accepted(recipients=[SLOW])
+    trial.accepted(recipients=["r0@d"])
+    sender = trial.start("send")
+    try:
+        assert slow.begun.wait(PATIENCE_SECONDS)
+        wait_for(1, relay)
+        assert ["r0@d"] == arrived(relay)
+    finally:
+        slow.go.set()
+        assert 0 == sender.wait(PATIENCE_SECONDS)
+    assert ["r0@d", SLOW] == arrived(relay)
+    assert [] == trial.events("deferred") + trial.events("in_doubt")
+
+
 def test_mail_for_another_route(trial: Trial, rig: Rig) -> None:
     """Nor does it wait where another relay than the slow one is for it."""
     slow = Slow()
