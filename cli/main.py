@@ -1,6 +1,6 @@
 """`picoqmail`: the administrator's program; this module finds the subcommand and nothing else.
 
-Exit codes are those of sysexits.h; 64 is a wrong command line.  With --json, standard output is
+Exit codes are those of sysexits.h; 64 is a wrong command line. With --json, standard output is
 one JSON document whatever happens: an error is an object with the key `error`.
 """
 

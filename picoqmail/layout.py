@@ -11,7 +11,7 @@ NEW = "new"
 CUR = "cur"
 UNDELIVERED = "undelivered"
 DIRECTORIES = (TMP, NEW, CUR, UNDELIVERED)
-# The directories where a sidecar makes a message exist, in the order of recovery: a state that a
+# The directories where a sidecar makes a message exist, in the order of recovery. A state that a
 # message reaches later comes first, so that at equal revision the newer of two sidecars wins.
 STATES = (UNDELIVERED, CUR, NEW)
 

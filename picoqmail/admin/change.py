@@ -41,8 +41,8 @@ DEFERRED = "deferred"
 class VerbResult:
     """What became of one verb on one message.
 
-    `result` is `done`; `unchanged`: it was so already; `refused`: that cannot be done to it;
-    `busy`: another process has it now; or `gone`: there is no such message, or not any more.
+    `result` is one of these. `done`. `unchanged`: it was so already. `refused`: that cannot be done
+    to it. `busy`: another process has it now. `gone`: there is no such message, or not any more.
     `detail` is a sentence for people. `state` is where the message is now, "" if nowhere.
     """
 

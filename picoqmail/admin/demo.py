@@ -1,9 +1,9 @@
 """The whole story in a temporary home: mail in, mail out, "later", "never", and nothing lost.
 
-What may live here: the steps of the story, each with what must be true after it.  Everything is
+What may live here: the steps of the story, each with what must be true after it. Everything is
 done by the installed programs, as processes, with a sink (picoqmail sink) as their relay; this
-module starts them, reads the spool, and compares.  A step that went another way raises
-`DemoError`.  How it is printed is the business of the command; see `Narrator`.
+module starts them, reads the spool, and compares. A step that went another way raises
+`DemoError`. How it is printed is the business of the command; see `Narrator`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def play(narrator: Narrator, directory: str | None = None) -> None:
     """Play the story; `directory` is made, used and left behind, else a temporary one is removed.
 
     Raises DemoError if a step went another way, DemoUnavailableError without the extra
-    `demo`, OSError if the disk fails.  No process is left behind.
+    `demo`, OSError if the disk fails. No process is left behind.
     """
     if importlib.util.find_spec("aiosmtpd") is None:
         raise DemoUnavailableError(

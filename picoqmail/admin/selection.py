@@ -1,8 +1,8 @@
 """Choosing messages: what an administrator can ask for, and the lazy walk over the spool for it.
 
 What may live here: reading, without a lock and without changing anything. Names are sorted before
-any file is opened, so that the first of a hundred thousand messages is shown at once, and only
-what a question needs is read: state and age are in the names.
+any file is opened, so the first of a hundred thousand messages is shown at once. Only what a
+question needs is read: state and age are in the names.
 """
 
 from __future__ import annotations

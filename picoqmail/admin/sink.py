@@ -46,7 +46,7 @@ class Refusal:
     """A refusal instead of the usual reply to a phase.
 
     `phase` is one of `PHASES`: `data` is the reply to the command DATA, `content` that to the
-    final dot.  `times` is how many transactions get it (of `ehlo`: sessions), None for all.
+    final dot. `times` is how many transactions get it (of `ehlo`: sessions), None for all.
     """
 
     phase: str

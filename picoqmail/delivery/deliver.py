@@ -1,8 +1,8 @@
 """One attempt at some messages: claim each, have its parts sent, judge what relays said, record it.
 
-The rule of this module: it is the only one that knows both the spool and the relays. What is pure
-is elsewhere (policy, routing), and so is what a run knows of routes that are down (outages), what
-is written about a message (story), and what its sender is sent (report).
+The rule of this module: it is the only one that knows both the spool and the relays. Elsewhere are
+the pure decisions (policy, routing), the routes that are down (outages), what is written about a
+message (story), and the reports to its sender (report).
 
 A message becomes one or more parts. Each part is one transaction, for at most 100 recipients of one
 route. Replies to the parts are gathered, and judged when the last part is done.

@@ -82,7 +82,7 @@ def is_due(message: Message, now: float) -> bool:
 def fair_attempts(lifetime_seconds: int, schedule: tuple[int, ...] | None) -> int:
     """Return how many attempts a message gets at least: those of a tenth of its lifetime.
 
-    A clock that jumps ends no message: the board that starts in 2001, and is set right after the
+    A clock that jumps ends no message. A board that starts in 2001, and is set right after the
     first 4xx, has a message that is 25 years old and was tried once.
     """
     part = max(lifetime_seconds, 0) // FAIR_PART

@@ -1,13 +1,13 @@
 """Making a home: its directories, first control files and the links in `bin/`.
 
-What may live here: everything that `picoqmail init` does to a disk.  What is asked, and how it
+What may live here: everything that `picoqmail init` does to a disk. What is asked, and how it
 is printed, is the business of the command.
 
-Four rules.  Nothing that lies there already is overwritten; it is right, or it is refused with a
-reason.  What an earlier run made is written down in `.made-by-picoqmail`; its mode is repaired, and
-so is that of the spool's directories, for mail is always private.  No symbolic link
-is followed inside the home, and everything must belong to the user who runs this: another user's
-link or directory would carry our files to a place of theirs.  Whatever is made is on disk, entry in
+Four rules. Nothing that lies there already is overwritten; it is right, or it is refused with a
+reason. What an earlier run made is written down in `.made-by-picoqmail`; its mode is repaired, and
+so is that of the spool's directories, for mail is always private. No symbolic link
+is followed inside the home, and everything must belong to the user who runs this. Another user's
+link or directory would carry our files to a place of theirs. Whatever is made is on disk, entry in
 the directory included, when `make_home` returns.
 
 A home is private: directories 0700, files 0600.
@@ -101,13 +101,13 @@ def make_home(
     """Make what is missing of a home, and return what was done to each part of it.
 
     `settings` has the lines of the control files to write, by name; they must have been checked.
-    `replace` has them written also where another value is set.  `programs` has the absolute path
+    `replace` has them written also where another value is set. `programs` has the absolute path
     of each program that `LINKS` names; see `find_programs`.
 
     A foreign file in the place of a link, or a control file with another value, is refused and
-    left alone, and the rest is done.  Raises InitError if one of the directories cannot be ours
-    (they are seen to before any file), ConfigurationError if `minivars` cannot be understood,
-    OSError if the disk fails; what was made until then stays and is found by the next run.
+    left alone, and the rest is done. Raises InitError if one of the directories cannot be ours
+    (they come before any file), ConfigurationError if `minivars` cannot be understood, OSError if
+    the disk fails. What was made until then stays, and the next run finds it.
     """
     for path in (home.root, home.control, home.spool):
         _check_way(os.path.dirname(path), (home.root, home.control))
@@ -154,7 +154,7 @@ def find_programs(environment_directories: Iterable[str] | None = None) -> dict[
     """Return the absolute path of each of our programs, as they are installed.
 
     They are looked for beside the running script, beside the interpreter, and where this
-    interpreter installs scripts, unless other directories are given.  Raises InitError if one is
+    interpreter installs scripts, unless other directories are given. Raises InitError if one is
     nowhere.
     """
     if environment_directories is None:

@@ -1,12 +1,12 @@
 """The relay's password: kept out of sight, and fetched by a command where the setting says so.
 
 What may live here: the wrapper that hides a secret, and the one place that runs a command to get
-it.  Nothing here prints, logs or raises a text that came out of that command.
+it. Nothing here prints, logs or raises a text that came out of that command.
 
-No shell is involved.  The command is split as a shell would split a plain command (quotes and
+No shell is involved. The command is split as a shell would split a plain command (quotes and
 backslashes understood, no variables, no pipes, no wildcards) and executed directly; to use a
-shell, write `!sh -c '...'`.  Its standard input is empty, its standard error goes nowhere, for it
-may hold what must not be seen.  It has `COMMAND_SECONDS` and then is killed with its children.
+shell, write `!sh -c '...'`. Its standard input is empty, its standard error goes nowhere, for it
+may hold what must not be seen. It has `COMMAND_SECONDS` and then is killed with its children.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class RelayPassword:
     """A password, or the command that prints one; `reveal()` is the only way to see it.
 
     `oauth2` says that the secret is an access token (RFC 6750) for XOAUTH2 or OAUTHBEARER, and no
-    password.  The command runs at most once in the life of this object, when first asked for,
-    whatever comes of it: a run of the sender makes one such object, so a broken command costs one
-    run one start, and a token is as fresh as its run.  Safe to share between threads.
+    password. The command runs at most once in the life of this object, when first asked for,
+    even if it fails. A run of the sender makes one such object. So a broken command is started once
+    a run, and a token is as fresh as its run. Safe to share between threads.
     """
 
     __slots__ = ("_answer", "_command", "_lock", "_source", "oauth2")

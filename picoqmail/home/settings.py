@@ -1,11 +1,11 @@
 """Every setting, once: its name, meaning, unit, default, reader and what is allowed.
 
 What may live here: the class `Settings`, whose declarations are also the documentation
-(`picoqmail config` and docs/settings.md print them), and the loading of it from a home.  `control`
+(`picoqmail config` and docs/settings.md print them), and the loading of it from a home. `control`
 reads control files and `minivars`, and `values` reads the meaning of a text; this module joins the
 two and says where a wrong value stands.
 
-`load` is for programs that send mail: all settings or one clear error.  `examine` is for people who
+`load` is for programs that send mail: all settings or one clear error. `examine` is for people who
 check them: everything that is wrong, and where each value came from.
 """
 
@@ -48,7 +48,7 @@ class Spec(Value):
 
     `read` turns one line into a value; a setting with `many` has one value a line, in a tuple.
     `default` is the text that would give the default value, or "" if there is none; `follows`
-    names the setting whose value is the default.  `check`, where another module owns the rule, is
+    names the setting whose value is the default. `check`, where another module owns the rule, is
     its own reader, which raises ConfigurationError.
     """
 
@@ -118,7 +118,7 @@ class Settings:
     This is the one table of all settings: the class holds what is known of each, as a `Spec`, and
     an instance holds their values under the same names.
 
-    Times are whole seconds, sizes bytes.  A name that was not set has its default; `None` stands
+    Times are whole seconds, sizes bytes. A name that was not set has its default; `None` stands
     for "not set" where there is no default, and for qmail's own schedule in `retryschedule`.
     """
 

@@ -1,7 +1,7 @@
 """Pure readers of setting values: text in, a checked value out, ValueError if it is wrong.
 
 What may live here: functions from one line of text to one value, and the small frozen classes they
-return.  No files, no clock, no environment: where a text came from is the business of `settings`.
+return. No files, no clock, no environment: where a text came from is the business of `settings`.
 Every ValueError raised here says what is wrong with the text; what would be right stands once, in
 the table of settings.
 """
@@ -34,7 +34,7 @@ class Route(Value):
     """Relays for the addresses that a pattern matches; one line of `smtproutes` or `senderroutes`.
 
     `pattern` is in lower case: a host, `.domain` for everything below it, an address (senders
-    only), `<>` for the null sender (senders only), or `""` for everything.  Without relays the
+    only), `<>` for the null sender (senders only), or `""` for everything. Without relays the
     line is an exception: such mail goes to the relays of `relayip`.
     """
 

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from picoqmail.spool.syncfs import FileSystemSync
 
 PROGRAM = "python"
-# A group shares its syncs. It is bounded, because each of its messages keeps a descriptor open, of
-# which a process may have no more than 1024, and because none of them is accepted before the last
-# of them is on disk.
+# A group shares its syncs. It is bounded because each message keeps a descriptor open, and a
+# process may have no more than 1024. Besides, none is accepted before the last one is on disk.
 GROUP_MESSAGES = 128
 GROUP_OCTETS = 8 * 1024 * 1024
 # Once a group has this many messages, the free descriptors are counted.

@@ -1,7 +1,7 @@
 """Where the header of a message ends, what its fields are called, and the lines that we add.
 
 Only reading and writing of header lines may live here; what a field means for the envelope is the
-business of `inject`.  Follows qmail-header(5) and RFC 5322 section 2.2.
+business of `inject`. Follows qmail-header(5) and RFC 5322 section 2.2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def field_name(line: bytes) -> bytes:
 class MessageReader:
     """A message that is read once: first all `fields()`, then the `body()`.
 
-    `read` returns the next bytes, at most a buffer full, and b"" at the end.  The body is never
+    `read` returns the next bytes, at most a buffer full, and b"" at the end. The body is never
     held; the header is not held here either, but one field is.
 
     A line of just a CR is no blank line to qmail, which puts one of its own before it; with
@@ -98,7 +98,7 @@ class MessageReader:
     def fields(self) -> Iterator[bytes]:
         """Yield each field with all its folded lines and its newlines.
 
-        An mbox `From ` line comes as the field `MBOX-Line`.  The header ends at a blank line,
+        An mbox `From ` line comes as the field `MBOX-Line`. The header ends at a blank line,
         at the end of the input, or before the first line that is no field; a blank line is put in
         between then.
         """

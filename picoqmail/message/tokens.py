@@ -1,10 +1,10 @@
 """RFC 822 address tokens, cut, listed and written as qmail does it.
 
 Only pure functions over `bytes` may live here: no file, no environment, no knowledge of which
-header field a line is.  Every function takes any bytes, never raises on them, and needs time and
+header field a line is. Every function takes any bytes, never raises on them, and needs time and
 memory proportional to their length.
 
-A token is a pair `(kind, text)`; `text` is empty for the one-character kinds.  The dialect is
+A token is a pair `(kind, text)`; `text` is empty for the one-character kinds. The dialect is
 that of qmail's addresses(5) and qmail-header(5): a superset of RFC 822 where blanks between words
 separate addresses, and where lists are read from right to left.
 """
@@ -72,7 +72,7 @@ _BOX_PLAIN = b"!#$%&'*+-./0123456789=?ABCDEFGHIJKLMNOPQRSTUVWXYZ^_`abcdefghijklm
 def _enclosed(data: bytes, marks: bytes, position: int, opening: int) -> tuple[bytes, int]:
     """Return the text that starts at `position` and the place after its end, -1 if it has none.
 
-    `opening` is the byte that nests, or -1 where nothing does.  Nested brackets are dropped from
+    `opening` is the byte that nests, or -1 where nothing does. Nested brackets are dropped from
     the text, as qmail drops them.
     """
     pieces = []
@@ -121,9 +121,9 @@ def _atom(data: bytes, marks: bytes, position: int) -> tuple[Token, int]:
 def parse(data: bytes) -> list[Token] | None:
     """Cut `data` into tokens; None if a bracket or quote is unbalanced.
 
-    Blanks only separate.  A backslash quotes the next byte anywhere.  `)` and `]` are errors at
+    Blanks only separate. A backslash quotes the next byte anywhere. `)` and `]` are errors at
     the start of a token, and ordinary characters inside an atom, which they turn into a quoted
-    string (so do control characters and bytes above 126).  Follows qmail's addresses(5).
+    string (so do control characters and bytes above 126). Follows qmail's addresses(5).
     """
     tokens: list[Token] = []
     atom_marks = data.translate(_ATOM_STOPS)
@@ -264,7 +264,7 @@ def address_list(tokens: list[Token], rewrite: Rewrite, start: int = 2) -> list[
     """Call `rewrite` for each address of a list, last address first; return the new field.
 
     `rewrite` gets the tokens of one address **in reverse** and changes that list in place.
-    `tokens[:start]` (a field's name and its colon) are kept as they are.  None means that the
+    `tokens[:start]` (a field's name and its colon) are kept as they are. None means that the
     list is no list (a colon or semicolon that belongs to no group, a `>` without `<`); the
     addresses to the right of the error have been rewritten by then, as with qmail.
     """
@@ -361,7 +361,7 @@ def needs_quotes(box: bytes) -> bool:
 def quote_address(address: bytes) -> bytes:
     """Return the raw `address` as it is written in a header or an SMTP command (RFC 5321 4.1.2).
 
-    Only what is before the last `@` is quoted, and only if it must be.  The empty address stays
+    Only what is before the last `@` is quoted, and only if it must be. The empty address stays
     empty.
     """
     if not address:

@@ -32,9 +32,9 @@ class Lessons:
     """What was learnt of one relay.
 
     ``facts`` maps the names above to what is known, and ``news`` has what was learnt since they
-    were read. The others are for this run alone: ``mail_limit`` is after how many messages the
-    relay hangs up (0: not known), ``tried`` are the mechanisms that failed for a user, and
-    ``refusals`` what a whole round of logins came to, ``serves`` says whether a message was
+    were read. The others are for this run alone. ``mail_limit`` is after how many messages the
+    relay hangs up (0: not known). ``tried`` are the mechanisms that failed for a user, and
+    ``refusals`` what a whole round of logins came to. ``serves`` says whether a message was
     accepted, ``chunks`` whether one was by BDAT.
     """
 
