@@ -45,6 +45,7 @@ _SUBJECT_LIMIT = 200
 _QUOTED = 20
 _QUOTED_LENGTH = 200
 _PAUSE_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
 _RECORD_LIMIT = 256 * 1024
 # What a name, a comment or a bracket around an address has, and no address alone.
 _NAMED = frozenset('<>()"')
@@ -155,7 +156,7 @@ class MailHandler(logging.Handler):
             self.lost += 1
             self.handleError(record)
 
-    def flush(self, timeout_seconds: float = 5.0) -> None:
+    def flush(self, timeout_seconds: float = _CLOSE_SECONDS) -> None:
         """Wait until what was logged so far is in the spool, or the time is over."""
         with (changed := self._changed):
             if not self._waiting and not self._busy:
@@ -175,7 +176,8 @@ class MailHandler(logging.Handler):
         with (changed := self._changed):
             self._closed = True
             changed.notify_all()
-            is_stuck = self._busy
+            # Another thread may have logged meanwhile, and ours has that in hand.
+            is_stuck = not changed.wait_for(lambda: not self._busy, _CLOSE_SECONDS)
         if not is_stuck:
             self._work_off()
             if self._suppressed_count:
