@@ -61,8 +61,8 @@ def test_what_leaves_the_directory_or_hides_is_no_id(text: str) -> None:
 
 @TABLE
 def test_each_transition_counts_at_one_instant(steps: Steps) -> None:
-    """There is exactly one yes."""
-    assert 1 == [step[0] for step in steps].count("yes")
+    """There is exactly one commit."""
+    assert 1 == [step[0] for step in steps].count("commit")
 
 
 @TABLE
@@ -81,7 +81,7 @@ def test_nothing_is_half_visible(steps: Steps) -> None:
 @TABLE
 def test_a_sidecar_is_durable_before_the_yes(steps: Steps) -> None:
     """After the last rename or link into a state, its directory is synced before the yes."""
-    before = steps[: steps.index(("yes",))]
+    before = steps[: steps.index(("commit",))]
     entered = {step[2].split("/")[0] for step in before if step[0] in ("rename", "link")}
     for state in entered:
         last = max(
@@ -100,7 +100,7 @@ def test_the_source_goes_after_the_target_is_durable(steps: Steps) -> None:
     moves = any(step[0] == "link" for step in steps)
     if moves:
         first = min(i for i, step in enumerate(steps) if step[0] == "unlink")
-        assert steps.index(("yes",)) < first
+        assert steps.index(("commit",)) < first
     # A message is removed durably; where nothing else of it is left, its body goes only after that.
     for path in [one for one in unlinked if one.endswith(".json")]:
         state = path.split("/")[0]

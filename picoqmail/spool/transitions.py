@@ -10,7 +10,7 @@ from picoqmail.layout import CUR, NEW, UNDELIVERED
 
 # A step is (operation, path, ...): create (with O_EXCL and the lock of the message), write,
 # sync (fsync of the file), link, rename, unlink, syncdir. ID stands for the message's name.
-# `yes` is the instant from which the transition counts. A crash before it leaves the state
+# `commit` is the instant from which the transition counts. A crash before it leaves the state
 # before, and a crash after it the state after, once recovery has run.
 
 ACCEPT = (
@@ -23,7 +23,7 @@ ACCEPT = (
     ("link", "tmp/ID.eml", "new/ID.eml"),
     ("rename", "tmp/ID.json", "new/ID.json"),
     ("syncdir", "new"),
-    ("yes",),
+    ("commit",),
     ("unlink", "tmp/ID.eml"),
 )
 
@@ -36,7 +36,7 @@ def rewrite(state: str) -> tuple[tuple[str, ...], ...]:
         ("sync", "tmp/ID.json"),
         ("rename", "tmp/ID.json", f"{state}/ID.json"),
         ("syncdir", state),
-        ("yes",),
+        ("commit",),
     )
 
 
@@ -53,7 +53,7 @@ def move(source: str, target: str) -> tuple[tuple[str, ...], ...]:
         ("sync", "tmp/ID.json"),
         ("rename", "tmp/ID.json", f"{target}/ID.json"),
         ("syncdir", target),
-        ("yes",),
+        ("commit",),
         ("unlink", f"{source}/ID.json"),
         ("unlink", f"{source}/ID.eml"),
         ("syncdir", source),
@@ -68,7 +68,7 @@ def remove(state: str) -> tuple[tuple[str, ...], ...]:
     """
     return (
         ("unlink", f"{state}/ID.json"),
-        ("yes",),
+        ("commit",),
         ("syncdir", state),
         ("unlink", f"{state}/ID.eml"),
     )

@@ -131,7 +131,7 @@ def test_the_programs_do_what_the_table_says(
     trial.setting("relayip", rig(HostileRelay(answers)).address)
     message_id, steps = act(trial)
     table = TRANSITIONS[name]
-    expected = [step for step in table if step != ("yes",)]
+    expected = [step for step in table if step != ("commit",)]
     assert expected == of_message(steps, message_id, table)
 
 
@@ -205,7 +205,7 @@ def every_crash(name: str) -> list[tuple[bool, dict[str, str]]]:
     found: list[tuple[bool, dict[str, str]]] = []
     for length in range(len(steps) + 1):
         # Removals count from their yes, but become durable only with the end of the session.
-        promised = ("yes",) in steps[:length] and (not is_removal(name) or length == len(steps))
+        promised = ("commit",) in steps[:length] and (not is_removal(name) or length == len(steps))
         for disk in disks(before, steps[:length]):
             if (promised, disk) not in found:
                 found.append((promised, disk))
