@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from picoqmail.home.hands import check_way
 from picoqmail.layout import DIRECTORIES, PRIVATE_DIRECTORY_MODE
 from picoqmail.library.api import Spool
 
@@ -66,7 +67,9 @@ class TemporarySpool:
     """
 
     def __init__(self, me: str = "host.example") -> None:
-        """`me` is the name of the host."""
+        """`me` is the name of the host. Raises ConfigurationError if TMPDIR is another user's."""
+        # Its owner could lead what is made there, by root perhaps, to another place.
+        check_way(tempfile.gettempdir(), os.geteuid())
         self.root = tempfile.mkdtemp(prefix="picoqmail-")
         for name in ("control", "bin", *(f"spool/{one}" for one in DIRECTORIES)):
             os.makedirs(f"{self.root}/{name}", mode=PRIVATE_DIRECTORY_MODE)

@@ -25,6 +25,7 @@ from attrs import define, field
 from picoqmail import durable, layout
 from picoqmail.delivery import policy
 from picoqmail.errors import EX_SOFTWARE, EX_UNAVAILABLE, PicoqmailError
+from picoqmail.home.hands import check_way
 from picoqmail.home.paths import Home
 from picoqmail.home.values import spelled_duration
 from picoqmail.spool.locks import wait_for_lock
@@ -91,6 +92,8 @@ def play(narrator: Narrator, directory: str | None = None) -> None:
             "pip install 'picoqmail[demo]'",
         )
     if directory is None:
+        # Its owner could lead what is made there, by root perhaps, to another place.
+        check_way(tempfile.gettempdir(), os.geteuid())
         with tempfile.TemporaryDirectory(prefix="picoqmail-demo-") as temporary:
             _Story(narrator, temporary).play()
     else:

@@ -94,6 +94,24 @@ def test_story(tmp_path: Path) -> None:
     assert processes_that_name(str(tmp_path)) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    """Its owner could replace what is made there."""
+    os.chown(tmp_path, 54321, 54321)
+    done = subprocess.run(
+        COMMAND,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode
+    assert "belongs to user 54321" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json(tmp_path: Path) -> None:
     """--json tells the same as one document."""
     done = subprocess.run(

@@ -49,6 +49,32 @@ def test_nothing_is_made_where_tmpdir_says(host: Host, tmp_path: Path) -> None:
     assert [] == glob.glob(f"{host.home.root}/.build-*")
 
 
+TEMPORARY = "from picoqmail import testing; testing.TemporarySpool()"
+
+
+def test_root_plays_in_no_directory_of_another_user(host: Host) -> None:
+    """The spool for tests refuses a TMPDIR that its owner could replace."""
+    place = f"{host.mallory.directory}/tmp"
+    os.mkdir(place, 0o700)
+    os.chown(place, host.mallory.uid, host.mallory.gid)
+    try:
+        done = subprocess.run(
+            [host.python, "-c", TEMPORARY],
+            env={"PATH": os.environ["PATH"], "TMPDIR": place},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            cwd="/",
+        )
+        assert done.returncode
+        assert f"belongs to user {host.mallory.uid}" in done.stderr
+        assert [] == os.listdir(place)
+    finally:
+        os.rmdir(place)
+
+
 @pytest.mark.parametrize(
     "name",
     [
