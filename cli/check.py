@@ -19,6 +19,7 @@ from picoqmail.errors import ConfigurationError, PicoqmailError
 from picoqmail.home.hands import HandsError
 from picoqmail.home.opening import open_home
 from picoqmail.home.paths import locate
+from picoqmail.layout import UNDELIVERED
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _figures(now: Status | None) -> str:
     if now is None:
         return ""
     oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
-    failed = now.heaps["undelivered"].messages
+    failed = now.heaps[UNDELIVERED].messages
     return f" | waiting={now.waiting} oldest={oldest}s undelivered={failed} held={now.held}"
 
 

@@ -16,7 +16,7 @@ from picoqmail.cli.spool import age
 from picoqmail.home import settings
 from picoqmail.home.opening import open_home
 from picoqmail.home.values import rough_duration
-from picoqmail.layout import UNDELIVERED
+from picoqmail.layout import CUR, NEW, UNDELIVERED
 
 if TYPE_CHECKING:
     import argparse
@@ -64,9 +64,9 @@ def _lines(spool: str, now: Status) -> Iterator[str]:
     yield f"{bold('spool')}      {printable(spool)}, {words.size(now.free_octets)} free"
     yield f"{bold('mail')}       {_summary(now)}"
     for name, what in (
-        ("new", "accepted, not tried yet"),
-        ("cur", "tried, and to be tried again"),
-        ("undelivered", "failed for good"),
+        (NEW, "accepted, not tried yet"),
+        (CUR, "tried, and to be tried again"),
+        (UNDELIVERED, "failed for good"),
     ):
         heap = now.heaps[name]
         oldest = ""

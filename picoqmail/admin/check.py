@@ -41,6 +41,8 @@ from picoqmail.layout import (
     USERS,
 )
 from picoqmail.spool import scan
+from picoqmail.spool.claim import check_size
+from picoqmail.spool.files import BODY_ORDER, NO_BODY
 from picoqmail.spool.store import Store
 from picoqmail.submission import detached_sender
 
@@ -366,9 +368,9 @@ def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
             if size is None:
                 # It may have been moved or delivered since the directory was read.
                 if spool.where(message_id) and _body_size(spool, message_id) is None:
-                    yield message_id, "its body is missing"
-            elif size != message.size:
-                yield message_id, f"its body has {size} octets, and {message.size} were accepted"
+                    yield message_id, NO_BODY
+            else:
+                check_size(message, size)
         except NoSuchMessageError:
             continue
         except (DamagedMessageError, SpoolError) as exc:
@@ -377,7 +379,7 @@ def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
 
 
 def _body_size(spool: Store, message_id: str) -> int | None:
-    for state in (NEW, CUR, UNDELIVERED, "tmp"):
+    for state in BODY_ORDER:
         try:
             return os.lstat(f"{spool.path}/{state}/{message_id}{BODY}").st_size
         except FileNotFoundError:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from picoqmail.home.values import rough_duration
+from picoqmail.layout import NEW, UNDELIVERED
 
 if TYPE_CHECKING:
     from typing import Any
@@ -66,11 +67,11 @@ def when_next(entry: Entry, now: float) -> str:
     message = entry.message
     if message is None or entry.put_aside:
         return "put aside"
-    if entry.state == "undelivered":
+    if entry.state == UNDELIVERED:
         return "failed for good"
     if message.held:
         return "held"
-    if entry.state == "new" or message.next_attempt <= now:
+    if entry.state == NEW or message.next_attempt <= now:
         return "due now"
     return f"next in {rough_duration(message.next_attempt - now)}"
 

@@ -25,6 +25,7 @@ from picoqmail.layout import (
 )
 from picoqmail.spool.files import (
     BODY_ORDER,
+    NO_BODY,
     READ_FLAGS,
     is_same_file,
     link_or_rename,
@@ -301,7 +302,7 @@ class Claimer:
                     continue
                 # The body may have appeared since: by a move, or a restore from a backup.
                 if self._files.body_is_nowhere(message_id) and is_at(path, descriptor):
-                    self._quarantine(message_id, state, "its body is missing")
+                    self._quarantine(message_id, state, NO_BODY)
             except FileNotFoundError:
                 continue
             except OSError as exc:

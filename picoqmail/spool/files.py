@@ -36,8 +36,9 @@ _RESULT_LIMIT_OCTETS = 65536
 _DOOMED_LIMIT = 200
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-# Where a body is looked for. The order must be the same everywhere: the first one is locked.
+# Where a body is searched for. The order must be the same everywhere: the first one is locked.
 BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
+NO_BODY = "its body is missing"
 
 
 class SpoolFiles:

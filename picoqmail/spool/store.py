@@ -27,7 +27,7 @@ from picoqmail.layout import (
 )
 from picoqmail.spool import scan
 from picoqmail.spool.claim import Claimer, check_size, verify_body
-from picoqmail.spool.files import SpoolFiles
+from picoqmail.spool.files import NO_BODY, SpoolFiles
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
 from picoqmail.spool.progress import append_progress, drop_progress
@@ -124,7 +124,7 @@ class Store:
         """
         descriptor = self._files.open_body(message_id)
         if descriptor < 0:
-            raise DamagedMessageError("its body is missing")
+            raise DamagedMessageError(NO_BODY)
         with open(descriptor, "rb", buffering=0) as file:
             while block := file.read(BLOCK_OCTETS):
                 yield block
@@ -133,7 +133,7 @@ class Store:
         """Compare a body with what was accepted. Raises DamagedMessageError, SpoolError."""
         descriptor = self._files.open_body(message.id)
         if descriptor < 0:
-            raise DamagedMessageError("its body is missing")
+            raise DamagedMessageError(NO_BODY)
         try:
             check_size(message, os.fstat(descriptor).st_size)
             verify_body(message, descriptor)
