@@ -136,7 +136,7 @@ class Verbs:
 
         events = None
         if on_event is not None:
-            from picoqmail.admin.listening import Listening
+            from picoqmail.log.listening import Listening
 
             events = Listening(on_event)
         run = Run(self._own_home(), "python", signals=False, events=events)

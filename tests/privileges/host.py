@@ -54,7 +54,7 @@ def missing() -> str:
 
 @frozen
 class User:
-    """A user of the host, with a directory of his own."""
+    """A user of the host, with a directory of their own."""
 
     name: str
     uid: int

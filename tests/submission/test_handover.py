@@ -157,7 +157,7 @@ def as_nobody(home: Home, said: Path) -> int:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_who_may_not_write_goes_through_the_home_s_queue() -> None:
-    """Another user than the spool's goes through bin/qmail-queue; without one he is told."""
+    """Another user than the spool's goes through bin/qmail-queue; without one an error says so."""
     assert callable(queue_program_module.QueueProgram)  # it cannot be imported as that user
     with tempfile.TemporaryDirectory(prefix="handover-", dir="/tmp") as name:
         root = Path(name)

@@ -371,7 +371,7 @@ soup = st.lists(
     max_size=40,
 ).map(b"".join)
 
-# A caller whose user or host has a line end adds lines to his own header, as with qmail.
+# A caller whose user or host has a line end adds lines to its own header, as with qmail.
 words = soup.map(lambda text: text.replace(b"\n", b""))
 
 

@@ -129,7 +129,7 @@ def test_what_cannot_be_understood_is_refused_in_one_line(line: str, said: str) 
 
 
 def test_the_last_sender_wins_and_ends_the_name() -> None:
-    """-f makes the author of a mail without From, and no name of the environment is his."""
+    """-f makes the author of a mail without From, and no name of the environment is its."""
     environ = {b"NAME": b"Joe", b"QMAILHOST": b"h.test"}
     understand(b"sendmail", words("-f a@x.test -f b@y.test -t")).adjust(environ)
     assert {b"QMAILUSER": b"b", b"QMAILHOST": b"y.test"} == environ
