@@ -17,10 +17,12 @@ from rig.opensmtpd import OpenSMTPD
 from rig.postfix import Postfix
 from rig.recording import RecordingRelay
 from rig.sink import Sink
+from temporary_home import TemporaryHome
 from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Server = TypeVar("Server")
 
@@ -109,6 +111,21 @@ def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installat
 def trial(tmp_path_factory: pytest.TempPathFactory, installed: installation.Installation) -> Trial:
     """A home with an empty spool, whose relay nobody serves yet."""
     return make_trial(str(tmp_path_factory.mktemp("trial") / "home"), installed)
+
+
+@pytest.fixture
+def mailer(tmp_path: Path, installed: installation.Installation) -> Trial:
+    """Return a home and the programs, as user joe starts them."""
+    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
+    """Return a home that the environment names; nothing is sent from it."""
+    made = TemporaryHome(str(tmp_path / "home")).make()
+    monkeypatch.setenv("PICOQMAIL_HOME", made.root)
+    monkeypatch.setenv("PICOQMAIL_SEND", "off")
+    return made
 
 
 @pytest.fixture

@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from picoqmail import smtplib_compat
-from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names, from which nothing is sent."""
-    home = TemporaryHome(str(tmp_path / "home")).make()
-    monkeypatch.setenv("PICOQMAIL_HOME", home.root)
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return home
+    from temporary_home import TemporaryHome
 
 
 def message() -> EmailMessage:

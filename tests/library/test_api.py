@@ -27,15 +27,6 @@ from rig.waiting import wait_until
 from temporary_home import FROM_A_TO_B, TemporaryHome
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names, from which nothing is sent."""
-    made = TemporaryHome(str(tmp_path / "home")).make()
-    monkeypatch.setenv("PICOQMAIL_HOME", made.root)
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return made
-
-
 def test_import_costs_nothing() -> None:
     """`import picoqmail` imports the package and nothing else."""
     code = (

@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names; nothing is sent from it."""
-    monkeypatch.setenv("PICOQMAIL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return TemporaryHome(str(tmp_path / "home")).make()
-
-
 def test_outcomes_are_a_list_and_more(home: TemporaryHome) -> None:
     """A list in order, as ever; receipts and errors apart; the first error can be raised."""
     good, bad = Mail(b"", **FROM_A_TO_B), Mail(b"", "a@example.org", ["nobody"])

@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names; nothing is sent from it."""
-    monkeypatch.setenv("PICOQMAIL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return TemporaryHome(str(tmp_path / "home")).make()
-
-
 PERSON = Address("B, C", "b", "example.net")
 
 

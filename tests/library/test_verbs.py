@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -10,15 +10,6 @@ import picoqmail
 from rig import faults
 from rig.hostile import HostileRelay
 from temporary_home import FROM_A_TO_B, TemporaryHome
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> TemporaryHome:
-    """A home that nothing is sent from but by us."""
-    return TemporaryHome(str(tmp_path / "home")).make()
 
 
 @pytest.fixture

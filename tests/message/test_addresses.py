@@ -18,10 +18,9 @@ import picoqmail
 from picoqmail import smtplib_compat
 from picoqmail.errors import AddressError, EnvelopeError, HeaderError
 from picoqmail.message.addresses import read_list, read_one, write_one
-from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from temporary_home import TemporaryHome
 
 WHOLE = [
     ("", []),
@@ -177,15 +176,6 @@ NOT_ONE = [
     "b@x..net",
     "a@.",
 ]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names; nothing is sent from it."""
-    home = TemporaryHome(str(tmp_path / "home")).make()
-    monkeypatch.setenv("PICOQMAIL_HOME", home.root)
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return home
 
 
 @pytest.mark.parametrize("text", NOT_ONE)

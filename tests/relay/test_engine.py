@@ -798,3 +798,17 @@ def test_source_address(rig: Callable[..., Any]) -> None:
     assert served.outcomes() == ["untried"]
     assert served.lane.fault is not None
     assert served.lane.fault.stage == "connect"
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("step", ["banner", "EHLO", "MAIL", "RCPT", "DATA"])
+def test_a_reply_that_nobody_asked_for(
+    rig: Callable[..., Any], step: str, *, pipelining: bool
+) -> None:
+    """All replies behind it would be taken for others': nobody is charged, nothing is sent."""
+    offers = OFFERS if pipelining else ("SIZE 50000000",)
+    relay = rig(HostileRelay({step: faults.unasked()}, offers=offers))
+    run = Served(mails(2), to(relay), concurrency=1)
+    assert set(run.outcomes()) == {"untried"}
+    assert run.lane.fault is not None
+    assert [] == relay.messages

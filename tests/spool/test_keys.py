@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -21,18 +21,6 @@ from picoqmail.home.paths import Home as HomePaths
 from picoqmail.layout import LEFTOVER_AGE_SECONDS, TMP
 from picoqmail.spool import keys as idempotency
 from temporary_home import FROM_A_TO_B, TemporaryHome
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names, from which nothing is sent."""
-    home = TemporaryHome(str(tmp_path / "home")).make()
-    monkeypatch.setenv("PICOQMAIL_HOME", home.root)
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return home
 
 
 def keys(home: TemporaryHome) -> list[str]:

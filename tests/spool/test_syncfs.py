@@ -36,14 +36,6 @@ EIO = 5
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TemporaryHome:
-    """A home that the environment names; nothing is sent from it."""
-    monkeypatch.setenv("PICOQMAIL_HOME", str(tmp_path))
-    monkeypatch.setenv("PICOQMAIL_SEND", "off")
-    return TemporaryHome(str(tmp_path)).make()
-
-
-@pytest.fixture
 def trusted(tmp_path: Path) -> FileSystemSync:
     """A sync of the tests' own file system."""
     found = open_for_sync(str(tmp_path))

@@ -14,20 +14,13 @@ from picoqmail.home.paths import Home
 from picoqmail.submission import queue_program as queue_program_module
 from picoqmail.submission.handover import hand_over, may_spool
 from picoqmail.submission.queue_program import judge
-from trial import Trial, make_trial
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from trial import Trial
 
 MAIL = b"From: a@f.test\nTo: t@t.test\n\nbody\n"
 NOBODY = 65534
 SAVER = "#!/bin/sh\ncat <&0 >'{0}/message'\ncat <&1 >'{0}/envelope'\n{1}\n"
-
-
-@pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Trial:
-    """A home and the programs."""
-    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def queue_program(directory: Path, then: str = "exit 0", name: str = "saver") -> str:

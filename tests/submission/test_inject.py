@@ -18,21 +18,12 @@ from picoqmail.message.completion import UnparsableError
 from picoqmail.message.header import MessageReader, field_name
 from picoqmail.submission.inject import Injection, InjectSettings, Request
 from rig.waiting import wait_until
-from trial import Trial, make_trial
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from installation import Installation
+    from trial import Trial
 
 MAIL = b"From: a@f.test\nTo: t@t.test\nBcc: b@b.test\nSubject: s\n\nbody\n"
 MEGABYTE = 1_000_000
-
-
-@pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Trial:
-    """A home and the programs."""
-    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def test_a_mail_goes_straight_into_the_spool(mailer: Trial) -> None:

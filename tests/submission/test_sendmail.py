@@ -26,22 +26,15 @@ from picoqmail.submission.sendmail import (
     stop_at_dot,
     understand,
 )
-from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from installation import Installation
     from rig.recording import RecordingRelay
+    from trial import Trial
 
 MAIL = b"From: a@f.test\nTo: t@t.test\nSubject: s\n\nbody\n"
-
-
-@pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Trial:
-    """A home and the programs."""
-    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def words(line: str) -> list[bytes]:

@@ -18,22 +18,14 @@ from picoqmail.submission.smtp_server import (
     _RefusedError,
     path_of,
 )
-from trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
-    from installation import Installation
+    from trial import Trial
 
 HEADER = b"From: a@f.test\r\nTo: t@t.test\r\n\r\n"
 ENVELOPE = b"EHLO x\r\nMAIL FROM:<s@s.test>\r\nRCPT TO:<r@r.test>\r\nDATA\r\n"
-
-
-@pytest.fixture
-def mailer(tmp_path: Path, installed: Installation) -> Trial:
-    """A home and the programs."""
-    return make_trial(str(tmp_path / "home"), installed, environ={"USER": "joe"})
 
 
 def talk(mailer: Trial, wire: bytes, status: int = 0) -> list[str]:
