@@ -7,15 +7,13 @@ sidecar and directory must be synced successfully, and never twice on one descri
 from __future__ import annotations
 
 import os
-import random
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define
 
 from proof import tracing
-from proof.kill_sweep import WORKERS, Stage, record
+from proof.kill_sweep import Report, Stage, record, sampled, strike_all
 from proof.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -52,18 +50,10 @@ _PLAIN_LINE = re.compile(rb"\A(?:(?:picoqmail-[a-z]+|qmail-inject: fatal): [^\n]
 
 
 @define
-class ErrorReport:
-    """The figures of a sweep, and all breaches."""
+class ErrorReport(Report):
+    """The figures of the error sweep."""
 
-    tried: dict[str, int] = field(factory=dict)
-    missed: int = 0
     refused: int = 0
-    breaches: list[str] = field(factory=list)
-
-    @property
-    def total(self) -> int:
-        """The number of injected errors."""
-        return sum(self.tried.values())
 
 
 def sweep(
@@ -89,19 +79,10 @@ def sweep(
         places = [one for one in tracing.places(calls, "HOME") if one.name not in _SPARED]
         places = [one for one in places if not only or one.name in only]
         pairs = [(place, error) for place in places for error in errors if _can_fail(place, error)]
-        if sample and sample < len(pairs):
-            pairs = random.Random(f"{seed} {scenario.name}").sample(pairs, sample)  # noqa: S311 - a seeded choice
+        pairs = sampled(pairs, sample, f"{seed} {scenario.name}")
         report.tried[scenario.name] = len(pairs)
         work += [(scenario, template, place, error) for place, error in pairs]
-    announce(len(work))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        jobs = [
-            pool.submit(_strike, stage, stage.zygotes[i % WORKERS], *one, report)
-            for i, one in enumerate(work)
-        ]
-        for job in jobs:
-            job.result()
-            step()
+    strike_all(stage, work, _strike, report, announce=announce, step=step)
     return report
 
 

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, evolve, field
 
@@ -27,25 +27,32 @@ if TYPE_CHECKING:
     from rig.received import Received
 
 WORKERS = 3
+Item = TypeVar("Item")
 
 
 @define
-class SweepReport:
+class Report:
     """The figures of a sweep, and all breaches."""
 
     tried: dict[str, int] = field(factory=dict)
     missed: int = 0
-    missed_places: list[str] = field(factory=list)
-    duplicates: int = 0
-    delivered: int = 0
     breaches: list[str] = field(factory=list)
-    first_only: bool = False
-    """One breach is enough: what comes after it is not tried."""
 
     @property
     def total(self) -> int:
-        """The number of crash points."""
+        """The number of trials: crash points, or injected errors."""
         return sum(self.tried.values())
+
+
+@define
+class SweepReport(Report):
+    """The figures of the kill sweep."""
+
+    missed_places: list[str] = field(factory=list)
+    duplicates: int = 0
+    delivered: int = 0
+    first_only: bool = False
+    """One breach is enough: what comes after it is not tried."""
 
 
 @define
@@ -136,20 +143,39 @@ def sweep(
         template = stage.template(scenario)
         calls = record(stage, scenario, template)
         places = tracing.places(calls, "HOME", looking=not sample)
-        if sample and sample < len(places):
-            places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice
+        places = sampled(places, sample, f"{seed} {scenario.name}")
         report.tried[scenario.name] = len(places)
         work += [(scenario, template, place) for place in places]
+    strike_all(stage, work, _strike, report, announce=announce, step=step)
+    return report
+
+
+def sampled(items: list[Item], sample: int, seed: str) -> list[Item]:
+    """Return so many of the items, the same ones for the same seed; all if `sample` is 0."""
+    if not sample or sample >= len(items):
+        return items
+    return random.Random(seed).sample(items, sample)  # noqa: S311 - a seeded choice
+
+
+def strike_all(
+    stage: Stage,
+    work: list[Any],
+    strike: Callable[..., None],
+    report: Report,
+    *,
+    announce: Callable[[int], None],
+    step: Callable[[], None],
+) -> None:
+    """Make all trials, several at a time. Each item of `work` has the arguments of one."""
     announce(len(work))
     with ThreadPoolExecutor(WORKERS) as pool:
         jobs = [
-            pool.submit(_strike, stage, stage.zygotes[i % WORKERS], *one, report)
+            pool.submit(strike, stage, stage.zygotes[i % WORKERS], *one, report)
             for i, one in enumerate(work)
         ]
         for job in jobs:
             job.result()
             step()
-    return report
 
 
 def _strike(

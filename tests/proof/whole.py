@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 from rich.console import Console
@@ -111,27 +111,7 @@ class Proof:
             "twice; the log marks each of them as `in_doubt`.",
             [("Program", "Points", "Missed", "Twice", "Lost or altered")],
         )
-        with self._stage("kill") as stage:
-            for scenario in SCENARIOS:
-                announce, step = self._bar(f"kill: {scenario.name}")
-                report = kill_sweep.sweep(
-                    stage,
-                    [scenario.name],
-                    sample=15 if self.quick else 0,
-                    seed=self.seed,
-                    announce=announce,
-                    step=step,
-                )
-                section.breaches += report.breaches
-                section.rows.append(
-                    _row(
-                        scenario.name,
-                        report.total,
-                        report.missed,
-                        report.duplicates,
-                        len(report.breaches),
-                    )
-                )
+        self._sweep("kill", section, kill_sweep.sweep, lambda report: report.duplicates)
         yield section
 
     def _errors(self) -> Iterator[Section]:
@@ -143,10 +123,21 @@ class Proof:
             "code, and is explained in a line. The spool is usable afterwards.",
             [("Program", "Errors", "Missed", "Refused", "Breaches")],
         )
-        with self._stage("errors") as stage:
+        self._sweep("errors", section, error_sweep.sweep, lambda report: report.refused)
+        yield section
+
+    def _sweep(
+        self,
+        kind: str,
+        section: Section,
+        sweep: Callable[..., Any],
+        figure: Callable[[Any], int],
+    ) -> None:
+        """Fill a section with the figures of a sweep, one scenario after the other."""
+        with self._stage(kind) as stage:
             for scenario in SCENARIOS:
-                announce, step = self._bar(f"errors: {scenario.name}")
-                report = error_sweep.sweep(
+                announce, step = self._bar(f"{kind}: {scenario.name}")
+                report = sweep(
                     stage,
                     [scenario.name],
                     sample=15 if self.quick else 0,
@@ -155,16 +146,8 @@ class Proof:
                     step=step,
                 )
                 section.breaches += report.breaches
-                section.rows.append(
-                    _row(
-                        scenario.name,
-                        report.total,
-                        report.missed,
-                        report.refused,
-                        len(report.breaches),
-                    )
-                )
-        yield section
+                figures = (report.total, report.missed, figure(report), len(report.breaches))
+                section.rows.append(_row(scenario.name, *figures))
 
     def _power(self) -> Iterator[Section]:
         section = Section(
