@@ -16,13 +16,13 @@ _APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW | p
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 
 
-def create(path: str, *, any_umask: bool = False) -> int:
-    """Make a new private file and open it for writing; a symlink is never followed.
+def create(path: str, *, any_umask: bool = False, mode: int = PRIVATE_FILE_MODE) -> int:
+    """Make a new file, private as a rule, and open it for writing; a symlink is never followed.
 
     Our programs set the umask. `any_umask` says that this process is an application's, whose umask
     may deny even the owner access to the file.
     """
-    descriptor = posix.open(path, _CREATE, PRIVATE_FILE_MODE)
+    descriptor = posix.open(path, _CREATE, mode)
     if any_umask:
         try:
             restore_rights(descriptor)
@@ -107,13 +107,19 @@ def unlink_if_there(path: str) -> bool:
 
 
 def create_written(
-    path: str, data: bytes, modified: float | None = None, *, any_umask: bool = False
+    path: str,
+    data: bytes,
+    modified: float | None = None,
+    *,
+    any_umask: bool = False,
+    mode: int = PRIVATE_FILE_MODE,
 ) -> int:
     """Make a file with this content, open and not yet on disk; a failure leaves nothing behind.
 
-    `modified` (Unix seconds) becomes its modification time; `any_umask` as for `create`.
+    `modified` (Unix seconds) becomes its modification time; `any_umask` and `mode` as for
+    `create`.
     """
-    descriptor = create(path, any_umask=any_umask)
+    descriptor = create(path, any_umask=any_umask, mode=mode)
     try:
         write_all(descriptor, data)
         if modified is not None:

@@ -29,6 +29,11 @@ CRON_COMPLAINT = "cron-complaint"
 # What was learnt of the relays (relay/notes.py).
 RELAY_NOTES = "relay-notes"
 USERS = "users"
+# In the spool of a home for many users: DROP/UID/ is a small spool of TMP, NEW and USERS, where a
+# user's mail is accepted, and from where the spool's owner takes it (spool/drop.py).
+DROP = "drop"
+# The key of a sidecar that names the user whose mail it was.
+DROPPED = "dropped"
 # A directory, made when a caller first gives a key (spool/keys.py).
 IDEMPOTENCY = "idempotency"
 # A directory, made when the first failure is reported (delivery/report_limit.py).
@@ -44,6 +49,8 @@ VERP_END = "-@[]"
 FORMAT_VERSION = 1
 PRIVATE_FILE_MODE = 0o600
 PRIVATE_DIRECTORY_MODE = 0o700
+# A directory of the drop hands its group, which is that of the spool's owner, on to its files.
+DROP_FILE_MODE = 0o640
 # The execute bit on a body: its end of data went to a relay whose reply is not yet recorded. One
 # fchmod sets it. It survives kill -9 and renames, and never makes the body readable to others.
 IN_DOUBT_BIT = 0o100

@@ -167,6 +167,8 @@ class Delivery:
         """Messages that were left as they are, because their relay could not be reached."""
         self.look: Callable[[], Sequence[str]] | None = None
         """Returns the IDs of messages that have come since; for runs that have to send them."""
+        self.take_turns: Callable[[Iterable[str]], list[str]] = list
+        """Puts messages into the order in which they go out."""
         self._routing = Routing.of(settings.relayip, settings.smtproutes, settings.senderroutes)
         self._outboxes: dict[Relays, Outbox] = {}
         self._default = self._outbox(self._routing.default)
@@ -260,6 +262,8 @@ class Delivery:
             self.log.event("error", level="error", error=str(exc))
             return False
         self._assign(ids)
+        for outbox in self._outboxes.values() if ids else ():
+            outbox.ids = deque(self.take_turns(outbox.ids))
         return bool(ids)
 
     def _may_open(self, outbox: Outbox) -> bool:

@@ -45,6 +45,8 @@ class Lanes:
         self._stopped = False
         self.look: Callable[[], bool] | None = None
         """Gives the outboxes what has come meanwhile, and returns whether that was anything."""
+        self.is_shared = False
+        """Whether several users submit mail."""
         self.shares = 1
         """How many processes share the connections that the settings allow."""
         self.is_orphan: Callable[[], bool] = bool
@@ -64,7 +66,7 @@ class Lanes:
         """Send the mail of each outbox over a lane of its own; return how these ended, in order."""
         on_event = partial(self._log.event, level="debug")
         lanes = [self._options(one) for one in outboxes]
-        self._engine = Engine(lanes, on_event=on_event, look=self.look)
+        self._engine = Engine(lanes, on_event=on_event, look=self.look, is_shared=self.is_shared)
         if self._stopped:
             self._engine.stop()
         try:

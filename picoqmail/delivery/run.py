@@ -5,14 +5,22 @@ from __future__ import annotations
 import signal
 import time
 from functools import partial
+from itertools import zip_longest
 
 from picoqmail.delivery import processes
 from picoqmail.delivery.deliver import Delivery, Summary
 from picoqmail.delivery.lanes import Lanes
 from picoqmail.delivery.report import Reporter
-from picoqmail.errors import ConfigurationError, NoSuchMessageError, SpoolError
+from picoqmail.errors import (
+    ConfigurationError,
+    DamagedMessageError,
+    NoSuchMessageError,
+    SpoolError,
+)
 from picoqmail.home import settings as settings_module
-from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
+from picoqmail.home.limits import Limits
+from picoqmail.home.paths import exists
+from picoqmail.layout import CUR, DROP, NEW, STATES, UNDELIVERED
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
 from picoqmail.spool import counters, retention
@@ -26,6 +34,9 @@ if TYPE_CHECKING:
     from picoqmail.log.logger import Log
     from picoqmail.spool.claim import Damage
 
+# So much of each user's mail is taken from the drop at once. Then it is sent, and all users have
+# their turn again: nobody's thousands of messages keep another's waiting.
+COLLECTED_A_USER = 100
 # How many messages one process sends to a relay that was down, before others join it.
 _PROBE_MESSAGES = 50
 
@@ -53,6 +64,7 @@ class Run:
         self.look: Callable[[], list[str]] | None = None
         """Returns the IDs of messages that have come since, if this run has to send them, too."""
         self._logs_in = False
+        self._users: dict[str, object] = {}
         if not (self.settings.relayip or self.settings.smtproutes or self.settings.senderroutes):
             raise ConfigurationError(
                 f"{self.home.control}/relayip",
@@ -202,6 +214,50 @@ class Run:
         self._deliver_reports(delivery.reporter.made, forced=forced)
         return delivery.busy
 
+    def collect(self) -> int:
+        """Take a share of each user's mail from the drop into new/; return how many messages.
+
+        What prevents that is logged: it is no reason to leave the mail alone that is in the spool.
+        """
+        limits = Limits(self.settings.me, queuelifetime=self.settings.queuelifetime)
+        try:
+            return len(self.spool.collect(limits, COLLECTED_A_USER, self._on_trouble))
+        except OSError as exc:
+            self._on_trouble(str(exc))
+            return 0
+
+    def take_turns(self, ids: Iterable[str]) -> list[str]:
+        """Put messages into the order in which they go out: all users have their turns.
+
+        Within the mail of each user the order stays. Nothing is changed in a home of one user.
+        """
+        if not exists(f"{self.home.spool}/{DROP}"):
+            return list(ids)
+        by_user: dict[object, list[str]] = {}
+        for one in ids:
+            by_user.setdefault(self._user_of(one), []).append(one)
+        return [one for turn in zip_longest(*by_user.values()) for one in turn if one is not None]
+
+    def _user_of(self, message_id: str) -> object:
+        if message_id not in self._users:
+            try:
+                uid = self.spool.read(message_id)[1].origin.get("uid")
+            except (DamagedMessageError, NoSuchMessageError, SpoolError):
+                uid = None  # Whoever claims it reports what is wrong.
+            self._users[message_id] = uid if type(uid) is int else None
+        return self._users[message_id]
+
+    def _on_trouble(self, trouble: str) -> None:
+        self.summary.errors += 1
+        self.log.event("error", level="error", error=trouble)
+
+    def sweep_drop(self, paths: Iterable[str]) -> None:
+        """Unlink leftovers in the drop."""
+        from picoqmail.spool.collect import sweep
+
+        for path in sweep(paths):
+            self.log.event("swept", path=path)
+
     def make_digests(self) -> None:
         """Make and send digests of failures that were kept because there were too many reports.
 
@@ -230,7 +286,9 @@ class Run:
         delivery.summary = summary
         if self.look is not None:
             delivery.look = self.look
+            delivery.take_turns = self.take_turns
             self._lanes.look = delivery.look_for_more
+            self._lanes.is_shared = exists(f"{self.home.spool}/{DROP}")
         before = _counts(summary)
         try:
             delivery.deliver(ids, forced=forced)

@@ -32,12 +32,13 @@ from picoqmail.layout import (
     BODY,
     CRON_COMPLAINT,
     CUR,
+    DROP,
     IDEMPOTENCY,
     NEW,
     SENDER_LOCK,
     accepted_at,
 )
-from picoqmail.spool import retention, scan
+from picoqmail.spool import drop, retention, scan
 from picoqmail.spool.locks import (
     release_cron_lock,
     take_cron_lock,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 # A sender that hangs keeps its lock. Mail that has waited in new/ for so long is not left to it.
 PATIENCE_SECONDS = 300
+
+_MOST_PASSES = 100
 
 _SEND = "picoqmail-send"
 _CRON = "picoqmail-cron"
@@ -153,6 +156,7 @@ class Sender:
 
     def _fresh(self, tried: set[str]) -> list[str]:
         now = time.time()
+        self.collect()
         try:
             changed_ns = posix.stat(f"{self.home.spool}/{NEW}").st_mtime_ns
         except OSError as exc:
@@ -166,7 +170,21 @@ class Sender:
         tried.update(due)
         return due
 
+    def collect(self, *, everything: bool = False) -> None:
+        """Take mail from the drop into new/: a share of each user's, or all of it.
+
+        Raises ConfigurationError, SpoolError.
+        """
+        try:
+            # A user who submits faster than this goes on must not keep us here for ever.
+            for _ in range(_MOST_PASSES if everything else 1):
+                if not (drop.is_waiting(self.home.spool) and self.run.collect()):
+                    break
+        except OSError as exc:
+            raise SpoolError("look at", f"{self.home.spool}/{DROP}", exc, QUEUE_SPOOL) from exc
+
     def _due_in_new(self, seen: set[str]) -> list[str]:
+        self.collect()
         return [one for one in self.look(NEW).due if one not in seen]
 
     def take_lock(self) -> int:
@@ -205,6 +223,7 @@ class Sender:
         """
         now = time.time()
         trouble = self._purge(now)
+        self.collect(everything=True)
         if not relay_is_down(self.home.spool, now):
             new, cur = self.look(NEW), self.look(CUR)
             trouble = self._keep_house(now, new, cur) or trouble
@@ -226,12 +245,15 @@ class Sender:
         try:
             # Before tmp/: its leftovers say what the keys of callers that died stand for.
             self._sweep_keys(now)
+            dropped = drop.drop_leftovers(self.home.spool, now)
             old = scan.leftovers(self.home.spool, now, {NEW: new, CUR: cur})
             gone, halves = scan.look_at_undelivered(self.home.spool, now)
             overdue = scan.overdue_reports(self.home.spool, now)
         except OSError as exc:
             return SpoolError("read", exc.filename or self.home.spool, exc, QUEUE_SPOOL)
         try:
+            if dropped:
+                self.run.sweep_drop(dropped)
             if halves:
                 self.run.settle(halves)
             if old or gone:

@@ -16,6 +16,10 @@ MOST_OCTETS = 2**63 - 1
 # Ten years: longer than any sane lifetime, short enough that now + delay stays a plausible date.
 MOST_SECONDS = 10 * 365 * 86400
 MOST_MESSAGES = 2**31 - 1
+OFF_WORDS = ("off", "no", "false", "0")
+# Of one message of a user who shares the spool with others.
+DEFAULT_RECIPIENTS = 10_000
+MOST_RECIPIENTS = 100_000
 
 
 class Limits:

@@ -34,7 +34,7 @@ from picoqmail.home import make
 from picoqmail.home.control import MINIVARS, Control
 from picoqmail.home.make import LINKS, HomeResult, InitError, InitRun, Step
 from picoqmail.home.owner import groups_of
-from picoqmail.layout import DIRECTORIES
+from picoqmail.layout import DIRECTORIES, DROP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,13 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
 
 OWNER = "picoqmail"
+# The user for root's own mail; its group keeps a program that takes mail out of its caller's reach.
+DROP_OWNER = "picoqmail-drop"
 SETID_MODE = 0o4711
+# Only a program that takes mail from users may start it: it has the group of the drop.
+STARTER = "qmail-start"
+STARTER_MODE = 0o4710
+_DROP_MODE = 0o750
 STAMP = ".set-id"
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCE = f"{PACKAGE}/home/qmail_queue_setid.c"
@@ -75,6 +81,8 @@ class Owner:
     uid: int
     gid: int
     groups: tuple[int, ...]
+    drop_uid: int
+    drop_gid: int
 
 
 def make_system_home(
@@ -108,7 +116,10 @@ def make_system_home(
         _write_settings(work, owner, settings, replace=replace)
         target = f"{home.bin}/qmail-queue"
         _refuse_foreign(target, work.made_before)
+        starter = f"{home.bin}/{STARTER}"
+        _install(compile_setid(home, owner, starts_sender=True), starter, owner.drop_gid)
         _install(compile_setid(home, owner), target)
+        work.steps.append(Step(starter, "made", "set-id, for the one above"))
         stamp = f"{home.root}/{STAMP}"
         durable.replace(f"{stamp}.new", stamp, _fingerprint(home, owner).encode())
         _set_mode(stamp, 0o644)
@@ -136,6 +147,10 @@ def settle_packaged_home(
     work = InitRun(home, frozenset(), trusted=(owner.uid,))
     _write_settings(work, owner, settings, replace=replace)
     setid = f"{home.bin}/qmail-queue"
+    # The package cannot give it to a group that its installation makes.
+    starter = f"{home.bin}/{STARTER}"
+    os.chown(starter, 0, owner.drop_gid, follow_symlinks=False)
+    os.chmod(starter, STARTER_MODE)
     # By dpkg-statoverride an administrator may let only one group submit.
     if os.stat(setid).st_mode & stat.S_IXOTH:
         try_setid(setid)
@@ -174,28 +189,43 @@ def require_root() -> None:
 
 
 def ensure_owner() -> Owner:
-    """Return the system user `picoqmail`, made if it is missing. Raises InitError."""
-    try:
-        return _owner()
-    except KeyError:
-        useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    remedy = f"make a system user {OWNER} with a group of its own, and run this again"
-    if useradd is None:
-        raise InitError(OWNER, "is no user of this host, and there is no useradd", remedy)
-    command = [useradd, "--system", "--user-group", "--no-create-home"]
-    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", OWNER]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InitError(OWNER, f"cannot be made a user: {done.stderr.strip()}", remedy)
+    """Return the system user `picoqmail`, made if it is missing, and that of the drop.
+
+    Raises InitError.
+    """
+    for name in (OWNER, DROP_OWNER):
+        _ensure_user(name)
     return _owner()
 
 
+def _ensure_user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        _make_user(name)
+
+
+def _make_user(name: str) -> None:
+    useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    remedy = f"make a system user {name} with a group of its own, and run this again"
+    if useradd is None:
+        raise InitError(name, "is no user of this host, and there is no useradd", remedy)
+    command = [useradd, "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InitError(name, f"cannot be made a user: {done.stderr.strip()}", remedy)
+
+
 def _owner() -> Owner:
-    user = pwd.getpwnam(OWNER)
+    user, drop = pwd.getpwnam(OWNER), pwd.getpwnam(DROP_OWNER)
     groups = tuple(groups_of(user.pw_uid, user.pw_gid))
     if user.pw_uid == 0 or 0 in groups:
         raise InitError(OWNER, "is a user with root's number or group", "give it one of its own")
-    return Owner(user.pw_uid, user.pw_gid, groups)
+    if drop.pw_uid in (0, user.pw_uid) or drop.pw_gid == 0 or drop.pw_gid in groups:
+        remedy = "give it a number and a group of its own"
+        raise InitError(DROP_OWNER, f"is not apart from root and {OWNER}", remedy)
+    return Owner(user.pw_uid, user.pw_gid, groups, drop.pw_uid, drop.pw_gid)
 
 
 # --- Whose hands it is in ------------------------------------------------------------------------
@@ -337,6 +367,8 @@ def prepare_directories(home: Home, owner: Owner) -> None:
         _adopt(home.spool, owner)
     for path in (home.spool, *(f"{home.spool}/{name}" for name in DIRECTORIES)):
         _directory(path, owner.uid, owner.gid, 0o700)
+    # Root's: the programs that take mail make a part for each user in it, with root's rights.
+    _directory(f"{home.spool}/{DROP}", 0, owner.gid, _DROP_MODE)
 
 
 def _directory(path: str, uid: int, gid: int, mode: int) -> int:
@@ -437,8 +469,8 @@ def _give_password(path: str, descriptor: int, status: os.stat_result, owner: Ow
 # --- The set-id program --------------------------------------------------------------------------
 
 
-def compile_setid(home: Home, owner: Owner) -> bytes:
-    """Compile the set-id program for a home. Raises InitError."""
+def compile_setid(home: Home, owner: Owner, *, starts_sender: bool = False) -> bytes:
+    """Compile the set-id program for a home, or that which starts the sender. Raises InitError."""
     compiler = shutil.which("cc", path="/usr/bin:/bin:/usr/local/bin")
     if compiler is None:
         raise InitError(
@@ -449,6 +481,8 @@ def compile_setid(home: Home, owner: Owner) -> bytes:
         )
     check_place(compiler)
     defines = _defines(home, owner)
+    if starts_sender:
+        defines["STARTS_SENDER"] = "1"
     # Not where TMPDIR says: its owner could replace the directory while the compiler runs.
     with (
         tempfile.TemporaryDirectory(prefix=".build-", dir=home.root) as scratch,
@@ -502,6 +536,8 @@ def _defines(home: Home, owner: Owner) -> dict[str, str]:
         "HOME_PATH": home.root,
         "PYTHON_PATH": interpreter(),
         "PACKAGES_PATH": os.path.dirname(PACKAGE),
+        "SPOOL_PATH": home.spool,
+        "SEND_PATH": _sender(home),
     }
     for path in paths.values():
         if not _PLAIN.issuperset(path):
@@ -509,8 +545,15 @@ def _defines(home: Home, owner: Owner) -> dict[str, str]:
     defines = {name: f'"{path}"' for name, path in paths.items()}
     defines["OWNER_UID"], defines["OWNER_GID"] = f"{owner.uid}U", f"{owner.gid}U"
     defines["OWNER_GROUPS"] = ",".join(f"{group}U" for group in owner.groups)
+    defines["DROP_UID"], defines["DROP_GID"] = f"{owner.drop_uid}U", f"{owner.drop_gid}U"
     defines["AGAIN"] = '"run picoqmail init --system again"'
     return defines
+
+
+def _sender(home: Home) -> str:
+    """The program that sends: beside the interpreter as a rule, which saves following a link."""
+    beside = f"{os.path.dirname(interpreter())}/picoqmail-send"
+    return beside if os.access(beside, os.X_OK) else f"{home.bin}/minismtpsend"
 
 
 def _fingerprint(home: Home, owner: Owner) -> str:
@@ -539,7 +582,7 @@ def _refuse_foreign(target: str, made_before: frozenset[str]) -> None:
         raise InitError(target, "was not made by picoqmail", "move it away and run this again")
 
 
-def _install(program: bytes, target: str) -> None:
+def _install(program: bytes, target: str, group: int = 0) -> None:
     """Put the program in place whole; it is set-id only once it is whole, and only once.
 
     A user may have made a hard link to the one before, to keep it for when a fault in it becomes
@@ -550,8 +593,8 @@ def _install(program: bytes, target: str) -> None:
     descriptor = durable.create(scratch)
     try:
         durable.write_all(descriptor, program)
-        os.fchown(descriptor, 0, 0)
-        os.fchmod(descriptor, SETID_MODE)
+        os.fchown(descriptor, 0, group)
+        os.fchmod(descriptor, STARTER_MODE if group else SETID_MODE)
         durable.sync(descriptor)
         before = _open_before(target)
         durable.rename(scratch, target)

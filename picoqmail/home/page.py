@@ -89,6 +89,9 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "databytes": ["20000000"],
         "minfree": ["100000000"],
         "userlimit": ["200"],
+        "recipientlimit": ["1000"],
+        "submitters": ["www-data", "@staff"],
+        "sendatonce": ["off"],
         "idempotencylifetime": ["86400"],
     },
     "Reports": {

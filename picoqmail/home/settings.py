@@ -18,7 +18,13 @@ from picoqmail.errors import ConfigurationError
 from picoqmail.home import hands
 from picoqmail.home import values as setting_values
 from picoqmail.home.control import MINIVARS, Control
-from picoqmail.home.limits import MOST_MESSAGES, MOST_OCTETS, MOST_SECONDS
+from picoqmail.home.limits import (
+    DEFAULT_RECIPIENTS,
+    MOST_MESSAGES,
+    MOST_OCTETS,
+    MOST_RECIPIENTS,
+    MOST_SECONDS,
+)
 from picoqmail.home.secret import RelayPassword
 from picoqmail.home.values import SECONDS_PER_UNIT, RateLimit, Route
 from picoqmail.layout import DEFAULT_KEY_LIFETIME_SECONDS, DEFAULT_QUEUE_LIFETIME_SECONDS
@@ -317,6 +323,27 @@ class Settings:
         _between(0, MOST_MESSAGES),
         default="0",
         unit="messages",
+    )
+    recipientlimit: int = _setting(
+        "How many recipients a message of one user may have in a home for many users.",
+        f"a whole number up to {MOST_RECIPIENTS}",
+        _between(1, MOST_RECIPIENTS),
+        default=str(DEFAULT_RECIPIENTS),
+        unit="recipients",
+    )
+    submitters: tuple[str, ...] = _setting(
+        """Who may submit mail in a home for many users: a user a line, or a group after an @.
+        Root always may. Not set: everybody.""",
+        "the name or number of a user, or @ and that of a group",
+        setting_values.plain_text,
+        many=True,
+    )
+    sendatonce: bool = _setting(
+        """Whether mail of a user starts the sender in a home for many users. Off: cron or a timer
+        of systemd sends it, and the sender runs in no control group of the user.""",
+        "on, off",
+        setting_values.switch,
+        default="on",
     )
     bouncefrom: str = _setting(
         "The local part that bounces come from.",

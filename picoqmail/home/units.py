@@ -156,16 +156,19 @@ SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM
 """,
     )
+    often, times = "each minute", "OnCalendar=minutely\nAccuracySec=15s"
+    if settings is not None and not settings.sendatonce:
+        # No mail of a user starts a sender, so the timer sends new mail, too.
+        often, times = "every ten seconds", "OnCalendar=*:*:0/10\nAccuracySec=1s"
     yield Unit(
         "/etc/systemd/system/picoqmail.timer",
         f"""{MARK}
 [Unit]
-Description=Retry of mail each minute
+Description=Retry of mail {often}
 Documentation=man:picoqmail-cron(8)
 
 [Timer]
-OnCalendar=minutely
-AccuracySec=15s
+{times}
 Unit=picoqmail.service
 
 [Install]

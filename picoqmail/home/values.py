@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from picoqmail.home.control import check_host
-from picoqmail.home.limits import MOST_SECONDS
+from picoqmail.home.limits import MOST_SECONDS, OFF_WORDS
 from picoqmail.log.choice import LEVELS, SINKS, LogChoice
 from picoqmail.log.privacy import CHOICES as LOG_PRIVACY
 from picoqmail.smtp.relay_address import Relay, parse_relay
@@ -159,7 +159,7 @@ def switch(text: str) -> bool:
     word = text.lower()
     if word in {"on", "yes", "true", "1"}:
         return True
-    if word in {"off", "no", "false", "0"}:
+    if word in OFF_WORDS:
         return False
     raise ValueError(f"{text!r} is neither on nor off")
 

@@ -39,7 +39,8 @@ class Engine:
     ``pace`` and ``connection_lost`` (see picoqmail/log/events.py); it must not raise. An exception
     out of a source ends ``serve``, with all sockets closed. While a relay leaves a lane waiting
     that has nothing more to send, ``look`` is called once a second; it returns whether any source
-    has something new.
+    has something new. With ``is_shared`` it is called also while there is more to send: what is new
+    may be another user's, whose turn it is.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class Engine:
         *,
         on_event: Callable[..., None] = _ignore,
         look: Callable[[], bool] | None = None,
+        is_shared: bool = False,
     ) -> None:
         self._loop = Loop(on_event)
         self._look = look
+        self._is_shared = is_shared
         self._looked_at = self._loop.now
         self._lanes = [Lane(options, self._loop) for options in lanes]
 
@@ -110,6 +113,8 @@ class Engine:
         """When to look for new messages, if nothing comes from the relays until then."""
         if self._look is None or self._loop.stopping:
             return math.inf
+        if self._is_shared:
+            return self._looked_at + _LOOK_SECONDS
         stalled_at = min(lane.stalled_at for lane in self._lanes)
         return max(stalled_at, self._looked_at + _LOOK_SECONDS)
 

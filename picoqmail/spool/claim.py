@@ -17,12 +17,14 @@ from picoqmail.layout import (
     BLOCK_OCTETS,
     BODY,
     CUR,
+    DROPPED,
     IN_DOUBT_BIT,
     NEW,
     PRIVATE_FILE_MODE,
     SIDECAR,
     UNDELIVERED,
 )
+from picoqmail.spool import drop
 from picoqmail.spool.files import (
     BODY_ORDER,
     NO_BODY,
@@ -148,6 +150,8 @@ class Claimer:
         self._clock = clock
         self._on_damage = on_damage
         self._on_copy = on_copy
+        self.collected: set[str] = set()
+        """Messages that this process took from the drop, and whose removal from it is durable."""
 
     def claim(self, message_id: str, states: Iterable[str]) -> Claim | None:
         """Take a message, as Store.claim describes it."""
@@ -163,6 +167,8 @@ class Claimer:
             if state is None or state not in states:
                 return None
             claim = self._examine(message_id, state, descriptor)
+            if claim is not None and state == NEW:
+                self._leave_drop(claim.message)
             kept = claim is not None
         except _BusyError:
             return None
@@ -172,6 +178,16 @@ class Claimer:
             if not kept:
                 os.close(descriptor)
         return claim
+
+    def _leave_drop(self, message: Message) -> None:
+        """See that a message from the drop is in it no more, before anything is done with it.
+
+        Otherwise it would be taken a second time once it has left the spool.
+        """
+        uid = message.unknown.get(DROPPED)
+        if type(uid) is int and message.id not in self.collected:
+            drop.leave(self._files.path, uid, message.id)
+        self.collected.discard(message.id)
 
     def lock_body(self, descriptor: int, message_id: str) -> bool:
         """Lock a body; False if another process has it or it is not the message's any more."""

@@ -22,7 +22,7 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.paths import exists
-from picoqmail.layout import BODY, CUR, NEW, SIDECAR, TMP, make_id
+from picoqmail.layout import BODY, CUR, NEW, PRIVATE_FILE_MODE, SIDECAR, TMP, make_id
 from picoqmail.message.dates import header_date
 from picoqmail.spool import sidecar
 from picoqmail.spool.locks import lock_at_once, unlock
@@ -54,6 +54,7 @@ class Incoming:
         "_descriptor",
         "_first_line",
         "_limits",
+        "_mode",
         "_origin",
         "_spool",
         "_state",
@@ -72,16 +73,18 @@ class Incoming:
         pid: int,
         now_ns: int = 0,
         any_umask: bool = False,
+        mode: int = PRIVATE_FILE_MODE,
     ) -> None:
         """Make the body in `spool`/tmp and lock it; its first line will be the Received: line.
 
         Record `program`, `uid` (the real one) and `pid` of the caller as the origin. `now_ns` is
         Unix time in nanoseconds, 0 for now; `any_umask` is for processes whose umask is not ours
-        (durable.create). Raises SpoolError, and leaves no file then.
+        (durable.create), `mode` is that of the files. Raises SpoolError, and leaves no file then.
         """
         self._spool = spool
         self._limits = limits
         self._any_umask = any_umask
+        self._mode = mode
         self._origin = {"uid": uid, "pid": pid, "program": program}
         self._state = NEW
         self.committed = False
@@ -111,7 +114,7 @@ class Incoming:
             self.id = make_id(self._limits.host, pid, now_ns, posix.urandom(_ENTROPY_OCTETS))
             body = self._path(TMP, BODY)
             try:
-                self._descriptor = durable.create(body, any_umask=self._any_umask)
+                self._descriptor = durable.create(body, any_umask=self._any_umask, mode=self._mode)
                 break
             except FileExistsError as exc:
                 taken = exc
@@ -218,7 +221,7 @@ class Incoming:
         path = self._path(TMP, SIDECAR)
         try:
             descriptor = durable.create_written(
-                path, sidecar.encode(record), due, any_umask=self._any_umask
+                path, sidecar.encode(record), due, any_umask=self._any_umask, mode=self._mode
             )
             try:
                 if synced:

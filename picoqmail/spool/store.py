@@ -25,7 +25,7 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
-from picoqmail.spool import scan
+from picoqmail.spool import drop, scan
 from picoqmail.spool.claim import Claimer, check_size, verify_body
 from picoqmail.spool.files import NO_BODY, SpoolFiles
 from picoqmail.spool.locks import try_lock
@@ -38,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from picoqmail.home.limits import Limits
     from picoqmail.spool.claim import Claim, Damage
     from picoqmail.spool.message import Message
 
@@ -63,8 +64,10 @@ class Store:
         """Nothing is opened yet."""
         self.path = path
         self.clock = clock
+        self._on_damage = on_damage
         self._files = SpoolFiles(path)
         self._claimer = Claimer(self._files, clock, on_damage, on_copy)
+        self.collected = self._claimer.collected
 
     # --- Reading, without a lock -------------------------------------------------------------
 
@@ -143,6 +146,20 @@ class Store:
     def read_result(self, message_id: str) -> str:
         """Return what relays have said of a message, "" if nothing was written. Raises OSError."""
         return self._files.read_result(message_id)
+
+    # --- The drop of a home for many users --------------------------------------------------------
+
+    def collect(self, limits: Limits, most: int, on_trouble: Callable[[str], None]) -> list[str]:
+        """Take at most so many messages of each user from the drop into new/; return their IDs.
+
+        What must not be sent is put aside, and `on_damage` is called. Raises SpoolError.
+        """
+        from picoqmail.spool.collect import Collector
+
+        collector = Collector(self._files, limits, self.clock, self._on_damage, on_trouble)
+        taken = collector.collect(most)
+        self.collected.update(taken)
+        return taken
 
     # --- Delivery ----------------------------------------------------------------------------
 
@@ -287,6 +304,7 @@ class Store:
                 return False
             if not has_body and not try_lock(descriptor):
                 return False
+            drop.forget(self.path, message_id)
             for state in (*STATES, TMP):
                 if durable.unlink_if_there(self._files.join(state, message_id + SIDECAR)):
                     self._files.sync_later(state)

@@ -30,14 +30,21 @@ from picoqmail.home.paths import (
     is_privileged,
     locate,
 )
-from picoqmail.layout import PIPE_BLOCK_OCTETS, QUEUE_TIME_LIMIT_SECONDS
+from picoqmail.layout import (
+    DROP,
+    DROP_FILE_MODE,
+    PIPE_BLOCK_OCTETS,
+    PRIVATE_FILE_MODE,
+    QUEUE_TIME_LIMIT_SECONDS,
+)
 from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
 from picoqmail.spool.incoming import Incoming
-from picoqmail.submission.start_sender import start_sender
+from picoqmail.submission.start_sender import start_in_front, start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
+    from picoqmail.submission.quota import Share
 
 MESSAGE = 0
 ENVELOPE = 1
@@ -56,16 +63,24 @@ def receive() -> int:
     its umask, signals and descriptors are changed.
     """
     explain_to = _settle_descriptors()
+    # Set by the set-id program: the caller's part of the drop, which this process is in.
+    drop = environment().get("PICOQMAIL_DROP", "")
+    if drop:
+        # The real group was the caller's, so that the kernel hides this process from the caller.
+        posix.setresgid(*[posix.getegid()] * 3)
     privileged = is_privileged()
     home: Home | None = None
     try:
         home = locate(privileged=privileged)
-        posix.umask(0o077)
+        posix.umask(0o027 if drop else 0o077)
         _limit_time()
-        accepted = _accept(home)
+        accepted = _accept(home, drop)
     except PicoqmailError as exc:
         status = exc.qmail_status
         is_home = home is not None and exists(home.root)
+        if drop and home is not None and isinstance(exc, SpoolError):
+            text = f"{exc} (below {home.spool}/{DROP}/{caller_uid(environment())})"
+            return _complain(explain_to, status, text)
         if isinstance(exc, (ConfigurationError, SpoolError)) and not is_home:
             status = QUEUE_HOME
         return _complain(explain_to, status, str(exc))
@@ -75,7 +90,9 @@ def receive() -> int:
         return _complain(explain_to, QUEUE_TIMEOUT, "the message took over 24 hours to arrive")
     except Exception as exc:  # noqa: BLE001 - a bug has its own code, and is never a success
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
-    if accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
+    if accepted and drop:
+        start_in_front(home)
+    elif accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
         start_sender(home, time.time(), leaving=True)
     return 0
 
@@ -115,27 +132,40 @@ def _limit_time() -> None:
     _signal.alarm(QUEUE_TIME_LIMIT_SECONDS)
 
 
-def _accept(home: Home) -> bool:
-    """Read message and envelope and make them durable; return False if there is no recipient."""
-    uid = caller_uid(environment())
-    become_owner(home)
-    is_shared = uid != posix.getuid()
-    if is_shared:
-        from picoqmail.submission import quota
+def _accept(home: Home, drop: str) -> bool:
+    """Read message and envelope and make them durable; return False if there is no recipient.
 
-        quota.charge(home, uid, time.time())
+    They go into the spool, or into `drop` if the caller may only add to the spool.
+    """
+    uid = caller_uid(environment())
+    if not drop:
+        become_owner(home)
+    spool = drop or home.spool
+    share: Share | None = None
+    if drop or uid != posix.getuid():
+        from picoqmail.submission.quota import Share
+
+        share = Share(home, uid)
+        share.charge(spool, time.time())
     limits = read_limits(home)
-    pid = posix.getpid()
-    with Incoming(home.spool, limits, program="picoqmail-queue", uid=uid, pid=pid) as incoming:
+    with Incoming(
+        spool,
+        limits,
+        program="picoqmail-queue",
+        uid=uid,
+        pid=posix.getpid(),
+        mode=DROP_FILE_MODE if drop else PRIVATE_FILE_MODE,
+    ) as incoming:
         while block := _read(MESSAGE, "message"):
             incoming.write(block)
         envelope = EnvelopeParser()
         octets = 0
         while block := _read(ENVELOPE, "envelope"):
             octets += len(block)
-            if is_shared:
-                quota.check_envelope(octets)
-            if envelope.feed(block):
+            is_complete = envelope.feed(block)
+            if share is not None:
+                share.check_envelope(octets, len(envelope.recipients))
+            if is_complete:
                 break
         envelope.close()
         sender = decode_sender(envelope.sender or b"")

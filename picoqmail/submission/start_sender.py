@@ -12,6 +12,9 @@ import fcntl
 import posix
 import sys
 
+from picoqmail.errors import ConfigurationError
+from picoqmail.home.control import Control
+from picoqmail.home.limits import OFF_WORDS
 from picoqmail.home.paths import absolute, environment
 from picoqmail.layout import SENDER_LOCK
 from picoqmail.spool.locks import take_lock
@@ -65,6 +68,31 @@ def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
         # There is no descriptor, memory or process left: the message is safe and waits for cron.
         return False
     return True
+
+
+def start_in_front(home: Home) -> None:
+    """Have the second set-id program start the sender, for a process that may only add to the drop.
+
+    That program looks at breaker and lock, which this process cannot reach. To be called last: the
+    descriptors of this process are closed. Its failure is no error, as in `start_sender`.
+    """
+    program = f"{home.bin}/qmail-start"
+    try:
+        if not starts_at_once(home):
+            return
+        posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
+        null = posix.open("/dev/null", posix.O_RDWR)
+        actions = [(posix.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)]
+        posix.posix_spawn(program, [program], {}, file_actions=actions, setsid=True)
+    except (OSError, ConfigurationError):
+        # The message is safe and waits for cron, which reports a wrong setting.
+        return
+
+
+def starts_at_once(home: Home) -> bool:
+    """Say whether mail of users starts a sender (setting sendatonce). Raises ConfigurationError."""
+    value = Control(home.control).read("sendatonce")
+    return value is None or value.text.lower() not in OFF_WORDS
 
 
 def keep_lock() -> int:

@@ -299,7 +299,7 @@ def test_quotas_and_the_pace_go_on_counting(old: Trial) -> None:
     """The counts of both are read as they were left: they are not begun anew."""
     path = f"{old.spool}/users/4321"
     hour, count = (int(word) for word in read(path).split())
-    quota.charge(Home(old.root), 4321, hour * 3600)
+    quota.Share(Home(old.root), 4321).charge(old.spool, hour * 3600)
     assert f"{hour} {count + 1}\n" == read(path)
     ((number, begun),) = json.loads(read(f"{old.spool}/rate"))["slices"]
     limit = RateLimit(10000, 86400)

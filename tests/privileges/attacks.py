@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import json
 import os
 import resource
 import shutil
@@ -17,10 +18,23 @@ import socket
 import stat
 import subprocess
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from attrs import frozen
 
-from picoqmail.layout import BODY, CUR, DIRECTORIES, NEW, SIDECAR, TMP, UNDELIVERED
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    DIRECTORIES,
+    DROP,
+    DROP_FILE_MODE,
+    NEW,
+    RESULT,
+    SIDECAR,
+    TMP,
+    UNDELIVERED,
+    USERS,
+)
 from privileges.host import ENVELOPE, MESSAGE, SECONDS
 from privileges.waiting_queue import WaitingQueue
 from rig.waiting import wait_until
@@ -59,7 +73,7 @@ def attack(what: str, outcome: str) -> Callable[[Callable[[Host], None]], Callab
 
 
 def accepted(host: Host, user: User | None = None) -> Mail:
-    """The one message in the spool: whole, private, the owner's, and of that user."""
+    """The one message: whole, private, and of that user; the owner's once it is in the spool."""
     (mail,) = host.mails()
     uid = (user or host.mallory).uid
     assert (uid, "picoqmail-queue") == (
@@ -72,6 +86,8 @@ def accepted(host: Host, user: User | None = None) -> Mail:
     for suffix in (BODY, SIDECAR):
         found = os.stat(f"{host.home.spool}/{mail.state}/{mail.id}{suffix}")
         private = (host.owner.pw_uid, host.owner.pw_gid, 0o600)
+        if mail.state.startswith(DROP):
+            private = (uid or host.drop_owner.pw_uid, host.owner.pw_gid, DROP_FILE_MODE)
         assert private == (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
     return mail
 
@@ -103,7 +119,9 @@ def places(host: Host) -> Iterator[str]:
     """Every directory of a home."""
     yield host.home.root
     yield from (host.home.control, host.home.bin, host.home.spool)
-    yield from (f"{host.home.spool}/{name}" for name in DIRECTORIES)
+    yield from (f"{host.home.spool}/{name}" for name in (*DIRECTORIES, DROP))
+    yield from (f"{host.home.spool}/{part}" for part in host.parts())
+    yield from (f"{host.part_of(host.mallory)}/{name}" for name in (TMP, NEW, USERS))
 
 
 # --- The disk ------------------------------------------------------------------------------------
@@ -116,9 +134,21 @@ def places(host: Host) -> Iterator[str]:
 def touch_mail(host: Host) -> None:
     """Whatever is tried with a message of alice's, or with the directories, fails."""
     assert 0 == host.submit(host.alice).returncode
+    touch_it(host, accepted(host, host.alice))
+    host.empty()
+    host.setting("sendatonce", "off")
+    assert 0 == host.submit(host.alice).returncode
     mail = accepted(host, host.alice)
+    assert mail.state.startswith(DROP)
+    touch_it(host, mail)
+
+
+def touch_it(host: Host, mail: Mail) -> None:
+    """Try all that with this message."""
     paths = [f"{host.home.spool}/{mail.state}/{mail.id}{suffix}" for suffix in (BODY, SIDECAR)]
-    for place in (host.home.spool, *(f"{host.home.spool}/{name}" for name in DIRECTORIES)):
+    for place in (*places(host),):
+        if place in (host.home.root, host.home.control, host.home.bin):
+            continue  # These are everybody's to read.
         assert as_mallory(host, functools.partial(os.listdir, place)) in DENIED
         assert as_mallory(host, functools.partial(os.chdir, place)) in DENIED
     for path in paths:
@@ -142,6 +172,7 @@ def touch_mail(host: Host) -> None:
 )
 def plant(host: Host) -> None:
     """Nothing can be put into, moved within, or taken out of any directory of the home."""
+    assert 0 == host.submit(host.mallory).returncode
     own = f"{host.mallory.directory}/own"
     assert 0 == as_mallory(host, lambda: os.close(os.open(own, os.O_CREAT | os.O_WRONLY)))
     for place in places(host):
@@ -416,7 +447,7 @@ def more_descriptors(host: Host) -> None:
     prepare = opening({**numbers, 3: _directory, 4: _write_only, 5: _socket, 7: _socket})
     with WaitingQueue(host, prepare) as waiting:
         targets = waiting.open_files()
-        own = [one for one in targets[3:] if one.startswith(f"{host.home.spool}/tmp/")]
+        own = [one for one in targets[3:] if one.startswith(f"{host.part_of(host.mallory)}/tmp/")]
         assert own == targets[3:]
 
 
@@ -447,7 +478,7 @@ def full_pipes(host: Host) -> None:
 
 @attack(
     "umask 0777 or 0",
-    "files have mode 0600 all the same",
+    "files have mode 0640 in the drop and 0600 in the spool all the same",
 )
 def odd_umask(host: Host) -> None:
     """The modes are ours."""
@@ -470,11 +501,14 @@ LIMITS: dict[str, tuple[int, int]] = {
     "64 KiB of stack": (resource.RLIMIT_STACK, 1 << 16),
     "no locked memory": (resource.RLIMIT_MEMLOCK, 0),
     "1 second of processor": (resource.RLIMIT_CPU, 1),
+    "no pending signal": (resource.RLIMIT_SIGPENDING, 0),
+    "no message queue": (resource.RLIMIT_MSGQUEUE, 0),
 }
 
 
 @attack(
-    "Tiny soft and hard limits: RLIMIT_FSIZE, NOFILE, AS, DATA, NPROC, STACK, CPU, MEMLOCK",
+    "Tiny soft and hard limits: RLIMIT_FSIZE, NOFILE, AS, DATA, NPROC, STACK, CPU, MEMLOCK, "
+    "SIGPENDING, MSGQUEUE",
     "raised where root may; otherwise the mail is accepted whole, or refused with "
     "nothing left, and this caller starts no sender",
 )
@@ -520,27 +554,95 @@ def odd_signals(host: Host) -> None:
     accepted(host)
 
 
+@attack(
+    "Timer slack, oom_score_adj, idle I/O class, one CPU, nice value",
+    "reset for the program and for the sender, as far as root may",
+)
+def hand_down(host: Host) -> None:
+    """Neither the program nor the sender, which works for everybody, has them from the caller."""
+
+    def burden() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which a change of user has cleared
+        libc.prctl(29, 10**9, 0, 0, 0)  # PR_SET_TIMERSLACK
+        libc.syscall(IOPRIO[0], 1, 0, 3 << 13)  # this process, idle
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("900")
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.nice(10)
+
+    with WaitingQueue(host) as waiting:
+        usual = inheritance(waiting.pid)
+    with WaitingQueue(host, burden) as waiting:
+        assert usual == inheritance(waiting.pid)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host.setting("relayip", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert 0 == host.submit(host.mallory, prepare=burden).returncode
+        found = silent.accept()[0]
+        (sender,) = host.processes()
+        try:
+            assert usual == inheritance(sender)
+            assert host.owner.pw_uid == os.stat(f"/proc/{sender}").st_uid
+            files = [os.readlink(f"/proc/{sender}/fd/{one}") for one in range(4)]
+            assert [*["/dev/null"] * 3, f"{host.home.spool}/sender.lock"] == files
+        finally:
+            found.close()
+    accepted(host)
+
+
+# The numbers of ioprio_set(2) and ioprio_get(2).
+IOPRIO = (251, 252) if os.uname().machine == "x86_64" else (30, 31)
+
+
+def inheritance(pid: int) -> dict[str, object]:
+    """What a process has that its parent could have changed, and that root may set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/proc/{pid}/timerslack_ns", encoding="ascii") as file:
+        slack = int(file.read())
+    with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
+        # Root of a container may not lower it.
+        kills = min(int(file.read()), 900)
+    return {
+        "timer slack": slack,
+        "oom_score_adj": kills if kills >= 900 else "usual",
+        "I/O priority": libc.syscall(IOPRIO[1], 1, pid),
+        "CPUs": os.sched_getaffinity(pid),
+        "nice": os.getpriority(os.PRIO_PROCESS, pid),
+    }
+
+
 # --- The running program -------------------------------------------------------------------------
 
 
 @attack(
     "Stop or kill the running program, by kill(2) or from the user's terminal (SIGTSTP)",
-    "EPERM, and a terminal cannot stop it: no stopped process ever holds the sender's lock",
+    "a stopped program holds nothing that others need; a killed one has accepted nothing",
 )
 def kill_it(host: Host) -> None:
-    """Each signal is refused to the user who started the program."""
+    """The program is the user's own; the sender, which it has started, is not."""
     with WaitingQueue(host) as waiting:
-        for number in (signal.SIGSTOP, signal.SIGKILL, signal.SIGTERM, signal.SIGALRM, 0):
-            assert errno.EPERM == as_mallory(host, functools.partial(os.kill, waiting.pid, number))
         # As the terminal would: by the kernel, to the whole foreground group.
         os.kill(waiting.pid, signal.SIGTSTP)
+        assert 0 == as_mallory(host, functools.partial(os.kill, waiting.pid, signal.SIGSTOP))
+        wait_until(lambda: waiting.status()["State"].startswith("T"), "it is stopped", SECONDS)
+        assert 0 == host.submit(host.alice).returncode
+        wait_until(lambda: os.path.exists(f"{host.home.spool}/relay-down"), "a sender", SECONDS)
+        alices = accepted(host, host.alice)
+        for suffix in (BODY, SIDECAR):
+            os.unlink(f"{host.home.spool}/{alices.state}/{alices.id}{suffix}")
+        assert 0 == as_mallory(host, functools.partial(os.kill, waiting.pid, signal.SIGCONT))
         assert 0 == waiting.finish(MESSAGE, ENVELOPE)
     accepted(host)
+    host.empty()
+    with WaitingQueue(host) as waiting:
+        assert 0 == as_mallory(host, functools.partial(os.kill, waiting.pid, signal.SIGKILL))
+        wait_until(lambda: waiting.status()["State"].startswith("Z"), "it is dead", SECONDS)
+    assert [] == host.mails()
 
 
 @attack(
     "ptrace(2) of the running program; /proc/PID/environ, mem, maps, fd, cwd, root, stack, auxv",
-    "EPERM and EACCES: the program has changed its user for good",
+    "EPERM and EACCES: the program has changed its group for good",
 )
 def look_into_it(host: Host) -> None:
     """What the process has and is stays its own."""
@@ -561,12 +663,10 @@ def look_into_it(host: Host) -> None:
         assert as_mallory(host, lambda: os.listdir(f"{proc}/fd")) in DENIED
         for name in ("cwd", "root", "exe", "fd/0"):
             assert as_mallory(host, functools.partial(os.readlink, f"{proc}/{name}")) in DENIED
-        ids = [str(host.owner.pw_uid)] * 4, [str(host.owner.pw_gid)] * 4
+        ids = [str(host.mallory.uid)] * 4, [str(host.drop_owner.pw_gid)] * 4
         status = waiting.status()
         assert ids == (status["Uid"].split(), status["Gid"].split())
-        assert {str(g) for g in os.getgrouplist("picoqmail", host.owner.pw_gid)} == set(
-            status["Groups"].split()
-        )
+        assert [] == status["Groups"].split()
         for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
             assert 0 == int(status[name], 16)
 
@@ -588,13 +688,12 @@ def dump_core(host: Host) -> None:
 
 @attack(
     "Extra supplementary groups on the process, a nice value of 19",
-    "the groups are those of the spool's owner; the nice value is 0 if root may set it",
+    "it has no supplementary group; the nice value is 0 if root may set it",
 )
 def odd_groups(host: Host) -> None:
-    """The sender, which works for everybody, is no less for whose mail started it."""
+    """What the caller's process had besides is not the program's."""
     with WaitingQueue(host, groups=(host.alice.gid, 4, 27)) as waiting:
-        expected = {str(g) for g in os.getgrouplist("picoqmail", host.owner.pw_gid)}
-        assert expected == set(waiting.status()["Groups"].split())
+        assert [] == waiting.status()["Groups"].split()
     with WaitingQueue(host, lambda: os.nice(19)) as waiting:
         assert 0 == os.getpriority(os.PRIO_PROCESS, waiting.pid)
 
@@ -657,6 +756,191 @@ def without_rights(host: Host) -> None:
         assert [] == host.files()
 
 
+# --- The program in the user's hands --------------------------------------------------------------
+
+
+def as_queue(host: Host, act: Callable[[], object]) -> int:
+    """Do something with exactly the rights of the program that takes mallory's mail: its errno."""
+    part = host.part_of(host.mallory)
+    pid = os.fork()
+    if not pid:
+        status = 255
+        try:
+            os.chdir(part)
+            os.setgroups([])
+            os.setresgid(*[host.drop_owner.pw_gid] * 3)
+            os.setresuid(*[host.mallory.uid] * 3)
+            act()
+            status = 0
+        except OSError as error:
+            status = error.errno or 254
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@attack(
+    "Take over the program that takes the user's mail, to list, read, alter or delete mail of "
+    "others, in the spool or on its way there, or to read `relaypass`",
+    "EACCES: it has the user's own uid, and reaches the user's own part of the drop only",
+)
+def take_it_over(host: Host) -> None:
+    """Arbitrary code with exactly the credentials of the running program."""
+    with WaitingQueue(host) as waiting:
+        status = waiting.status()
+        assert [str(host.mallory.uid)] * 4 == status["Uid"].split()
+        assert [str(host.drop_owner.pw_gid)] * 4 == status["Gid"].split()
+        assert [] == status["Groups"].split()
+    host.setting("relaypass", "secret")
+    assert 0 == host.init().returncode
+    try:
+        assert 0 == host.submit(host.alice).returncode
+        mails = [accepted(host, host.alice)]
+        host.setting("sendatonce", "off")
+        assert 0 == host.submit(host.alice).returncode
+        mails += [mail for mail in host.mails() if mail.state.startswith(DROP)]
+        assert 2 == len(mails)
+        password = f"{host.home.control}/relaypass"
+        assert as_queue(host, functools.partial(os.open, password, os.O_RDONLY)) in DENIED
+        theirs = [host.home.spool, *(f"{host.home.spool}/{one}" for one in (*DIRECTORIES, DROP))]
+        theirs += [host.part_of(host.alice), f"{host.part_of(host.alice)}/new", "..", "../.."]
+        theirs += [f"../{host.alice.uid}", f"../{host.alice.uid}/new"]
+        for place in theirs:
+            in_place: tuple[Callable[[], object], ...] = (
+                functools.partial(os.listdir, place),
+                functools.partial(os.open, f"{place}/x", os.O_CREAT | os.O_WRONLY),
+                functools.partial(os.mkdir, f"{place}/x"),
+                functools.partial(os.rename, "new", f"{place}/x"),
+            )
+            for act in in_place:
+                assert as_queue(host, act) in DENIED, place
+        for mail in mails:
+            for suffix in (BODY, SIDECAR):
+                names = [f"{host.home.spool}/{mail.state}/{mail.id}{suffix}"]
+                if mail.state.startswith(DROP):
+                    names.append(f"../{host.alice.uid}/new/{mail.id}{suffix}")
+                for name in names:
+                    on_mail: tuple[Callable[[], object], ...] = (
+                        functools.partial(os.open, name, os.O_RDONLY),
+                        functools.partial(os.open, name, os.O_WRONLY),
+                        functools.partial(os.stat, name),
+                        functools.partial(os.truncate, name, 0),
+                        functools.partial(os.chmod, name, 0o666),
+                        functools.partial(os.unlink, name),
+                        functools.partial(os.rename, name, "new/mine"),
+                        functools.partial(os.link, name, "new/mine"),
+                    )
+                    for act in on_mail:
+                        assert as_queue(host, act) in DENIED, name
+        # Nor anything of its own part that root has made.
+        on_own: tuple[Callable[[], object], ...] = (
+            functools.partial(os.rename, "new", "old"),
+            functools.partial(os.symlink, "/etc", "x"),
+            functools.partial(os.rmdir, "tmp"),
+            functools.partial(os.kill, 1, 0),
+        )
+        for act in on_own:
+            assert as_queue(host, act) in DENIED
+    finally:
+        os.unlink(f"{host.home.control}/relaypass")
+
+
+def clutter(directory: str) -> None:
+    """Put things there that are no mail."""
+    os.symlink("/etc/shadow", f"{directory}/9.link{SIDECAR}")
+    os.mkfifo(f"{directory}/9.fifo{SIDECAR}")
+    os.mkfifo(f"{directory}/9.both{BODY}")
+    os.mkdir(f"{directory}/9.directory{SIDECAR}")
+    for number in range(300):
+        with open(f"{directory}/x{number}", "wb"):
+            pass
+
+
+@attack(
+    "Take over that program, to leave anything in the user's part of the drop: a sidecar with "
+    "forged keys or addresses, links, FIFOs, directories, a huge file, names without number",
+    "sender and recipients are checked as at submission, all else is ignored or put aside with the "
+    "reason; mail of others goes on",
+)
+def poison_the_drop(host: Host) -> None:
+    """Whoever collects takes nothing from there that did not come from the directory's user."""
+    host.setting("sendatonce", "off")
+    assert 0 == host.submit(host.mallory).returncode
+    (mail,) = host.mails()
+    new = f"{host.part_of(host.mallory)}/new"
+    body = mail.body
+
+    def leave(number: int, body: bytes, **keys: object) -> str:
+        stem = f"{1_700_000_000 + number}.M1P1Q1Rabc.host.example"
+        own = body.replace(mail.id.encode(), stem.encode(), 1)
+        record = {**mail.record, "id": stem, "size": len(own), "crc32": crc32(own), **keys}
+        for suffix, data in ((BODY, own), (SIDECAR, json.dumps(record).encode())):
+            with open(f"{new}/{stem}{suffix}", "wb") as file:
+                file.write(data)
+            os.chown(file.name, host.mallory.uid, host.owner.pw_gid)
+        return stem
+
+    forged = leave(1, body, origin={"uid": 0}, held=True, report_of="x", attempts=7, dropped=0)
+    bad = {
+        leave(2, body.replace(f"uid {host.mallory.uid}".encode(), b"uid 0", 1)): "first line",
+        leave(3, body, recipients=[{"address": "a\r\nDATA", "state": "pending"}]): "recipient",
+        leave(4, body, size=10): "body",
+        leave(5, body, version=99): "version",
+        leave(6, body, id="7.x"): "another message",
+    }
+    grown = leave(7, body)
+    os.truncate(f"{new}/{grown}{SIDECAR}", 1 << 30)
+    bad[grown] = "larger"
+    lone = leave(8, body)
+    os.unlink(f"{new}/{lone}{BODY}")
+    os.symlink("/etc/shadow", f"{new}/{lone}{BODY}")
+    bad[lone] = "body is missing"
+    clutter(new)
+    host.remove_setting("sendatonce")
+    try:
+        assert 0 == host.submit(host.alice).returncode
+        wait_until(lambda: not host.processes(), "the sender ends", SECONDS)
+        found = {one.rpartition("/")[2] for one in host.files() if not one.startswith(DROP)}
+        for stem, reason in bad.items():
+            path = f"{host.home.spool}/{UNDELIVERED}/{stem}"
+            with open(path + RESULT, "rb") as file:
+                assert reason.encode() in file.read()
+            with open(path + SIDECAR, "rb") as file:
+                assert file.readline().startswith(b"not taken from the drop: ")
+        taken = {forged: host.mallory, mail.id: host.mallory}
+        for one in (name.removesuffix(SIDECAR) for name in found if name.endswith(SIDECAR)):
+            if one not in bad and not one.startswith("9."):
+                states = [
+                    state for state in (NEW, CUR) if f"{state}/{one}{SIDECAR}" in host.files()
+                ]
+                path = f"{host.home.spool}/{states[0]}/{one}{SIDECAR}"
+                with open(path, "rb") as file:
+                    record = json.load(file)
+                owner = taken.pop(one, host.alice)
+                assert owner.uid == record["origin"]["uid"] == record["dropped"]
+                assert record["attempts"] < 2
+                assert (False, None) == (record["held"], record.get("report_of")), record
+        assert {} == taken
+        left = {one for one in host.files() if one.startswith(DROP) and one.endswith(BODY)}
+        assert {f"{DROP}/{host.mallory.uid}/new/9.both{BODY}"} == left
+    finally:
+        os.rmdir(f"{new}/9.directory{SIDECAR}")
+
+
+@attack(
+    "Start `bin/qmail-start`, the program that starts the sender",
+    "EACCES: only a program that takes mail has its group",
+)
+def start_the_sender(host: Host) -> None:
+    """Whoever took such a program over may start it; then it is a sender as any other."""
+    starter = f"{host.home.bin}/qmail-start"
+    execute = functools.partial(os.execv, starter, [starter])
+    assert as_mallory(host, execute) in DENIED
+    assert 0 == host.submit(host.mallory).returncode
+    accepted(host)
+    assert 0 == as_queue(host, execute)
+
+
 # --- More than his share -------------------------------------------------------------------------
 
 
@@ -683,6 +967,40 @@ def endless_envelope(host: Host) -> None:
 
 
 @attack(
+    "Submit a message with more recipients than `recipientlimit`",
+    "exit 31, nothing left",
+)
+def many_recipients(host: Host) -> None:
+    """10,000 without the setting."""
+    envelope = b"Fa@example.org\0" + b"Tb@example.net\0" * 10_001 + b"\0"
+    done = host.submit(host.mallory, envelope=envelope)
+    refused(host, 31, done)
+    assert b"recipientlimit" in done.stderr
+    host.setting("recipientlimit", "1")
+    assert 0 == host.submit(host.mallory).returncode
+    accepted(host)
+
+
+@attack(
+    "Submit mail as a user whom `submitters` does not name",
+    "exit 31, nothing left; those whom it names, and members of its groups, can submit",
+)
+def no_submitter(host: Host) -> None:
+    """Users by name or number, groups after an @."""
+    host.setting("submitters", f"root\n{host.alice.name}")
+    done = host.submit(host.mallory)
+    refused(host, 31, done)
+    assert b"submitters" in done.stderr
+    assert 0 == host.submit(host.alice).returncode
+    accepted(host, host.alice)
+    for name in (host.mallory.name, str(host.mallory.uid), f"@{host.mallory.name}"):
+        host.empty()
+        host.setting("submitters", name)
+        assert 0 == host.submit(host.mallory).returncode
+        accepted(host)
+
+
+@attack(
     "Submit more messages in an hour than `userlimit`",
     "exit 71 for this user; other users can still submit",
 )
@@ -692,9 +1010,8 @@ def too_many(host: Host) -> None:
     for _ in range(2):
         assert 0 == host.submit(host.mallory).returncode
         accepted(host)
-        for name in (NEW, CUR, TMP, UNDELIVERED):
-            for one in os.listdir(f"{host.home.spool}/{name}"):
-                os.unlink(f"{host.home.spool}/{name}/{one}")
+        for name in host.files():
+            os.unlink(f"{host.home.spool}/{name}")
     refused(host, 71, host.submit(host.mallory))
     assert 0 == host.submit(host.alice).returncode
     accepted(host, host.alice)
@@ -747,6 +1064,9 @@ class small_spool:  # noqa: N801 - a verb, used in a with statement
         for name in DIRECTORIES:
             os.mkdir(f"{spool}/{name}", 0o700)
             os.chown(f"{spool}/{name}", self._host.owner.pw_uid, self._host.owner.pw_gid)
+        os.mkdir(f"{spool}/{DROP}")
+        os.chown(f"{spool}/{DROP}", 0, self._host.owner.pw_gid)
+        os.chmod(f"{spool}/{DROP}", 0o750)
 
     def __exit__(self, *_: object) -> None:
         try:

@@ -21,9 +21,19 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 import installation
-from picoqmail.home.make_system import OWNER
+from picoqmail.home.make_system import DROP_OWNER, OWNER, STARTER
 from picoqmail.home.paths import Home
-from picoqmail.layout import BODY, BREAKER, DIRECTORIES, SIDECAR, STATES
+from picoqmail.layout import (
+    BODY,
+    BREAKER,
+    DIRECTORIES,
+    DROP,
+    NEW,
+    SIDECAR,
+    STATES,
+    TMP,
+    USERS,
+)
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -92,6 +102,19 @@ class Host:
     def owner(self) -> pwd.struct_passwd:
         """The user that the spool belongs to."""
         return pwd.getpwnam(OWNER)
+
+    @property
+    def drop_owner(self) -> pwd.struct_passwd:
+        """The user for root's mail, whose group programs that take mail have."""
+        return pwd.getpwnam(DROP_OWNER)
+
+    def part_of(self, user: User) -> str:
+        """The directory that the mail of a user is accepted in."""
+        return f"{self.home.spool}/{DROP}/{user.uid}"
+
+    def parts(self) -> list[str]:
+        """The directories of all users who have submitted mail, below the spool."""
+        return [f"{DROP}/{name}" for name in sorted(os.listdir(f"{self.home.spool}/{DROP}"))]
 
     def init(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `picoqmail init --system` as root."""
@@ -170,9 +193,10 @@ class Host:
         os.unlink(f"{self.home.control}/{name}")
 
     def mails(self) -> list[Mail]:
-        """All messages in the spool."""
+        """All messages in the spool and its drop, once no sender is at work."""
+        wait_until(lambda: not self.processes(), "the sender ends", SECONDS)
         found = []
-        for state in STATES:
+        for state in (*STATES, *(f"{part}/{NEW}" for part in self.parts())):
             for path in glob.glob(f"{self.home.spool}/{state}/*{SIDECAR}"):
                 with open(path, encoding="utf-8") as file:
                     record = json.load(file)
@@ -182,16 +206,18 @@ class Host:
         return found
 
     def files(self) -> list[str]:
-        """All files of messages in the spool, whole or not."""
+        """All files of messages in the spool and its drop, whole or not."""
+        places = [f"{part}/{name}" for part in self.parts() for name in (TMP, NEW)]
         return [
             f"{name}/{one}"
-            for name in DIRECTORIES
+            for name in (*DIRECTORIES, *places)
             for one in os.listdir(f"{self.home.spool}/{name}")
         ]
 
     def empty(self) -> None:
         """Bring the spool back to what init left."""
-        for name in DIRECTORIES:
+        places = [f"{part}/{name}" for part in self.parts() for name in (TMP, NEW, USERS)]
+        for name in (*DIRECTORIES, *places):
             for path in glob.glob(f"{self.home.spool}/{name}/*"):
                 os.unlink(path)
         for name in (BREAKER, "users"):
@@ -202,12 +228,14 @@ class Host:
                 os.unlink(path)
 
     def processes(self) -> list[int]:
-        """The processes of the spool's owner."""
+        """The processes of the spool's owner, and those that are about to become one."""
         uid, found = self.owner.pw_uid, []
         for name in os.listdir("/proc"):
             if name.isdecimal():
                 with contextlib.suppress(OSError):
-                    if os.stat(f"/proc/{name}").st_uid == uid:
+                    with open(f"/proc/{name}/cmdline", "rb") as file:
+                        starts = file.read().startswith(f"{self.home.bin}/{STARTER}".encode())
+                    if starts or os.stat(f"/proc/{name}").st_uid == uid:
                         found.append(int(name))
         return found
 
@@ -272,10 +300,11 @@ def make_host(wheel: str) -> Iterator[Host]:
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, directory)
         os.chmod(directory, 0o755)
-        try:
-            pwd.getpwnam(OWNER)
-        except KeyError:
-            undo.callback(_remove_user, OWNER)
+        for name in (OWNER, DROP_OWNER):
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                undo.callback(_remove_user, name)
         # Names of this run alone: another may be on this host at the same time.
         names = (f"pq-{name}-{os.getpid()}" for name in ("alice", "mallory"))
         alice, mallory = (_make_user(undo, name) for name in names)

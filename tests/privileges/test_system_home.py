@@ -43,6 +43,17 @@ def owners(host: Host) -> dict[str, tuple[int, int]]:
     return found
 
 
+def in_spool(host: Host) -> set[int]:
+    """The owners of all that is in the spool, the drop excepted, in which no mail is left."""
+    assert not [one for one in host.files() if one.startswith("drop/")]
+    found = owners(host).items()
+    return {
+        uid
+        for name, (uid, _) in found
+        if name.startswith("spool") and not name.startswith("spool/drop")
+    }
+
+
 def test_owners_and_modes(host: Host) -> None:
     """Root owns what is run and read, the user `picoqmail` the spool, and nobody else anything."""
     owner = host.owner.pw_uid
@@ -50,6 +61,14 @@ def test_owners_and_modes(host: Host) -> None:
     assert {(owner, 0o700)} == {found[f"spool/{name}"] for name in DIRECTORIES} | {found["spool"]}
     assert {(0, 0o755)} == {found[name] for name in (".", "control", "bin")}
     assert (0, 0o4711) == found["bin/qmail-queue"]
+    assert (0, 0o4710) == found["bin/qmail-start"]
+    assert host.drop_owner.pw_gid == os.stat(f"{host.home.bin}/qmail-start").st_gid
+    assert (0, 0o750) == found["spool/drop"]
+    assert host.owner.pw_gid == os.stat(f"{host.home.spool}/drop").st_gid
+    assert 0 == host.submit(host.mallory).returncode
+    found, part = owners(host), f"spool/drop/{host.mallory.uid}"
+    assert (0, 0o751) == found[part]
+    assert {(host.mallory.uid, 0o2770)} == {found[f"{part}/{one}"] for one in ("tmp", "new")}
     assert (0, 0o644) == found["control/me"]
 
 
@@ -226,8 +245,7 @@ def test_root_submits_like_everybody(host: Host, way: str) -> None:
     (mail,) = host.mails()
     assert 0 == mail.record["origin"]["uid"]
     wait_until(lambda: not host.processes(), "the sender ends", SECONDS)
-    inside = {uid for name, (uid, _) in owners(host).items() if name.startswith("spool")}
-    assert {host.owner.pw_uid} == inside
+    assert {host.owner.pw_uid} == in_spool(host)
 
 
 def test_root_works_in_the_spool_as_its_owner(host: Host, relay: RecordingRelay) -> None:
@@ -242,8 +260,7 @@ def test_root_works_in_the_spool_as_its_owner(host: Host, relay: RecordingRelay)
         subprocess.run(command, env=environ, timeout=SECONDS, check=True, cwd="/")
     assert 1 == len(relay.wait_for(1))
     assert 0 == host.picoqmail("list").returncode
-    inside = {uid for name, (uid, _) in owners(host).items() if name.startswith("spool")}
-    assert {host.owner.pw_uid} == inside
+    assert {host.owner.pw_uid} == in_spool(host)
 
 
 def by_program(host: Host, user: User, program: str) -> int:

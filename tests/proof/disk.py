@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import stat
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
@@ -113,21 +114,23 @@ class Disk:
         """Return the disk of a spool in which everything is durable."""
         disk = cls()
         known: dict[int, int] = {}
-        more = [one.name for one in os.scandir(spool) if one.is_dir(follow_symlinks=False)]
-        for directory in ("", *more):
-            for entry in os.scandir(f"{spool}/{directory}"):
-                if not directory and entry.name in more and entry.name not in DIRECTORIES:
-                    disk._put(("", entry.name), -next(disk._numbers))
-                if not entry.is_file(follow_symlinks=False):
+        for place, directories, names in os.walk(spool):
+            directory = os.path.relpath(place, spool) if place != spool else ""
+            for one in directories:
+                if directory or one not in DIRECTORIES:
+                    disk._put((directory, one), -next(disk._numbers))
+            for one in names:
+                path = f"{place}/{one}"
+                found = os.lstat(path)
+                if not stat.S_ISREG(found.st_mode):
                     continue
-                found = entry.stat()
                 if found.st_ino not in known:
                     known[found.st_ino] = next(disk._numbers)
-                    with open(entry.path, "rb") as file:
+                    with open(path, "rb") as file:
                         data = file.read()
                     mode = found.st_mode & 0o7777
                     disk.inodes[known[found.st_ino]] = Inode(data, data, mode, mode, found.st_mtime)
-                disk._put((directory, entry.name), known[found.st_ino])
+                disk._put((directory, one), known[found.st_ino])
         disk._commit()
         return disk
 
@@ -238,7 +241,9 @@ class Disk:
 
     def _with_data(self, entries: dict[Key, int | None], *, ordered: bool) -> Iterator[State]:
         directories = {"", *DIRECTORIES}
-        directories |= {name for (_, name), inode in entries.items() if inode and inode < 0}
+        directories |= {
+            "/".join(filter(None, key)) for key, inode in entries.items() if inode and inode < 0
+        }
         there = sorted(
             (key, inode)
             for key, inode in entries.items()

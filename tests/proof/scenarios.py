@@ -6,6 +6,7 @@ The rule of this module: one function for each scenario, which prepares a home b
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
@@ -172,6 +173,19 @@ def _many(world: World, _zygote: Zygote, _relay: str) -> None:
     world.accept()
 
 
+def _dropped(world: World, _zygote: Zygote, _relay: str) -> None:
+    """Prepare three mails in the drop, as users of a shared home leave them, and one in new/."""
+    uid = os.getuid()
+    part = f"{world.spool}/drop/{uid}"
+    for name in ("tmp", "new"):
+        os.makedirs(f"{part}/{name}", 0o700)
+    for _ in range(3):
+        accepted = world.accept()
+        for suffix in (".eml", ".json"):
+            os.rename(f"{world.spool}/new/{accepted}{suffix}", f"{part}/new/{accepted}{suffix}")
+    world.accept()
+
+
 SCENARIOS = (
     Scenario("queue", "queue", _empty, submits=("to@there.test", "cc@there.test"), octets=70000),
     Scenario("sendmail", "sendmail", _empty, submits=("to@there.test",), octets=70000),
@@ -204,6 +218,8 @@ SCENARIOS = (
         statuses=frozenset({69, 75}),
     ),
     Scenario("cron", "cron", _deferred),
+    Scenario("send, from the drop", "send", _dropped),
+    Scenario("cron, from the drop", "cron", _dropped),
     Scenario(
         "requeue",
         "",

@@ -34,6 +34,7 @@ SEED = int(os.environ.get("PROOF_SEED", "1"))
         ("send", 12),
         ("send, some refused", 12),
         ("cron", 12),
+        ("send, from the drop", 16),
     ],
 )
 def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sample: int) -> None:

@@ -46,6 +46,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ("send", 60),
         ("send, some refused", 100),
         ("cron", 60),
+        ("send, from the drop", 60),
     ],
 )
 def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int) -> None:
