@@ -22,6 +22,7 @@ from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, NEW, UNDELIVERED, accepted_at
 from picoqmail.smtp.address import expand_verp, is_verp
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, RecipientResult, Transaction
+from picoqmail.spool.files import RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import DELIVERED, FAILED
 
 TYPE_CHECKING = False
@@ -86,12 +87,21 @@ class _Work:
         self.without_reply = 0
         """Parts whose end was sent, and for which no verdict has come yet."""
         self.relay = ""
-        self.transcript: list[str] = []
+        self.transcript: deque[str] = deque()
+        """The end of what was said: as much as is written."""
+        self._transcript_characters = 0
         self.fault = ""
         self.unreached = ""
         """Why the relay that it waited for could not be reached in this run."""
         self.unreached_seconds = 0
         """For how long it was tried in vain (outages.py)."""
+
+    def add_transcript(self, lines: Sequence[str]) -> None:
+        """Add what was said in a part; relays that say much to each recipient fill no memory."""
+        self.transcript += lines
+        self._transcript_characters += sum([len(line) for line in lines])
+        while self._transcript_characters > RESULT_LIMIT_OCTETS:
+            self._transcript_characters -= len(self.transcript.popleft())
 
 
 class _Part:
@@ -484,7 +494,7 @@ class Delivery:
                 work.results[index] = result
                 replied = True
         if verdict.transcript:
-            work.transcript += verdict.transcript
+            work.add_transcript(verdict.transcript)
             work.relay = verdict.relay
         if verdict.in_doubt:
             work.in_doubt = True
@@ -596,7 +606,7 @@ class Delivery:
         claim: Claim,
         judgement: policy.Judgement,
         relay: str,
-        transcript: Sequence[str],
+        transcript: Iterable[str],
         *,
         in_doubt: bool = False,
     ) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Most sidecars have less; room for more costs more than the reading.
 _SMALL_OCTETS = 4096
-_RESULT_LIMIT_OCTETS = 65536
+RESULT_LIMIT_OCTETS = 65536
 # Bodies of delivered messages wait for one sync of their directory: so many share it.
 _DOOMED_LIMIT = 200
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
@@ -137,8 +137,8 @@ class SpoolFiles:
         except FileNotFoundError:
             before = b""
         data = before + text.encode(errors="replace")
-        if len(data) > _RESULT_LIMIT_OCTETS:
-            data = data[-_RESULT_LIMIT_OCTETS:]
+        if len(data) > RESULT_LIMIT_OCTETS:
+            data = data[-RESULT_LIMIT_OCTETS:]
             data = b"[...]\n" + data[data.find(b"\n") + 1 :]
         durable.replace(self.join(TMP, message_id + RESULT), path, data)
         self.sync_later(UNDELIVERED)
