@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +16,7 @@ pytest.importorskip("django", reason="needs Django (extra django)")
 
 import picoqmail
 from browser import Browser
+from rig.recording import RecordingRelay
 from rig.waiting import free_port, wait_until
 from temporary_home import TemporaryHome
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from rig.recording import RecordingRelay
 
 PROJECT = os.path.join(CHECKOUT, "tests", "django_project.py")
 
@@ -89,3 +89,46 @@ def test_a_form_is_answered_at_once_and_its_mail_is_not_lost(
     (got,) = relay.wait_for(1)
     assert ("b@example.net",) == tuple(got.recipients)
     assert b"Thank you." in got.content
+
+
+@pytest.mark.slow
+def test_requeue_and_delete_in_the_browser(
+    home: TemporaryHome, server: str, tmp_path: Path, rig: Any
+) -> None:
+    """What failed for good gets a new life; what is deleted is gone, after a question."""
+    pictures = os.environ.get("PICOQMAIL_SCREENSHOTS", str(tmp_path))
+    home.setting("bounces", "off")
+    answers = {"RCPT <gone@example.net>": ["550 5.1.1 no such user"]}
+    home.setting("relayip", rig(RecordingRelay(answers=answers)).address)
+    spool = picoqmail.Spool(home.root, send=False)
+    for recipient in ("gone@example.net", "b@example.net"):
+        message = b"From: a@example.org\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= <b>\n\nx\n"
+        spool.enqueue(message, "a@example.org", [recipient])
+        if recipient.startswith("gone"):
+            assert 1 == spool.deliver().failed
+    (failed,) = home.ids("undelivered")
+    with Browser() as browser:
+        browser.open(f"{server}admin/picoqmail/spooledmessage/?state=undelivered")
+        browser.write("#id_username", "root")
+        browser.write("#id_password", "secret")
+        browser.click("input[type=submit]")
+        assert "Gr\u00fc\u00dfe <b>" in browser.text("#picoqmail-list")
+        assert "550 5.1.1 no such user" in browser.text("#picoqmail-list")
+        browser.tick(f"input[value='{failed}']")
+        browser.click("button[value=requeue]")
+        assert "is due now for 1 recipient" in browser.text(".messagelist")
+        assert [] == home.ids("undelivered")
+
+        browser.open(f"{server}admin/picoqmail/spooledmessage/")
+        for stem in (*home.ids("new"), *home.ids("cur")):
+            browser.tick(f"input[value='{stem}']")
+        browser.click("button[value=delete]")
+        assert "Delete 2 messages?" in browser.text("#content")
+        assert "Gr\u00fc\u00dfe <b>" in browser.text("#picoqmail-doomed")
+        browser.screenshot(f"{pictures}/delete.png")
+        assert 2 == len((*home.ids("new"), *home.ids("cur")))
+        browser.click("#picoqmail-confirm")
+        assert "The spool has no such mail." in browser.text("#content")
+        assert 2 == browser.text(".messagelist").count("me.test")
+        browser.screenshot(f"{pictures}/deleted.png")
+    assert [] == home.files()
