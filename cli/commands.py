@@ -41,10 +41,10 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint about a command line is exit code 64."""
+    """An argument parser that ends with exit code 64 for a wrong command line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the complaint, and exit."""
+        """Print the usage and the error, and exit."""
         self.print_usage(sys.stderr)
         self.exit(EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 

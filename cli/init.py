@@ -296,9 +296,8 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
         steps.append(f"name your relay: echo 'smtp://RELAY' > {home.control}/relayip")
     which = " --system" if system else ""
     steps.append(
-        f"if the relay wants a login: user@ in {home.control}/relayip, and the password, which is "
-        f"read from standard input into {home.control}/relaypass: "
-        f"picoqmail init{which} --password-stdin",
+        f"if the relay wants a login: write user@ before its name in {home.control}/relayip, and "
+        f"store the password: picoqmail init{which} --password-stdin",
     )
     steps.append("see all settings: picoqmail config")
     if system:
@@ -311,7 +310,7 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
         steps.append("after each update of picoqmail, or of its user's groups, run this again")
     else:
         steps.append(f"let cron retry mail; a line for crontab -e: {make.crontab_line(home)}")
-    steps.append(f"send mail: {home.bin}/sendmail, or set sendmail's path in your programs to it")
+    steps.append(f"send mail with {home.bin}/sendmail, and give your programs this path of sendmail")
     return steps
 
 

@@ -176,7 +176,7 @@ class MailHandler(logging.Handler):
         with (changed := self._changed):
             self._closed = True
             changed.notify_all()
-            # Another thread may have logged meanwhile, and ours has that in hand.
+            # Another thread may have logged meanwhile, and our thread mails that now.
             is_stuck = not changed.wait_for(lambda: not self._busy, _CLOSE_SECONDS)
         if not is_stuck:
             self._work_off()

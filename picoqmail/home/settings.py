@@ -610,7 +610,7 @@ def _read_line(spec: Spec, line: str, where: str) -> object:
 
 
 def _about_the_owner(path: str) -> ConfigurationError | None:
-    """Return what is wrong with a secret that cannot be read, if it is its owner; else None."""
+    """Return the error of a secret that another user owns; None if its owner is right."""
     try:
         owner = os.stat(path).st_uid
     except OSError:
