@@ -297,7 +297,7 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
     which = " --system" if system else ""
     steps.append(
         f"if the relay wants a login: write user@ before its name in {home.control}/relayip, and "
-        f"store the password: picoqmail init{which} --password-stdin",
+        f"store the password in relaypass: picoqmail init{which} --password-stdin",
     )
     steps.append("see all settings: picoqmail config")
     if system:
@@ -310,7 +310,7 @@ def _next_steps(home: Home, *, system: bool) -> list[str]:
         steps.append("after each update of picoqmail, or of its user's groups, run this again")
     else:
         steps.append(f"let cron retry mail; a line for crontab -e: {make.crontab_line(home)}")
-    steps.append(f"send mail with {home.bin}/sendmail, and give your programs this path of sendmail")
+    steps.append(f"send mail with {home.bin}/sendmail; give your programs this path")
     return steps
 
 
