@@ -106,7 +106,7 @@ class Control:
                 self._is_checked = True
             if descriptor < 0:
                 return None
-            status = posix.fstat(descriptor)
+            status = _status(path, descriptor)
             if not is_plain_file(status):
                 raise ConfigurationError(
                     path, "cannot be read: it is no plain file", "move it away"
@@ -127,6 +127,13 @@ class Control:
         finally:
             if descriptor >= 0:
                 posix.close(descriptor)
+
+
+def _status(path: str, descriptor: int) -> posix.stat_result:
+    try:
+        return posix.fstat(descriptor)
+    except OSError as exc:
+        raise ConfigurationError(path, f"cannot be examined: {exc.strerror}") from exc
 
 
 def read_text(path: str) -> str | None:
