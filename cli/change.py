@@ -1,7 +1,7 @@
 """`picoqmail retry`, `hold`, `release`, `requeue`, `delete`, `purge`: verbs on many messages.
 
-Exit codes: 0 all done; 66 a name is no message; 75 a message is being sent; 65 something could not
-be done to a message; 64 a wrong command line.
+Exit codes: 0 all done; 66 there is no such message; 75 a message is being sent; 65 something could
+not be done to a message; 64 a wrong command line.
 """
 
 from __future__ import annotations

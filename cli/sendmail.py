@@ -66,7 +66,7 @@ def _list() -> int:
 
 
 def _run_queue() -> int:
-    """Send what waits and what is due; mail that is deferred again is no failure of -q."""
+    """Send what waits and what is due; mail that is deferred again does not make -q fail."""
     from picoqmail.delivery.sender import run_queue
 
     return TEMPORARY if run_queue() else ACCEPTED

@@ -87,7 +87,7 @@ def add_messages(parser: argparse.ArgumentParser) -> None:
 def meant(
     spool: Store, arguments: argparse.Namespace, always: selection.Filter
 ) -> tuple[list[str], list[str]]:
-    """Return the IDs that a command line means, and an error for each name that is no message.
+    """Return the IDs that a command line means, and an error for each that is none.
 
     `always` are conditions of the command itself; they count for filters, not for IDs. Raises
     CommandLineError if neither IDs nor filters were given, SpoolError.

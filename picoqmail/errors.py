@@ -8,7 +8,7 @@
     │   └── TruncatedEnvelopeError         the envelope ended before its final NUL          54
     ├── MessageTooLargeError(ValueError)   more octets than the setting databytes allows    31
     ├── MessageError(ValueError)           the message, its time or its key is invalid      31
-    │   ├── MessageTypeError(TypeError)    the object is no message                         31
+    │   ├── MessageTypeError(TypeError)    the object is not a message                      31
     │   └── KeyReusedError                 its idempotency key belongs to another message   31
     ├── InputError(OSError)                the message or envelope could not be read        54
     ├── ConfigurationError(ValueError)     a setting is missing or wrong                    55
@@ -132,7 +132,7 @@ class MessageError(PicoqmailError, ValueError):
 
 
 class MessageTypeError(MessageError, TypeError):
-    """The object is no message, or the stream returned no octets."""
+    """The object is not a message, or the stream returned no octets."""
 
 
 class KeyReusedError(MessageError):

@@ -81,7 +81,7 @@ _HOST_OCTETS_IN_ID = 100
 
 
 def make_id(host: str, pid: int, now_ns: int, entropy: bytes) -> str:
-    r"""A Maildir unique name, `seconds.MusecPpidQnRrandom.host`, sorted by time.
+    r"""Return a Maildir unique name, `seconds.MusecPpidQnRrandom.host`, sorted by time.
 
     `entropy` are at least 8 random octets, because in containers every process has number 1. In the
     host, `/` and `:` become `\057` and `\072`, as the Maildir specification requires. Other

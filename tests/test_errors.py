@@ -115,7 +115,7 @@ MADE = [
     errors.TruncatedEnvelopeError("the envelope ended"),
     errors.MessageTooLargeError("too large"),
     errors.MessageError("no message"),
-    errors.MessageTypeError("int is no message"),
+    errors.MessageTypeError("int is not a message"),
     errors.KeyReusedError("the key"),
     errors.InputError(errno.EIO, "the message cannot be read: I/O error"),
     errors.InputError(None, "the stream has nothing"),

@@ -154,7 +154,7 @@ def _send(home: Home, chosen: Settings, address: str) -> Finding:
 
 
 def check_settings(home: Home) -> Iterator[Finding]:
-    """Every wrong value; and what is missing for mail to flow."""
+    """Yield every wrong value, and what is missing for mail to flow."""
     found = settings.examine(home)
     for error in found.errors:
         yield Finding("settings", CRITICAL, str(error), "see picoqmail config")

@@ -78,7 +78,7 @@ class _OneThatIsNeverTaken:
         return 0 if self._given else 1
 
     def done(self, transaction: Transaction, verdict: Verdict) -> None:
-        """Ignore it: it was not sent."""
+        """Do nothing: it was not sent."""
 
 
 def _never() -> None:

@@ -33,7 +33,7 @@ def needs_somebody(outages: Mapping[str, Outage]) -> str:
 
 
 def why_not_sent(outages: Mapping[str, Outage]) -> str:
-    """Why no relay has seen a message that was just tried."""
+    """Return why no relay has seen a message that was just tried."""
     if not outages:
         return "no relay has taken it"
     return "; ".join(

@@ -53,7 +53,7 @@ class Entry:
 
 @frozen
 class Filter:
-    """Conditions that a message must all meet; an empty one is no condition.
+    """Conditions that a message must all meet; an empty one sets no condition.
 
     `sender` and `recipient` are an address, `@domain`, or a pattern with `*` and `?`; case does
     not matter, and `<>` is the null sender. `error` is a part of what a relay said.

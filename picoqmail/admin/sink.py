@@ -86,7 +86,7 @@ class KeptMail:
 def reply_line(text: str) -> str:
     """Return the reply that `451`, or `550 5.1.1 no such user`, asks for.
 
-    Raises ValueError if the code is no refusal, 400 to 599, or the text is not printable ASCII.
+    Raises ValueError if the code does not refuse (400 to 599), or the text is not printable ASCII.
     """
     code, _, rest = text.strip().partition(" ")
     is_number = code.isascii() and code.isdigit()

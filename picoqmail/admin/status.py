@@ -193,7 +193,7 @@ def _note_due(entry: os.DirEntry[str], gathered: _Gathered) -> bool:
 
 
 def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
-    """Size and modification time."""
+    """Return the size and the modification time."""
     try:
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:

@@ -51,7 +51,7 @@ class Overdue:
 
 @frozen
 class ReportLimit:
-    """The limit of one spool: `limit` reports an hour for one address; 0 is no limit."""
+    """The limit of one spool: `limit` reports an hour for one address; 0 means no limit."""
 
     spool: str
     limit: int

@@ -64,7 +64,7 @@ def _misspelt() -> Iterator[CheckMessage]:
     for name in sorted(set(dir(settings)) - _SETTINGS):
         if name.startswith("PICOQMAIL_"):
             hint = f"The settings are {', '.join(sorted(_SETTINGS))}."
-            yield Warning(f"{name} is no setting of picoqmail.", hint=hint, id="picoqmail.W004")
+            yield Warning(f"{name} is not a setting of picoqmail.", hint=hint, id="picoqmail.W004")
 
 
 def _database(alias: str | None) -> Iterator[CheckMessage]:

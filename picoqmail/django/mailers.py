@@ -58,7 +58,7 @@ def spool_of_mailer(alias: str = "") -> Spool:
     known = mailers()
     if alias and alias not in known:
         raise ConfigurationError(
-            "MAILERS", f"{alias!r} is no mailer of picoqmail", f"there are: {', '.join(known)}"
+            "MAILERS", f"{alias!r} is not a mailer of picoqmail", f"there are: {', '.join(known)}"
         )
     alias = alias or ("default" if "default" in known else min(known, default=""))
     return open_spool(known.get(alias, {}).get("home"))

@@ -65,7 +65,7 @@ class InitError(PicoqmailError, OSError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """Where, what, and what to do."""
+        """Return where it was, what it was, and what to do."""
         return f"{self.path}: {self.problem}" + (f"; {self.remedy}" if self.remedy else "")
 
 

@@ -557,7 +557,7 @@ def _sender(home: Home) -> str:
 
 
 def _fingerprint(home: Home, owner: Owner) -> str:
-    """A text that changes with the source of the set-id program and with what is fixed in it."""
+    """Return a text that changes with the source of the program and with what is fixed in it."""
     with open(SOURCE, "rb") as file:
         digest = hashlib.sha256(file.read())
     digest.update(repr(sorted(_defines(home, owner).items())).encode())

@@ -97,7 +97,7 @@ class RelayPassword:
     def _ask(self) -> str | PasswordUnavailableError:
         try:
             output = _output_of(self._command)
-            # From None everywhere below: a chained decoding error would carry the bytes along.
+            # From None everywhere below: a chained decoding error would carry the octets along.
             secret = output.split(b"\n", 1)[0].rstrip(b"\r").decode()
         except UnicodeDecodeError:
             return self._error("printed bytes that are not UTF-8")

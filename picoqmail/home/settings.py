@@ -302,7 +302,7 @@ class Settings:
         unit="seconds",
     )
     databytes: int = _setting(
-        "The largest message that is accepted; 0 is no limit.",
+        "The largest message that is accepted; 0 means no limit.",
         _BYTES,
         _between(0, MOST_OCTETS),
         default="0",
@@ -310,7 +310,7 @@ class Settings:
     )
     minfree: int = _setting(
         "A message is refused for now if it would leave less than this free in the spool's file "
-        "system; 0 is no limit.",
+        "system; 0 means no limit.",
         _BYTES,
         _between(0, MOST_OCTETS),
         default="0",
@@ -318,7 +318,7 @@ class Settings:
     )
     userlimit: int = _setting(
         "How many messages one user may submit in an hour through the set-id qmail-queue of a "
-        "home for many users; 0 is no limit.",
+        "home for many users; 0 means no limit.",
         "a whole number",
         _between(0, MOST_MESSAGES),
         default="0",
@@ -372,7 +372,7 @@ class Settings:
     )
     bouncelimit: int = _setting(
         """How many bounces one address gets within an hour. Further failures are reported in one
-        digest when the hour is over; 0 is no limit.""",
+        digest when the hour is over; 0 means no limit.""",
         "a whole number",
         _between(0, 10**6),
         default="20",
@@ -422,8 +422,8 @@ class Settings:
         setting_values.ip_address,
     )
     ratelimit: RateLimit | None = _setting(
-        """How many messages are sent in a period at most; 0 is no limit. If a relay replies that we
-        send too fast (421, 450 4.7.x, 454), there are pauses in any case.""",
+        """How many messages are sent in a period at most; 0 means no limit. If a relay replies
+        that we send too fast (421, 450 4.7.x, 454), there are pauses in any case.""",
         "messages/period, such as 14/s, 300/5m or 10000/d; or 0",
         setting_values.rate_limit,
         default="0",
@@ -521,7 +521,7 @@ def load(home: Home) -> Settings:
     """Return the settings of a home.
 
     Raises ConfigurationError, for the first of them, if a value is wrong or `me` is missing.
-    Unknown names are no error: a home of qmail holds files of which we know nothing.
+    Unknown names are not errors: a home of qmail holds files of which we know nothing.
     """
     examination = examine(home)
     if examination.settings is None:
@@ -692,7 +692,7 @@ def _unused_lines(control: Control, entries: Iterable[SettingEntry]) -> Iterator
 
 
 def _unknown_names(control: Control) -> Iterator[str]:
-    """Yield a warning for each file and variable that is no setting of ours."""
+    """Yield a warning for each file and variable that is not a setting of ours."""
     for name, value in control.minivars().items():
         if name.lower() not in SPECS:
             yield f"{value.where()}: {name} is not a setting of picoqmail, and not used"

@@ -63,7 +63,7 @@ def write_settings(home: Home, settings: Mapping[str, list[str]]) -> dict[str, s
 
 
 def _let_the_sender_read(home: Home, path: str, *, secret: bool) -> None:
-    """In a home that root makes for another user, let that user read what root wrote."""
+    """Let the user for whom root makes the home read what root wrote."""
     try:
         owner = os.stat(home.spool)
     except FileNotFoundError:

@@ -58,7 +58,7 @@ class RateLimit(Value):
 def whole_number(text: str, least: int, most: int) -> int:
     """Return the number of a text of ASCII digits, between `least` and `most`.
 
-    Raises ValueError: signs, blanks, underscores and digits of other scripts are no numbers here.
+    Raises ValueError: signs, blanks, underscores and digits of other scripts are not accepted.
     """
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{text!r} is not a whole number")
@@ -117,12 +117,12 @@ def doubt_about_host(name: str) -> str:
     if "." not in name:
         return "has no domain"
     if "_" in name or any(one[0] == "-" or one[-1] == "-" for one in name.split(".")):
-        return "is no name of the DNS (RFC 1123 section 2.1)"
+        return "is not a name of the DNS (RFC 1123 section 2.1)"
     return ""
 
 
 def host_name(text: str) -> str:
-    """As `control.check_host`, and an address literal must hold an address. Raises ValueError."""
+    """Check like `control.check_host`, and the address of a literal too. Raises ValueError."""
     name = check_host(text)
     if name[0] == "[":
         import ipaddress
@@ -135,7 +135,7 @@ def host_name(text: str) -> str:
 def mail_address(text: str) -> str:
     """Return `local@host`, or a local part alone, which belongs to this host.
 
-    Raises ValueError for blanks, control characters, angle brackets or a host that is no host.
+    Raises ValueError for blanks, control characters, angle brackets or a host that is not one.
     """
     local, at, host = text.rpartition("@")
     if at:

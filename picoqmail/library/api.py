@@ -51,7 +51,8 @@ class Spool(Verbs):
 
     `home` is a directory, or None for the one that the environment names at the time of each call
     (PICOQMAIL_HOME; see the manual). Values given here go before the home's settings of the same
-    name; with `me` no control files are needed. Sizes in octets, times in seconds; 0 is no limit.
+    name; with `me` no control files are needed. Sizes are in octets, times in seconds; 0 means no
+    limit.
 
     `send`: start the sender in the background after each acceptance; None means yes, unless the
     environment has PICOQMAIL_SEND=off. The sender is a process of its own and goes by the
@@ -69,7 +70,7 @@ class Spool(Verbs):
         idempotencylifetime: int | None = None,
         send: bool | None = None,
     ) -> None:
-        """Raises MessageError where a number is below 0 or no number."""
+        """Raises MessageError if a number is below 0 or not a number."""
         self._home = None if home is None else _home(home)
         self.send = send
         self._me = me

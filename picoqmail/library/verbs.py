@@ -56,7 +56,7 @@ class Verbs:
 
         for one in states:
             if one not in KINDS:
-                raise ValueError(f"{one!r} is no state; there are {', '.join(KINDS)}")
+                raise ValueError(f"{one!r} is not a state; there are {', '.join(KINDS)}")
         wanted = Filter(states, sender, recipient, error, older_than, younger_than)
         return select(self._directories(), wanted, newest_first=newest_first)
 

@@ -80,5 +80,5 @@ def _escaped(character: str) -> str:
 
 
 def encodable(line: str) -> str:
-    """Return a line without lone surrogates, which bytes of unknown encoding leave in a str."""
+    """Return a line without lone surrogates, which octets of unknown encoding leave in a str."""
     return line.encode(errors="backslashreplace").decode()

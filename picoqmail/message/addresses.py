@@ -56,8 +56,9 @@ def read_list(where: str, text: str) -> list[str]:
 
 
 def not_understood(where: str, text: str) -> HeaderError:
-    """Return the error of a field that is no list of addresses."""
-    return HeaderError(f"the {where} is no list of addresses: {text.strip()[:200]!a}; correct it")
+    """Return the error of a field that does not hold a list of addresses."""
+    found = text.strip()[:200]
+    return HeaderError(f"the {where} is not a list of addresses: {found!a}; correct it")
 
 
 def seen(where: str, text: str, addresses: list[str]) -> list[str]:
@@ -76,7 +77,7 @@ def read_one(text: str, index: int | None = None) -> str:
     """Return the raw form of one address alone, without name, brackets, comments or outer blanks.
 
     A local part may be a quoted string. A text without `@` is returned as it is; so are senders
-    of qmail's that are no address. Raises AddressError, with `index` of the recipient.
+    of qmail's that are not addresses. Raises AddressError, with `index` of the recipient.
     """
     if "@" not in text or text == DOUBLE_BOUNCE or text.endswith(VERP_END):
         return text
@@ -108,7 +109,7 @@ def _why_not_one(text: str) -> str:
         return "it has a blank before or behind it"
     if any(one in text for one in "<>()"):
         return "it is not an address alone: a name, brackets or a comment have no place here"
-    return "it is no single address: one name, an @ and one domain; quote a name that needs it"
+    return "it is not one address: one name, an @ and one domain; quote a name that needs it"
 
 
 # --- Inside ------------------------------------------------------------------------------------
@@ -157,11 +158,11 @@ class _List:
         self._found: list[str] = []
 
     def read(self) -> list[str] | None:
-        """Return all addresses; None if it is no list."""
+        """Return all addresses; None if it is not a list."""
         return self._found if self._elements(in_group=False) else None
 
     def _elements(self, *, in_group: bool) -> bool:
-        """Elements between commas, some of them empty, up to the end of the list or group."""
+        """Read the elements between commas, some of them empty, to the end of the list or group."""
         while self._at < len(self._tokens):
             kind = self._tokens[self._at][0]
             if kind == ",":
@@ -222,7 +223,7 @@ class _List:
             if kinds != [_WORD, *[".", _WORD] * (len(kinds) // 2)]:
                 return False
         self._found.append("".join(text for _, text in tokens))
-        # An encoded word is no part of an address (RFC 2047 section 5), and hides what is one.
+        # An encoded word is not part of an address (RFC 2047 section 5), and hides what is one.
         return not any(
             kind == _WORD and _ENCODED_WORD.search(text) for kind, text in (*local, *domain)
         )
@@ -235,12 +236,12 @@ class _List:
 
 
 def _is_phrase(tokens: list[Token]) -> bool:
-    """Words of a name; a dot among them is an obsolete form, and common."""
+    """Return whether they are the words of a name; dots among them are obsolete but common."""
     return all(kind in (_WORD, _QUOTED, ".") for kind, _ in tokens)
 
 
 def _is_dotted(tokens: list[Token]) -> bool:
-    """Words with dots between them: no two words side by side."""
+    """Return whether they are words with dots between, so that no two words are side by side."""
     words = [kind in (_WORD, _QUOTED) for kind, _ in tokens]
     return (
         any(words)

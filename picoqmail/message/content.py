@@ -52,7 +52,7 @@ class Content:
     def fields(self) -> list[Field]:
         r"""Return the header as pairs of a lower-case name and the raw field with its folded lines.
 
-        The header ends before the first line that is no field: the blank one, as a rule; an mbox
+        The header ends before the first line that is not a field: the blank one, as a rule; an mbox
         `From ` line in front is a field without a name. Raises InputError, MessageTooLargeError.
         """
         if self._fields is None:
@@ -162,7 +162,7 @@ def split_header(data: bytes) -> tuple[list[Field], int]:
 def open_content(message: MessageLike, *, utf8: bool = False) -> Content:
     """Take a message in any of its forms; `utf8` writes the header of an object as RFC 6532 has it.
 
-    Raises MessageTypeError for what is no message, MessageError for an object that cannot be
+    Raises MessageTypeError for what is not a message, MessageError for an object that cannot be
     written, InputError where a path cannot be opened.
     """
     if isinstance(message, (bytes, bytearray, memoryview)):
@@ -185,7 +185,7 @@ def open_content(message: MessageLike, *, utf8: bool = False) -> Content:
     if hasattr(message, "read"):
         return Content(cast("IO[bytes]", message))
     raise MessageTypeError(
-        f"{type(message).__name__} is no message; give bytes, str, an email.message.Message, "
+        f"{type(message).__name__} is not a message; give bytes, str, an email.message.Message, "
         "a path object or a stream open for reading in binary mode"
     )
 
@@ -202,4 +202,4 @@ def _text(message: str) -> bytes:
         # What the email package could not decode comes back as the octets that it was.
         return message.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as exc:
-        raise MessageError(f"the message is no Unicode text: {exc}") from exc
+        raise MessageError(f"the message is not Unicode text: {exc}") from exc

@@ -8,7 +8,7 @@ from picoqmail.layout import MONTHS
 
 
 def header_date(seconds: float) -> str:
-    """`22 Nov 2026 11:29:37 -0000`, as qmail writes it; `seconds` are Unix seconds.
+    """Return a date as qmail writes it: `22 Nov 2026 11:29:37 -0000`. `seconds` are Unix seconds.
 
     RFC 5322 section 3.3: -0000 says that nothing is known of the local zone.
     """

@@ -97,12 +97,12 @@ def decode_recipients(raw: Iterable[bytes]) -> list[str]:
 
 
 def check_sender(sender: str) -> str:
-    """As decode_sender, of text that never was octets. Raises AddressError."""
+    """Check like decode_sender, but text that never was octets. Raises AddressError."""
     return decode_sender(_octets(sender, None))
 
 
 def check_recipients(recipients: Iterable[str]) -> list[str]:
-    """As decode_recipients, of text. Raises AddressError."""
+    """Check like decode_recipients, but text. Raises AddressError."""
     return decode_recipients(_octets(one, index) for index, one in enumerate(recipients))
 
 

@@ -147,7 +147,7 @@ class Fingerprint:
         return end
 
     def _to_delimiter(self, position: int, *, last: bool) -> int:
-        """Content up to the next delimiter line; where to go on, -1 if that is not there yet."""
+        """Read content to the next delimiter line. Return where to go on, -1 if it is to come."""
         waiting = self._waiting
         at = position if self._at_line_start else waiting.find(b"\n", position) + 1 or -1
         while at >= 0:
@@ -183,7 +183,7 @@ class Fingerprint:
         return line.startswith(b"--") and self._level(line) >= 0
 
     def _level(self, line: bytes) -> int:
-        """Which boundary it is of, -1 if of none; the innermost first."""
+        """Return the index of the boundary that a line is of, the innermost first; -1 if none."""
         text = line.rstrip()
         for level in range(len(self._boundaries) - 1, -1, -1):
             boundary = b"--" + self._boundaries[level]
@@ -299,7 +299,7 @@ class _Leaf:
             self._decoded(data)
 
     def end(self) -> None:
-        """That was all: what was held back counts too."""
+        """Finish: what was held back counts too."""
         if self._encoding == b"quoted-printable":
             self._decoded(binascii.a2b_qp(self._encoded))
         elif self._encoding == b"base64" and len(self._encoded) > 1:

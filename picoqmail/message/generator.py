@@ -26,11 +26,11 @@ _BOUNDARY_DIGITS = 32
 
 
 def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
-    """The octets of a message object: its own policy, line ends LF, without Bcc and Resent-Bcc.
+    """Return the octets of a message object, without Bcc and Resent-Bcc; lines end in LF.
 
-    Other than with smtplib no line of the body gets a `>` in front of `From `. Boundaries that
-    the object leaves open follow from the content, so that the same message has the same octets.
-    Raises MessageError, also where a header would get other fields or lines than the object has.
+    Unlike smtplib, it puts no `>` in front of a `From ` in the body. Boundaries that the object
+    leaves open follow from the content, so that the same message has the same octets. Raises
+    MessageError, also where a header would get other fields or lines than the object has.
     """
     # One level is enough: only the top's own list of headers is changed.
     message = copy.copy(message)
@@ -46,7 +46,7 @@ def write_object(message: Message[Any, Any], *, utf8: bool) -> bytes:
         raise
     except (EmailError, ValueError, TypeError, LookupError, AttributeError) as exc:
         # What a broken object makes the email package raise is of all these kinds.
-        raise MessageError(f"the message cannot be written as octets: {exc}") from exc
+        raise MessageError(f"the message cannot be written as bytes: {exc}") from exc
     return out.getvalue()
 
 
@@ -91,10 +91,10 @@ def _check_header(message: Message[Any, Any], written: bytes) -> None:
 
 
 def _complaint(message: Message[Any, Any], index: int, line: bytes) -> str:
-    """Which field, and what came of it."""
+    """Return what is said of a field that did not come out as one."""
     items = message.keys()
     culprit = items[max(min(index, len(items)) - 1, 0)] if items else ""
     return (
-        f"the header would get a line that is no field of the message: {line[:100]!a}, at the "
+        f"the header would get a line that is not a field of the message: {line[:100]!a}, at the "
         f"field {culprit[:100]!a}; a value or name holds a line end, or text that decodes to one"
     )

@@ -44,11 +44,11 @@ class MessageReader:
     `read` returns the next bytes, at most a buffer full, and b"" at the end. The body is never
     held; the header is not held here either, but one field is.
 
-    A line of just a CR is no blank line to qmail, which puts one of its own before it; with
+    A line of just a CR is not a blank line to qmail, which puts one of its own before it; with
     `crlf_blank` it is one, and nothing is put in. With `quoted_mbox`, a first line `>From ` is an
     mbox line too: some programs quote it so.
 
-    Raises MessageTooLargeError when the header is longer than `max_header` bytes; whatever
+    Raises MessageTooLargeError when the header is longer than `max_header` octets; whatever
     `read` raises passes through.
     """
 
@@ -102,7 +102,7 @@ class MessageReader:
         at the end of the input, or before the first line that is no field; a blank line is put in
         between then.
         """
-        # One buffer, not a list: millions of short lines would cost many times their bytes.
+        # One buffer, not a list: millions of short lines would cost many times their size.
         field = bytearray()
         while line := self._line():
             if field:

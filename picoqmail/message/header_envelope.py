@@ -122,10 +122,10 @@ def _addresses_of_value(name: str, value: Any) -> list[str]:  # noqa: ANN401 - a
 
 
 def _of_parsed(where: str, value: Any, parsed: Any) -> list[str]:  # noqa: ANN401 - as email has it
-    """Those of a header that the email package has parsed.
+    """Return the addresses of a header that the email package has parsed.
 
-    It returns what it understood, also as text, and notes the rest as defects. So with a defect
-    that is no matter of taste our own reading of what will be written has to agree.
+    The package keeps what it understood, and notes the rest as defects. If a defect is more than
+    one of taste, our own reading of what will be written has to agree.
     """
     if not all(hasattr(one, "addr_spec") for one in parsed):
         # Made from a list of strings: they are joined as smtplib joins them.

@@ -51,7 +51,7 @@ class SenderRules:
             if not at or not host or set(host + box) & set(" \t<>,\r\n\0"):
                 raise ConfigurationError(
                     where,
-                    f"{line!a} is no rule of rewritefrom",
+                    f"{line!a} is not a rule of rewritefrom",
                     "PATTERN:user@host or PATTERN:@host is allowed; PATTERN is user@host, @host, "
                     "user, @ (all users of this host) or * (everything)",
                 )

@@ -60,10 +60,10 @@ _COMMENT_STOPS = _marks(b"()\\")
 _QUOTE_STOPS = _marks(b'"\\')
 _LITERAL_STOPS = _marks(b"]\\")
 
-# What an atom may hold unquoted; the other bytes turn it into a quoted string.
+# What an atom may hold unquoted; the other octets turn it into a quoted string.
 _ATOM_PLAIN = bytes(range(32, 127)).translate(None, b")]\\")
 
-# The bytes that get a backslash when a word or a comment is written.
+# The octets that get a backslash when a word or a comment is written.
 _ESCAPED = b'"[]()\\\r\n'
 _BOX_ESCAPED = b'\r\n"\\'
 _BOX_PLAIN = b"!#$%&'*+-./0123456789=?ABCDEFGHIJKLMNOPQRSTUVWXYZ^_`abcdefghijklmnopqrstuvwxyz{|}~"

@@ -231,7 +231,7 @@ class Conversation:
         """End the session: what was waited for did not come in time."""
         text = "the relay did not reply in time"
         if self.stage == "banner" and not self.secure:
-            text += "; if it speaks TLS from the first octet, as port 465 does, write smtps://"
+            text += "; if it speaks TLS from the first byte, as port 465 does, write smtps://"
         self.fail(self._fault(text))
 
     def fail(self, fault: RelayFault) -> None:
@@ -322,7 +322,7 @@ class Conversation:
         # What follows the 220 in clear text may have been put there by somebody on the way.
         if not self._parser.is_empty:
             raise FaultError(
-                RelayFault("tls", "octets followed the reply to STARTTLS in clear text"),
+                RelayFault("tls", "bytes followed the reply to STARTTLS in clear text"),
             )
         yield TLS
         yield from self._hello()

@@ -288,7 +288,7 @@ class OpenTransaction:
             size = self._exact_size()
             if size > offer.size:
                 self._fail_all(
-                    f"5.3.4 the message has {size} octets on the wire, "
+                    f"5.3.4 the message has {size} bytes on the wire, "
                     f"and the relay takes at most {offer.size}",
                 )
                 return None

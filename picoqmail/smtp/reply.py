@@ -131,7 +131,7 @@ class ReplyParser:
             end = self._buffer.find(b"\n", 0, REPLY_LINE_LIMIT)
             if end < 0:
                 if len(self._buffer) >= REPLY_LINE_LIMIT:
-                    raise ReplyError(f"a reply line is longer than {REPLY_LINE_LIMIT} octets")
+                    raise ReplyError(f"a reply line is longer than {REPLY_LINE_LIMIT} bytes")
                 return None
             line = self._buffer[: end - 1]
             if self._buffer[end - 1 : end] != b"\r" or b"\r" in line or b"\0" in line:
@@ -159,7 +159,7 @@ class ReplyParser:
         self._lines.append(line[_CODE_LENGTH + 1 :])
         self._octets += len(line)
         if len(self._lines) > LINES_LIMIT or self._octets > REPLY_LIMIT:
-            raise ReplyError(f"a reply is longer than {LINES_LIMIT} lines or {REPLY_LIMIT} octets")
+            raise ReplyError(f"a reply is longer than {LINES_LIMIT} lines or {REPLY_LIMIT} bytes")
         if mark == b"-":
             return None
         reply = _make(_CODES[self._code], self._lines)

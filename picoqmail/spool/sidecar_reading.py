@@ -93,7 +93,7 @@ def _is_usual(record: dict[str, Any]) -> bool:
 
 
 def _is_proper(value: object, kind: type) -> bool:
-    """Say whether a value is of that type exactly (a bool is no int), and no absurd number."""
+    """Say whether a value is of that type exactly (a bool is not an int), and no absurd number."""
     if kind is int and type(value) is int:
         return 0 <= value <= _MOST
     # A time may have a fraction; infinity and the like fail the comparison.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def _nothing(_what: object) -> None:
-    """Ignore it."""
+    """Do nothing with it."""
 
 
 class Store:

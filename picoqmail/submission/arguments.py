@@ -29,7 +29,7 @@ def recipients_of(argument: bytes) -> list[bytes]:
     """
     found, lacks_host, parted_by_blanks = _addresses(argument)
     if not found or b"" in found or (lacks_host and parted_by_blanks):
-        # Blanks part complete addresses, as they do in a header; `Joe Public` is no two users.
+        # Blanks part complete addresses, as they do in a header; `Joe Public` is not two users.
         raise _not_understood(argument)
     return found
 
@@ -72,6 +72,6 @@ def _not_understood(argument: bytes) -> UnparsableError:
     shown = argument.decode("utf-8", "backslashreplace")
     shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
     return UnparsableError(
-        f"the argument '{shown}' is no list of addresses; write user@host, separate several with "
-        "commas, and put a local part with blanks in double quotes"
+        f"the argument '{shown}' is not a list of addresses; write user@host, separate several "
+        "with commas, and put a local part with blanks in double quotes"
     )

@@ -77,7 +77,7 @@ def start(home: Home, option: str, spawn: Callable[[list[str]], int]) -> bool:
 
 
 def find(home: Home) -> list[str] | None:
-    """The command that runs a sender, None if there is none.
+    """Return the command that runs a sender, None if there is none.
 
     The program of this installation; an interpreter, with our modules; the program of the
     installation that made the home; one on PATH. Where there is no shell, which the programs are
@@ -103,7 +103,7 @@ def is_frozen() -> bool:
 
 
 def _own_programs(where: str) -> Iterator[str]:
-    """Where an installer puts the programs of the package that lies in `where`."""
+    """Return where an installer puts the programs of the package that lies in `where`."""
     for directory in (
         os.path.dirname(sys.executable or ""),
         f"{sys.prefix}/bin",

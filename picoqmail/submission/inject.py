@@ -64,9 +64,9 @@ FROM_HEADER, FROM_ARGUMENTS, FROM_BOTH, FROM_EITHER = range(4)
 
 MAX_ADDRESS_OCTETS = 8 * 1024 * 1024
 """The most that all address fields of one header may hold together: an address costs many times
-its bytes in memory, and 100,000 recipients with their names need half of this."""
+its size in memory, and 100,000 recipients with their names need half of this."""
 MAX_RECIPIENTS = 500_000
-"""The most recipients of one header; `a a a a` would make one out of every other byte."""
+"""The most recipients of one header; `a a a a` would make one out of every other octet."""
 
 _NAME_VARIABLES = (b"QMAILNAME", b"MAILNAME", b"NAME")
 # The variables whose values become a part of addresses and of the Message-ID.
@@ -301,7 +301,7 @@ class InjectSettings:
             _override(control, environ, name, me)
             for name in ("defaultdomain", "defaulthost", "plusdomain", "idhost")
         )
-        # A host name without a dot is no domain: qmail would make `root@box` of it `root@box.box`.
+        # A host name without a dot is not a domain: qmail would make `root@box.box` of `root@box`.
         is_own = domain == me and domain.count(b".") == 0 and not qmail_form
         self.completion = Completion(host, None if is_own else domain, plus)
         self._local: LocalNames | None = None
@@ -411,7 +411,7 @@ class Injection:
     """One message on its way: its header as it is to be, and its envelope."""
 
     __slots__ = (
-        "_address_bytes",
+        "_address_octets",
         "_fields",
         "_followup",
         "_from_header",
@@ -447,14 +447,14 @@ class Injection:
         self._now = now
         self._pid = pid
         self._seen: set[bytes] = set()
-        # One buffer, not a list: millions of small fields would cost many times their bytes.
+        # One buffer, not a list: millions of small fields would cost many times their size.
         self._fields = bytearray()
         self._followup = b""
         self._to_cc: list[bytes] = []
         self._from_header: list[bytes] = []
         self._from_resent: list[bytes] = []
         self._warnings: list[tuple[bool, bytes]] = []
-        self._address_bytes = 0
+        self._address_octets = 0
         complete = settings.completion.complete_raw
         self.sender: bytes | None = None
         if request.sender is not None:
@@ -522,8 +522,8 @@ class Injection:
         self._seen.add(name)
         sort = _FIELDS.get(name)
         if sort is not None:
-            self._address_bytes += len(field)
-            if self._address_bytes > MAX_ADDRESS_OCTETS:
+            self._address_octets += len(field)
+            if self._address_octets > MAX_ADDRESS_OCTETS:
                 reason = (
                     f"the address fields hold more than {MAX_ADDRESS_OCTETS} bytes; "
                     "send the message in several parts"

@@ -201,7 +201,7 @@ def _long_option(found: Invocation, argument: bytes) -> None:
 def _delivery_notice(letter: bytes, argument: str) -> tuple[str, str]:
     """Return key and value of one wish about delivery notices (RFC 3461). Raises UsageError.
 
-    The value "" is no wish at all: `off`, as msmtp has it.
+    The value "" wishes for nothing: `off`, as msmtp has it.
     """
     upper = argument.upper()
     if upper == "OFF" and letter != b"V":
@@ -245,7 +245,7 @@ class _DotStop:
         self._ended = False
 
     def read(self) -> bytes:
-        """Return the next bytes before the dot, b"" at the end."""
+        """Return the next octets before the dot, b"" at the end."""
         while not self._ended:
             chunk = self._read()
             self._notice_line_end(chunk)
@@ -287,7 +287,7 @@ class _DotStop:
 
     @staticmethod
     def _unfinished(data: bytes) -> int:
-        """Return how many bytes at the end of `data` may be the beginning of a dot's line."""
+        """Return how many octets at the end of `data` may be the beginning of a dot's line."""
         for start in (b"\n.\r", b"\n.", b"\n"):
             if data.endswith(start):
                 return len(start)

@@ -90,7 +90,7 @@ class Stream:
                 raise _LostClientError(0, "the client closed the connection")
 
     def take(self) -> bytes:
-        """Return what is buffered, or else the next bytes. Raises _LostClientError."""
+        """Return what is buffered, or else the next octets. Raises _LostClientError."""
         if not self._buffer and not self.fill():
             raise _LostClientError(0, "the client closed the connection before the final dot")
         data, self._buffer = self._buffer, b""
@@ -104,7 +104,7 @@ class Stream:
 class Data:
     r"""The content of one message, as it is stored: dots unstuffed, `\r\n` made `\n`.
 
-    Only `\r\n.\r\n` ends it; a lone CR or LF is content like any other byte, so that nobody can
+    Only `\r\n.\r\n` ends it; a lone CR or LF is content like any other octet, so that nobody can
     put a second transaction into a message. Of a client of bare LFs only `\n.\n` does.
     """
 
@@ -120,7 +120,7 @@ class Data:
         self.ended = False
 
     def read(self) -> bytes:
-        """Return the next bytes, b"" after the last. Raises _LostClientError."""
+        """Return the next octets, b"" after the last. Raises _LostClientError."""
         while not self.ended:
             data = self._held + self._stream.take()
             end = data.find(self._end)
@@ -352,7 +352,7 @@ class Submission:
             raise _RefusedError("501 5.1.3 The recipient is empty")
         if len(self._recipients) >= MAX_RECIPIENTS:
             raise _RefusedError(f"452 4.5.3 More than {MAX_RECIPIENTS} recipients")
-        # A list of any length is no idling.
+        # A client that sends a long list is not idle.
         self._idle = 0
         self._recipients.append(recipient)
         self._reply("250 2.1.5 Recipient ok")

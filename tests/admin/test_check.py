@@ -225,7 +225,7 @@ def test_thresholds(well: Trial, picoqmail: Command) -> None:
         ("box", "", "has no domain"),
         ("localhost.localdomain", "", "every host's name for itself"),
         ("192.0.2.1", "example.org", "in brackets"),
-        ("my_host.example.org", "example.org", "is no name of the DNS"),
+        ("my_host.example.org", "example.org", "is not a name of the DNS"),
     ],
 )
 def test_names_that_relays_refuse(

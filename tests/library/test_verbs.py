@@ -78,7 +78,7 @@ def test_the_life_of_a_deferred_message(
     for verb in (spool.get, spool.retry, spool.delete, spool.body, spool.result):
         with pytest.raises(picoqmail.NoSuchMessageError):
             verb(receipt.id)
-    with pytest.raises(ValueError, match="no state"):
+    with pytest.raises(ValueError, match="not a state"):
         spool.list("nonsense")
 
 
