@@ -107,7 +107,7 @@ def refusal(text: str, times: int | None = None) -> Refusal:
         phase, reply = "content", text
     phase = phase.lower()
     if phase not in PHASES:
-        raise ValueError(f"{phase!r} is no phase; use {', '.join(PHASES)}")
+        raise ValueError(f"{phase!r} is not a phase; use {', '.join(PHASES)}")
     return Refusal(phase, reply_line(reply), times)
 
 

@@ -25,7 +25,7 @@ as `NAME=value` lines in shell quoting; nothing there is executed or expanded. A
 wins over `minivars`; an empty file takes a value of `minivars` back where "none" is possible.
 
 `picoqmail config` prints every setting of a home, its value, where it came from, and the sentences
-below. It also names files that are no settings; they are not used. A wrong value is an error with
+below. It also names files that are not settings; they are not used. A wrong value is an error with
 its file and line: exit code 78, or 55 of the queue program.
 
 `relaypass` is read only from a file of mode 0600 or stricter (`minivars` too, if it stands there)
