@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # So much of each user's mail is taken from the drop at once. Then it is sent, and all users have
 # their turn again: nobody's thousands of messages keep another's waiting.
-COLLECTED_A_USER = 100
+COLLECTED_A_USER = 50
 # How many messages one process sends to a relay that was down, before others join it.
 _PROBE_MESSAGES = 50
 
