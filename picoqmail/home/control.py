@@ -106,7 +106,7 @@ class Control:
                 self._is_checked = True
             if descriptor < 0:
                 return None
-            status = _status(path, descriptor)
+            status = _status_of(path, descriptor)
             if not is_plain_file(status):
                 raise ConfigurationError(
                     path, "cannot be read: it is no plain file", "move it away"
@@ -129,7 +129,7 @@ class Control:
                 posix.close(descriptor)
 
 
-def _status(path: str, descriptor: int) -> posix.stat_result:
+def _status_of(path: str, descriptor: int) -> posix.stat_result:
     try:
         return posix.fstat(descriptor)
     except OSError as exc:
