@@ -410,4 +410,4 @@ def test_a_home_made_by_pip_takes_the_host_s_names_and_gives_them_back(
     assert "nullmailer" in debian.run("dpkg-query", "--search", "/usr/sbin/sendmail").output
     assert "diversion" not in debian.run("dpkg-divert", "--list", "/usr/sbin/sendmail").output
     done = debian.run(program, "check", "--no-relay", expect=None)
-    assert "/usr/sbin/sendmail is the package nullmailer's" in done.output
+    assert "/usr/sbin/sendmail belongs to the package nullmailer" in done.output
