@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import asdict
 
 from picoqmail.admin import change, selection
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import complain, print_json
 from picoqmail.cli.progress import progress
@@ -24,7 +25,6 @@ from picoqmail.cli.spool import (
 )
 from picoqmail.errors import EX_DATAERR, EX_NOINPUT, EX_TEMPFAIL
 from picoqmail.home.limits import read_limits
-from picoqmail.home.opening import open_home
 from picoqmail.layout import CUR, NEW, UNDELIVERED
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandLineError(
             "command line", "does not say how old", "give --older-than, such as 30d"
         )
-    home = open_home()
+    home = open_whole_home()
     tool = change.Admin.of(home, read_limits(home).queuelifetime)
     states = () if filter_of(arguments).kinds else _STATES[verb]
     ids, missing = meant(tool.spool, arguments, selection.Filter(kinds=states))

@@ -11,13 +11,13 @@ from attrs import asdict
 
 from picoqmail.admin import check, metrics
 from picoqmail.admin.check import CRITICAL, LEVELS, UNKNOWN, Finding, Thresholds
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.cli.spool import age
 from picoqmail.cli.writer import Writer
 from picoqmail.errors import ConfigurationError, PicoqmailError
 from picoqmail.home.hands import HandsError
-from picoqmail.home.opening import open_home
 from picoqmail.home.paths import locate
 from picoqmail.layout import UNDELIVERED
 from picoqmail.spool.store import Store
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.repair:
             repaired += check.repair_password(locate())
-        home = open_home()
+        home = open_whole_home()
         if arguments.repair:
             repaired += check.repair(home, Store(home.spool))
         now, probes = check.examine(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from picoqmail.admin import words
 from picoqmail.admin.explain import explain_message, is_in_doubt
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import complain, print_json
 from picoqmail.errors import EX_NOINPUT, NoSuchMessageError
-from picoqmail.home.opening import open_home
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the story of each message."""
-    spool = Store(open_home().spool)
+    spool = Store(open_whole_home().spool)
     documents = []
     missing = 0
     for name in arguments.id:

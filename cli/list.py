@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import listing, selection, words
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.cli.output import bold
 from picoqmail.cli.spool import add_filters, filter_of
-from picoqmail.home.opening import open_home
 from picoqmail.spool.store import Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the list. Returns 0, also if it is empty."""
-    spool = Store(open_home().spool)
+    spool = Store(open_whole_home().spool)
     wanted = filter_of(arguments)
     now = time.time()
     if arguments.ids and not arguments.json and arguments.sort == "age":

@@ -12,10 +12,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from picoqmail.admin import selection, words
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import DamagedMessageError
-from picoqmail.home.opening import open_home
 from picoqmail.layout import SIDECAR
 from picoqmail.spool.store import Store
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a message. Raises NoSuchMessageError (66), SpoolError."""
-    spool = Store(open_home().spool)
+    spool = Store(open_whole_home().spool)
     message_id = spool.find(arguments.id)
     if arguments.raw:
         for block in spool.body(message_id):

@@ -10,11 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import status, words
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.cli.spool import age
 from picoqmail.home import settings
-from picoqmail.home.opening import open_home
 from picoqmail.home.values import rough_duration
 from picoqmail.layout import CUR, NEW, UNDELIVERED
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known of the spool."""
-    home = open_home()
+    home = open_whole_home()
     keeps = settings.examine(home).settings
     while True:
         now = status.gather(home.spool)

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from picoqmail.admin import selection
+from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import count, last_reply, path, printable, size, when_next
 from picoqmail.errors import ConfigurationError, SpoolError
-from picoqmail.home.opening import open_home
 from picoqmail.home.paths import locate
 from picoqmail.home.values import rough_duration
 from picoqmail.layout import CUR, NEW
@@ -32,7 +32,7 @@ def mailq() -> Iterator[str]:
     and of Postfix. Nagios's check_mailq reads all three forms.
     """
     try:
-        store = Store(open_home().spool)
+        store = Store(open_whole_home().spool)
         entries = selection.select(store, selection.Filter(kinds=(NEW, CUR)))
         messages = octets = 0
         for entry in entries:
