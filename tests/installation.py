@@ -100,7 +100,11 @@ def install(wheel: str, python: str, *options: str, **environ: str) -> None:
 
 
 def share_dependencies(python: str) -> None:
-    """Let that environment import what we depend on from where it lies here, by a .pth file."""
+    """Let that environment import what we depend on from where it lies here, by a .pth file.
+
+    What lies beside that goes with it, but for the picoqmail of the environment of the tests: an
+    environment that is to have another one, or an editable one, would import that.
+    """
     homes = {
         str(importlib.metadata.distribution(name).locate_file(""))
         for name in ("attrs", "idna", "portalocker", "structlog", "aiosmtpd", "rich")
@@ -108,5 +112,11 @@ def share_dependencies(python: str) -> None:
     (site_packages,) = glob.glob(
         os.path.join(os.path.dirname(os.path.dirname(python)), "lib", "python3*", "site-packages")
     )
+    shared = os.path.join(os.path.dirname(site_packages), "shared")
+    os.mkdir(shared)
+    for home in sorted(homes):
+        for name in os.listdir(home):
+            if "picoqmail" not in name and not os.path.lexists(os.path.join(shared, name)):
+                os.symlink(os.path.join(home, name), os.path.join(shared, name))
     with open(os.path.join(site_packages, "shared.pth"), "w", encoding="utf-8") as file:
-        file.writelines(f"{home}\n" for home in sorted(homes))
+        file.write(f"{shared}\n")

@@ -193,6 +193,6 @@ def test_errors_come_out_of_a_process_pool(way: Any) -> None:
     with multiprocessing.get_context(way).Pool(1) as pool:
         for number, error in enumerate(MADE):
             with pytest.raises(type(error)) as caught:
-                pool.apply_async(fail, (number,)).get(30)
+                pool.apply_async(fail, (number,)).get(120)
             assert str(error) == str(caught.value)
             assert facts(error)[3:] == facts(caught.value)[3:]
