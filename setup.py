@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import builtins
 import os
+import shutil
 import symtable
 
 from setuptools import setup
@@ -174,6 +175,9 @@ class BuildModules(build_py):
 
     def run(self) -> None:
         """Build; but an editable install uses the modules as they are."""
+        if not self.editable_mode:
+            # A checkout that was built before has the modules of that day there.
+            shutil.rmtree(os.path.join(self.build_lib, "picoqmail"), ignore_errors=True)
         super().run()
         if self.editable_mode:
             return
