@@ -259,6 +259,7 @@ def test_nothing_is_left_after_a_purge(debian: Debian) -> None:
     assert set() == left
     assert set() == {path for path in before - debian.files() if not path.startswith(BOOKS)}
     assert users == debian.read("/etc/passwd")
+    assert "picoqmail" not in debian.read("/etc/group")
 
 
 @pytest.mark.parametrize("wish", ["", "true"])
@@ -278,6 +279,17 @@ def test_a_purge_keeps_mail_that_was_never_delivered(debian: Debian, wish: str) 
         assert debian.sh(f"find {SPOOL} -name {message}.json -user picoqmail")
         debian.apt(*INSTALL)
         assert [message] == waiting(debian)
+
+
+def test_a_purge_keeps_mail_that_was_only_just_accepted(debian: Debian) -> None:
+    """A user's mail that no sender has taken out of the drop yet counts as well."""
+    debian.apt(*INSTALL)
+    submit = "printf 'Subject: dropped\\n\\nbody\\n' | sendmail -f a@example.org you@example.net"
+    debian.run("sh", "-c", submit, user="games")
+    (path,) = debian.run("find", f"{SPOOL}/drop", "-name", "*.json").output.split()
+    said = debian.apt("purge", "picoqmail")
+    assert "1 messages were never delivered, and are kept" in said
+    assert debian.has(path)
 
 
 @pytest.mark.parametrize("kept", [False, True])
