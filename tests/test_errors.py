@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import picoqmail
+from failing import fail
 from picoqmail import errors
 from picoqmail.errors import PicoqmailError, SpoolError, classify_errno
 from picoqmail.home.make import InitError
@@ -181,18 +182,13 @@ def test_all_errors_are_among_them() -> None:
     assert set() == own - {type(one) for one in MADE}
 
 
-def fail(number: int) -> None:
-    """Raise one of the errors."""
-    raise MADE[number]
-
-
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_errors_come_out_of_a_process_pool(way: Any) -> None:
     """A pool hands each error to the caller; none breaks the pool."""
     with multiprocessing.get_context(way).Pool(1) as pool:
-        for number, error in enumerate(MADE):
+        for error in MADE:
             with pytest.raises(type(error)) as caught:
-                pool.apply_async(fail, (number,)).get(120)
+                pool.apply_async(fail, (error,)).get(60)
             assert str(error) == str(caught.value)
             assert facts(error)[3:] == facts(caught.value)[3:]
