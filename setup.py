@@ -83,7 +83,8 @@ class _Merger:
             else:
                 own.append(ast.unparse(statement))
                 lines.append(own[-1])
-        for symbol in symtable.symtable("\n".join(own), path, "exec").get_symbols():
+        names = ast.unparse(_NoComprehensions().visit(ast.parse("\n".join(own))))
+        for symbol in symtable.symtable(names, path, "exec").get_symbols():
             if symbol.is_assigned():
                 self._define(symbol.get_name(), f"defined by {module}", module)
         self._texts[module] = "".join([f"{line}\n" for line in lines if line])
@@ -127,6 +128,16 @@ class _Merger:
 
     def _path(self, module: str) -> str:
         return f"{os.path.join(self._root, *module.split('.'))}.py"
+
+
+class _NoComprehensions(ast.NodeTransformer):
+    """Leaves out comprehensions: their names are their own, but Python 3.12 and later list them."""
+
+    def _nothing(self, node: ast.expr) -> ast.expr:
+        del node
+        return ast.Constant(None)
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _nothing  # noqa: N815
 
 
 class _Leaner(ast.NodeTransformer):
