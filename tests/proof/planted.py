@@ -62,8 +62,8 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no fsync of the directory",
-        "                durable.sync_directory(directory)\n",
-        "                pass\n",
+        "            try:\n                durable.sync_directory(directory)\n",
+        "            try:\n                pass\n",
         "power",
         "queue",
     ),
