@@ -200,7 +200,9 @@ def test_mailers(home: TemporaryHome) -> None:
         )
         assert f"spool {home.spool}" in command("picoqmail_status")
         assert f"spool {elsewhere.spool}" in command("picoqmail_status", "--mailer", "other")
-        with pytest.raises(CommandError, match="not a mailer of picoqmail; there are: default, other"):
+        with pytest.raises(
+            CommandError, match="not a mailer of picoqmail; there are: default, other"
+        ):
             command("picoqmail_retry", "--mailer", "smtpd")
         browser = Client()
         browser.force_login(django_project.make_user("root", is_superuser=True))
