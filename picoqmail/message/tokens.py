@@ -318,6 +318,11 @@ def address_list(tokens: list[Token], rewrite: Rewrite, start: int = 2) -> list[
     return out
 
 
+def parts_by_blanks(tokens: list[Token], listed: list[Token]) -> bool:
+    """Say whether only blanks part some addresses: `address_list` has put commas there."""
+    return listed.count(_COMMA_TOKEN) > tokens.count(_COMMA_TOKEN)
+
+
 def _group_name(tokens: list[Token], at: int, start: int, out: list[Token]) -> int:
     """Copy the name of a group, from its colon to the comma before it; return what is next."""
     while at >= start:

@@ -12,7 +12,7 @@ from picoqmail.message.completion import (
     is_understood,
     raw_address,
 )
-from picoqmail.message.tokens import AT, ATOM, COLON, COMMA, address_list, parse
+from picoqmail.message.tokens import AT, ATOM, COLON, address_list, parse, parts_by_blanks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def _addresses(argument: bytes) -> tuple[list[bytes], bool, bool]:
     if tokens is None or listed is None or _has_controls(argument):
         raise _not_understood(argument)
     found.reverse()
-    # The list is written with a comma where only blanks were.
-    return found, False in hosts, listed.count((COMMA, b"")) > tokens.count((COMMA, b""))
+    return found, False in hosts, parts_by_blanks(tokens, listed)
 
 
 def _has_controls(argument: bytes) -> bool:

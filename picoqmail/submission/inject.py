@@ -35,7 +35,6 @@ from picoqmail.message.tokens import (
     AT,
     ATOM,
     COLON,
-    COMMA,
     COMMENT,
     LEFT,
     QUOTE,
@@ -43,6 +42,7 @@ from picoqmail.message.tokens import (
     address_list,
     needs_quotes,
     parse,
+    parts_by_blanks,
     quote_address,
     unparse,
 )
@@ -401,11 +401,6 @@ class _Noted:
         self.changed = self.changed or address != before
         self.lacked_host = self.lacked_host or (AT, b"") not in before
 
-    @staticmethod
-    def added_commas(found: list[Token], listed: list[Token] | None) -> bool:
-        """Say whether the list is written with commas where only blanks were."""
-        return listed is not None and listed.count((COMMA, b"")) > found.count((COMMA, b""))
-
 
 class Injection:
     """One message on its way: its header as it is to be, and its envelope."""
@@ -544,7 +539,7 @@ class Injection:
             else:
                 noted = _Noted(rewrite)
                 listed = address_list(found, noted)
-                parted_by_blanks = noted.added_commas(found, listed)
+                parted_by_blanks = listed is not None and parts_by_blanks(found, listed)
                 # `b@ex ample.net` is not two recipients.
                 is_list = not (parted_by_blanks and noted.lacked_host) and noted.understood
                 if sort in _MAY_FAIL and not is_list:
