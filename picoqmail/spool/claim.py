@@ -22,6 +22,7 @@ from picoqmail.layout import (
     NEW,
     PRIVATE_FILE_MODE,
     SIDECAR,
+    STATES,
     UNDELIVERED,
 )
 from picoqmail.spool import drop
@@ -128,6 +129,16 @@ class Claim:
         os.close(self._descriptor)
 
 
+class LockedBody:
+    """A body that is locked: its status since then, and the directory that it was found in."""
+
+    __slots__ = ("directory", "status")
+
+    def __init__(self, status: os.stat_result, directory: str) -> None:
+        self.status = status
+        self.directory = directory
+
+
 class _BusyError(Exception):
     """Another process has a second body of the message."""
 
@@ -161,12 +172,13 @@ class Claimer:
             return None
         kept = False
         try:
-            if not self.lock_body(descriptor, message_id):
+            locked = self.lock_body(descriptor, message_id)
+            if locked is None:
                 return None
-            state = self._settle(message_id, descriptor)
+            state = self._find_state(message_id, descriptor, locked)
             if state is None or state not in states:
                 return None
-            claim = self._examine(message_id, state, descriptor)
+            claim = self._examine(message_id, state, descriptor, locked.status)
             if claim is not None and state == NEW:
                 self._leave_drop(claim.message)
             kept = claim is not None
@@ -189,28 +201,49 @@ class Claimer:
             drop.leave(self._files.path, uid, message.id)
         self.collected.discard(message.id)
 
-    def lock_body(self, descriptor: int, message_id: str) -> bool:
-        """Lock a body; False if another process has it or it is not the message's any more."""
+    def lock_body(self, descriptor: int, message_id: str) -> LockedBody | None:
+        """Lock a body; None if another process has it or it is not the message's any more."""
         if not try_lock(descriptor):
-            return False
+            return None
         # Its last holder may have finished the message meanwhile: a lock on a file that has lost
         # its name is a lock on nothing.
-        if os.fstat(descriptor).st_nlink == 0:
-            return False
+        ours = os.fstat(descriptor)
+        if ours.st_nlink == 0:
+            return None
         for directory in BODY_ORDER:
-            found = is_at(self._files.join(directory, message_id + BODY), descriptor)
-            if found is not None:
-                return found
-        return False
+            try:
+                there = os.lstat(self._files.join(directory, message_id + BODY))
+            except FileNotFoundError:
+                continue
+            return LockedBody(ours, directory) if os.path.samestat(there, ours) else None
+        return None
 
-    def _settle(self, message_id: str, descriptor: int) -> str | None:
-        """Return the state of a locked message, None if it has no sidecar.
+    def _find_state(self, message_id: str, descriptor: int, locked: LockedBody) -> str | None:
+        """Return the state of a locked message, None if it surely has no sidecar.
 
-        After a crash between two states, the later revision stays and the other sidecar goes.
+        As a rule the sidecar lies beside the body. So only the other states are searched, and
+        reading the sidecar shows whether it is there.
         """
+        beside = locked.directory
+        if beside in STATES:
+            for state in STATES:
+                path = self._files.join(state, message_id + SIDECAR)
+                if state != beside and durable.is_there(path):
+                    break
+            else:
+                return beside
         found = self._files.where(message_id)
         if len(found) <= 1:
             return found[0] if found else None
+        state = self._settle(message_id, descriptor, found)
+        locked.status = os.fstat(descriptor)
+        return state
+
+    def _settle(self, message_id: str, descriptor: int, found: list[str]) -> str:
+        """Return the state of a locked message that a crash left in several.
+
+        The later revision stays and the other sidecar goes.
+        """
         revisions = {}
         for state in found:
             try:
@@ -220,7 +253,8 @@ class Claimer:
         # `found` has the order of recovery, and max keeps the first of equals.
         best = max(found, key=lambda state: revisions[state])
         try:
-            self._verify_any(self._files.read_sidecar(best, message_id), descriptor)
+            message = self._files.read_sidecar(best, message_id)
+            self._verify_any(message, descriptor, os.fstat(descriptor))
             is_whole = True
         except DamagedMessageError:
             # `_examine` reports it. A damaged body is not replaced by another damaged one.
@@ -237,11 +271,19 @@ class Claimer:
                 self._files.sync_later(state)
         return best
 
-    def _examine(self, message_id: str, state: str, descriptor: int) -> Claim | None:
-        """Read a locked message and compare its body with what was accepted."""
+    def _examine(
+        self, message_id: str, state: str, descriptor: int, status: os.stat_result
+    ) -> Claim | None:
+        """Read a locked message and compare its body with what was accepted.
+
+        `status` is that of the body when it was locked. Return None if there is no sidecar.
+        """
         try:
-            message = self._files.read_sidecar(state, message_id)
-            mode, data, newlines, eight_bit = self._verify_any(message, descriptor)
+            try:
+                message = self._files.read_sidecar(state, message_id)
+            except FileNotFoundError:
+                return None
+            mode, data, newlines, eight_bit = self._verify_any(message, descriptor, status)
         except DamagedMessageError as exc:
             self._quarantine(message_id, state, str(exc))
             return None
@@ -258,15 +300,18 @@ class Claimer:
             has_progress=has_progress,
         )
 
-    def _verify_any(self, message: Message, descriptor: int) -> tuple[int, bytes | None, int, bool]:
+    def _verify_any(
+        self, message: Message, descriptor: int, before: os.stat_result
+    ) -> tuple[int, bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
+
+        `before` is its status, as it was once it was locked.
 
         A copy or a restore that was cut can leave a part of a body where it is looked for first.
         Then `descriptor` becomes that of the whole one, locked, and the damaged ones are unlinked.
         Return the body's mode, and what `verify_body` returns. Raises DamagedMessageError if there
         is no whole one, _BusyError.
         """
-        before = os.fstat(descriptor)
         try:
             check_size(message, before.st_size)
             return before.st_mode, *verify_body(message, descriptor)

@@ -300,7 +300,7 @@ class Store:
         if not has_body:
             descriptor = self._files.open_sidecar(message_id)
         try:
-            if has_body and not self._claimer.lock_body(descriptor, message_id):
+            if has_body and self._claimer.lock_body(descriptor, message_id) is None:
                 return False
             if not has_body and not try_lock(descriptor):
                 return False

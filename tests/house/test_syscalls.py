@@ -17,6 +17,7 @@ import pytest
 from picoqmail.admin.filesystem import type_of
 from picoqmail.spool.syncfs import TRUSTED
 from rig.programs import find
+from rig.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,42 @@ def test_sendmail_makes_three_fsyncs(trial: Trial, tmp_path: Path) -> None:
     assert 3 == made.count("fsync")
     assert 0 == sum(made.count(name) for name in ("fork", "vfork", "clone", "clone3", "execve"))
     assert [*ON_DISK, *VISIBLE, "exit_group"] == made[-len(ON_DISK) - len(VISIBLE) - 1 :]
+
+
+# One mail by the sender: open, lock and check its body, read its sidecar, mark it before the final
+# dot, remove both files, and write two lines of the log. Two names are looked up in vain, because a
+# crash may have left another sidecar there.
+FOR_A_MAIL = {
+    "openat": 2,
+    "flock": 1,
+    "newfstatat": 4,
+    "read": 1,
+    "pread64": 1,
+    "fchmod": 1,
+    "write": 2,
+    "unlink": 2,
+    "close": 2,
+}
+
+
+def test_the_sender_makes_no_needless_call_for_a_mail(trial: Trial, tmp_path: Path) -> None:
+    """The difference of two runs is what the mails cost; the socket's calls depend on the relay."""
+    counts = []
+    with Sink(keep=False) as sink:
+        trial.setting("relayip", sink.address)
+        trial.setting("log", str(tmp_path / "log"))
+        # The first run also makes files that later ones only rewrite.
+        for mails in (1, 10, 30):
+            for _ in range(mails):
+                trial.accepted()
+            trace = tmp_path / "trace"
+            strace = [find("strace", "strace"), "-f", "-qq", "-o", str(trace)]
+            command = [*strace, trial.installed.program("send")]
+            subprocess.run(command, env=trial.variables(), check=True, timeout=SECONDS)
+            made = re.findall(r"^\d+ +(\w+)\(", trace.read_text(errors="replace"), re.MULTILINE)
+            counts.append({name: made.count(name) for name in FOR_A_MAIL})
+    _, few, many = counts
+    assert FOR_A_MAIL == {name: (many[name] - few[name]) / 20 for name in FOR_A_MAIL}
 
 
 ENQUEUE_MANY = """
