@@ -28,7 +28,7 @@ from picoqmail.submission.handover import program_in_front
 from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Self
 
     from picoqmail.home.limits import Limits
@@ -80,6 +80,23 @@ class Draft:
         order = self.order
         try:
             self.incoming.prepare(order.sender, order.recipients, order.extra, synced=synced)
+        except PicoqmailError as exc:
+            return exc
+        return None
+
+    def begin(self) -> PicoqmailError | None:
+        """Have the disk begin with body and sidecar; return the error instead of raising it."""
+        order = self.order
+        try:
+            self.incoming.begin(order.sender, order.recipients, order.extra)
+        except PicoqmailError as exc:
+            return exc
+        return None
+
+    def finish(self) -> PicoqmailError | None:
+        """Wait until body and sidecar are on disk; return the error instead of raising it."""
+        try:
+            self.incoming.finish()
         except PicoqmailError as exc:
             return exc
         return None
@@ -381,13 +398,26 @@ class Group:
         """Sync body and sidecar of every draft by itself."""
         drafts = [self._drafts[index] for index in indexes]
         if self.are_prepared:
-            errors = [one.unpark() for one in drafts]
-        elif len(drafts) < _LEAST_FOR_THREADS:
-            errors = [one.put_on_disk() for one in drafts]
+            self._end_with_errors(indexes, [one.unpark() for one in drafts])
+        elif len(drafts) == 1:
+            self._end_with_errors(indexes, [one.put_on_disk() for one in drafts])
         else:
-            # The disk has a queue of its own: syncs that wait at the same time are done together,
-            # and a file system with a journal writes that once for all of them.
-            errors = abreast(Draft.put_on_disk, drafts, _THREADS)
+            # The disk begins with all of them, and each fsync finds its work done or nearly done.
+            self._end_with_errors(indexes, [one.begin() for one in drafts])
+            self._finish(self._left(indexes))
+
+    def _finish(self, indexes: list[int]) -> None:
+        """Wait until these drafts are on disk, whose writing has begun."""
+        drafts = [self._drafts[index] for index in indexes]
+        if len(drafts) < _LEAST_FOR_THREADS:
+            errors = [one.finish() for one in drafts]
+        else:
+            # Syncs that wait at the same time are done together, and a file system with a journal
+            # writes that once for all of them.
+            errors = abreast(Draft.finish, drafts, _THREADS)
+        self._end_with_errors(indexes, errors)
+
+    def _end_with_errors(self, indexes: list[int], errors: Sequence[PicoqmailError | None]) -> None:
         for index, error in zip(indexes, errors, strict=True):
             if error is not None:
                 self._end(index, error)

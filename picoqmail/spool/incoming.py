@@ -56,6 +56,7 @@ class Incoming:
         "_limits",
         "_mode",
         "_origin",
+        "_sidecar",
         "_spool",
         "_state",
         "committed",
@@ -92,7 +93,7 @@ class Incoming:
         if limits.minfree:
             self._check_free_space()
         now_ns = now_ns or time.time_ns()
-        self._descriptor = -1
+        self._descriptor = self._sidecar = -1
         try:
             self._make_body(pid, now_ns)
             # Written with what follows it, which saves a call.
@@ -197,6 +198,42 @@ class Incoming:
         Without `synced` they are only written, and the caller syncs the file system before it
         calls `publish`.
         """
+        self._write_sidecar(sender, recipients, extra)
+        if synced:
+            durable.begin_writing(self._sidecar)
+        self.finish(synced=synced)
+
+    def begin(
+        self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
+    ) -> None:
+        """Write the sidecar, and have the disk begin with both files. Raises SpoolError.
+
+        Nothing is durable before `finish`. Between the two other messages may begin, so that the
+        disk has much to do at once.
+        """
+        self._write_sidecar(sender, recipients, extra)
+        durable.begin_writing(self._descriptor)
+        durable.begin_writing(self._sidecar)
+
+    def finish(self, *, synced: bool = True) -> None:
+        """Wait until body and sidecar are on disk; close the sidecar. Raises SpoolError."""
+        try:
+            try:
+                if synced:
+                    self._sync_body()
+                    durable.sync(self._sidecar)
+            finally:
+                self._close_sidecar()
+        except SpoolError:
+            raise
+        except OSError as exc:
+            path = self._path(TMP, SIDECAR)
+            raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
+
+    def _write_sidecar(
+        self, sender: str, recipients: list[str], extra: dict[str, Any] | None
+    ) -> None:
+        """Write the end of the body and the sidecar, which stays open. Raises SpoolError."""
         if self._first_line:
             self._put(b"")
         created = int(self.id[: self.id.index(".")])
@@ -220,20 +257,16 @@ class Incoming:
                 self._state = CUR
         path = self._path(TMP, SIDECAR)
         try:
-            descriptor = durable.create_written(
+            self._sidecar = durable.create_written(
                 path, sidecar.encode(record), due, any_umask=self._any_umask, mode=self._mode
             )
-            try:
-                if synced:
-                    durable.begin_writing(descriptor)
-                    self._sync_body()
-                    durable.sync(descriptor)
-            finally:
-                posix.close(descriptor)
-        except SpoolError:
-            raise
         except OSError as exc:
             raise SpoolError("make the sidecar", path, exc, QUEUE_SIDECAR) from exc
+
+    def _close_sidecar(self) -> None:
+        if self._sidecar >= 0:
+            descriptor, self._sidecar = self._sidecar, -1
+            posix.close(descriptor)
 
     def _sync_body(self) -> None:
         try:
@@ -291,11 +324,12 @@ class Incoming:
                     # The caller gets an error in any case. A body that stays is swept after 36
                     # hours, and a sidecar without its body is not sent.
                     continue
-        try:
-            self.close()
-        except OSError:
-            # The descriptor is gone all the same (close(2)), and nothing depends on it any more.
-            return
+        for close in (self._close_sidecar, self.close):
+            try:
+                close()
+            except OSError:
+                # The descriptor is gone all the same (close(2)), and nothing depends on it.
+                continue
 
     def close(self) -> None:
         """Release the lock. Raises OSError where the file system reports an error only now."""

@@ -184,6 +184,51 @@ def test_a_group_shares_its_syncs(
     assert expected == syncs(trial, tmp_path / "trace", str(count), keyed)
 
 
+WITHOUT_SYNCFS = "import sys; sys.modules['_ctypes'] = None\n" + ENQUEUE_MANY
+
+
+def traced_without_syncfs(trial: Trial, trace: Path, count: int, *options: str) -> list[str]:
+    """The names of the calls that put a group on disk, where no sync of all can be trusted."""
+    names = "trace=fsync,fdatasync,syncfs,sync_file_range,fadvise64"
+    strace = [find("strace", "strace"), "-f", "-qq", "-e", names, *options, "-o", str(trace)]
+    command = [trial.installed.python, "-I", "-c", WITHOUT_SYNCFS, str(count), "plain"]
+    subprocess.run([*strace, *command], env=trial.variables(), check=True, timeout=SECONDS)
+    return re.findall(r"^\d+ +(\w+)\(\d", trace.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("count", [2, 7, 100])
+def test_the_disk_begins_with_all_before_one_is_waited_for(
+    trial: Trial, tmp_path: Path, count: int
+) -> None:
+    """Where no sync of all can be trusted: two requests a message, then two fsyncs a message."""
+    made = traced_without_syncfs(trial, tmp_path / "trace", count)
+    assert ["fadvise64"] * 2 * count + ["fsync"] * (2 * count + 1) == made
+
+
+def test_a_request_to_begin_that_fails_proves_nothing(trial: Trial, tmp_path: Path) -> None:
+    """Each file is synced all the same, and that decides."""
+    refused = "inject=fadvise64:error=EIO"
+    made = traced_without_syncfs(trial, tmp_path / "trace", 10, "-e", refused)
+    assert 2 * 10 + 1 == made.count("fsync")
+    assert 2 * 10 == len(os.listdir(f"{trial.spool}/new"))
+
+
+def test_a_sync_that_fails_costs_its_message_alone(trial: Trial, tmp_path: Path) -> None:
+    """The fsync of one file decides about one message of the group, and none of it is left."""
+    code = WITHOUT_SYNCFS.replace("assert all(", "print(sum(").removesuffix(", results\n") + ")"
+    strace = [find("strace", "strace"), "-f", "-qq", "-o", str(tmp_path / "trace")]
+    refused = ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=4"]
+    command = [*strace, *refused, trial.installed.python, "-I", "-c", code, "10", "plain"]
+    ran = subprocess.run(
+        command, env=trial.variables(), stdout=subprocess.PIPE, check=True, timeout=SECONDS
+    )
+    # strace counts the calls of each thread by itself.
+    left = int(ran.stdout)
+    assert left < 10
+    assert 2 * left == len(os.listdir(f"{trial.spool}/new"))
+    assert [] == os.listdir(f"{trial.spool}/tmp")
+
+
 def test_an_idle_run_opens_no_sidecar(trial: Trial, tmp_path: Path) -> None:
     """What is not due costs one stat and nothing else, however much of it there is."""
     counts = []

@@ -48,7 +48,7 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "no fsync of the sidecar",
-        "                    durable.sync(descriptor)\n",
+        "                    durable.sync(self._sidecar)\n",
         "                    pass\n",
         "power",
         "queue",
