@@ -54,6 +54,10 @@ DROP_FILE_MODE = 0o640
 # The execute bit on a body: its end of data went to a relay whose reply is not yet recorded. One
 # fchmod sets it. It survives kill -9 and renames, and never makes the body readable to others.
 IN_DOUBT_BIT = 0o100
+# On a body: a run has this message in hand. If nobody has the lock of such a body, that run died.
+# Then SUSPECT_BIT takes its place, until an attempt comes to its end.
+IN_HAND_BIT = 0o010
+SUSPECT_BIT = 0o001
 
 # The modification time of a held sidecar, so that no idle run opens it (2100-01-01).
 HELD_UNTIL = 4102444800.0

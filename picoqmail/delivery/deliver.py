@@ -22,6 +22,7 @@ from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, NEW, UNDELIVERED, accepted_at
 from picoqmail.smtp.address import expand_verp, is_verp
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, RecipientResult, Transaction
+from picoqmail.spool.claim import RunDiedError
 from picoqmail.spool.files import RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import DELIVERED, FAILED
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 # to the message, so the message steps aside.
 _FAULTS_A_RUN = 2
 _MIDDLE = frozenset({"mail", "rcpt", "data", "final-dot", "rset"})
-# How long a message waits that this program cannot handle.
+# How long a message waits that this program cannot handle, or that runs die of.
 _ASIDE_SECONDS = 3600
 # So many parts may wait for the turn of another route; each keeps a descriptor open.
 _LATE_PARTS = 100
@@ -138,12 +139,14 @@ class Outbox:
         self.was_throttled = False
         """Whether that was because we had been too fast for them."""
         self.ids: deque[str] = deque()
+        self.suspects: deque[str] = deque()
+        """Messages that a run died of, perhaps. They are tried one by one, after all others."""
         self.ready: deque[_Part] = deque()
         self.again: deque[_Part] = deque()
 
     def backlog(self) -> int:
         """About how many parts wait. A message not opened yet may be several parts, or none."""
-        return len(self.ready) + len(self.ids) + len(self.again)
+        return len(self.ready) + len(self.ids) + len(self.again) + len(self.suspects)
 
 
 class Delivery:
@@ -189,6 +192,8 @@ class Delivery:
         """Parts that a relay replied to in this round."""
         self._withheld = False
         """Whether messages were left for the next round, because many wait for other routes."""
+        self._suspect = ""
+        """The message in hand that a run died of, perhaps; one at a time, to know of which."""
 
     # --- Rounds ------------------------------------------------------------------------------
 
@@ -214,7 +219,7 @@ class Delivery:
             self._let_go(self._outboxes.values())
             for outbox in self._outboxes.values():
                 if outbox.relays:
-                    self.unserved += outbox.ids
+                    self.unserved += [*outbox.ids, *outbox.suspects]
             self.summary.left += len(self.unserved)
             self.spool.flush()
         return self.summary
@@ -257,7 +262,7 @@ class Delivery:
         # No claims are kept open for relays that will not be tried any more.
         self._let_go(one for one in self._outboxes.values() if one.name in outages.closed)
         more = self._withheld or any(
-            one.ready or one.ids
+            one.ready or one.ids or one.suspects
             for one in self._outboxes.values()
             if one.relays and one.name not in outages.closed
         )
@@ -321,9 +326,10 @@ class Delivery:
         for message_id in list(outbox.ids):
             if accepted_at(message_id) > oldest:
                 continue
-            claim = self._claim(message_id)
+            claim = self._claim(outbox, message_id)
             if claim is None:
                 continue
+            fault: Exception | None = None
             try:
                 if self._is_over(claim.message, tried_seconds) and not claim.message.held:
                     judgement = policy.expire(claim.message, now=int(self.clock()), because=reason)
@@ -332,9 +338,11 @@ class Delivery:
             except SpoolError as exc:
                 self._report_trouble(message_id, exc)
             except Exception as exc:  # noqa: BLE001 - no message stops the others
-                self._step_aside(message_id, exc)
+                fault = exc
             finally:
                 claim.release()
+            if fault is not None:
+                self._step_aside(message_id, fault)
 
     def _is_over(self, message: Message, unreached_seconds: int) -> bool:
         schedule = self.settings.retryschedule
@@ -361,7 +369,8 @@ class Delivery:
     def _take(self, outbox: Outbox) -> Transaction | None:
         """Return the next transaction for a route, None if it has nothing now.
 
-        First come parts that are ready, then messages not opened yet, at last what failed before.
+        First come parts that are ready, then messages not opened yet, then what failed before, and
+        at last what a run may have died of.
         """
         if self.stop():
             return None
@@ -369,10 +378,15 @@ class Delivery:
             if outbox.ready:
                 return self._transaction(outbox, outbox.ready.popleft())
             if outbox.ids and (len(self._outboxes) == 1 or self._may_open(outbox)):
-                self._open(outbox.ids.popleft())
+                self._open(outbox, outbox.ids.popleft())
                 continue
             if outbox.again:
                 return self._transaction(outbox, outbox.again.popleft())
+            if outbox.suspects and not self._suspect:
+                self._suspect = outbox.suspects.popleft()
+                if not self._open(outbox, self._suspect):
+                    self._suspect = ""
+                continue
             return None
 
     def _transaction(self, outbox: Outbox, part: _Part) -> Transaction:
@@ -397,10 +411,14 @@ class Delivery:
         if work.without_reply == 1:
             work.claim.mark_in_doubt()
 
-    def _claim(self, message_id: str) -> Claim | None:
+    def _claim(self, outbox: Outbox, message_id: str) -> Claim | None:
         damaged = self.summary.damaged
+        is_suspect = message_id == self._suspect
         try:
-            claim = self.spool.claim(message_id)
+            claim = self.spool.claim(message_id, in_hand=True, suspects=is_suspect)
+        except RunDiedError as exc:
+            self._put_back(outbox, message_id, exc)
+            return None
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
             return None
@@ -412,15 +430,29 @@ class Delivery:
             self.busy.add(message_id)
         return claim
 
-    def _open(self, message_id: str) -> None:
-        """Claim a message and put its parts into the outboxes of their routes."""
-        claimed = self._claim(message_id)
+    def _put_back(self, outbox: Outbox, message_id: str, exc: RunDiedError) -> None:
+        """Try a message after all others, or let it wait a while: a run died while it had it."""
+        later = int(self.clock()) + _ASIDE_SECONDS if exc.is_again and not self._forced else None
+        if exc.is_news:
+            level = "warning" if later is None else "error"
+            self.log.event("run_died", level=level, id=message_id, next_attempt=later)
+        if message_id in outbox.ids:
+            outbox.ids.remove(message_id)
+        if later is None:
+            outbox.suspects.append(message_id)
+        else:
+            self.summary.errors += 1
+            self._put_off(message_id, later)
+
+    def _open(self, outbox: Outbox, message_id: str) -> bool:
+        """Claim a message and put its parts into the outboxes of their routes; False if none."""
+        claimed = self._claim(outbox, message_id)
         if claimed is None:
-            return
+            return False
         try:
             claim = self._ready_to_try(claimed)
             if claim is None:
-                return
+                return False
             work = _Work(claim)
             parts = [
                 (outbox, _Part(work, sender, indexes[start : start + RECIPIENTS_LIMIT]))
@@ -430,17 +462,18 @@ class Delivery:
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
             claimed.release()
-            return
+            return False
         except Exception as exc:  # noqa: BLE001 - no message stops the others
-            self._step_aside(message_id, exc)
             claimed.release()
-            return
-        for outbox, part in parts:
-            outbox.ready.append(part)
+            self._step_aside(message_id, exc)
+            return False
+        for route, part in parts:
+            route.ready.append(part)
         work.open_parts = work.parts = len(parts)
         if not work.parts:
             # A run that died had noted all outcomes, but had not recorded the message.
             self._finish(work)
+        return bool(work.parts)
 
     def _ready_to_try(self, claim: Claim) -> Claim | None:
         """Return the claim if its message may be tried now; release it and return None if not."""
@@ -562,14 +595,19 @@ class Delivery:
     def _finish(self, work: _Work) -> None:
         """Record a message whose parts are all done, or will not be done in this run."""
         message_id = work.claim.message.id
+        fault: Exception | None = None
         try:
             self._judge_and_record(work)
         except (SpoolError, OSError) as exc:
             self._report_trouble(message_id, exc)
         except Exception as exc:  # noqa: BLE001 - no message stops the others
-            self._step_aside(message_id, exc)
+            fault = exc
         finally:
             work.claim.release()
+        if message_id == self._suspect:
+            self._suspect = ""
+        if fault is not None:
+            self._step_aside(message_id, fault)
 
     def _judge_and_record(self, work: _Work) -> None:
         claim, now = work.claim, int(self.clock())
@@ -648,8 +686,11 @@ class Delivery:
             error=f"this message cannot be handled, please report it: {fault!r}",
             next_attempt=later,
         )
+        self._put_off(message_id, later)
+
+    def _put_off(self, message_id: str, later: int) -> None:
         try:
-            self.spool.look_again_at(message_id, later)
+            self.spool.put_off(message_id, later)
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
 

@@ -35,6 +35,13 @@ EVENTS = {
         "A message was sent as a whole, but no reply came. The relay may have it.",
         ("id", "relay", "sender"),
     ),
+    "run_died": (
+        (
+            "A run died while it had this message in hand. It is tried after all others; if it"
+            " happened before, it waits until next_attempt."
+        ),
+        ("id", "next_attempt"),
+    ),
     "damaged": ("A message is damaged, and was put aside.", ("id", "reason")),
     "recovered": ("A report that a crash had interrupted was completed.", ("id", "report")),
     "swept": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from zlib import crc32
 
 from picoqmail import durable
@@ -19,10 +20,12 @@ from picoqmail.layout import (
     CUR,
     DROPPED,
     IN_DOUBT_BIT,
+    IN_HAND_BIT,
     NEW,
     PRIVATE_FILE_MODE,
     SIDECAR,
     STATES,
+    SUSPECT_BIT,
     UNDELIVERED,
 )
 from picoqmail.spool import drop
@@ -44,6 +47,21 @@ if TYPE_CHECKING:
 
     from picoqmail.spool.files import SpoolFiles
     from picoqmail.spool.message import Message
+
+_MARKS = IN_DOUBT_BIT | IN_HAND_BIT | SUSPECT_BIT
+
+
+class RunDiedError(Exception):
+    """A run died while it had this message in hand, perhaps because of it. It was not claimed.
+
+    `is_news`: this claim is the first to find it. `is_again`: so did an earlier one, and no attempt
+    has come to its end since.
+    """
+
+    def __init__(self, *, is_news: bool, is_again: bool) -> None:
+        super().__init__("a run died while it had this message in hand")
+        self.is_news: Final = is_news
+        self.is_again: Final = is_again
 
 
 class Damage(Value):
@@ -68,6 +86,8 @@ class Claim:
         "message",
         "state",
         "_descriptor",
+        "_marks",
+        "_is_in_hand",
         "_data",
         "newlines",
         "eight_bit",
@@ -82,18 +102,22 @@ class Claim:
         descriptor: int,
         data: bytes | None,
         *,
+        marks: int,
+        is_in_hand: bool,
         newlines: int,
         eight_bit: bool,
-        was_in_doubt: bool,
         has_progress: bool,
     ) -> None:
+        """`marks` are those on the body; `is_in_hand`: this claim made the mark of that name."""
         self.message: Final = message
         self.state: Final = state
         self._descriptor: Final = descriptor
+        self._marks = marks
+        self._is_in_hand = is_in_hand
         self._data: Final = data
         self.newlines: Final = newlines
         self.eight_bit: Final = eight_bit
-        self.was_in_doubt: Final = was_in_doubt
+        self.was_in_doubt: Final = bool(marks & IN_DOUBT_BIT)
         self.has_progress: Final = has_progress
 
     @property
@@ -113,20 +137,43 @@ class Claim:
 
     def mark_in_doubt(self) -> None:
         """Leave a mark that survives kill -9: the end of the data is sent now."""
-        os.fchmod(self._descriptor, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+        self._mark(self._marks | IN_DOUBT_BIT)
 
     def clear_doubt(self) -> None:
         """Take the mark back: the reply came and is recorded."""
-        os.fchmod(self._descriptor, PRIVATE_FILE_MODE)
+        self._mark(self._marks & ~IN_DOUBT_BIT)
 
     @property
     def is_marked(self) -> bool:
         """Whether the mark is there. Raises OSError."""
         return bool(os.fstat(self._descriptor).st_mode & IN_DOUBT_BIT)
 
+    def _mark(self, marks: int) -> None:
+        mark(self._descriptor, marks)
+        self._marks = marks
+
+    def has_survived(self, *, is_removed: bool = False) -> None:
+        """Note that an attempt was recorded: no run died of it. `release` takes the marks away.
+
+        If the message was removed, there is nothing left to take them from.
+        """
+        self._marks &= ~SUSPECT_BIT
+        self._is_in_hand = self._is_in_hand and not is_removed
+
     def release(self) -> None:
         """Release the message; the claim cannot be used any more."""
-        os.close(self._descriptor)
+        try:
+            if self._is_in_hand:
+                # If the disk refuses, the message is taken for one that a run died of, no worse.
+                with suppress(OSError):
+                    self._mark(self._marks & ~IN_HAND_BIT)
+        finally:
+            os.close(self._descriptor)
+
+
+def mark(descriptor: int, marks: int) -> None:
+    """Set the marks on a body, and no others. Raises OSError."""
+    os.fchmod(descriptor, PRIVATE_FILE_MODE | marks)
 
 
 class LockedBody:
@@ -164,21 +211,35 @@ class Claimer:
         self.collected: set[str] = set()
         """Messages that this process took from the drop, and whose removal from it is durable."""
 
-    def claim(self, message_id: str, states: Iterable[str]) -> Claim | None:
+    def claim(
+        self,
+        message_id: str,
+        states: Iterable[str],
+        *,
+        in_hand: bool = False,
+        suspects: bool = False,
+    ) -> Claim | None:
         """Take a message, as Store.claim describes it."""
         descriptor = self._files.open_body(message_id)
         if descriptor < 0:
             self._claim_without_body(message_id)
             return None
-        kept = False
+        kept, taken = False, False
         try:
             locked = self.lock_body(descriptor, message_id)
             if locked is None:
                 return None
+            marks = locked.status.st_mode & _MARKS
+            if in_hand:
+                # Before anything of the message is read, because that may be what kills.
+                marks = _take_in_hand(descriptor, marks, suspects=suspects)
+                taken = True
             state = self._find_state(message_id, descriptor, locked)
             if state is None or state not in states:
                 return None
-            claim = self._examine(message_id, state, descriptor, locked.status)
+            claim = self._examine(
+                message_id, state, descriptor, locked.status, marks=marks, is_in_hand=in_hand
+            )
             if claim is not None and state == NEW:
                 self._leave_drop(claim.message)
             kept = claim is not None
@@ -188,8 +249,45 @@ class Claimer:
             raise SpoolError("claim", f"{self._files.path}/*/{message_id}", exc) from exc
         finally:
             if not kept:
-                os.close(descriptor)
+                try:
+                    if taken:
+                        mark(descriptor, marks & ~IN_HAND_BIT)
+                finally:
+                    os.close(descriptor)
         return claim
+
+    def put_off(self, message_id: str, when: int) -> None:
+        """Have runs of cron pass over a message until `when` (Unix seconds), without reading it.
+
+        It may be what it says that cannot be handled. So it goes to cur/ as it is, and only the
+        time of its sidecar, the hint, says when. Nothing is done if another process has it. Raises
+        OSError, SpoolError.
+        """
+        descriptor = self._files.open_body(message_id)
+        if descriptor < 0:
+            return
+        try:
+            locked = self.lock_body(descriptor, message_id)
+            if locked is None:
+                return
+            state = self._find_state(message_id, descriptor, locked)
+            if state == NEW:
+                durable.sync_directory(self._files.join(NEW))
+                drop.forget(self._files.path, message_id)
+                self._files.carry_body(message_id, CUR)
+                source = self._files.join(NEW, message_id + SIDECAR)
+                link_or_rename(source, self._files.join(CUR, message_id + SIDECAR))
+            if state in {NEW, CUR}:
+                os.utime(self._files.join(CUR, message_id + SIDECAR), (when, when))
+            if state == NEW:
+                durable.sync_directory(self._files.join(CUR))
+                durable.unlink_if_there(source)
+                self._files.drop_body(message_id, NEW)
+                self._files.sync_later(NEW)
+        except FileNotFoundError:
+            return  # Its sidecar is gone, so it is no message any more.
+        finally:
+            os.close(descriptor)
 
     def _leave_drop(self, message: Message) -> None:
         """See that a message from the drop is in it no more, before anything is done with it.
@@ -272,49 +370,57 @@ class Claimer:
         return best
 
     def _examine(
-        self, message_id: str, state: str, descriptor: int, status: os.stat_result
+        self,
+        message_id: str,
+        state: str,
+        descriptor: int,
+        status: os.stat_result,
+        *,
+        marks: int,
+        is_in_hand: bool,
     ) -> Claim | None:
         """Read a locked message and compare its body with what was accepted.
 
-        `status` is that of the body when it was locked. Return None if there is no sidecar.
+        `status` is that of the body when it was locked, `marks` are those on it now. Return None
+        if there is no sidecar.
         """
         try:
             try:
                 message = self._files.read_sidecar(state, message_id)
             except FileNotFoundError:
                 return None
-            mode, data, newlines, eight_bit = self._verify_any(message, descriptor, status)
+            data, newlines, eight_bit = self._verify_any(message, descriptor, status)
         except DamagedMessageError as exc:
             self._quarantine(message_id, state, str(exc))
             return None
         message, has_progress = merge_progress(self._files, message, state)
-        in_doubt = bool(mode & IN_DOUBT_BIT)
         return Claim(
             message,
             state,
             descriptor,
             data,
+            marks=marks,
+            is_in_hand=is_in_hand,
             newlines=newlines,
             eight_bit=eight_bit,
-            was_in_doubt=in_doubt,
             has_progress=has_progress,
         )
 
     def _verify_any(
         self, message: Message, descriptor: int, before: os.stat_result
-    ) -> tuple[int, bytes | None, int, bool]:
+    ) -> tuple[bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
 
         `before` is its status, as it was once it was locked.
 
         A copy or a restore that was cut can leave a part of a body where it is looked for first.
         Then `descriptor` becomes that of the whole one, locked, and the damaged ones are unlinked.
-        Return the body's mode, and what `verify_body` returns. Raises DamagedMessageError if there
-        is no whole one, _BusyError.
+        Return what `verify_body` returns. Raises DamagedMessageError if there is no whole one,
+        _BusyError.
         """
         try:
             check_size(message, before.st_size)
-            return before.st_mode, *verify_body(message, descriptor)
+            return verify_body(message, descriptor)
         except DamagedMessageError as exc:
             reason = exc
         in_the_way = []
@@ -337,13 +443,13 @@ class Claimer:
                 except DamagedMessageError:
                     in_the_way.append(path)
                     continue
-                if before.st_mode & IN_DOUBT_BIT:
-                    os.fchmod(other, PRIVATE_FILE_MODE | IN_DOUBT_BIT)
+                if before.st_mode & _MARKS:
+                    mark(other, before.st_mode & _MARKS)
                 for damaged in in_the_way:
                     durable.unlink_if_there(damaged)
                     self._on_copy(damaged)
                 os.dup2(other, descriptor, inheritable=False)
-                return os.fstat(descriptor).st_mode, *verified
+                return verified
             finally:
                 os.close(other)
         raise reason
@@ -387,6 +493,17 @@ class Claimer:
                 self._files.drop_body(message_id, state)
             self._files.sync_later(state)
         self._on_damage(damage)
+
+
+def _take_in_hand(descriptor: int, marks: int, *, suspects: bool) -> int:
+    """Mark a locked body as in hand; return its marks. Raises RunDiedError, OSError."""
+    if marks & IN_HAND_BIT:
+        mark(descriptor, marks & ~IN_HAND_BIT | SUSPECT_BIT)
+        raise RunDiedError(is_news=True, is_again=bool(marks & SUSPECT_BIT))
+    if marks & SUSPECT_BIT and not suspects:
+        raise RunDiedError(is_news=False, is_again=False)
+    mark(descriptor, marks | IN_HAND_BIT)
+    return marks | IN_HAND_BIT
 
 
 def check_size(message: Message, octets: int) -> None:

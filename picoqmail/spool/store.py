@@ -163,13 +163,23 @@ class Store:
 
     # --- Delivery ----------------------------------------------------------------------------
 
-    def claim(self, message_id: str, states: Iterable[str] = (NEW, CUR)) -> Claim | None:
+    def claim(
+        self,
+        message_id: str,
+        states: Iterable[str] = (NEW, CUR),
+        *,
+        in_hand: bool = False,
+        suspects: bool = False,
+    ) -> Claim | None:
         """Take a message for this process; None if another has it, or it is in no such state.
 
         A damaged one is put aside, `on_damage` is called, and it is None too. Raises SpoolError
         where the disk, not the message, is the trouble.
+
+        `in_hand` marks it until its release, for runs that might die of it. Raises RunDiedError if
+        one did, unless that is known and `suspects` says that such messages are wanted.
         """
-        return self._claimer.claim(message_id, states)
+        return self._claimer.claim(message_id, states, in_hand=in_hand, suspects=suspects)
 
     def remove(self, claim: Claim) -> None:
         """Remove a message: without its sidecar it is gone; `flush` removes its other files.
@@ -181,6 +191,7 @@ class Store:
             durable.unlink(self._files.join(claim.state, message_id + SIDECAR))
         except OSError as exc:
             raise SpoolError("remove", self._files.join(claim.state, message_id), exc) from exc
+        claim.has_survived(is_removed=True)
         self._files.sync_later(claim.state)
         self._files.doom(self._files.join(claim.state, message_id + BODY))
         if claim.has_progress:
@@ -216,6 +227,7 @@ class Store:
                 drop_progress(self._files, message_id, claim.state)
             if claim.was_in_doubt or claim.is_marked:
                 claim.clear_doubt()
+            claim.has_survived()
         except OSError as exc:
             raise SpoolError("record", self._files.join(state, message_id), exc) from exc
         return evolve(claim, message=message, state=state, was_in_doubt=False, has_progress=False)
@@ -254,18 +266,17 @@ class Store:
         except OSError as exc:
             raise SpoolError("gather", self._files.join(claim.state, message_id), exc) from exc
 
-    def look_again_at(self, message_id: str, when: int) -> None:
-        """Let runs of cron pass over a deferred message until `when` (Unix seconds), by the hint.
+    def put_off(self, message_id: str, when: int) -> None:
+        """Let runs pass over a message until `when` (Unix seconds), by the hint, in cur/.
 
-        Nothing is written into it. Raises SpoolError.
+        It is not read, and nothing is written into it. Raises SpoolError.
         """
-        path = self._files.join(CUR, message_id + SIDECAR)
         try:
-            os.utime(path, (when, when), follow_symlinks=False)
-        except FileNotFoundError:
-            return
+            self._claimer.put_off(message_id, when)
+        except SpoolError:
+            raise
         except OSError as exc:
-            raise SpoolError("touch", path, exc) from exc
+            raise SpoolError("put off", f"{self.path}/*/{message_id}", exc) from exc
 
     def repeat_due_time(self, claim: Claim) -> None:
         """Correct the hint of a sidecar whose times were lost (by a copy, a restore)."""
