@@ -79,7 +79,7 @@ class Claim:
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
     127 (the conversation with the relay needs both); `was_in_doubt` that an earlier sender died
-    between the end of the data and the reply.
+    between the end of the data and the reply; `is_in_hand` that the body is marked as in hand.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Claim:
         "state",
         "_descriptor",
         "_marks",
-        "_is_in_hand",
+        "is_in_hand",
         "_data",
         "newlines",
         "eight_bit",
@@ -103,17 +103,16 @@ class Claim:
         data: bytes | None,
         *,
         marks: int,
-        is_in_hand: bool,
         newlines: int,
         eight_bit: bool,
         has_progress: bool,
     ) -> None:
-        """`marks` are those on the body; `is_in_hand`: this claim made the mark of that name."""
+        """`marks` are those on the body."""
         self.message: Final = message
         self.state: Final = state
         self._descriptor: Final = descriptor
         self._marks = marks
-        self._is_in_hand = is_in_hand
+        self.is_in_hand = False
         self._data: Final = data
         self.newlines: Final = newlines
         self.eight_bit: Final = eight_bit
@@ -158,12 +157,12 @@ class Claim:
         If the message was removed, there is nothing left to take them from.
         """
         self._marks &= ~SUSPECT_BIT
-        self._is_in_hand = self._is_in_hand and not is_removed
+        self.is_in_hand = self.is_in_hand and not is_removed
 
     def release(self) -> None:
         """Release the message; the claim cannot be used any more."""
         try:
-            if self._is_in_hand:
+            if self.is_in_hand:
                 # If the disk refuses, the message is taken for one that a run died of, no worse.
                 with suppress(OSError):
                     self._mark(self._marks & ~IN_HAND_BIT)
@@ -237,9 +236,9 @@ class Claimer:
             state = self._find_state(message_id, descriptor, locked)
             if state is None or state not in states:
                 return None
-            claim = self._examine(
-                message_id, state, descriptor, locked.status, marks=marks, is_in_hand=in_hand
-            )
+            claim = self._examine(message_id, state, descriptor, locked.status, marks)
+            if claim is not None:
+                claim.is_in_hand = in_hand
             if claim is not None and state == NEW:
                 self._leave_drop(claim.message)
             kept = claim is not None
@@ -370,14 +369,7 @@ class Claimer:
         return best
 
     def _examine(
-        self,
-        message_id: str,
-        state: str,
-        descriptor: int,
-        status: os.stat_result,
-        *,
-        marks: int,
-        is_in_hand: bool,
+        self, message_id: str, state: str, descriptor: int, status: os.stat_result, marks: int
     ) -> Claim | None:
         """Read a locked message and compare its body with what was accepted.
 
@@ -400,7 +392,6 @@ class Claimer:
             descriptor,
             data,
             marks=marks,
-            is_in_hand=is_in_hand,
             newlines=newlines,
             eight_bit=eight_bit,
             has_progress=has_progress,

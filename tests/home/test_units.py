@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from picoqmail.delivery.processes import MESSAGES_WORTH_A_PROCESS
 from picoqmail.home import units
 from picoqmail.home.make import InitError
 from picoqmail.home.paths import Home
 from picoqmail.home.settings import Settings
+from picoqmail.layout import CUR, NEW
 from picoqmail.log.choice import LogChoice
+from rig import faults
+from rig.hostile import EVERYTHING, HostileRelay
 from rig.programs import find
 
 if TYPE_CHECKING:
@@ -57,6 +62,117 @@ def test_systemd_takes_the_units(home: Home, logging: Settings, tmp_path: Path) 
     )
     complaints = [line for line in ran.stderr.splitlines() if "picoqmail" in line]
     assert (0, []) == (ran.returncode, complaints)
+
+
+@pytest.mark.parametrize(("user", "tenths"), [("picoqmail", 15), ("root", 19)])
+def test_systemd_thinks_well_of_the_service(
+    home: Home, logging: Settings, tmp_path: Path, user: str, tenths: int
+) -> None:
+    """Its exposure is "OK" by systemd-analyze; docs/security.md has the figures."""
+    analyze = find("systemd-analyze", "systemd")
+    account = units.Account(user, user)
+    paths = units.install(units.systemd_files(home, account, logging), str(tmp_path / "root"))
+    ran = subprocess.run(
+        [
+            analyze,
+            "security",
+            "--offline=true",
+            "--no-pager",
+            f"--threshold={tenths}",
+            *[path for path in paths if path.endswith(".service")],
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert 0 == ran.returncode, ran.stdout + ran.stderr
+    assert " OK " in ran.stdout
+
+
+def allowed_calls(analyze: str, text: str) -> set[str]:
+    """The system calls that the SystemCallFilter lines of a unit allow (systemd.exec(5))."""
+    ran = subprocess.run(
+        [analyze, "syscall-filter"], capture_output=True, text=True, check=True, timeout=60
+    )
+    sets: dict[str, list[str]] = {}
+    for line in ran.stdout.splitlines():
+        words = line.split()
+        if line.startswith("@"):
+            members = sets.setdefault(words[0], [])
+        elif words and not words[0].startswith("#"):
+            members.append(words[0])
+
+    def calls(name: str) -> set[str]:
+        return set().union(*map(calls, sets[name])) if name.startswith("@") else {name}
+
+    allowed: set[str] = set()
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        if name == "SystemCallFilter" and value.startswith("~"):
+            allowed -= set().union(*map(calls, value[1:].split()))
+        elif name == "SystemCallFilter":
+            allowed |= set().union(*map(calls, value.split()))
+    return allowed
+
+
+def test_the_sender_needs_no_call_that_the_service_forbids(
+    trial: Trial, rig: Callable[[HostileRelay], HostileRelay], tmp_path: Path
+) -> None:
+    """A run of cron: TLS, a login by a program, several processes, a report, an old message."""
+    analyze, strace = find("systemd-analyze", "systemd"), find("strace", "strace")
+    refused = {"RCPT <refused@example.net>": faults.reply("550 5.1.1 no such user")}
+    relay = rig(HostileRelay(refused, offers=EVERYTHING, tls="starttls"))
+    trial.setting("relayip", f"smtp+starttls://user@{relay.address}")
+    trial.setting("tls", "fingerprint")
+    trial.setting("tlsfingerprint", relay.certificate.fingerprint)
+    trial.setting("relaypass", "!echo secret")
+    os.chmod(f"{trial.root}/control/relaypass", 0o600)
+    trial.setting("log", "syslog")
+    for number in range(MESSAGES_WORTH_A_PROCESS * 2 + 60):
+        trial.accepted(recipients=[f"r{number}@example.net"])
+    trial.accepted(recipients=["refused@example.net"])
+    trial.deferred()
+    trace = tmp_path / "trace"
+    subprocess.run(
+        [strace, "-f", "-qq", "-o", str(trace), trial.installed.program("cron")],
+        env=trial.variables(),
+        check=True,
+        timeout=300,
+    )
+    assert [] == trial.ids(NEW) + trial.ids(CUR)
+    made = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(errors="replace"), re.MULTILINE))
+    assert {"fork", "clone", "clone3", "vfork"} & made
+    (service, _) = units.systemd_files(trial.home, ROOT, None)
+    assert set() == made - allowed_calls(analyze, service.text)
+
+
+@pytest.mark.parametrize(
+    ("sendatonce", "times", "words"),
+    [
+        ("on", ["OnCalendar=minutely", "AccuracySec=15s"], "each minute"),
+        ("off", ["OnCalendar=*:*:0/10", "AccuracySec=1s"], "every ten seconds"),
+    ],
+)
+def test_the_timer_sends_new_mail_if_nothing_else_does(
+    trial: Trial,
+    picoqmail: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    sendatonce: str,
+    times: list[str],
+    words: str,
+) -> None:
+    """Without `sendatonce` mail of users starts no sender, so the timer runs each ten seconds."""
+    trial.setting("sendatonce", sendatonce)
+    ran = picoqmail(trial, "init", "--units", "systemd", "--destdir", str(tmp_path))
+    assert (0, "") == (ran.returncode, ran.stderr)
+    path = tmp_path / "etc/systemd/system/picoqmail.timer"
+    lines = path.read_text().splitlines()
+    assert times == [line for line in lines if line.startswith(("OnCalendar", "AccuracySec"))]
+    assert f"Description=Retry of mail {words}" in lines
+    calendar = times[0].removeprefix("OnCalendar=")
+    analyze = find("systemd-analyze", "systemd")
+    subprocess.run([analyze, "calendar", calendar], check=True, capture_output=True, timeout=60)
 
 
 def test_logrotate_takes_its_file(logging: Settings, tmp_path: Path) -> None:
