@@ -20,7 +20,7 @@ from picoqmail.errors import ConfigurationError, PicoqmailError
 from picoqmail.home.hands import HandsError
 from picoqmail.home.paths import locate
 from picoqmail.layout import UNDELIVERED
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             repaired += check.repair_password(locate())
         home = open_whole_home()
         if arguments.repair:
-            repaired += check.repair(home, Store(home.spool))
+            repaired += check.repair(home, DirectoryStore(home.spool))
         now, probes = check.examine(
             home,
             _thresholds(arguments),

@@ -14,7 +14,7 @@ from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import complain, print_json
 from picoqmail.errors import EX_NOINPUT, NoSuchMessageError
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the story of each message."""
-    spool = Store(open_whole_home().spool)
+    spool = open_store(open_whole_home())
     documents = []
     missing = 0
     for name in arguments.id:

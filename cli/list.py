@@ -11,7 +11,7 @@ from picoqmail.admin import listing, selection, words
 from picoqmail.admin.opening import open_whole_home
 from picoqmail.cli.output import bold
 from picoqmail.cli.spool import add_filters, filter_of
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from picoqmail.admin.selection import Entry
+    from picoqmail.store.protocol import Store
 
 _KEYS: dict[str, Callable[[Entry], Any]] = {
     "size": lambda one: one.message.size if one.message else 0,
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the list. Returns 0, also if it is empty."""
-    spool = Store(open_whole_home().spool)
+    spool = open_store(open_whole_home())
     wanted = filter_of(arguments)
     now = time.time()
     if arguments.ids and not arguments.json and arguments.sort == "age":

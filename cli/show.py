@@ -16,13 +16,13 @@ from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
 from picoqmail.errors import DamagedMessageError
-from picoqmail.layout import SIDECAR
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 
 if TYPE_CHECKING:
     import argparse
 
     from picoqmail.admin.selection import Entry
+    from picoqmail.store.protocol import Store
 
 _SHOWN_OCTETS = 65536
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a message. Raises NoSuchMessageError (66), SpoolError."""
-    spool = Store(open_whole_home().spool)
+    spool = open_store(open_whole_home())
     message_id = spool.find(arguments.id)
     if arguments.raw:
         for block in spool.body(message_id):
@@ -69,12 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sidecar_text(spool: Store, entry: Entry) -> str:
-    try:
-        with open(f"{spool.path}/{entry.state}/{entry.id}{SIDECAR}", "rb") as file:
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:
-        # It moved after it was read; what was read was true a moment ago.
-        return entry.message.to_sidecar().decode() if entry.message else ""
+    found = spool.sidecar(entry.id, entry.state)
+    if found is not None:
+        return found.decode(errors="replace")
+    # It moved after it was read; what was read was true a moment ago.
+    return entry.message.to_sidecar().decode() if entry.message else ""
 
 
 def _body(spool: Store, entry: Entry, *, whole: bool) -> tuple[bytes, bytes, str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import Store
 
 MANY = 10
 """If a filter chooses more messages than this, they are changed only after a confirmation."""
@@ -101,7 +101,7 @@ def meant(
         raise CommandLineError("command line", "names no message", "give IDs, filters, or --all")
     found = selection.select_ids(spool, wanted)
     if always.kinds:
-        states = selection.names(spool.path, always.kinds)
+        states = selection.candidates(spool, always)
         found = [one for one in found if one in states]
     return found, []
 

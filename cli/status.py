@@ -17,6 +17,7 @@ from picoqmail.cli.spool import age
 from picoqmail.home import settings
 from picoqmail.home.values import rough_duration
 from picoqmail.layout import CUR, NEW, UNDELIVERED
+from picoqmail.store.opening import open_store
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     home = open_whole_home()
     keeps = settings.examine(home).settings
     while True:
-        now = status.gather(home.spool)
+        now = status.gather(home, open_store(home))
         if arguments.json:
             print_json(now.document())
         else:

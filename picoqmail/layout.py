@@ -36,7 +36,7 @@ DROP = "drop"
 DROPPED = "dropped"
 # A directory, made when a caller first gives a key (spool/keys.py).
 IDEMPOTENCY = "idempotency"
-# A directory, made when the first failure is reported (delivery/report_limit.py).
+# A directory, made when the first failure is reported (ledger/report_limit.py).
 REPORTS = "reports"
 # Its time is that of the last search for messages older than keepundelivered.
 PURGED = "purged"
@@ -107,4 +107,4 @@ def is_id(text: str) -> bool:
 def accepted_at(message_id: str) -> int:
     """Return when a message was accepted (Unix seconds), from its ID; 0 for a foreign name."""
     digits = message_id.partition(".")[0]
-    return int(digits) if digits.isdecimal() and digits.isascii() else 0
+    return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) < 19 else 0

@@ -17,17 +17,17 @@ from picoqmail.delivery.report_state import not_reported
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.home.control import Control, own_host_name
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
-from picoqmail.relay import breaker
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 from picoqmail.spool.sidecar import NOT_BEFORE
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.home.paths import Home
-    from picoqmail.spool.claim import Claim, Damage
+    from picoqmail.spool.claim import Damage
+    from picoqmail.store.protocol import ClaimedMessage, Store
 
 DONE = "done"
 UNCHANGED = "unchanged"
@@ -72,13 +72,13 @@ class Admin:
         def note(damage: Damage) -> None:
             damages[damage.id] = damage.reason
 
-        return cls(Store(home.spool, on_damage=note), queue_lifetime_seconds, damages)
+        return cls(open_store(home, on_damage=note), queue_lifetime_seconds, damages)
 
     def retry(self, message_id: str) -> VerbResult:
         """Make a message due now."""
         return self._with(message_id, self._retry)
 
-    def _retry(self, claim: Claim) -> VerbResult:
+    def _retry(self, claim: ClaimedMessage) -> VerbResult:
         message = claim.message
         if message.held:
             return VerbResult(message.id, REFUSED, "is held; release it first", claim.state)
@@ -95,7 +95,7 @@ class Admin:
         """Keep a message from being sent until it is released."""
         return self._with(message_id, self._hold)
 
-    def _hold(self, claim: Claim) -> VerbResult:
+    def _hold(self, claim: ClaimedMessage) -> VerbResult:
         message = claim.message
         if claim.state == UNDELIVERED:
             detail = "has failed for good: nothing sends it"
@@ -109,7 +109,7 @@ class Admin:
         """Let a held message go; it is due now."""
         return self._with(message_id, self._release)
 
-    def _release(self, claim: Claim) -> VerbResult:
+    def _release(self, claim: ClaimedMessage) -> VerbResult:
         message = claim.message
         if not message.held:
             return VerbResult(message.id, UNCHANGED, "is not held", claim.state)
@@ -131,7 +131,7 @@ class Admin:
             message_id, lambda claim: self._requeue(claim, all_recipients=all_recipients)
         )
 
-    def _requeue(self, claim: Claim, *, all_recipients: bool) -> VerbResult:
+    def _requeue(self, claim: ClaimedMessage, *, all_recipients: bool) -> VerbResult:
         message = claim.message
         if claim.state != UNDELIVERED:
             return VerbResult(message.id, REFUSED, "has not failed; retry it", claim.state)
@@ -172,7 +172,7 @@ class Admin:
         """Make removals durable: the end of a series of verbs."""
         self.spool.flush()
 
-    def _with(self, message_id: str, verb: Callable[[Claim], VerbResult]) -> VerbResult:
+    def _with(self, message_id: str, verb: Callable[[ClaimedMessage], VerbResult]) -> VerbResult:
         claim = self.spool.claim(message_id, STATES)
         if claim is None:
             return self._unclaimed(message_id)
@@ -231,4 +231,4 @@ def _after_sending(store: Store, before: VerbResult, busy: set[str]) -> VerbResu
         return VerbResult(message_id, REFUSED, f"failed for good: {reply}", entry.state)
     if message.history and message.attempts:
         return VerbResult(message_id, DEFERRED, f"deferred: {reply}", entry.state)
-    return VerbResult(message_id, DEFERRED, why_not_sent(breaker.read(store.path)), entry.state)
+    return VerbResult(message_id, DEFERRED, why_not_sent(store.routes().read()), entry.state)

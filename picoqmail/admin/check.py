@@ -36,14 +36,13 @@ from picoqmail.layout import (
     RELAY_NOTES,
     REPORTS,
     SIDECAR,
-    STATES,
     UNDELIVERED,
     USERS,
 )
 from picoqmail.spool import scan
 from picoqmail.spool.claim import check_size
 from picoqmail.spool.files import BODY_ORDER, NO_BODY
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 from picoqmail.submission import detached_sender
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def examine(  # noqa: PLR0913 - what is to be checked
     `relays`: connect to them; `deep`: compare every body with what was accepted; `send_to`: send a
     mail to this address. Raises SpoolError where the spool cannot be read.
     """
-    store = Store(home.spool)
+    store = DirectoryStore(home.spool)
     chosen = settings.examine(home).settings
     findings += [*check_settings(home), *check_modes(home), *check_filesystem(home)]
     findings += [*check_host(home), check_sender(home)]
@@ -128,7 +127,7 @@ def examine(  # noqa: PLR0913 - what is to be checked
     if chosen is not None and send_to:
         findings.append(_send(home, chosen, send_to))
     findings += check_spool(store, deep=deep)
-    now = status.gather(home.spool)
+    now = status.gather(home, store)
     findings += [*check_flow(now, limits, chosen), *check_cron(home, now)]
     return now, probes
 
@@ -326,7 +325,7 @@ def check_host(home: Home) -> Iterator[Finding]:
 # --- The spool -----------------------------------------------------------------------------------
 
 
-def check_spool(spool: Store, *, deep: bool) -> Iterator[Finding]:
+def check_spool(spool: DirectoryStore, *, deep: bool) -> Iterator[Finding]:
     """Check for damaged messages, and for leftovers that were not swept.
 
     `deep` also compares every body with what was accepted, which reads the whole spool.
@@ -357,8 +356,10 @@ def check_spool(spool: Store, *, deep: bool) -> Iterator[Finding]:
 _PUT_ASIDE = selection.Filter(kinds=(selection.DAMAGED,))
 
 
-def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
-    for message_id, state in selection.names(spool.path, (NEW, CUR)).items():
+def _damaged(spool: DirectoryStore, *, deep: bool) -> Iterator[tuple[str, str]]:
+    for message_id, state in spool.names().items():
+        if state == UNDELIVERED:
+            continue
         try:
             _, message = spool.read(message_id, state)
             if deep:
@@ -378,7 +379,7 @@ def _damaged(spool: Store, *, deep: bool) -> Iterator[tuple[str, str]]:
                 yield message_id, str(exc)
 
 
-def _body_size(spool: Store, message_id: str) -> int | None:
+def _body_size(spool: DirectoryStore, message_id: str) -> int | None:
     for state in BODY_ORDER:
         try:
             return os.lstat(f"{spool.path}/{state}/{message_id}{BODY}").st_size
@@ -387,7 +388,7 @@ def _body_size(spool: Store, message_id: str) -> int | None:
     return None
 
 
-def leftovers(spool: Store) -> list[str]:
+def leftovers(spool: DirectoryStore) -> list[str]:
     """Return the paths that a sweep would check. Raises SpoolError."""
     now = spool.clock()
     sights = {NEW: spool.look(NEW), CUR: spool.look(CUR)}
@@ -512,7 +513,7 @@ def _relay_up(one: Probe, limits: Thresholds) -> Finding:
 # --- Repair --------------------------------------------------------------------------------------
 
 
-def repair(home: Home, spool: Store) -> list[str]:
+def repair(home: Home, spool: DirectoryStore) -> list[str]:
     """Repair what can be repaired without losing anything; return what was done.
 
     Modes, missing directories, leftovers, messages in two states after a crash, and the file times
@@ -520,7 +521,7 @@ def repair(home: Home, spool: Store) -> list[str]:
     returned as well.
     """
     done = [*_repair_modes(home), *_make_directories(home)]
-    spool = Store(
+    spool = DirectoryStore(
         spool.path,
         spool.clock,
         on_damage=lambda one: done.append(f"{one.id}: {one.reason}"),
@@ -530,7 +531,7 @@ def repair(home: Home, spool: Store) -> list[str]:
         gone, trouble = spool.sweep(leftovers(spool))
         done += [f"swept {path}" for path in gone]
         done += [str(error) for error in trouble]
-        for message_id in selection.names(spool.path, STATES):
+        for message_id in spool.names():
             try:
                 done += _repair_message(spool, message_id)
             except SpoolError as exc:
@@ -572,7 +573,7 @@ def repair_password(home: Home) -> list[str]:
     return [f"{path}: {was}; now user {wanted}, mode 0600"]
 
 
-def _repair_message(spool: Store, message_id: str) -> list[str]:
+def _repair_message(spool: DirectoryStore, message_id: str) -> list[str]:
     before = spool.where(message_id)
     if before == [UNDELIVERED]:
         return []
@@ -604,7 +605,7 @@ def _make_directories(home: Home) -> Iterator[str]:
             yield f"{path}: is missing, and cannot be made: {exc.strerror}"
 
 
-def _is_off(spool: Store, message_id: str) -> bool:
+def _is_off(spool: DirectoryStore, message_id: str) -> bool:
     """Say whether the file time of a sidecar in cur/ is not when its message is due."""
     try:
         _, message = spool.read(message_id, CUR)

@@ -14,16 +14,15 @@ from picoqmail.delivery.report_state import TELLING, TOLD, WARNED
 from picoqmail.errors import DamagedMessageError
 from picoqmail.home.values import spelled_duration
 from picoqmail.layout import CUR, NEW
-from picoqmail.relay import breaker
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from picoqmail.admin.selection import Entry
-    from picoqmail.relay.breaker import Outage
+    from picoqmail.ledger.routes import Outage
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import Store
 
 _DO_NOTHING = "Nobody needs to do anything."
 
@@ -37,7 +36,7 @@ def explain_message(store: Store, message_id: str, now: float) -> tuple[Entry, s
             store.check_body(entry.message)
         except DamagedMessageError as exc:
             damage = str(exc)
-    return entry, explain(entry, now, breaker.read(store.path), damage=damage)
+    return entry, explain(entry, now, store.routes().read(), damage=damage)
 
 
 def explain(entry: Entry, now: float, outages: Mapping[str, Outage], *, damage: str = "") -> str:

@@ -14,7 +14,7 @@ from picoqmail.home.paths import locate
 from picoqmail.home.values import rough_duration
 from picoqmail.layout import CUR, NEW
 from picoqmail.spool.message import DELIVERED, PENDING
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +32,7 @@ def mailq() -> Iterator[str]:
     and of Postfix. Nagios's check_mailq reads all three forms.
     """
     try:
-        store = Store(open_whole_home().spool)
+        store = open_store(open_whole_home())
         entries = selection.select(store, selection.Filter(kinds=(NEW, CUR)))
         messages = octets = 0
         for entry in entries:

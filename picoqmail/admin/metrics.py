@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from picoqmail.admin.check import LEVELS
-from picoqmail.spool import counters
+from picoqmail.ledger import counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

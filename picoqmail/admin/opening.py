@@ -8,7 +8,7 @@ from picoqmail.errors import PicoqmailError
 from picoqmail.home.limits import read_limits
 from picoqmail.home.opening import open_home
 from picoqmail.spool import drop
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def open_whole_home() -> Home:
     home = open_home()
     try:
         if drop.is_waiting(home.spool):
-            Store(home.spool).collect(read_limits(home), _MOST_OF_A_USER, _report)
+            DirectoryStore(home.spool).collect(read_limits(home), _MOST_OF_A_USER, _report)
     except (PicoqmailError, OSError) as exc:
         _report(str(exc))
     return home

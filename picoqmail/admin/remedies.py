@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from picoqmail.relay.breaker import Outage
+    from picoqmail.ledger.routes import Outage
 
 REMEDIES = {
     "lookup": "see the name in relayip, and /etc/resolv.conf",

@@ -8,19 +8,18 @@ question needs is read: state and age are in the names.
 from __future__ import annotations
 
 import fnmatch
-import os
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from picoqmail.errors import QUEUE_SPOOL, DamagedMessageError, NoSuchMessageError, SpoolError
-from picoqmail.layout import CUR, DOUBLE_BOUNCE, NEW, SIDECAR, STATES, UNDELIVERED, is_id
+from picoqmail.errors import DamagedMessageError, NoSuchMessageError
+from picoqmail.layout import CUR, DOUBLE_BOUNCE, NEW, UNDELIVERED, accepted_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import Store
 
 HELD = "held"
 DAMAGED = "damaged"
@@ -43,7 +42,7 @@ class Entry:
     @property
     def created(self) -> int:
         """When the message was accepted, Unix seconds: the name has it always."""
-        return created_by(self.id)
+        return accepted_at(self.id)
 
     @property
     def put_aside(self) -> bool:
@@ -113,31 +112,6 @@ class Filter:
         return any(wanted in str(entry.get("reply", "")).casefold() for entry in message.history)
 
 
-def created_by(message_id: str) -> int:
-    """Return when a message was accepted, Unix seconds: an ID begins with it; 0 if it does not."""
-    seconds = message_id.partition(".")[0]
-    return int(seconds) if seconds.isdigit() and len(seconds) < 19 else 0
-
-
-def names(spool: str, states: Iterable[str] = STATES) -> dict[str, str]:
-    """Return the states of all messages by ID, oldest first, without opening a file.
-
-    Raises SpoolError.
-    """
-    found: dict[str, str] = {}
-    for state in states:
-        path = f"{spool}/{state}"
-        try:
-            entries = os.listdir(path)
-        except OSError as exc:
-            raise SpoolError("read", path, exc, QUEUE_SPOOL) from exc
-        for name in entries:
-            if name.endswith(SIDECAR):
-                # After a crash a message has two sidecars; STATES has the order of recovery.
-                found.setdefault(name[: -len(SIDECAR)], state)
-    return {stem: found[stem] for stem in sorted(filter(is_id, found))}
-
-
 def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
     """Return one message; `hint` is where to look first. Raises NoSuchMessageError, SpoolError."""
     try:
@@ -145,7 +119,7 @@ def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
     except DamagedMessageError as exc:
         found = spool.where(message_id)
         if not found:
-            raise NoSuchMessageError(f"{message_id}: no such message in {spool.path}") from None
+            raise NoSuchMessageError(f"{message_id}: no such message in {spool.location}") from None
         return Entry(message_id, found[0], None, str(exc))
     return Entry(message_id, state, message)
 
@@ -156,8 +130,8 @@ def candidates(spool: Store, wanted: Filter) -> dict[str, str]:
     Raises SpoolError.
     """
     now = spool.clock()
-    every = names(spool.path).items()
-    return {stem: state for stem, state in every if wanted.may_match(state, created_by(stem), now)}
+    every = spool.names().items()
+    return {stem: state for stem, state in every if wanted.may_match(state, accepted_at(stem), now)}
 
 
 def select(

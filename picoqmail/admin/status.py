@@ -1,52 +1,25 @@
-"""Does mail flow? The figures behind `status`, `check` and monitoring, gathered without a lock.
-
-What may live here: reading of names and file times. No message is opened: names have the ages, file
-times the rest, so that a hundred thousand messages cost the time of as many stats.
-"""
+"""Does mail flow? The figures behind `status`, `check` and monitoring, gathered without a lock."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, frozen
 
 from picoqmail import value
-from picoqmail.admin.selection import created_by
-from picoqmail.errors import QUEUE_SPOOL, SpoolError
-from picoqmail.layout import (
-    BODY,
-    CUR,
-    HELD_UNTIL,
-    NEW,
-    SENDER_LOCK,
-    SIDECAR,
-    TMP,
-    UNDELIVERED,
-)
-from picoqmail.relay import breaker, notes
-from picoqmail.spool import counters, locks
+from picoqmail.layout import CUR, NEW, SENDER_LOCK
+from picoqmail.ledger import counters
+from picoqmail.ledger.relay_notes import describe_notes
+from picoqmail.spool import locks
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from picoqmail.relay.breaker import Outage
-
-_DAY_SECONDS = 86400
-
-
-@define
-class Heap:
-    """The messages in one state; `octets` are those of the bodies.
-
-    `oldest` is Unix seconds or None; `fresh` counts the messages accepted within the last day.
-    """
-
-    messages: int = 0
-    octets: int = 0
-    oldest: int | None = None
-    fresh: int = 0
+    from picoqmail.home.paths import Home
+    from picoqmail.ledger.routes import Outage
+    from picoqmail.store.figures import Heap
+    from picoqmail.store.protocol import Store
 
 
 @frozen
@@ -115,91 +88,34 @@ class Status:
         }
 
 
-@define
-class _Gathered:
-    """The sums of the walks over the states."""
+def gather(home: Home, store: Store, now: float | None = None) -> Status:
+    """Gather the figures of a home and its store. Raises SpoolError.
 
-    now: float
-    held: int = 0
-    due: int = 0
-    next_attempt: int | None = None
-    heaps: dict[str, Heap] = field(factory=dict)
-
-
-def gather(spool: str, now: float | None = None) -> Status:
-    """Gather the figures of a spool. Raises SpoolError."""
-    gathered = _Gathered(time.time() if now is None else now)
-    for state in (NEW, CUR, UNDELIVERED):
-        gathered.heaps[state] = _walk(spool, state, gathered)
-    try:
-        space = os.statvfs(spool)
-        writing = sum(name.endswith(BODY) for name in os.listdir(f"{spool}/{TMP}"))
-    except OSError as exc:
-        raise SpoolError("read", spool, exc, QUEUE_SPOOL) from exc
-    cron, cron_since = _cron(spool)
+    The programs that are active are those of this host.
+    """
+    now = store.clock() if now is None else now
+    figures = store.figures(now)
+    cron, cron_since = _cron(home.spool)
     return Status(
-        taken=int(gathered.now),
-        heaps=gathered.heaps,
-        held=gathered.held,
-        due=gathered.due + gathered.heaps[NEW].messages,
-        next_attempt=gathered.next_attempt,
-        writing=writing,
-        outages=breaker.read(spool),
+        taken=int(now),
+        heaps=figures.heaps,
+        held=figures.held,
+        due=figures.due + figures.heaps[NEW].messages,
+        next_attempt=figures.next_attempt,
+        writing=figures.writing,
+        outages=store.routes().read(),
         lessons={
             relay: words
-            for relay, facts in notes.read_notes(spool, gathered.now).items()
-            if (words := notes.describe_notes({name: fact[0] for name, fact in facts.items()}))
+            for relay, facts in store.notes.read(now).items()
+            if (words := describe_notes({name: fact[0] for name, fact in facts.items()}))
         },
-        sender=_holder(f"{spool}/{SENDER_LOCK}"),
+        sender=_holder(f"{home.spool}/{SENDER_LOCK}"),
         cron=cron,
         cron_since=cron_since,
-        totals=counters.read_counters(spool),
-        free_octets=space.f_bavail * space.f_frsize,
-        free_inodes=space.f_favail,
+        totals=store.totals.read(),
+        free_octets=figures.free_octets,
+        free_inodes=figures.free_inodes,
     )
-
-
-def _walk(spool: str, state: str, gathered: _Gathered) -> Heap:
-    heap = Heap()
-    day_ago = gathered.now - _DAY_SECONDS
-    try:
-        with os.scandir(f"{spool}/{state}") as entries:
-            for entry in entries:
-                if entry.name.endswith(BODY):
-                    heap.octets += _stat(entry)[0]
-                elif entry.name.endswith(SIDECAR):
-                    heap.messages += 1
-                    created = created_by(entry.name)
-                    heap.fresh += created > day_ago
-                    if state == CUR and _note_due(entry, gathered):
-                        continue
-                    if heap.oldest is None or created < heap.oldest:
-                        heap.oldest = created
-    except OSError as exc:
-        raise SpoolError("read", f"{spool}/{state}", exc, QUEUE_SPOOL) from exc
-    return heap
-
-
-def _note_due(entry: os.DirEntry[str], gathered: _Gathered) -> bool:
-    """Note when a message of cur/ is due, by its file's time; return whether it is held."""
-    due = _stat(entry)[1]
-    if due == HELD_UNTIL:
-        gathered.held += 1
-        return True
-    gathered.due += due <= gathered.now
-    if gathered.next_attempt is None or due < gathered.next_attempt:
-        gathered.next_attempt = int(due)
-    return False
-
-
-def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
-    """Return the size and the modification time."""
-    try:
-        found = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        # Delivered after the directory was read.
-        return 0, HELD_UNTIL - 1
-    return found.st_size, found.st_mtime
 
 
 def _holder(path: str) -> int | None:

@@ -14,8 +14,6 @@ from picoqmail.errors import EnvelopeError, NoSuchMessageError
 from picoqmail.home.limits import read_limits
 from picoqmail.message.dates import header_date
 from picoqmail.message.envelope import check_recipients
-from picoqmail.relay import breaker
-from picoqmail.spool.incoming import Incoming
 
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
@@ -38,8 +36,9 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
         return TrialResult(is_delivered=False, text=str(exc))
     sender = f"postmaster@{settings.me}"
     uid, pid = os.getuid(), os.getpid()
-    with Incoming(
-        home.spool, read_limits(home), program="picoqmail-check", uid=uid, pid=pid
+    run = Run(home, "picoqmail")
+    with run.spool.incoming(
+        read_limits(home), program="picoqmail-check", uid=uid, pid=pid
     ) as incoming:
         incoming.write(
             f"Date: {header_date(time.time())}\nFrom: <{sender}>\nTo: <{address}>\n"
@@ -50,7 +49,6 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
         )
         # No report is wanted: the result is printed.
         message_id = incoming.commit(sender, [address], {"dsn": {"notify": "NEVER"}})
-    run = Run(home, "picoqmail")
     run.deliver([message_id], forced=True)
     try:
         state, message = run.spool.read(message_id)
@@ -58,5 +56,5 @@ def send(home: Home, settings: Settings, address: str) -> TrialResult:
         return TrialResult(
             is_delivered=True, text=f"the relay took a mail for {address}: {message_id}"
         )
-    said = message.recipients[0].reply or why_not_sent(breaker.read(home.spool))
+    said = message.recipients[0].reply or why_not_sent(run.spool.routes().read())
     return TrialResult(is_delivered=False, text=f"{message_id} lies in {state}/: {said}")

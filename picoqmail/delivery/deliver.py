@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from picoqmail.log.logger import Log
     from picoqmail.relay.lane_options import LaneSummary
     from picoqmail.smtp.transaction import Body, RelayFault, Verdict
-    from picoqmail.spool.claim import Claim
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import ClaimedMessage, Store
 
 # A fault in the middle of a part is the relay's. A second one in the same part and run may be due
 # to the message, so the message steps aside.
@@ -79,7 +78,7 @@ class Summary:
 class _Work:
     """A claimed message and what is known of it so far."""
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: ClaimedMessage) -> None:
         self.claim = claim
         self.open_parts = 0
         self.parts = 0
@@ -205,7 +204,7 @@ class Delivery:
         """
         self._forced = forced
         routes = [name_of(relays) for relays in self._routing.all()]
-        outages = Outages(self.spool.path, routes, self.log, self.clock, forced=forced)
+        outages = Outages(self.spool.routes(routes), self.log, self.clock, forced=forced)
         self._assign(ids)
         if self.look is not None:
             for relays in self._routing.all():
@@ -247,6 +246,7 @@ class Delivery:
                 if one.relays and not one.backlog() and not outages.knows(one.name)
             ]
         probed = outages.probe([one.name for one in outboxes])
+        outboxes = [one for one in outboxes if one.name not in outages.closed]
         for outbox in outboxes:
             if outbox.name in probed:
                 outbox.is_probe = True
@@ -411,7 +411,7 @@ class Delivery:
         if work.without_reply == 1:
             work.claim.mark_in_doubt()
 
-    def _claim(self, outbox: Outbox, message_id: str) -> Claim | None:
+    def _claim(self, outbox: Outbox, message_id: str) -> ClaimedMessage | None:
         damaged = self.summary.damaged
         is_suspect = message_id == self._suspect
         try:
@@ -475,7 +475,7 @@ class Delivery:
             self._finish(work)
         return bool(work.parts)
 
-    def _ready_to_try(self, claim: Claim) -> Claim | None:
+    def _ready_to_try(self, claim: ClaimedMessage) -> ClaimedMessage | None:
         """Return the claim if its message may be tried now; release it and return None if not."""
         ready = self.reporter.before_trying(claim)
         if ready is None:
@@ -641,7 +641,7 @@ class Delivery:
 
     def _record(
         self,
-        claim: Claim,
+        claim: ClaimedMessage,
         judgement: policy.Judgement,
         relay: str,
         transcript: Iterable[str],
@@ -666,7 +666,7 @@ class Delivery:
         story.log_judgement(self.log, judgement, relay)
         self.reporter.log_made()
 
-    def _log_queued(self, claim: Claim) -> None:
+    def _log_queued(self, claim: ClaimedMessage) -> None:
         if self._logs_info:
             story.log_queued(self.log, claim.message, self.clock())
 
@@ -695,7 +695,7 @@ class Delivery:
             self._report_trouble(message_id, exc)
 
 
-def _in_seven_bits(claim: Claim) -> Body:
+def _in_seven_bits(claim: ClaimedMessage) -> Body:
     """Return a message for a relay without 8BITMIME. Raises ValueError if it has no such form."""
     from picoqmail.importing import importing
 

@@ -10,11 +10,9 @@ import time
 from functools import partial
 
 from picoqmail.errors import SpoolError
-from picoqmail.relay import notes
 from picoqmail.relay.engine import Engine
 from picoqmail.relay.lane_options import LaneOptions
 from picoqmail.relay.lookup import Endpoint
-from picoqmail.relay.rate_limit import RATE, RateLimiter
 from picoqmail.relay.tls_plan import TlsPolicy
 
 TYPE_CHECKING = False
@@ -27,19 +25,20 @@ if TYPE_CHECKING:
     from picoqmail.relay.lane_options import LaneSummary
     from picoqmail.smtp.lessons import Lessons
     from picoqmail.smtp.relay_address import Relay
+    from picoqmail.store.protocol import Store
 
 
 class Lanes:
     """The lanes of one run, and what is known of their relays."""
 
-    def __init__(self, settings: Settings, log: Log, spool: str) -> None:
-        """Nothing is opened before there is mail. `spool`: where the rate limit is kept."""
+    def __init__(self, settings: Settings, log: Log, store: Store) -> None:
+        """Nothing is opened before there is mail. `store` keeps the pace, and what was learnt."""
         self._settings = settings
-        self._rate_limit = None
+        self._rate_limit: Callable[[], float] | None = None
         if settings.ratelimit is not None:
-            self._rate_limit = RateLimiter(f"{spool}/{RATE}", settings.ratelimit)
+            self._rate_limit = store.pace(settings.ratelimit)
         self._log = log
-        self._spool = spool
+        self._notes = store.notes
         self._lessons: dict[str, Lessons] | None = None
         self._engine: Engine | None = None
         self._stopped = False
@@ -78,13 +77,13 @@ class Lanes:
     def _known(self) -> dict[str, Lessons]:
         """What is known of the relays; read when first needed, and kept for all of the run."""
         if self._lessons is None:
-            self._lessons = notes.load_lessons(self._spool, time.time())
+            self._lessons = self._notes.load(time.time())
         return self._lessons
 
     def _remember(self) -> None:
         """Keep what was learnt of the relays for later runs."""
         try:
-            learnt = notes.save_lessons(self._spool, self._known, time.time())
+            learnt = self._notes.save(self._known, time.time())
         except SpoolError as exc:
             # It is learnt again, which costs a detour and no mail.
             self._log.event("error", level="error", error=str(exc))

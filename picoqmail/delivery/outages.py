@@ -1,7 +1,7 @@
 """Which routes are down, as far as one run knows, and what it leaves to the runs after it.
 
-The rule of this module: routes are names here, and no message is touched. The file between runs,
-and how long to keep away from a relay, are relay/breaker.py's.
+The rule of this module: routes are names here, and no message is touched. How long to keep away
+from a relay is relay/breaker.py's; what is noted of a route lies in the store.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from picoqmail.relay import breaker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
+    from picoqmail.ledger.routes import Outage
     from picoqmail.log.logger import Log
-    from picoqmail.relay.breaker import Outage
     from picoqmail.relay.lane_options import LaneSummary
+    from picoqmail.store.protocol import Routes
 
 TOO_FAST = "pace"
 """The stage of an outage that is none: the relay serves us, but wants us to pause."""
@@ -28,74 +29,114 @@ class Outages:
     """The outages of one run. `closed` are the routes that it must not use."""
 
     def __init__(
-        self,
-        spool: str,
-        routes: Sequence[str],
-        log: Log,
-        clock: Callable[[], float],
-        *,
-        forced: bool,
+        self, routes: Routes, log: Log, clock: Callable[[], float], *, forced: bool
     ) -> None:
-        """`routes` are all that there are. A `forced` run heeds no outage and announces no probe.
+        """A `forced` run heeds no outage and announces no probe.
 
-        Raises SpoolError where the breaker's file cannot be read.
+        Raises SpoolError where what is noted of the routes cannot be read.
         """
-        self._spool = spool
         self._routes = routes
         self._log = log
         self._clock = clock
         self._forced = forced
         self._probed: set[str] = set()
-        self._known = breaker.read(spool)
+        self._known = routes.read()
         self.closed: set[str] = set()
         if not forced:
             now = clock()
             self.closed = {name for name, one in self._known.items() if breaker.is_open(one, now)}
 
-    def probe(self, routes: Iterable[str]) -> dict[str, Outage]:
+    def probe(self, names: Iterable[str]) -> dict[str, Outage]:
         """Return those of these routes that were down, and announce that they are tried now.
 
-        Other runs then keep away from them for a moment.
+        Other runs then keep away from them for a moment. A route that another run tries already is
+        closed for this one.
         """
-        probed = {name: self._known[name] for name in routes if name in self._known}
-        self._probed |= probed.keys()
-        if probed and not self._forced:
-            now = int(self._clock())
-            for name, outage in probed.items():
-                self._known[name] = breaker.probing(outage, now=now)
-            self._write(self._known)
+        probed = {name: self._known[name] for name in names if name in self._known}
+        for name in probed.keys() - self._probed:
+            if self._forced or self._announce(name):
+                self._probed.add(name)
+            else:
+                del probed[name]
+                self.closed.add(name)
         return probed
+
+    def _announce(self, name: str) -> bool:
+        """Note that this run tries a route now; False if another run does."""
+        now = self._clock()
+        mine = True
+
+        def how(outage: Outage | None) -> Outage | None:
+            nonlocal mine
+            mine = outage is None or not breaker.is_open(outage, now)
+            return breaker.probing(outage, now=int(now)) if outage and mine else outage
+
+        try:
+            noted = self._routes.change(name, how)
+        except SpoolError as exc:
+            self._complain(exc)
+            return True
+        if noted is not None:
+            self._known[name] = noted
+        return mine
 
     def note(self, summaries: Iterable[LaneSummary]) -> dict[str, str]:
         """Log and remember which routes are down, and which are up again.
 
-        Returns the reasons of those that are down. Raises SpoolError where the breaker's file
-        cannot be read.
+        Returns the reasons of those that are down.
         """
-        outages = breaker.read(self._spool)
-        before = dict(outages)
         down = {}
-        now = int(self._clock())
         for summary in summaries:
-            name = summary.name
-            known = outages.get(name)
             is_down, stage, reason = _why_down(summary)
             if is_down:
-                self.closed.add(name)
-            if known is not None and summary.reached and not is_down:
-                del outages[name]
-                self._log.event("relay_up", relay=name, down_seconds=now - known.since)
-            elif is_down and reason:
-                down[name] = reason
-                # What another process has noted since this run began is the same failure.
-                if known is None or name in self._probed:
-                    outages[name] = breaker.failed(known, now=now, stage=stage, reason=reason)
-                    is_new = known is None or known.stage != stage
-                    self._log_down(name, outages[name], _level(summary, is_new=is_new))
-        if outages != before:
-            self._write(outages)
-        self._known = outages
+                self.closed.add(summary.name)
+                if reason:
+                    down[summary.name] = reason
+                    self._note_down(summary, stage, reason)
+            elif summary.reached:
+                self._note_up(summary.name)
         return down
+
+    def _note_down(self, summary: LaneSummary, stage: str, reason: str) -> None:
+        name = summary.name
+        now = int(self._clock())
+        known: Outage | None = None
+
+        def how(outage: Outage | None) -> Outage | None:
+            nonlocal known
+            known = outage
+            # What another process has noted since this run began is the same failure.
+            if outage is not None and name not in self._probed:
+                return outage
+            return breaker.failed(outage, now=now, stage=stage, reason=reason)
+
+        try:
+            outage = self._routes.change(name, how)
+        except SpoolError as exc:
+            self._complain(exc)
+            outage = breaker.failed(known, now=now, stage=stage, reason=reason)
+        if outage is not None:
+            self._known[name] = outage
+            if outage is not known:
+                is_new = known is None or known.stage != stage
+                self._log_down(name, outage, _level(summary, is_new=is_new))
+
+    def _note_up(self, name: str) -> None:
+        known: Outage | None = self._known.pop(name, None)
+
+        def how(outage: Outage | None) -> None:
+            nonlocal known
+            known = outage
+
+        try:
+            # Nothing is locked for a route that nobody has noted.
+            if known is not None or name in self._routes.read():
+                self._routes.change(name, how)
+        except SpoolError as exc:
+            self._complain(exc)
+        if known is not None:
+            now = int(self._clock())
+            self._log.event("relay_up", relay=name, down_seconds=now - known.since)
 
     def knows(self, name: str) -> bool:
         """Say whether a route is down, or was until now."""
@@ -120,12 +161,9 @@ class Outages:
             look_again=outage.until,
         )
 
-    def _write(self, outages: dict[str, Outage]) -> None:
-        try:
-            breaker.write(self._spool, outages, self._routes)
-        except SpoolError as exc:
-            # At worst the next run tries the relay again.
-            self._log.event("error", level="error", error=str(exc))
+    def _complain(self, exc: SpoolError) -> None:
+        # At worst the next run tries the relay again.
+        self._log.event("error", level="error", error=str(exc))
 
 
 def _level(summary: LaneSummary, *, is_new: bool) -> str:

@@ -39,9 +39,8 @@ if TYPE_CHECKING:
     from picoqmail.delivery.report_writer import ReportWriter
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
-    from picoqmail.spool.claim import Claim
     from picoqmail.spool.message import Message
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import ClaimedMessage, Store
 
 DIGEST = "digest"
 """What `told` says of a failure that waits for the digest of its hour."""
@@ -79,12 +78,14 @@ class Reporter:
                 why = OSError(errno.ELIBACC, f"what writes reports cannot be loaded ({exc})")
                 where = getattr(exc, "name", None) or "picoqmail.delivery.report_writer"
                 raise SpoolError("write a report", where, why) from exc
-            self._loaded = ReportWriter(self.spool.path, self.settings, self.clock)
+            self._loaded = ReportWriter(self.spool, self.settings, self.clock)
         return self._loaded
 
     # --- Failures ------------------------------------------------------------------------------
 
-    def record(self, claim: Claim, message: Message, state: str, result: str) -> Claim:
+    def record(
+        self, claim: ClaimedMessage, message: Message, state: str, result: str
+    ) -> ClaimedMessage:
         """Record a message in `state`, and report to its sender what failed. Raises SpoolError.
 
         If the report cannot be made now, the message stays in cur/ for cron.
@@ -129,14 +130,16 @@ class Reporter:
             return message
         return evolve(message, next_attempt=int(self.clock()) + _TRY_AGAIN_SECONDS)
 
-    def _leave_to_cron(self, claim: Claim, message: Message, result: str, exc: SpoolError) -> Claim:
+    def _leave_to_cron(
+        self, claim: ClaimedMessage, message: Message, result: str, exc: SpoolError
+    ) -> ClaimedMessage:
         """Record the failure; cron makes the report, which could not be made now."""
         self._complain(message, exc)
         return self.spool.record(claim, self._due_in_cur(message), CUR, result)
 
     def _keep(
-        self, claim: Claim, message: Message, state: str, result: str, to: Addressee
-    ) -> Claim:
+        self, claim: ClaimedMessage, message: Message, state: str, result: str, to: Addressee
+    ) -> ClaimedMessage:
         """Leave a failure to the digest: this sender got too many reports within the hour."""
         indexes = report_state.unreported(message)
         failures: list[dict[str, Any]] = [
@@ -153,7 +156,7 @@ class Reporter:
         reported = report_state.reported(message, indexes, DIGEST)
         return self.spool.record(claim, reported, state, result)
 
-    def before_trying(self, claim: Claim) -> Claim | None:
+    def before_trying(self, claim: ClaimedMessage) -> ClaimedMessage | None:
         """Finish what a crash interrupted, before a message is tried; None if it must wait.
 
         Raises SpoolError.
@@ -178,7 +181,7 @@ class Reporter:
         if subject.startswith(f"{REPORTS}/"):
             name = os.path.basename(subject)
             if name.strip("."):
-                self._writer.limit.finish(f"{self.spool.path}/{REPORTS}/{name}")
+                self._writer.limit.finish(name)
             return True
         if not is_id(subject):
             return True
@@ -214,7 +217,9 @@ class Reporter:
 
     # --- Delays --------------------------------------------------------------------------------
 
-    def record_deferral(self, claim: Claim, message: Message, result: str) -> Claim:
+    def record_deferral(
+        self, claim: ClaimedMessage, message: Message, result: str
+    ) -> ClaimedMessage:
         """Record a message that waits on, and warn its sender if the time for that has come.
 
         Recipients that failed meanwhile are reported first. Raises SpoolError.
@@ -261,30 +266,30 @@ class Reporter:
 
         Raises SpoolError.
         """
-        for path in self._writer.limit.overdue(self.clock()):
+        for name in self._writer.limit.overdue(self.clock()):
             try:
-                self._make_digest(path)
+                self._make_digest(name)
             except SpoolError:
                 raise
             except Exception as exc:  # noqa: BLE001 - one bad file stops neither reports nor mail
-                error = f"{path}: no digest can be made of it: {exc!r}; it stays there"
+                error = f"{REPORTS}/{name}: no digest can be made of it: {exc!r}; it stays there"
                 self.log.event("error", level="error", error=error)
 
-    def _make_digest(self, path: str) -> None:
+    def _make_digest(self, name: str) -> None:
         limit = self._writer.limit
         with self._writer.new() as incoming:
-            overdue = limit.take(path, incoming.id)
+            overdue = limit.take(name, incoming.id)
             was_made = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
             if overdue is None or not overdue.kept or was_made:
                 incoming.abort()
                 if overdue is not None:
-                    limit.finish(overdue.path)
+                    limit.finish(overdue.name)
                 return
             sender = str(overdue.kept[0].get("sender") or "")
             self._writer.write_digest(incoming, overdue)
-            subject = f"{REPORTS}/{os.path.basename(overdue.path)}"
+            subject = f"{REPORTS}/{overdue.name}"
             incoming.commit(sender, [overdue.address], {report_state.REPORT_OF: subject})
-        limit.finish(overdue.path)
+        limit.finish(overdue.name)
         self.made.append(incoming.id)
         self.log.event(
             "bounced", id=incoming.id, kind=DIGEST, to=overdue.address, failures=len(overdue.kept)

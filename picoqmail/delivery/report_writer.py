@@ -11,20 +11,18 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from picoqmail.delivery import report_text
-from picoqmail.delivery.report_limit import ReportLimit
 from picoqmail.delivery.report_state import KIND_FAILED
 from picoqmail.errors import SpoolError
 from picoqmail.home.limits import Limits
 from picoqmail.smtp import dsn
-from picoqmail.spool.incoming import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from picoqmail.delivery.report_limit import Overdue
     from picoqmail.home.settings import Settings
-    from picoqmail.spool.claim import Claim
+    from picoqmail.ledger.report_limit import Overdue
     from picoqmail.spool.message import Message
+    from picoqmail.store.protocol import ClaimedMessage, IncomingMessage, Store
 
 
 _HEADER_LIMIT_OCTETS = 65536
@@ -33,19 +31,18 @@ _HEADER_LIMIT_OCTETS = 65536
 class ReportWriter:
     """Writes the reports of one run; `limit` says how many one address may get."""
 
-    def __init__(self, spool: str, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, spool: Store, settings: Settings, clock: Callable[[], float]) -> None:
         """`clock` gives Unix seconds."""
-        self.limit = ReportLimit(spool, settings.bouncelimit)
+        self.limit = spool.report_limit(settings.bouncelimit)
         self._spool = spool
         self._settings = settings
         self._clock = clock
 
-    def new(self) -> Incoming:
+    def new(self) -> IncomingMessage:
         """Begin a message; a context manager, which takes it back unless it was committed."""
         # Reports must get through where mail is refused, so the limits of acceptance do not hold.
         limits = Limits(self._settings.me, queuelifetime=self._settings.queuelifetime)
-        return Incoming(
-            self._spool,
+        return self._spool.incoming(
             limits,
             program="picoqmail-bounce",
             uid=os.getuid(),
@@ -54,8 +51,8 @@ class ReportWriter:
         )
 
     def write(
-        self, claim: Claim, message: Message, indexes: tuple[int, ...], kind: str, to: str
-    ) -> Incoming:
+        self, claim: ClaimedMessage, message: Message, indexes: tuple[int, ...], kind: str, to: str
+    ) -> IncomingMessage:
         """Write a report on the recipients at these indexes, and keep its lock. Raises SpoolError.
 
         `kind` is `failed` or `delayed`, `to` the address that the report goes to.
@@ -92,7 +89,7 @@ class ReportWriter:
             raise SpoolError("read the message", message.id, exc) from exc
         return incoming
 
-    def write_digest(self, incoming: Incoming, overdue: Overdue) -> None:
+    def write_digest(self, incoming: IncomingMessage, overdue: Overdue) -> None:
         """Write the digest of an hour. Raises SpoolError."""
         text = report_text.digest(
             incoming.id,
@@ -114,7 +111,7 @@ class ReportWriter:
         return wanted and message.size <= self._settings.bouncemaxbytes
 
 
-def _header_of(claim: Claim) -> bytes:
+def _header_of(claim: ClaimedMessage) -> bytes:
     """Return the header of a message as spooled, cut if it is larger than any header should be."""
     data = b""
     for block in claim.blocks():

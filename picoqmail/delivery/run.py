@@ -21,10 +21,9 @@ from picoqmail.home import settings as settings_module
 from picoqmail.home.limits import Limits
 from picoqmail.home.paths import exists
 from picoqmail.layout import CUR, DROP, NEW, STATES, UNDELIVERED
+from picoqmail.ledger import counters
 from picoqmail.log.logger import open_log
-from picoqmail.relay import breaker
-from picoqmail.spool import counters, retention
-from picoqmail.spool.store import Store
+from picoqmail.store.opening import open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ class Run:
             program=program,
             privacy=self.settings.logprivacy,
         )
-        self.spool = Store(home.spool, on_damage=self._on_damage, on_copy=self._on_copy)
-        self._lanes = Lanes(self.settings, self.log, home.spool)
+        self.spool = open_store(home, on_damage=self._on_damage, on_copy=self._on_copy)
+        self._lanes = Lanes(self.settings, self.log, self.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             signal.signal(number, lambda *_: self._stop())
 
@@ -121,15 +120,18 @@ class Run:
         """
         ids = list(ids)
         busy: set[str] = set()
-        is_unsure = self._logs_in or breaker.read(self.spool.path)
+        is_unsure = self._logs_in or self._outages()
         if self._count_processes(len(ids)) > 1 and is_unsure:
             # One process finds out whether the relay is back, or whether it knows our password:
             # several would try a wrong one several times.
             busy |= self._deliver_share(ids[:_PROBE_MESSAGES], forced=forced)
             ids = ids[_PROBE_MESSAGES:]
-            if breaker.read(self.spool.path):
+            if self._outages():
                 return busy | self._deliver_share(ids, forced=forced)
         return busy | self._deliver_shares(ids, self._count_processes(len(ids)), forced=forced)
+
+    def _outages(self) -> bool:
+        return bool(self.spool.routes().read())
 
     def _count_processes(self, messages: int) -> int:
         """How many processes to use: one in an application's process, or with a rate limit."""
@@ -161,7 +163,7 @@ class Run:
                 busy |= self._add_up(worker, unserved)
             self._workers.clear()
             self._lanes.shares = 1
-        if count > 1 and unserved and not self.stopped and not breaker.read(self.spool.path):
+        if count > 1 and unserved and not self.stopped and not self._outages():
             # The relay serves one process and turns another away: it wants fewer connections.
             self.summary.left -= len(unserved)
             busy |= self._deliver_share(sorted(unserved), forced=forced)
@@ -275,7 +277,7 @@ class Run:
         Raises SpoolError.
         """
         days = self.settings.keepundelivered
-        purged = retention.purge(self.spool, days * 86400) if days else 0
+        purged = self.spool.purge(days * 86400) if days else 0
         if purged:
             self.log.event("purged", messages=purged)
 
@@ -310,7 +312,7 @@ class Run:
     def _count(self, before: dict[str, int], after: dict[str, int]) -> None:
         counts = {name: after[name] - before[name] for name in after}
         try:
-            counters.add(self.home.spool, counts, int(time.time()))
+            self.spool.totals.add(counts, int(time.time()))
         except OSError as exc:
             # The mail goes on; only the figures lack something.
             self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")

@@ -38,6 +38,7 @@ from picoqmail.layout import (
     SENDER_LOCK,
     accepted_at,
 )
+from picoqmail.ledger.relay_down import relay_is_down
 from picoqmail.spool import drop, retention, scan
 from picoqmail.spool.locks import (
     release_cron_lock,
@@ -46,7 +47,6 @@ from picoqmail.spool.locks import (
     try_lock,
     unlock,
 )
-from picoqmail.spool.relay_down import relay_is_down
 from picoqmail.submission.start_sender import keep_lock
 
 TYPE_CHECKING = False

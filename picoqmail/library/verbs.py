@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from picoqmail.admin.status import Status
     from picoqmail.delivery.deliver import Summary
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Store
+    from picoqmail.store.protocol import Store
 
     Listener = Callable[[str, dict[str, object]], None]
 
@@ -58,13 +58,13 @@ class Verbs:
             if one not in KINDS:
                 raise ValueError(f"{one!r} is not a state; there are {', '.join(KINDS)}")
         wanted = Filter(states, sender, recipient, error, older_than, younger_than)
-        return select(self._directories(), wanted, newest_first=newest_first)
+        return select(self._store(), wanted, newest_first=newest_first)
 
     def get(self, message_id: str) -> Entry:
         """Return one message as it is at this moment. Raises NoSuchMessageError."""
         from picoqmail.admin.selection import entry_of
 
-        spool = self._directories()
+        spool = self._store()
         return entry_of(spool, spool.find(message_id))
 
     def explain(self, message_id: str) -> str:
@@ -74,7 +74,7 @@ class Verbs:
         """
         from picoqmail.admin.explain import explain_message
 
-        spool = self._directories()
+        spool = self._store()
         return explain_message(spool, spool.find(message_id), time.time())[1]
 
     def body(self, message_id: str) -> Iterator[bytes]:
@@ -82,19 +82,21 @@ class Verbs:
 
         Raises NoSuchMessageError; DamagedMessageError where they are missing.
         """
-        spool = self._directories()
+        spool = self._store()
         return spool.body(spool.find(message_id))
 
     def result(self, message_id: str) -> str:
         """Return what relays said of a message so far. Raises NoSuchMessageError."""
-        spool = self._directories()
+        spool = self._store()
         return spool.read_result(spool.find(message_id))
 
     def status(self) -> Status:
         """Return counts, ages, outages and active programs."""
         from picoqmail.admin.status import gather
+        from picoqmail.store.opening import open_store
 
-        return gather(self._own_home().spool)
+        home = self._own_home()
+        return gather(home, open_store(home))
 
     def retry(self, message_id: str) -> VerbResult:
         """Make a deferred message due now. Raises NoSuchMessageError, as do the following."""
@@ -150,10 +152,10 @@ class Verbs:
             events.raise_what_came()
         return run.summary
 
-    def _directories(self) -> Store:
-        from picoqmail.spool.store import Store
+    def _store(self) -> Store:
+        from picoqmail.store.opening import open_store
 
-        return Store(self._own_home().spool)
+        return open_store(self._own_home())
 
     def _own_home(self) -> Home:
         """Return the home. Raises ConfigurationError if root would work in another user's spool."""

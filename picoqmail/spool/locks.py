@@ -205,6 +205,38 @@ def rewrite(descriptor: int, data: bytes) -> None:
     posix.ftruncate(descriptor, len(data))
 
 
+class LockedDirectory:
+    """A directory that one process at a time changes small files of; a context manager.
+
+    As for `LockedFile`, a process holds the lock for microseconds only. A file that is replaced
+    whole cannot have a lock of its own: its next holder would lock a file without a name. Raises
+    OSError.
+    """
+
+    __slots__ = ("_descriptor", "_path")
+
+    def __init__(self, path: str) -> None:
+        """The directory at `path` must be there."""
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+        self._descriptor = posix.open(self._path, flags)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            posix.close(self._descriptor)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            unlock(self._descriptor)
+        finally:
+            posix.close(self._descriptor)
+
+
 # --- one run of cron at a time ---
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import posix
 
-from picoqmail.errors import NoSuchMessageError, SpoolError
 from picoqmail.home.control import Control
 from picoqmail.layout import PRIVATE_FILE_MODE, PURGED, SIDECAR, UNDELIVERED, accepted_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from picoqmail.home.paths import Home
-    from picoqmail.spool.store import Store
 
 SETTING = "keepundelivered"
 PAUSE_SECONDS = 3600
@@ -32,39 +30,22 @@ def is_purge_due(home: Home, now: float) -> bool:
     return not last <= now < last + PAUSE_SECONDS
 
 
-def purge(spool: Store, seconds: float) -> int:
-    """Delete messages that have lain in undelivered/ for so long; returns how many went.
-
-    What another process has is left for the next time. Raises SpoolError.
-    """
-    oldest = spool.clock() - seconds
-    gone = 0
-    try:
-        for message_id in _older(spool, oldest):
-            try:
-                gone += spool.destroy(message_id)
-            except NoSuchMessageError:
-                continue  # It was deleted since the directory was read.
-        spool.flush()
-        stamp = f"{spool.path}/{PURGED}"
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
-        posix.close(posix.open(stamp, flags, PRIVATE_FILE_MODE))
-        posix.utime(stamp, (spool.clock(), spool.clock()))
-    except OSError as exc:
-        if isinstance(exc, SpoolError):
-            raise
-        raise SpoolError("purge", f"{spool.path}/{UNDELIVERED}", exc) from exc
-    return gone
+def note_purge(spool: str, now: float) -> None:
+    """Note that old failures were searched for. Raises OSError."""
+    stamp = f"{spool}/{PURGED}"
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
+    posix.close(posix.open(stamp, flags, PRIVATE_FILE_MODE))
+    posix.utime(stamp, (now, now))
 
 
-def _older(spool: Store, oldest: float) -> list[str]:
-    """Return IDs of what came into undelivered/ before that time.
+def older(spool: str, oldest: float) -> list[str]:
+    """Return IDs of what came into undelivered/ before that time. Raises OSError.
 
     A message that failed after a week in the queue has not lain there for a week: what counts is
     the last change of its sidecar's inode, which moving it there was.
     """
     found = []
-    with posix.scandir(f"{spool.path}/{UNDELIVERED}") as entries:
+    with posix.scandir(f"{spool}/{UNDELIVERED}") as entries:
         for entry in entries:
             stem = entry.name.removesuffix(SIDECAR)
             if stem == entry.name or accepted_at(stem) >= oldest:

@@ -17,8 +17,8 @@ from picoqmail.home.control import Control
 from picoqmail.home.limits import OFF_WORDS
 from picoqmail.home.paths import absolute, environment
 from picoqmail.layout import SENDER_LOCK
+from picoqmail.ledger.relay_down import relay_is_down
 from picoqmail.spool.locks import take_lock
-from picoqmail.spool.relay_down import relay_is_down
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

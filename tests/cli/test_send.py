@@ -32,7 +32,7 @@ HEAVY = {
     "inspect",
     "logging",
     "pathlib",
-    "picoqmail.delivery.report_limit",
+    "picoqmail.ledger.report_limit",
     "picoqmail.delivery.report_text",
     "portalocker",
     "site",

@@ -18,7 +18,8 @@ from installation import CHECKOUT
 from picoqmail import __version__
 from picoqmail.admin import metrics, status
 from picoqmail.admin.relay_probe import Probe
-from picoqmail.relay.breaker import Outage
+from picoqmail.ledger.routes import Outage
+from picoqmail.store.directory import DirectoryStore
 from rig.recording import RecordingRelay
 from rig.waiting import wait_until
 from temporary_home import TemporaryHome
@@ -154,7 +155,7 @@ def test_rules_and_dashboard_name_figures_that_are_written(tmp_path: Path) -> No
     """Every name is one that check --prometheus writes, and the figures are well formed."""
     home = TemporaryHome(str(tmp_path / "home")).make()
     outage = Outage(1, 2, 1, "connect", "refused")
-    now = status.gather(home.spool)
+    now = status.gather(home.home, DirectoryStore(home.spool))
     totals = dict.fromkeys(now.totals, 1)
     now = attrs.evolve(now, outages={"relay:25": outage}, totals=totals)
     probe = Probe("relay:25", "127.0.0.1", "", "", "TLSv1.3", "name", 1, logged_in=False, seconds=1)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.layout import BREAKER, CUR, NEW, SIDECAR, UNDELIVERED
-from picoqmail.relay import breaker
+from picoqmail.ledger.routes import DirectoryRoutes
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT
+from picoqmail.value import evolve
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.recording import RecordingRelay
@@ -31,11 +32,10 @@ SECONDS = 30
 def look_again_in(trial: Trial, seconds: int) -> None:
     """Have the breaker's time come so many seconds from now, instead of waiting for it."""
     until = int(time.time()) + seconds
-    outages = {
-        name: breaker.Outage(one.since, until, one.failures, one.stage, one.reason)
-        for name, one in breaker.read(trial.spool).items()
-    }
-    breaker.write(trial.spool, outages, outages)
+    names = list(DirectoryRoutes(trial.spool).read())
+    routes = DirectoryRoutes(trial.spool, names)
+    for name in names:
+        routes.change(name, lambda one: one and evolve(one, until=until))
 
 
 def due(trial: Trial, message_id: str) -> None:

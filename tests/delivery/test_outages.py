@@ -9,6 +9,7 @@ import pytest
 
 from picoqmail.delivery.outages import Outages
 from picoqmail.layout import BREAKER
+from picoqmail.ledger.routes import DirectoryRoutes
 from picoqmail.log.choice import LogChoice
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
@@ -33,7 +34,9 @@ class Spool:
 
     def run(self, *, forced: bool = False) -> Outages:
         """Begin a run over two routes."""
-        return Outages(self.path, ["a", "b"], self.log, lambda: self.now, forced=forced)
+        return Outages(
+            DirectoryRoutes(self.path, ["a", "b"]), self.log, lambda: self.now, forced=forced
+        )
 
     def events(self) -> list[str]:
         """What was logged: event and route."""
@@ -83,10 +86,24 @@ def test_one_run_tries_and_others_keep_away(spool: Spool) -> None:
     assert {"a"} == run.probe(["a", "b"]).keys()
     assert {"a"} == spool.run().closed
     run.note([ended("a", REFUSED)])
-    assert 2 == breaker.read(spool.path)["a"].failures
+    assert 2 == DirectoryRoutes(spool.path).read()["a"].failures
     # The other run began before that, and found the relay down by itself: the same failure.
     other.note([ended("a", REFUSED)])
-    assert 2 == breaker.read(spool.path)["a"].failures
+    assert 2 == DirectoryRoutes(spool.path).read()["a"].failures
+
+
+def test_of_several_runs_one_probes(spool: Spool) -> None:
+    """Two find that it is time at the same moment: the second one leaves the route alone."""
+    spool.run().note([ended("a", REFUSED)])
+    spool.now += breaker.FIRST_DELAY_SECONDS
+    first, second = spool.run(), spool.run()
+    assert set() == first.closed == second.closed
+    assert {"a"} == first.probe(["a"]).keys()
+    assert {} == second.probe(["a"])
+    assert {"a"} == second.closed
+    # The first goes on in further rounds.
+    assert {"a"} == first.probe(["a"]).keys()
+    assert set() == first.closed
 
 
 def test_a_route_that_serves_again_is_forgotten(spool: Spool) -> None:
@@ -103,15 +120,15 @@ def test_a_route_that_serves_again_is_forgotten(spool: Spool) -> None:
 def test_a_forced_run_heeds_no_outage_and_announces_nothing(spool: Spool) -> None:
     """It still knows that the relay was down, and tries it with one connection."""
     spool.run().note([ended("a", REFUSED)])
-    before = breaker.read(spool.path)
+    before = DirectoryRoutes(spool.path).read()
     run = spool.run(forced=True)
     assert set() == run.closed
     assert before == run.probe(["a"])
-    assert before == breaker.read(spool.path)
+    assert before == DirectoryRoutes(spool.path).read()
 
 
 def test_too_fast_is_an_outage_with_a_stage_of_its_own(spool: Spool) -> None:
     """The relay serves us, but the rest is left to a later run."""
     spool.run().note([ended("a", throttled="450 4.7.1 slower")])
-    outage = breaker.read(spool.path)["a"]
+    outage = DirectoryRoutes(spool.path).read()["a"]
     assert ("pace", "450 4.7.1 slower") == (outage.stage, outage.reason)

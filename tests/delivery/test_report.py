@@ -88,7 +88,7 @@ def test_a_refused_recipient_is_told_to_the_sender(
 
 
 @pytest.mark.parametrize(
-    "missing", ["attrs", "picoqmail.delivery.report_limit", "picoqmail.delivery.report_text"]
+    "missing", ["attrs", "picoqmail.ledger.report_limit", "picoqmail.delivery.report_text"]
 )
 def test_what_cannot_be_loaded_loses_no_outcome(
     reports: Trial, refusing: RecordingRelay, missing: str

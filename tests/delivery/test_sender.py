@@ -16,7 +16,7 @@ from attrs import define
 from picoqmail.delivery.sender import PATIENCE_SECONDS, Sender
 from picoqmail.layout import BREAKER, CUR, NEW, SENDER_LOCK
 from picoqmail.spool.locks import take_lock
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.sink import Sink
@@ -45,7 +45,7 @@ class Removing:
     The race is between look, lock and claim; SMTP would only make it rarer.
     """
 
-    spool: Store
+    spool: DirectoryStore
     stopped: bool = False
     delivered: int = 0
     look: Callable[[], list[str]] | None = None
@@ -97,7 +97,7 @@ def test_a_thousand_acceptances_against_ending_senders(quick: Trial) -> None:
             if lock < 0:
                 waited.append(number)
             else:
-                runs.append(Removing(Store(quick.spool)))
+                runs.append(Removing(DirectoryStore(quick.spool)))
                 sender = Sender(quick.home, "trial")
                 sender._run = runs[-1]  # type: ignore[assignment]
                 sender.send_new(lock)
@@ -148,7 +148,7 @@ def test_the_last_look_finds_what_came_while_it_ended(trial: Trial) -> None:
     """The very moment: a message that came after the look and before the lock went."""
     lock = take_lock(f"{trial.spool}/{SENDER_LOCK}")
     sender = Sender(trial.home, "trial")
-    run = Removing(Store(trial.spool))
+    run = Removing(DirectoryStore(trial.spool))
     sender._run = run  # type: ignore[assignment]
     trial.accepted()
     looks = 0
@@ -185,7 +185,7 @@ def test_an_open_breaker_leaves_new_to_cron(trial: Trial) -> None:
     age(f"{trial.spool}/{BREAKER}", -200)
     trial.accepted()
     sender = Sender(trial.home, "trial")
-    run = Removing(Store(trial.spool))
+    run = Removing(DirectoryStore(trial.spool))
     sender._run = run  # type: ignore[assignment]
     assert sender.send_new(take_lock(f"{trial.spool}/{SENDER_LOCK}"))
     assert (0, 1) == (run.delivered, len(trial.ids(NEW)))

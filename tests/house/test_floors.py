@@ -34,7 +34,7 @@ HOT = [
     "message/tokens",
     "spool/incoming",
     "spool/locks",
-    "spool/relay_down",
+    "ledger/relay_down",
     "spool/sidecar",
     "submission/flags",
     "submission/handover",

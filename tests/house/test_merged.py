@@ -259,7 +259,7 @@ def test_no_class_exists_twice_where_the_sender_imports_late(
     trial.setting("tlsca", relay.certificate.trusted)
     trial.setting("bounces", "on")
     trial.accepted("joe@example.org", ["b@example.net", "bad@example.net"])
-    late = ("delivery.report_text", "delivery.report_limit", "relay.tls", "smtp.sasl")
+    late = ("delivery.report_text", "ledger.report_limit", "relay.tls", "smtp.sasl")
     ran = python(
         trial.installed,
         BEGIN.format(program="send")

@@ -22,8 +22,9 @@ from picoqmail.errors import KeyReusedError
 from picoqmail.home.paths import Home
 from picoqmail.home.values import RateLimit
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
+from picoqmail.ledger.rate_limit import SLICES, RateLimiter
+from picoqmail.ledger.routes import DirectoryRoutes
 from picoqmail.relay import breaker
-from picoqmail.relay.rate_limit import SLICES, RateLimiter
 from picoqmail.submission import quota
 from rig.hostile import HostileRelay
 from trial import Trial
@@ -164,7 +165,7 @@ def test_every_state_is_in_the_archive(old: Trial) -> None:
     assert "550 5.1.1 No such user" in old.result(an_id(old, "failed"))
     assert os.path.exists(old.path(NEW, an_id(old, "progress"), ".progress"))
     assert os.stat(old.path(NEW, an_id(old, "doubt"), ".eml")).st_mode & 0o100
-    assert {"connect", "pace"} == {one.stage for one in breaker.read(old.spool).values()}
+    assert {"connect", "pace"} == {one.stage for one in DirectoryRoutes(old.spool).read().values()}
     keys = os.listdir(f"{old.spool}/idempotency")
     bits = [os.stat(f"{old.spool}/idempotency/{one}").st_mode & 0o100 for one in keys]
     assert Counter({0o100: 2, 0: 2}) == Counter(bits)
@@ -217,10 +218,10 @@ def test_every_message_is_delivered_once(
     assert os.path.samefile(queue, f"{old.root}/bin/qmail-queue")
 
     # As if its relay had failed a moment ago: the breaker that was left there is obeyed.
-    outages = breaker.read(old.spool)
     now = int(time.time())
-    still_down = breaker.failed(outages[DOWN], now=now, stage="connect", reason="refused")
-    breaker.write(old.spool, outages | {DOWN: still_down}, [])
+    DirectoryRoutes(old.spool, [DOWN, "another"]).change(
+        DOWN, lambda one: breaker.failed(one, now=now, stage="connect", reason="refused")
+    )
     before = old.sidecar(an_id(old, "down"))
     for _ in range(2):
         old.cron()

@@ -26,7 +26,7 @@ from picoqmail.smtp.reply import Reply
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
 from picoqmail.spool import scan
 from picoqmail.spool.incoming import Incoming
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,9 +138,9 @@ class Steps:
         """The relay's books, outside the home."""
         return Ledger(f"{self.root}.ledger")
 
-    def spool(self) -> Store:
+    def spool(self) -> DirectoryStore:
         """The spool, on this clock."""
-        return Store(f"{self.root}/spool", clock=lambda: self.now)
+        return DirectoryStore(f"{self.root}/spool", clock=lambda: self.now)
 
     def enqueue(self, recipients: Sequence[str], delay: int) -> str:
         """Accept a message; returns its ID."""

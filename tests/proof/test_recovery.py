@@ -13,8 +13,8 @@ from zlib import crc32
 import pytest
 
 from picoqmail.spool.files import SpoolFiles
-from picoqmail.spool.store import Store
 from picoqmail.spool.sweep import sweep_files
+from picoqmail.store.directory import DirectoryStore
 from proof import invariant
 from proof.scenarios import LATER, NEVER
 from proof.world import World, read_sidecar
@@ -224,7 +224,7 @@ def test_what_became_a_message_while_it_was_swept_stays(world: World) -> None:
     assert os.path.exists(body)
     # The control: without a sidecar it is removed.
     os.unlink(path)
-    assert ([body], []) == Store(world.spool).sweep([body])
+    assert ([body], []) == DirectoryStore(world.spool).sweep([body])
 
 
 def test_a_held_leftover_stays(world: World) -> None:
@@ -232,8 +232,8 @@ def test_a_held_leftover_stays(world: World) -> None:
     path = f"{world.spool}/tmp/1.being.written.eml"
     with open(path, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert ([], []) == Store(world.spool).sweep([path])
-    assert ([path], []) == Store(world.spool).sweep([path])
+        assert ([], []) == DirectoryStore(world.spool).sweep([path])
+    assert ([path], []) == DirectoryStore(world.spool).sweep([path])
 
 
 def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
@@ -241,7 +241,7 @@ def test_progress_that_was_cut_costs_only_the_cut_line(world: World) -> None:
     stem = os.path.basename(world.sidecars("new")[1])[:-5]
     with open(f"{world.spool}/new/{stem}.progress", "w", encoding="utf-8") as file:
         file.write('[0, [[0, "deliv')
-    spool = Store(world.spool)
+    spool = DirectoryStore(world.spool)
     claim = spool.claim(stem)
     assert claim is not None
     spool.note_progress(claim, {1: ("delivered", "250 ok")})

@@ -11,12 +11,12 @@ import pytest
 from picoqmail.delivery import processes
 from picoqmail.errors import SpoolError
 from picoqmail.layout import BREAKER
+from picoqmail.ledger.relay_down import relay_is_down
+from picoqmail.ledger.routes import DirectoryRoutes, Outage
 from picoqmail.relay import breaker
-from picoqmail.relay.breaker import Outage
-from picoqmail.spool.relay_down import relay_is_down
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
     from pathlib import Path
 
 NOW = 1_700_000_000
@@ -60,17 +60,24 @@ def test_a_time_too_far_off_is_a_jumped_clock() -> None:
     assert not breaker.is_open(None, NOW)
 
 
+def note(spool: str, outages: Mapping[str, Outage | None], names: list[str]) -> None:
+    """Note that these routes are down, or up (None); `names` are all that there are."""
+    routes = DirectoryRoutes(spool, names)
+    for name, outage in outages.items():
+        assert outage == routes.change(name, lambda _, outage=outage: outage)  # type: ignore[misc]
+
+
 def test_what_is_written_is_read(spool: str) -> None:
     """The file's own time says when to look again, so that nobody need read it for that."""
     outages = {"a": Outage(NOW, NOW + 200, 3, "connect", 'a "reason"\nof ü two lines')}
-    breaker.write(spool, outages, ["a"])
-    assert outages == breaker.read(spool)
+    note(spool, outages, ["a"])
+    assert outages == DirectoryRoutes(spool).read()
     assert relay_is_down(spool, NOW)
     assert not relay_is_down(spool, NOW + 200)
     with open(f"{spool}/{BREAKER}", encoding="utf-8") as file:
         assert "a" in json.load(file)["routes"]
-    breaker.write(spool, {}, ["a"])
-    assert {} == breaker.read(spool)
+    note(spool, {"a": None}, ["a"])
+    assert {} == DirectoryRoutes(spool).read()
     assert [] == os.listdir(f"{spool}/tmp")
     assert not os.path.exists(f"{spool}/{BREAKER}")
 
@@ -79,9 +86,9 @@ def test_mail_for_other_routes_goes_on(spool: str) -> None:
     """Only when every route is down does a run stop at the one stat."""
     one = Outage(NOW, NOW + 200, 1, "connect", "refused")
     two = Outage(NOW, NOW + 100, 1, "connect", "refused")
-    breaker.write(spool, {"a": one}, ["a", "b"])
+    note(spool, {"a": one}, ["a", "b"])
     assert not relay_is_down(spool, NOW)
-    breaker.write(spool, {"a": one, "b": two}, ["a", "b"])
+    note(spool, {"b": two}, ["a", "b"])
     assert relay_is_down(spool, NOW)
     # The first of them to be looked at again counts.
     assert not relay_is_down(spool, NOW + 100)
@@ -97,27 +104,38 @@ def test_a_file_that_makes_no_sense_says_that_nothing_is_down(spool: str, text: 
     """To look at the relay again is always right."""
     with open(f"{spool}/{BREAKER}", "wb") as file:
         file.write(text)
-    assert {} == breaker.read(spool)
+    assert {} == DirectoryRoutes(spool).read()
 
 
 def test_trouble_with_the_disk_is_told(spool: str) -> None:
     """It is not taken for a relay that is up."""
     os.mkdir(f"{spool}/{BREAKER}")
     with pytest.raises(SpoolError):
-        breaker.read(spool)
+        DirectoryRoutes(spool).read()
     with pytest.raises(SpoolError):
-        breaker.write(spool, {"a": Outage(NOW, NOW, 1, "", "")}, ["a"])
+        note(spool, {"a": Outage(NOW, NOW, 1, "", "")}, ["a"])
 
 
-def test_two_processes_write_at_once(spool: str) -> None:
-    """Those of one run find a relay down at the same moment: neither is in the other's way."""
+def test_no_process_overwrites_what_another_has_noted(spool: str) -> None:
+    """Each changes its own route, and both count the failures of a third one."""
 
-    def write(_is_orphan: Callable[[], bool]) -> str:
+    def fail(own: str) -> str:
+        routes = DirectoryRoutes(spool, ["a", "b", "c"])
         for number in range(200):
-            breaker.write(spool, {"a": Outage(NOW, NOW + number, 1, "connect", "refused")}, ["a"])
+            routes.change(own, lambda _: Outage(NOW, NOW + number, 1, "connect", "refused"))  # noqa: B023
+            routes.change("c", lambda o: breaker.failed(o, now=NOW, stage="banner", reason="421"))
         return "done"
 
-    both = [processes.start_worker(write), processes.start_worker(write)]
+    both = [processes.start_worker(lambda _, own=own: fail(own)) for own in ("a", "b")]  # type: ignore[misc]
     assert ["done", "done"] == [one.wait() for one in both]
-    assert {"a"} == set(breaker.read(spool))
+    noted = DirectoryRoutes(spool).read()
+    assert {"a": 1, "b": 1, "c": 400} == {name: one.failures for name, one in noted.items()}
     assert [] == os.listdir(f"{spool}/tmp")
+
+
+def test_nothing_is_written_that_is_noted_already(spool: str) -> None:
+    """A run that finds a route as it was noted leaves the file alone."""
+    note(spool, {"a": Outage(NOW, NOW + 200, 3, "connect", "refused")}, ["a"])
+    before = os.stat(f"{spool}/{BREAKER}").st_ino
+    DirectoryRoutes(spool, ["a"]).change("a", lambda outage: outage)
+    assert before == os.stat(f"{spool}/{BREAKER}").st_ino

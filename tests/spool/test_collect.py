@@ -16,7 +16,7 @@ from picoqmail.layout import DIRECTORIES, DROP_FILE_MODE
 from picoqmail.spool import drop
 from picoqmail.spool.collect import sweep
 from picoqmail.spool.incoming import Incoming
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ class Shared:
         self.path = path
         self.damages: list[Damage] = []
         self.troubles: list[str] = []
-        self.store = Store(path, on_damage=self.damages.append)
+        self.store = DirectoryStore(path, on_damage=self.damages.append)
         self.new = f"{path}/drop/{UID}/new"
 
     def submit(self, text: bytes = b"Subject: x\n\nbody\n", uid: int = UID) -> str:
@@ -134,7 +134,7 @@ def test_a_collector_that_died_leaves_no_second_message(shared: Shared, verb: st
     for suffix in (".eml", ".json"):
         os.rename(f"{shared.path}/{message_id}{suffix}", f"{both[0]}/{message_id}{suffix}")
     # Another process: this one knows that it has removed it.
-    other = Store(shared.path)
+    other = DirectoryStore(shared.path)
     if verb == "claim":
         claim = other.claim(message_id)
         assert claim is not None

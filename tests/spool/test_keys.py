@@ -20,6 +20,7 @@ from picoqmail.delivery.sender import Sender
 from picoqmail.home.paths import Home as HomePaths
 from picoqmail.layout import LEFTOVER_AGE_SECONDS, TMP
 from picoqmail.spool import keys as idempotency
+from picoqmail.store.directory import DirectoryStore
 from temporary_home import FROM_A_TO_B, TemporaryHome
 
 
@@ -350,10 +351,9 @@ def _let_time_pass(home: TemporaryHome) -> None:
     sender = Sender(HomePaths(home.root), "test")
     sender._sweep_keys(time.time())
     from picoqmail.spool import scan
-    from picoqmail.spool.store import Store
 
     sights = {state: sender.look(state) for state in ("new", "cur")}
-    Store(home.spool).sweep(scan.leftovers(home.spool, time.time(), sights))
+    DirectoryStore(home.spool).sweep(scan.leftovers(home.spool, time.time(), sights))
 
 
 def test_a_failed_acceptance_takes_its_promise_back(

@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from picoqmail.layout import BODY, CUR, NEW, SIDECAR, UNDELIVERED
-from picoqmail.spool import retention
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 from temporary_home import age
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def failed(trial: Trial, days_ago: float = 0) -> str:
 def test_what_has_just_failed_stays(trial: Trial) -> None:
     """A message that failed after a month in the queue is kept as long as any other."""
     message_id = failed(trial, days_ago=30)
-    assert 0 == retention.purge(Store(trial.spool), 7 * DAY)
+    assert 0 == DirectoryStore(trial.spool).purge(7 * DAY)
     assert [message_id] == trial.ids(UNDELIVERED)
 
 
@@ -39,8 +38,8 @@ def test_what_has_lain_long_enough_goes(trial: Trial) -> None:
     """Only from undelivered/, and with all its files."""
     failed(trial)
     waiting = trial.accepted()
-    later = Store(trial.spool, clock=lambda: time.time() + 8 * DAY)
-    assert 1 == retention.purge(later, 7 * DAY)
+    later = DirectoryStore(trial.spool, clock=lambda: time.time() + 8 * DAY)
+    assert 1 == later.purge(7 * DAY)
     assert [f"{NEW}/{waiting}{BODY}", f"{NEW}/{waiting}{SIDECAR}"] == trial.files()
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.layout import BREAKER, NEW, SENDER_LOCK
+from picoqmail.ledger.relay_down import relay_is_down
 from picoqmail.spool.locks import take_lock
-from picoqmail.spool.relay_down import relay_is_down
 from picoqmail.submission import start_sender
 from rig import faults
 from rig.hostile import HostileRelay

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from picoqmail.errors import SpoolError
 from picoqmail.home.values import RateLimit
-from picoqmail.relay.rate_limit import SLICES, RateLimiter
+from picoqmail.ledger.rate_limit import SLICES, RateLimiter
 
 if TYPE_CHECKING:
     from pathlib import Path

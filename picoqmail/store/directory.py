@@ -1,7 +1,6 @@
-"""The spool as delivery and administration use it: claim, record, remove, sweep.
+"""The directory store: one spool directory, as protocol.py wants a store.
 
-What delivery asks of a spool is this handful of verbs, so that another store could take the place
-of the directories. Order and durability of each step: transitions.py and INTERNALS.md.
+Order and durability of each step: spool/transitions.py and INTERNALS.md.
 """
 
 from __future__ import annotations
@@ -25,9 +24,14 @@ from picoqmail.layout import (
     UNDELIVERED,
     is_id,
 )
-from picoqmail.spool import drop, scan
+from picoqmail.ledger.counters import DirectoryTotals
+from picoqmail.ledger.rate_limit import RATE, RateLimiter
+from picoqmail.ledger.relay_notes import DirectoryNotes
+from picoqmail.ledger.routes import DirectoryRoutes
+from picoqmail.spool import drop, retention, scan
 from picoqmail.spool.claim import Claimer, check_size, verify_body
-from picoqmail.spool.files import NO_BODY, SpoolFiles
+from picoqmail.spool.files import NO_BODY, SpoolFiles, read_whole
+from picoqmail.spool.incoming import Incoming
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
 from picoqmail.spool.progress import append_progress, drop_progress
@@ -36,18 +40,22 @@ from picoqmail.value import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from picoqmail.home.limits import Limits
-    from picoqmail.spool.claim import Claim, Damage
+    from picoqmail.home.values import RateLimit
+    from picoqmail.ledger.report_limit import DirectoryReportLimit
+    from picoqmail.spool.claim import Damage
     from picoqmail.spool.message import Message
+    from picoqmail.store.figures import Figures
+    from picoqmail.store.protocol import ClaimedMessage
 
 
-def _nothing(_what: object) -> None:
+def nothing(_what: object) -> None:
     """Do nothing with it."""
 
 
-class Store:
+class DirectoryStore:
     """One spool directory.
 
     `clock` gives Unix seconds. `on_damage` is called for each message that is put aside, `on_copy`
@@ -58,8 +66,8 @@ class Store:
         self,
         path: str,
         clock: Callable[[], float] = time.time,
-        on_damage: Callable[[Damage], None] = _nothing,
-        on_copy: Callable[[str], None] = _nothing,
+        on_damage: Callable[[Damage], None] = nothing,
+        on_copy: Callable[[str], None] = nothing,
     ) -> None:
         """Nothing is opened yet."""
         self.path = path
@@ -68,6 +76,13 @@ class Store:
         self._files = SpoolFiles(path)
         self._claimer = Claimer(self._files, clock, on_damage, on_copy)
         self.collected = self._claimer.collected
+        self.notes = DirectoryNotes(path)
+        self.totals = DirectoryTotals(path)
+
+    @property
+    def location(self) -> str:
+        """What people are shown."""
+        return self.path
 
     # --- Reading, without a lock -------------------------------------------------------------
 
@@ -120,6 +135,16 @@ class Store:
                     raise SpoolError("read", self._files.join(state, message_id), exc) from exc
         raise NoSuchMessageError(f"{message_id}: no such message in {self.path}")
 
+    def sidecar(self, message_id: str, state: str) -> bytes | None:
+        """Return a sidecar's octets, damaged or not; None if it is not there. Raises SpoolError."""
+        path = self._files.join(state, message_id + SIDECAR)
+        try:
+            return read_whole(path)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise SpoolError("read", path, exc) from exc
+
     def body(self, message_id: str) -> Iterator[bytes]:
         """Yield the body's octets, damaged or not, for people.
 
@@ -147,6 +172,38 @@ class Store:
         """Return what relays have said of a message, "" if nothing was written. Raises OSError."""
         return self._files.read_result(message_id)
 
+    def names(self) -> dict[str, str]:
+        """Return the states of all messages by ID, oldest first, without opening a file.
+
+        Raises SpoolError.
+        """
+        found: dict[str, str] = {}
+        for state in STATES:
+            path = self._files.join(state)
+            try:
+                entries = os.listdir(path)
+            except OSError as exc:
+                raise SpoolError("read", path, exc, QUEUE_SPOOL) from exc
+            for name in entries:
+                if name.endswith(SIDECAR):
+                    # After a crash a message has two sidecars; STATES has the order of recovery.
+                    found.setdefault(name[: -len(SIDECAR)], state)
+        return {stem: found[stem] for stem in sorted(filter(is_id, found))}
+
+    def figures(self, now: float) -> Figures:
+        """Return how much mail there is; no file is opened. Raises SpoolError."""
+        from picoqmail.store.figures import figures_of
+
+        return figures_of(self.path, now)
+
+    # --- The way in --------------------------------------------------------------------------
+
+    def incoming(
+        self, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
+    ) -> Incoming:
+        """Begin a message. `now_ns` is Unix time in nanoseconds, 0 for now. Raises SpoolError."""
+        return Incoming(self.path, limits, program=program, uid=uid, pid=pid, now_ns=now_ns)
+
     # --- The drop of a home for many users --------------------------------------------------------
 
     def collect(self, limits: Limits, most: int, on_trouble: Callable[[str], None]) -> list[str]:
@@ -161,6 +218,25 @@ class Store:
         self.collected.update(taken)
         return taken
 
+    # --- What is due -------------------------------------------------------------------------
+
+    def due(self, most: int, states: Iterable[str], skip: Iterable[str] = ()) -> list[str]:
+        """Return the next messages that are due, oldest first, without a lock.
+
+        Those of `skip` are left out. What another process has is not known before it is claimed.
+        Raises SpoolError.
+        """
+        seen = frozenset(skip)
+        found = {one for state in states for one in self.look(state).due if one not in seen}
+        return sorted(found)[:most]
+
+    def next_due(self) -> float | None:
+        """Return when the next message is due, None if none waits. Raises SpoolError."""
+        now = self.clock()
+        if self.look(NEW).due:
+            return now
+        return self.figures(now).next_attempt
+
     # --- Delivery ----------------------------------------------------------------------------
 
     def claim(
@@ -170,7 +246,7 @@ class Store:
         *,
         in_hand: bool = False,
         suspects: bool = False,
-    ) -> Claim | None:
+    ) -> ClaimedMessage | None:
         """Take a message for this process; None if another has it, or it is in no such state.
 
         A damaged one is put aside, `on_damage` is called, and it is None too. Raises SpoolError
@@ -181,7 +257,10 @@ class Store:
         """
         return self._claimer.claim(message_id, states, in_hand=in_hand, suspects=suspects)
 
-    def remove(self, claim: Claim) -> None:
+    def renew(self) -> None:
+        """Do nothing: the kernel keeps the lock of a claim for as long as its process lives."""
+
+    def remove(self, claim: ClaimedMessage) -> None:
         """Remove a message: without its sidecar it is gone; `flush` removes its other files.
 
         Durable at the latest with `flush`. Raises SpoolError.
@@ -200,7 +279,9 @@ class Store:
             self._files.doom(self._files.join(UNDELIVERED, message_id + RESULT))
         self._files.make_many_durable()
 
-    def record(self, claim: Claim, message: Message, state: str, result: str = "") -> Claim:
+    def record(
+        self, claim: ClaimedMessage, message: Message, state: str, result: str = ""
+    ) -> ClaimedMessage:
         """Replace the sidecar, durably, in `state`; move the message there if it is elsewhere.
 
         `result` is appended to ID.result. Return the claim of the message as it is now. Raises
@@ -232,7 +313,9 @@ class Store:
             raise SpoolError("record", self._files.join(state, message_id), exc) from exc
         return evolve(claim, message=message, state=state, was_in_doubt=False, has_progress=False)
 
-    def note_progress(self, claim: Claim, results: Mapping[int, tuple[str, str]]) -> Claim:
+    def note_progress(
+        self, claim: ClaimedMessage, results: Mapping[int, tuple[str, str]]
+    ) -> ClaimedMessage:
         """Note outcomes of some recipients of a message that takes several transactions.
 
         `results` are pairs of state and reply by index. Raises SpoolError.
@@ -253,7 +336,7 @@ class Store:
         """Make sure that what can be seen in a state is also on disk. Raises SpoolError."""
         self._files.sync(state)
 
-    def gather(self, claim: Claim) -> None:
+    def gather(self, claim: ClaimedMessage) -> None:
         """Bring a claimed message's body to where its sidecar is. Raises SpoolError."""
         message_id = claim.message.id
         try:
@@ -278,7 +361,7 @@ class Store:
         except OSError as exc:
             raise SpoolError("put off", f"{self.path}/*/{message_id}", exc) from exc
 
-    def repeat_due_time(self, claim: Claim) -> None:
+    def repeat_due_time(self, claim: ClaimedMessage) -> None:
         """Correct the hint of a sidecar whose times were lost (by a copy, a restore)."""
         path = self._files.join(claim.state, claim.message.id + SIDECAR)
         due = HELD_UNTIL if claim.message.held else claim.message.next_attempt
@@ -290,7 +373,7 @@ class Store:
 
     # --- Administration ----------------------------------------------------------------------
 
-    def change(self, claim: Claim, outcome: str, note: str, **fields: object) -> Message:
+    def change(self, claim: ClaimedMessage, outcome: str, note: str, **fields: object) -> Message:
         """Rewrite a claimed message as an administrator wants it, with a line in its history."""
         now = int(self.clock())
         revised = claim.message.with_event(
@@ -326,6 +409,42 @@ class Store:
         finally:
             os.close(descriptor)
         return True
+
+    def purge(self, seconds: float) -> int:
+        """Delete messages that have lain in undelivered/ for so long; return how many went.
+
+        What another process has is left for the next time. Raises SpoolError.
+        """
+        gone = 0
+        try:
+            for message_id in retention.older(self.path, self.clock() - seconds):
+                try:
+                    gone += self.destroy(message_id)
+                except NoSuchMessageError:
+                    continue  # It was deleted since the directory was read.
+            self.flush()
+            retention.note_purge(self.path, self.clock())
+        except OSError as exc:
+            if isinstance(exc, SpoolError):
+                raise
+            raise SpoolError("purge", self._files.join(UNDELIVERED), exc) from exc
+        return gone
+
+    # --- What runs leave for later runs ------------------------------------------------------
+
+    def routes(self, names: Sequence[str] = ()) -> DirectoryRoutes:
+        """Return the breaker's notes; `names` are all routes that there are."""
+        return DirectoryRoutes(self.path, names)
+
+    def pace(self, limit: RateLimit) -> RateLimiter:
+        """Return what counts a message and says how many seconds to wait first."""
+        return RateLimiter(f"{self.path}/{RATE}", limit, self.clock)
+
+    def report_limit(self, most: int) -> DirectoryReportLimit:
+        """Return the limit of reports; 0 means none."""
+        from picoqmail.ledger.report_limit import DirectoryReportLimit
+
+        return DirectoryReportLimit(self.path, most)
 
     # --- Cleaning ----------------------------------------------------------------------------
 

@@ -38,19 +38,19 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @frozen
 class Overdue:
-    """A file whose hour is over: its path, the address, and what was kept for the digest.
+    """An hour that is over: its name, the address, and what was kept for the digest.
 
     `digest` is the ID of a digest that a crash may have left half made, "" if there is none.
     """
 
-    path: str
+    name: str
     address: str
     kept: tuple[Mapping[str, Any], ...]
     digest: str
 
 
 @frozen
-class ReportLimit:
+class DirectoryReportLimit:
     """The limit of one spool: `limit` reports an hour for one address; 0 means no limit."""
 
     spool: str
@@ -82,20 +82,21 @@ class ReportLimit:
             ledger.make_durable()
 
     def overdue(self, now: float) -> list[str]:
-        """Return the files whose hour is over, or whose digest a crash interrupted.
+        """Return the names of files whose hour is over, or whose digest a crash interrupted.
 
         Raises SpoolError.
         """
         try:
-            return scan.overdue_reports(self.spool, now)
+            return [os.path.basename(path) for path in scan.overdue_reports(self.spool, now)]
         except OSError as exc:
             raise SpoolError("read", self.directory, exc) from exc
 
-    def take(self, path: str, digest: str) -> Overdue | None:
+    def take(self, name: str, digest: str) -> Overdue | None:
         """Take a file for the digest of this ID; None if it is gone or another process has it.
 
         From now on the file has the ID in its name. Raises SpoolError.
         """
+        path = f"{self.directory}/{name}"
         try:
             descriptor = os.open(path, _OPEN)
         except FileNotFoundError:
@@ -107,21 +108,22 @@ class ReportLimit:
                 return None
             lines = list(_read(descriptor))
             kept = tuple(line for line in lines if line["what"] == KEPT)
-            base, _, before = os.path.basename(path).partition(".")
-            target = f"{self.directory}/{base}.{digest}"
+            base, _, before = name.partition(".")
+            target = f"{base}.{digest}"
             if kept:
-                durable.rename(path, target)
+                durable.rename(path, f"{self.directory}/{target}")
                 durable.sync_directory(self.directory)
             return Overdue(
-                target if kept else path, lines[0]["address"] if lines else "", kept, before
+                target if kept else name, lines[0]["address"] if lines else "", kept, before
             )
         except OSError as exc:
             raise SpoolError("take", path, exc) from exc
         finally:
             os.close(descriptor)
 
-    def finish(self, path: str) -> None:
+    def finish(self, name: str) -> None:
         """Remove a file: its digest was made, or nothing was kept. Raises SpoolError."""
+        path = f"{self.directory}/{name}"
         try:
             if durable.unlink_if_there(path):
                 durable.sync_directory(self.directory)

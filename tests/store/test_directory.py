@@ -27,14 +27,15 @@ from picoqmail.layout import (
 )
 from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event
-from picoqmail.spool.store import Store
+from picoqmail.store.directory import DirectoryStore
 from picoqmail.value import evolve
 from temporary_home import age
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from picoqmail.spool.claim import Claim, Damage
+    from picoqmail.spool.claim import Damage
+    from picoqmail.store.protocol import ClaimedMessage
     from rig.hostile import HostileRelay
     from trial import Trial
 
@@ -48,12 +49,12 @@ def damages() -> list[Damage]:
 
 
 @pytest.fixture
-def spool(trial: Trial, damages: list[Damage]) -> Store:
+def spool(trial: Trial, damages: list[Damage]) -> DirectoryStore:
     """The spool of the trial."""
-    return Store(trial.spool, on_damage=damages.append)
+    return DirectoryStore(trial.spool, on_damage=damages.append)
 
 
-def claimed(spool: Store, message_id: str) -> Claim:
+def claimed(spool: DirectoryStore, message_id: str) -> ClaimedMessage:
     """A claim that must be given."""
     claim = spool.claim(message_id)
     assert claim is not None
@@ -63,7 +64,7 @@ def claimed(spool: Store, message_id: str) -> Claim:
 # --- Claims -----------------------------------------------------------------------------------
 
 
-def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: Store) -> None:
+def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: DirectoryStore) -> None:
     """The message, its state, its octets, its lines, and whether they are 8-bit."""
     plain = claimed(spool, trial.accepted(message=b"a\nb\n"))
     assert (NEW, 3, False, False) == (
@@ -83,7 +84,7 @@ def test_a_claim_has_what_delivery_must_know(trial: Trial, spool: Store) -> None
     large.release()
 
 
-def test_only_one_has_a_message(trial: Trial, spool: Store) -> None:
+def test_only_one_has_a_message(trial: Trial, spool: DirectoryStore) -> None:
     """Until it is released; also against another process's lock, by whatever name it was opened."""
     message_id = trial.accepted()
     first = claimed(spool, message_id)
@@ -95,13 +96,13 @@ def test_only_one_has_a_message(trial: Trial, spool: Store) -> None:
     claimed(spool, message_id).release()
 
 
-def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Store) -> None:
+def test_many_claimers_deliver_each_message_once(trial: Trial, spool: DirectoryStore) -> None:
     """Threads that all go through the same list: each message is somebody's, once."""
     ids = [trial.accepted() for _ in range(100)]
     removed: list[str] = []
 
     def take() -> None:
-        own = Store(trial.spool)
+        own = DirectoryStore(trial.spool)
         for message_id in ids:
             claim = own.claim(message_id)
             if claim is not None:
@@ -121,7 +122,7 @@ def test_many_claimers_deliver_each_message_once(trial: Trial, spool: Store) -> 
 
 
 def test_a_lock_on_an_unlinked_body_is_no_claim(
-    trial: Trial, spool: Store, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, spool: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opened, then the message was delivered by another, then locked: it is not sent again.
 
@@ -153,7 +154,7 @@ def test_a_lock_on_an_unlinked_body_is_no_claim(
 
 
 def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
-    trial: Trial, spool: Store, monkeypatch: pytest.MonkeyPatch
+    trial: Trial, spool: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Moved to cur/ with one recipient served while we opened: what counts is what it says now."""
     message_id = trial.accepted(recipients=["a@b", "c@d"])
@@ -162,7 +163,7 @@ def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
     def then_it_moves(self: SpoolFiles, stem: str) -> int:
         descriptor = opened(self, stem)
         monkeypatch.setattr(SpoolFiles, "open_body", opened)
-        other = Store(trial.spool)
+        other = DirectoryStore(trial.spool)
         claim = claimed(other, message_id)
         one, two = claim.message.recipients
         served = (evolve(one, state=DELIVERED), two)
@@ -177,7 +178,7 @@ def test_a_claim_that_waited_through_a_move_reads_the_sidecar_again(
     claim.release()
 
 
-def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: Store) -> None:
+def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: DirectoryStore) -> None:
     """No such message; one that has failed; a body without a sidecar."""
     assert None is spool.claim("1.M1P1Q1R1.none")
     message_id = trial.accepted()
@@ -191,7 +192,7 @@ def test_what_is_not_there_or_elsewhere_is_none(trial: Trial, spool: Store) -> N
     assert None is spool.claim(message_id, (UNDELIVERED,))
 
 
-def test_no_descriptor_is_left(trial: Trial, spool: Store) -> None:
+def test_no_descriptor_is_left(trial: Trial, spool: DirectoryStore) -> None:
     """Whatever became of the claim."""
     message_id = trial.accepted()
     damaged = trial.accepted()
@@ -208,7 +209,7 @@ def test_no_descriptor_is_left(trial: Trial, spool: Store) -> None:
 # --- Names ------------------------------------------------------------------------------------
 
 
-def test_a_message_is_found_by_id_or_path(trial: Trial, spool: Store) -> None:
+def test_a_message_is_found_by_id_or_path(trial: Trial, spool: DirectoryStore) -> None:
     """As people type or complete it; never outside of the spool."""
     message_id = trial.accepted()
     for name in (message_id, message_id + BODY, trial.path(NEW, message_id), f"./{message_id}"):
@@ -221,7 +222,9 @@ def test_a_message_is_found_by_id_or_path(trial: Trial, spool: Store) -> None:
 # --- Recording ---------------------------------------------------------------------------------
 
 
-def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: Store) -> None:
+def test_a_record_replaces_the_sidecar_and_sets_the_hint(
+    trial: Trial, spool: DirectoryStore
+) -> None:
     """In another state the whole message moves; a held one is dated far off."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -244,7 +247,7 @@ def test_a_record_replaces_the_sidecar_and_sets_the_hint(trial: Trial, spool: St
     assert [] == trial.files()
 
 
-def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Store) -> None:
+def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: DirectoryStore) -> None:
     """A message that is tried for a week does not fill the disk with transcripts."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -258,7 +261,7 @@ def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Store) 
     assert result.splitlines()[-1].startswith("19 ")
 
 
-def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Store) -> None:
+def test_doubt_survives_and_is_taken_back(trial: Trial, spool: DirectoryStore) -> None:
     """One bit on the body: set before the end of data, found after a crash, gone once recorded."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
@@ -274,7 +277,7 @@ def test_doubt_survives_and_is_taken_back(trial: Trial, spool: Store) -> None:
     claim.release()
 
 
-def test_progress_counts_for_its_revision_only(trial: Trial, spool: Store) -> None:
+def test_progress_counts_for_its_revision_only(trial: Trial, spool: DirectoryStore) -> None:
     """Of several transactions: what was noted is not sent again; a cut line was never relied on."""
     message_id = trial.accepted(recipients=[f"r{number}@d" for number in range(5)])
     claim = claimed(spool, message_id)
@@ -421,7 +424,7 @@ def test_what_we_never_made_stops_nobody(trial: Trial, strict_relay: HostileRela
 
 
 def test_a_half_restored_message_is_not_put_aside_too_early(
-    trial: Trial, spool: Store, damages: list[Damage]
+    trial: Trial, spool: DirectoryStore, damages: list[Damage]
 ) -> None:
     """Its body lies in another directory, as after a crash: it is found there."""
     message_id = trial.accepted()
@@ -468,7 +471,7 @@ def test_nothing_is_ever_promoted(trial: Trial, strict_relay: HostileRelay) -> N
     assert ([], []) == (trial.files(), strict_relay.messages)
 
 
-def test_the_sweep_looks_again_under_the_lock(trial: Trial, spool: Store) -> None:
+def test_the_sweep_looks_again_under_the_lock(trial: Trial, spool: DirectoryStore) -> None:
     """What has become a message since the look stays, with its result."""
     message_id = trial.deferred()
     body = trial.path(CUR, message_id, BODY)

@@ -1,0 +1,30 @@
+"""The store of a home: the one place where the engine is chosen."""
+
+from __future__ import annotations
+
+import time
+
+from picoqmail.store.directory import DirectoryStore, nothing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from picoqmail.home.paths import Home
+    from picoqmail.spool.claim import Damage
+    from picoqmail.store.protocol import Store
+
+
+def open_store(
+    home: Home,
+    clock: Callable[[], float] = time.time,
+    on_damage: Callable[[Damage], None] = nothing,
+    on_copy: Callable[[str], None] = nothing,
+) -> Store:
+    """Return the store of a home. Nothing is opened before it is used.
+
+    `clock` gives Unix seconds, for an engine that has no clock of its own. `on_damage` is called
+    for each message that is put aside, `on_copy` with what was removed because it was a damaged
+    copy of a whole body.
+    """
+    return DirectoryStore(home.spool, clock, on_damage, on_copy)
