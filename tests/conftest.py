@@ -98,11 +98,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: str, tmp_path_factory: pytest.TempPathFactory) -> installation.Installation:
-    """The wheel in an environment of its own, whose path has a space."""
+def installed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> installation.Installation:
+    """The wheel in an environment of its own, whose path has a space.
+
+    Or the environment that the tests are told to test (mutation/ground.py).
+    """
+    told = os.environ.get("PICOQMAIL_INSTALLED")
+    if told:
+        return installation.Installation(f"{told}/bin", f"{told}/bin/python3")
     directory = os.path.join(tmp_path_factory.mktemp("installed"), "an environment")
     environment = installation.make_environment(directory)
-    installation.install(wheel, environment.python)
+    installation.install(request.getfixturevalue("wheel"), environment.python)
     installation.share_dependencies(environment.python)
     return environment
 

@@ -15,6 +15,7 @@ from attrs import define, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mutation import scores
 from proof import device, error_sweep, kill_sweep, power, races, tracing
 from proof.kill_sweep import Stage
 from proof.planted import PLANTS, plant
@@ -324,6 +325,7 @@ def page(proof: Proof) -> str:
         lines += ["", f"{section.seconds:.0f} seconds."]
         if section.breaches:
             lines += ["", *(f"- {_plain(one)}" for one in section.breaches[:50])]
+    lines += scores.section()
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 from picoqmail.delivery import processes
 from picoqmail.errors import SpoolError
 from picoqmail.layout import BREAKER
-from picoqmail.ledger.relay_down import relay_is_down
+from picoqmail.ledger.relay_down import BREAKER_LIMIT_SECONDS, relay_is_down
 from picoqmail.ledger.routes import DirectoryRoutes, Outage
 from picoqmail.relay import breaker
 
@@ -56,6 +56,8 @@ def test_a_time_too_far_off_is_a_jumped_clock() -> None:
     outage = Outage(NOW, NOW + 200, 3, "connect", "refused")
     assert breaker.is_open(outage, NOW)
     assert not breaker.is_open(outage, NOW - 7200)
+    assert breaker.is_open(outage, outage.until - BREAKER_LIMIT_SECONDS)
+    assert not breaker.is_open(outage, outage.until - BREAKER_LIMIT_SECONDS - 1)
     assert not breaker.is_open(outage, NOW + 200)
     assert not breaker.is_open(None, NOW)
 

@@ -1,0 +1,287 @@
+"""Mutation testing: which small mistakes in the modules that carry the promise no test notices.
+
+Each mutant is tried with the tests that concern its module (tables.py). What is known is kept in a
+file, so that an interrupted run goes on where it was, and a changed module is tried anew. Survivors
+must be explained in survivors.toml; an explanation of what does not survive any more is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, define, field, frozen
+
+import installation
+from mutation import scores
+from mutation.ground import Ground
+from mutation.mutants import mutants_of
+from mutation.tables import MODULES, QUICK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mutation.mutants import Mutant
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+EXPLAINED = f"{_HERE}/survivors.toml"
+RESULTS = os.path.join(installation.CHECKOUT, ".mutation")
+KILLED, TIMED_OUT, SURVIVED = "killed", "timed out", "survived"
+_QUICK_SAMPLE = 40
+_MOST_BASELINE_SECONDS = 1800.0
+_PRIOR_KILLERS = 6
+
+
+@frozen
+class Result:
+    """What became of a mutant; `by` is the test that noticed it."""
+
+    module: str
+    mutant: str
+    source: str
+    tests: str
+    result: str
+    by: str
+    took: float
+
+    def counts(self, source: str, tests: str) -> bool:
+        """Say whether it is still known: a survivor may be killed by a new test."""
+        return self.source == source and (self.result == KILLED or self.tests == tests)
+
+
+@frozen
+class Reach:
+    """How tests reach a module: their seconds, and the lines of the module that each runs."""
+
+    seconds: dict[str, float]
+    lines: dict[str, frozenset[int]]
+
+    def choose(self, mutant: Mutant, killers: Sequence[str], most: float) -> list[str]:
+        """Return the tests for a mutant, the likeliest first; together at most `most` seconds."""
+        own = range(mutant.first, mutant.last + 1)
+        runs = {test for test, lines in self.lines.items() if test and not lines.isdisjoint(own)}
+        if not runs and not self.lines.get("", frozenset()).isdisjoint(own):
+            # Run by the import; so whatever uses the module may notice it.
+            runs = {test for test in self.lines if test}
+
+        def rank(test: str) -> tuple[bool, bool, float]:
+            return test not in killers, test not in runs, self.seconds[test]
+
+        chosen: list[str] = []
+        spent = 0.0
+        for test in sorted(self.seconds, key=rank):
+            spent += self.seconds[test]
+            if chosen and spent > most:
+                break
+            chosen.append(test)
+        return chosen
+
+
+@define
+class Knowledge:
+    """The results so far, in a file to which each is appended."""
+
+    path: str
+    found: dict[tuple[str, str], Result] = field(factory=dict)
+
+    @classmethod
+    def load(cls, directory: str) -> Knowledge:
+        """Read what earlier runs found; the end of a line that was cut counts as nothing."""
+        os.makedirs(directory, exist_ok=True)
+        known = cls(f"{directory}/results")
+        if os.path.exists(known.path):
+            with open(known.path, encoding="utf-8") as file:
+                for line in file:
+                    try:
+                        result = Result(**json.loads(line))
+                    except ValueError:
+                        continue
+                    known.found[result.module, result.mutant] = result
+        return known
+
+    def add(self, result: Result) -> None:
+        """Note a result."""
+        self.found[result.module, result.mutant] = result
+        line = asdict(result)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def explained() -> dict[tuple[str, str], str]:
+    """Return the reasons for survivors, by module and mutant."""
+    with open(EXPLAINED, "rb") as file:
+        groups = tomllib.load(file)["survivors"]
+    return {(one["module"], name): one["reason"] for one in groups for name in one["mutants"]}
+
+
+def source_of(module: str) -> str:
+    """Return the text of a module of the checkout."""
+    path = os.path.join(installation.CHECKOUT, "picoqmail", f"{module}.py")
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def digest_of_tests(files: Sequence[str]) -> str:
+    """Return what changes when a test or the rig does."""
+    tests = os.path.join(installation.CHECKOUT, "tests")
+    digest = hashlib.sha256()
+    rig = [f"rig/{name}" for name in sorted(os.listdir(f"{tests}/rig")) if name.endswith(".py")]
+    for name in (*files, *rig, "conftest.py", "trial.py", "temporary_home.py"):
+        with open(f"{tests}/{name}", "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+@define
+class Trial:
+    """One run of the driver."""
+
+    ground: Ground
+    known: Knowledge
+    most: float
+    reaches: dict[str, Reach] = field(factory=dict)
+
+    def reach(self, modules: Sequence[str]) -> None:
+        """Find out which tests run which lines; all of them must pass without a mistake."""
+        for module in modules:
+            files = MODULES[module]
+            sources = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()[:16]
+            name = hashlib.sha256(
+                f"{sources} {digest_of_tests(files)} {files}".encode()
+            ).hexdigest()
+            path = f"{os.path.dirname(self.known.path)}/reach-{name[:16]}"
+            if os.path.exists(path):
+                with open(path, encoding="utf-8") as file:
+                    found = json.load(file)
+            else:
+                found = self._trace(files)
+                with open(f"{path}.new", "w", encoding="utf-8") as file:
+                    json.dump(found, file)
+                os.rename(f"{path}.new", path)
+            lines = found["lines"].get(module, {})
+            self.reaches[module] = Reach(
+                found["seconds"], {test: frozenset(one) for test, one in lines.items()}
+            )
+
+    def _trace(self, files: Sequence[str]) -> dict[str, Any]:
+        run = self.ground.run(files, limit=_MOST_BASELINE_SECONDS, traced=list(MODULES))
+        seconds = {test: one for test, one in run.seconds.items() if test not in run.broken}
+        if not run.ended or not seconds:
+            raise RuntimeError(f"the tests do not run: {self.ground.output()[-2000:]}")
+        for test in sorted(run.broken):
+            say(f"left out, for it fails without a mistake: {test}")
+        return {"seconds": seconds, "lines": run.lines}
+
+    def try_all(self, work: Sequence[tuple[str, Mutant]]) -> None:
+        """Try mutants that are not known yet."""
+        digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
+        killers: dict[str, list[str]] = {}
+        for number, (module, mutant) in enumerate(work, 1):
+            source = hashlib.sha256(source_of(module).encode()).hexdigest()[:16]
+            before = self.known.found.get((module, mutant.name))
+            if before is not None and before.counts(source, digests[module]):
+                continue
+            recent = killers.setdefault(module, [])
+            result, by, took = self._try(module, mutant, recent)
+            if by in self.reaches[module].seconds:
+                recent[:] = [by, *[one for one in recent if one != by]][:_PRIOR_KILLERS]
+            self.known.add(
+                Result(module, mutant.name, source, digests[module], result, by, round(took, 2))
+            )
+            say(f"{number}/{len(work)} {result} ({took:.1f} s) {module} {mutant.name}")
+
+    def _try(self, module: str, mutant: Mutant, killers: Sequence[str]) -> tuple[str, str, float]:
+        reach = self.reaches[module]
+        tests = reach.choose(mutant, killers, self.most)
+        files = [one for one in MODULES[module] if any(f"tests/{one}::" in test for test in tests)]
+        limit = 15 + 3 * sum(reach.seconds[test] for test in tests)
+        with self.ground.planted(module, mutant.text):
+            run = self.ground.run(files, tests, limit=limit)
+        if not run.ended:
+            return TIMED_OUT, "", run.took
+        return (KILLED if run.failed else SURVIVED), run.failed, run.took
+
+
+def say(text: str) -> None:
+    """Say how it goes."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def complaints(
+    results: Mapping[tuple[str, str], Result],
+    reasons: Mapping[tuple[str, str], str],
+    existing: Mapping[str, frozenset[str]],
+) -> list[str]:
+    """Return the survivors without a reason, and the reasons without a survivor.
+
+    `existing` are the names of all mutants of the modules that were looked at.
+    """
+    found = []
+    for (module, name), result in results.items():
+        if result.result == SURVIVED and (module, name) not in reasons:
+            found.append(f"survived, and is not explained: {module} {name}")
+        elif result.result == KILLED and (module, name) in reasons:
+            found.append(f"explained as a survivor, and killed by {result.by}: {module} {name}")
+    for module, name in reasons:
+        if module in existing and name not in existing[module]:
+            found.append(f"explained, and there is no such mutant: {module} {name}")
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Try mutants; return 1 if a survivor is not explained, or an explanation is not true."""
+    parser = argparse.ArgumentParser(prog="python tests/mutation", description=__doc__)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="as spool/claim; default: all")
+    parser.add_argument("--quick", action="store_true", help="a small sample of quick modules")
+    parser.add_argument("--sample", type=int, default=0, help="so many mutants of each module")
+    parser.add_argument("--seed", type=int, default=1, help="for the sample")
+    parser.add_argument("--most", type=float, default=60.0, help="seconds of tests for a mutant")
+    parser.add_argument("--only", default="", help="mutants whose name has this text")
+    parser.add_argument("--results", default=RESULTS, help="where results are kept (%(default)s)")
+    parser.add_argument("--page", action="store_true", help="write the scores into docs/proof.md")
+    options = parser.parse_args(argv)
+    unknown = [one for one in options.modules if one not in MODULES]
+    if unknown:
+        parser.error(f"no tests are known for {', '.join(unknown)}: see tests/mutation/tables.py")
+    modules = options.modules or list(QUICK if options.quick else MODULES)
+    mutants = {module: mutants_of(source_of(module)) for module in modules}
+    chance = random.Random(options.seed)  # noqa: S311 - a seeded choice
+    work = []
+    for module in modules:
+        chosen = [one for one in mutants[module] if options.only in one.name]
+        if options.sample and len(chosen) > options.sample:
+            chosen = chance.sample(chosen, options.sample)
+        work += [(module, one) for one in chosen]
+    if options.quick:
+        work = chance.sample(work, min(len(work), _QUICK_SAMPLE))
+    known = Knowledge.load(options.results)
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with (
+        tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory) as root,
+        Ground.prepared(root) as ground,
+    ):
+        trial = Trial(ground, known, options.most)
+        trial.reach([one for one in modules if any(one == module for module, _ in work)])
+        trial.try_all(work)
+    tried = {(module, one.name): known.found[module, one.name] for module, one in work}
+    names = {module: frozenset(one.name for one in mutants[module]) for module in modules}
+    reasons = explained()
+    found = complaints(tried, reasons, names)
+    table = scores.scores_of(
+        [(module, one.result, (module, name) in reasons) for (module, name), one in tried.items()]
+    )
+    for line in scores.lines_of(table):
+        say(line)
+    if options.page:
+        scores.save(table, [module for module in modules if not options.sample])
+    for one in found:
+        say(one)
+    return 1 if found else 0

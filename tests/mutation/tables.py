@@ -1,0 +1,61 @@
+"""Which modules are mutated, and which tests concern them; those that find most come first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# The tests of a module are files below tests/. Those that run a mutant's line are tried first, the
+# quick ones before the slow ones; then the others, which may run it in a program.
+MODULES: Mapping[str, Sequence[str]] = {
+    "durable": (
+        "test_durable.py",
+        "spool/test_incoming.py",
+        "spool/test_transitions.py",
+        "store/test_directory.py",
+        "house/test_syscalls.py",
+    ),
+    "spool/incoming": (
+        "spool/test_incoming.py",
+        "spool/test_transitions.py",
+        "library/test_api.py",
+        "house/test_syscalls.py",
+    ),
+    "store/directory": (
+        "store/test_directory.py",
+        "spool/test_transitions.py",
+        "delivery/test_deliver.py",
+    ),
+    "spool/files": (
+        "store/test_directory.py",
+        "spool/test_transitions.py",
+        "delivery/test_deliver.py",
+    ),
+    "spool/claim": (
+        "store/test_directory.py",
+        "spool/test_transitions.py",
+        "delivery/test_deliver.py",
+    ),
+    "spool/progress": ("store/test_directory.py", "delivery/test_deliver.py"),
+    "spool/keys": ("spool/test_keys.py", "library/test_api.py"),
+    "spool/locks": ("spool/test_locks.py", "spool/test_keys.py"),
+    "spool/syncfs": ("spool/test_syncfs.py", "library/test_api.py"),
+    "spool/retention": ("spool/test_retention.py",),
+    "delivery/deliver": (
+        "delivery/test_deliver.py",
+        "delivery/test_report.py",
+        "delivery/test_sender.py",
+    ),
+    "delivery/policy": ("delivery/test_policy.py", "delivery/test_deliver.py"),
+    "delivery/routing": ("delivery/test_routing.py", "delivery/test_deliver.py"),
+    "delivery/report_state": ("delivery/test_report.py",),
+    "delivery/outages": ("delivery/test_outages.py", "delivery/test_deliver.py"),
+    "relay/breaker": ("relay/test_breaker.py",),
+    "ledger/routes": ("relay/test_breaker.py", "delivery/test_outages.py"),
+    "smtp/conversation": ("smtp/test_conversation.py",),
+    "library/groups": ("library/test_api.py", "spool/test_syncfs.py"),
+}
+# Modules whose tests take seconds: the sample of .ci/run is drawn from these.
+QUICK = ("relay/breaker", "ledger/routes")
