@@ -15,6 +15,7 @@
     ├── DamagedMessageError(ValueError)    a spooled message that must not be sent          --
     ├── NoSuchMessageError(LookupError)    no message of that name in the spool             --
     └── SpoolError(OSError)                the spool could not be read or written     51 to 66
+        └── LostClaimError                 another process may have the message         --
 
 The numbers are the exit codes of the qmail-queue interface (qmail-queue(8)). There 11 to 40 are
 permanent; all others are temporary. `sysexit` is the exit code of the other programs (sysexits.h).
@@ -215,6 +216,13 @@ class SpoolError(PicoqmailError, OSError):
     def __str__(self) -> str:
         """Say what and where: `cannot write: No space left on device: /path`."""
         return f"{self.strerror}: {self.filename}"
+
+
+class LostClaimError(SpoolError):
+    """The claim on a message is lost: another process may have the message by now.
+
+    Nothing more may be done with the message, and the end of its data must not be sent.
+    """
 
 
 def classify_errno(number: int | None, step_status: int) -> int:

@@ -15,6 +15,7 @@ from rig.exim import Exim
 from rig.hostile import HostileRelay
 from rig.opensmtpd import OpenSMTPD
 from rig.postfix import Postfix
+from rig.postgresql import PrivatePgBouncer, PrivatePostgreSQL
 from rig.recording import RecordingRelay
 from rig.sink import Sink
 from temporary_home import TemporaryHome
@@ -89,6 +90,37 @@ def dovecot() -> Iterator[DovecotLmtp]:
     """A private LMTP server of Dovecot, one for the session."""
     with DovecotLmtp() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PrivatePostgreSQL]:
+    """A private PostgreSQL, one for the session; it waits for no disk."""
+    with PrivatePostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql: PrivatePostgreSQL) -> Iterator[PrivatePgBouncer]:
+    """PgBouncer in transaction mode in front of that."""
+    with PrivatePgBouncer(postgresql) as pooler:
+        yield pooler
+
+
+@pytest.fixture(scope="session")
+def migrated(postgresql: PrivatePostgreSQL) -> str:
+    """The name of a database with our tables, to be copied."""
+    from picoqmail.postgresql.address import read_url
+    from picoqmail.postgresql.migration import migrate
+
+    name = postgresql.make_database()
+    migrate(read_url(postgresql.url(name)))
+    return name
+
+
+@pytest.fixture
+def database(postgresql: PrivatePostgreSQL, migrated: str) -> str:
+    """The name of a database with our tables, empty, for one test."""
+    return postgresql.make_database(migrated)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from picoqmail.value import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from picoqmail.spool.files import SpoolFiles
     from picoqmail.spool.message import Message
@@ -64,6 +64,11 @@ def merge_progress(files: SpoolFiles, message: Message, state: str) -> tuple[Mes
         lines = read_whole(files.join(state, message.id + PROGRESS)).split(b"\n")
     except FileNotFoundError:
         return message, False
+    return merge_lines(message, lines), True
+
+
+def merge_lines(message: Message, lines: Iterable[bytes]) -> Message:
+    """Return a message with the outcomes of those lines that count for its revision."""
     recipients = list(message.recipients)
     for line in lines:
         try:
@@ -75,7 +80,7 @@ def merge_progress(files: SpoolFiles, message: Message, state: str) -> tuple[Mes
             for recipient, index, noted_state, reply in noted:
                 if recipient.state == PENDING and noted_state in (DELIVERED, FAILED, PENDING):
                     recipients[index] = evolve(recipient, state=noted_state, reply=reply)
-    return evolve(message, recipients=tuple(recipients)), True
+    return evolve(message, recipients=tuple(recipients))
 
 
 def drop_progress(files: SpoolFiles, message_id: str, state: str) -> None:
