@@ -32,7 +32,7 @@ from picoqmail.value import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from picoqmail.delivery.report_state import Addressee
@@ -280,20 +280,51 @@ class Reporter:
         with self._writer.new() as incoming:
             overdue = limit.take(name, incoming.id)
             was_made = overdue and overdue.digest and self.spool.is_whole(overdue.digest)
-            if overdue is None or not overdue.kept or was_made:
+            kept = self._to_be_told(overdue.kept) if overdue and not was_made else ()
+            if overdue is None or not kept:
                 incoming.abort()
-                if overdue is not None:
+                if overdue is not None and kept is not None:
                     limit.finish(overdue.name)
                 return
-            sender = str(overdue.kept[0].get("sender") or "")
-            self._writer.write_digest(incoming, overdue)
+            sender = str(kept[0].get("sender") or "")
+            self._writer.write_digest(incoming, overdue.address, kept)
             subject = f"{REPORTS}/{overdue.name}"
             incoming.commit(sender, [overdue.address], {report_state.REPORT_OF: subject})
         limit.finish(overdue.name)
         self.made.append(incoming.id)
         self.log.event(
-            "bounced", id=incoming.id, kind=DIGEST, to=overdue.address, failures=len(overdue.kept)
+            "bounced", id=incoming.id, kind=DIGEST, to=overdue.address, failures=len(kept)
         )
+
+    def _to_be_told(self, kept: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]] | None:
+        """Return the failures that the digest has to report; None if that cannot be known now.
+
+        A failure is kept before its message says so. If a program died in between, or the disk did
+        not let it go on, the failure is reported when the message is tried again, and not by this
+        digest. Raises SpoolError.
+        """
+        told: dict[str, Message | None] = {}
+        for message_id in dict.fromkeys([str(one.get("id")) for one in kept]):
+            try:
+                _, message = self.spool.read(message_id)
+            except (NoSuchMessageError, DamagedMessageError):
+                told[message_id] = None  # Nothing will report it but the digest.
+                continue
+            indexes = [one.get("index") for one in kept if one.get("id") == message_id]
+            if not all(_is_in_digest(message, index) for index in indexes):
+                # It may be at this step now. Under its lock that can be known.
+                claim = self.spool.claim(message_id, STATES)
+                if claim is None and not self._is_damaged(message):
+                    return None
+                if claim is not None:
+                    message = claim.message
+                    claim.release()
+            told[message_id] = message
+        return [
+            one
+            for one in kept
+            if (found := told[str(one.get("id"))]) is None or _is_in_digest(found, one.get("index"))
+        ]
 
     # --- The log -------------------------------------------------------------------------------
 
@@ -313,6 +344,13 @@ class Reporter:
     def _complain(self, message: Message, exc: SpoolError) -> None:
         error = f"cannot report to the sender: {exc}"
         self.log.event("error", level="error", id=message.id, error=error)
+
+
+def _is_in_digest(message: Message, index: object) -> bool:
+    """Say whether a message leaves the report on this recipient to the digest."""
+    if type(index) is not int or not 0 <= index < len(message.recipients):
+        return True
+    return message.recipients[index].unknown.get(report_state.TOLD) == DIGEST
 
 
 def _revised(message: Message, before: Message) -> Message:

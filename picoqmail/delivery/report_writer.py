@@ -17,10 +17,10 @@ from picoqmail.home.limits import Limits
 from picoqmail.smtp import dsn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from picoqmail.home.settings import Settings
-    from picoqmail.ledger.report_limit import Overdue
     from picoqmail.spool.message import Message
     from picoqmail.store.protocol import ClaimedMessage, IncomingMessage, Store
 
@@ -89,12 +89,14 @@ class ReportWriter:
             raise SpoolError("read the message", message.id, exc) from exc
         return incoming
 
-    def write_digest(self, incoming: IncomingMessage, overdue: Overdue) -> None:
-        """Write the digest of an hour. Raises SpoolError."""
+    def write_digest(
+        self, incoming: IncomingMessage, address: str, kept: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write the digest for an address, about what was kept in an hour. Raises SpoolError."""
         text = report_text.digest(
             incoming.id,
-            overdue.address,
-            overdue.kept,
+            address,
+            kept,
             host=self._settings.me,
             author=self._author,
             now=int(self._clock()),

@@ -6,8 +6,10 @@ What may live here: the reading and the writing. What the files mean is in forei
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
+from picoqmail.errors import ConfigurationError
 from picoqmail.home import make
 from picoqmail.home.control import Control, read_text
 from picoqmail.home.owner import owner_of, refuse_root
@@ -30,13 +32,24 @@ def read_files(paths: Sequence[str]) -> dict[str, str]:
     texts = {}
     for path in paths:
         files = [path]
-        if os.path.isdir(path):
+        if _is_directory(path):
             files = [f"{path}/{name}" for name in sorted(os.listdir(path))]
         for name in files:
-            text = None if os.path.isdir(name) else read_text(name)
+            text = None if _is_directory(name) else read_text(name)
             if text is not None:
                 texts[os.path.basename(name)] = text
     return texts
+
+
+def _is_directory(path: str) -> bool:
+    """Say whether that is a directory; False if nothing is there. Raises ConfigurationError."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        # What cannot be looked at is not taken for absent.
+        raise ConfigurationError(path, f"cannot be read: {exc.strerror}") from exc
 
 
 def write_settings(home: Home, settings: Mapping[str, list[str]]) -> dict[str, str]:

@@ -7,7 +7,8 @@ digest, and the file goes.
 
 While its digest is made, a file has the digest's ID behind its name, `HASH-BEGIN.ID`. A digest
 names its file, and a program that is about to send the digest unlinks the file first. So no crash
-makes a digest twice.
+makes a digest twice. The file gets the new name before it loses the old one; power loss may leave
+both, and whoever takes or removes one takes or removes both.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import REPORTS
 from picoqmail.spool import scan
+from picoqmail.spool.files import link_or_rename
 from picoqmail.spool.locks import is_at, try_lock, wait_for_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Self
 
 SENT = "sent"
@@ -108,14 +110,16 @@ class DirectoryReportLimit:
                 return None
             lines = list(_read(descriptor))
             kept = tuple(line for line in lines if line["what"] == KEPT)
-            base, _, before = name.partition(".")
+            names = self._names_of(name)
+            base = name.partition(".")[0]
             target = f"{base}.{digest}"
             if kept:
-                durable.rename(path, f"{self.directory}/{target}")
+                link_or_rename(path, f"{self.directory}/{target}")
                 durable.sync_directory(self.directory)
-            return Overdue(
-                target if kept else name, lines[0]["address"] if lines else "", kept, before
-            )
+                self._unlink(names)
+            before = [one.partition(".")[2] for one in names if "." in one]
+            address = lines[0]["address"] if lines else ""
+            return Overdue(target if kept else name, address, kept, before[0] if before else "")
         except OSError as exc:
             raise SpoolError("take", path, exc) from exc
         finally:
@@ -125,10 +129,23 @@ class DirectoryReportLimit:
         """Remove a file: its digest was made, or nothing was kept. Raises SpoolError."""
         path = f"{self.directory}/{name}"
         try:
-            if durable.unlink_if_there(path):
-                durable.sync_directory(self.directory)
+            self._unlink(self._names_of(name))
         except OSError as exc:
             raise SpoolError("remove", path, exc) from exc
+
+    def _names_of(self, name: str) -> list[str]:
+        """Return the names of a file: after a power loss it may have several. Raises OSError."""
+        base = name.partition(".")[0]
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return sorted(one for one in names if one.partition(".")[0] == base)
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        """Remove names, durably. Raises OSError."""
+        if [name for name in names if durable.unlink_if_there(f"{self.directory}/{name}")]:
+            durable.sync_directory(self.directory)
 
 
 class _Ledger:

@@ -285,6 +285,54 @@ def test_a_storm_is_told_in_one_digest(reports: Trial, refusing: RecordingRelay)
     assert 4 == len(refusing.messages)
 
 
+def an_hour_ago(reports: Trial) -> str:
+    """Let the hour of the only file of reports be over; return its path."""
+    (path,) = glob.glob(f"{reports.spool}/reports/*")
+    name, _, begin = path.rpartition("-")
+    older = f"{name}-{int(begin) - 3600}"
+    os.rename(path, older)
+    return older
+
+
+def test_what_was_kept_and_not_recorded_is_told_once(
+    reports: Trial, refusing: RecordingRelay
+) -> None:
+    """A failure that is kept for a digest, while its message does not say so, is reported once."""
+    reports.setting("bouncelimit", "1")
+    ids = [reports.accepted("joe@example.org", ["bad@example.net"]) for _ in range(3)]
+    assert 69 == reports.send()
+    kept = [one for one in ids if reports.sidecar(one)["recipients"][0]["told"] == "digest"]
+    assert 2 == len(kept)
+    # As a disk leaves it that failed between the two steps: recorded in cur/, its report to come.
+    record = reports.sidecar(kept[0])
+    del record["recipients"][0]["told"]
+    for suffix in (".eml", ".json"):
+        os.rename(f"{reports.spool}/undelivered/{kept[0]}{suffix}",
+                  f"{reports.spool}/cur/{kept[0]}{suffix}")  # fmt: skip
+    reports.edit(kept[0], recipients=record["recipients"], next_attempt=0)
+    an_hour_ago(reports)
+    reports.cron()
+    texts = [one.content.decode() for one in refusing.messages[1:]]
+    assert 2 == len(texts)
+    assert [1, 1] == [sum(one in text for text in texts) for one in kept]
+
+
+def test_a_digest_whose_file_has_two_names_comes_once(
+    reports: Trial, refusing: RecordingRelay
+) -> None:
+    """Power loss may leave the old name beside the new one, or only one of them."""
+    reports.setting("bouncelimit", "1")
+    for _ in range(3):
+        reports.accepted("joe@example.org", ["bad@example.net"])
+    assert 69 == reports.send()
+    path = an_hour_ago(reports)
+    os.link(path, f"{path}.1795800000.M1P1Q1R0123456789abcdef.me.test")
+    for _ in range(2):
+        reports.cron()
+    assert 2 == len(refusing.messages)
+    assert [] == os.listdir(f"{reports.spool}/reports")
+
+
 def test_requeued_and_failed_again_is_told_again(
     reports: Trial,
     refusing: RecordingRelay,

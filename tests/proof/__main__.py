@@ -1,6 +1,7 @@
 """All trials: `python tests/proof`; it writes docs/proof.md.
 
-They take less than an hour on two cores. `--quick` runs a sample of each.
+They take many hours on two cores, and go on where they were interrupted with `--state DIRECTORY`.
+`--quick` runs a sample of each.
 """
 
 from __future__ import annotations

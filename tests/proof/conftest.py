@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proof.kill_sweep import Stage
-from proof.scenarios import LATER
+from proof.spools import LATER
 from proof.world import World
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -78,6 +79,16 @@ def why_not(system: FileSystem, directory: str) -> str:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(image)
+
+
+def mkfs_version(system: FileSystem) -> str:
+    """Return the package of a file system's tools and its version; empty without them."""
+    path = shutil.which(system.mkfs[0], path="/usr/sbin:/sbin:/usr/bin")
+    if path is None:
+        return ""
+    ran = subprocess.run([path, "-V"], capture_output=True, text=True, check=False)
+    found = re.search(r"[0-9]+\.[0-9.]*[0-9]", ran.stdout + ran.stderr)
+    return f"{system.package} {found[0] if found else '?'}"
 
 
 def make(system: FileSystem, image: str) -> None:
@@ -195,7 +206,9 @@ class Cutter:
         try:
             with mounted(self.system, dead, f"{self.root}/live"):
                 world.setting("me", world.name)
-                breaches = world.recover(self.stage.zygotes[0], self.stage.good.address)
+                breaches = scenario.recover(
+                    world, self.stage.zygotes[0], self.stage.good.address, succeeded=ended
+                )
                 finding = scenario.judge(
                     world, self.stage.received(world), () if ended else arrived
                 )

@@ -129,7 +129,9 @@ def _strike(
         breaches += _durability(calls, world.spool, accepted=accepted > 0)
         if accepted < len(told) and struck:
             breaches += _remains(world, place, accepted)
-    breaches += world.recover(zygote, stage.good.address)
+    # What a command says of messages it says of each; senders say it of the run as a whole.
+    succeeded = ran.returncode in scenario.statuses and not scenario.program
+    breaches += scenario.recover(world, zygote, stage.good.address, succeeded=succeeded)
     finding = scenario.judge(world, stage.received(world))
     breaches += finding.breaches
     if breaches:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rig.received import Received
 
 _OUR_LINE = re.compile(rb"Received: by [^\n]* id (?P<id>[^ ;\n]+); [^\n]*\n")
+_DIGEST = re.compile(rb"^Subject: \d+ more of your mails could not be delivered$", re.MULTILINE)
 _TOKEN = re.compile(rb"^X-Token: (?P<token>[^\n]+)\n", re.MULTILINE)
 
 
@@ -36,6 +37,8 @@ class Finding:
     duplicates: int = 0
     bounces: dict[str, list[str]] = field(factory=dict)
     """IDs of the reports of failure that arrived, by the token of the message they tell of."""
+    digests: dict[str, list[str]] = field(factory=dict)
+    """What the digests say that arrived, by their ID; twice where one arrived twice."""
 
 
 def token_of(content: bytes) -> str:
@@ -54,7 +57,8 @@ def half_visible(world: World) -> list[str]:
             with open(body, "rb") as file:
                 content = file.read()
         except (OSError, ValueError) as exc:
-            found.append(f"half visible: {os.path.relpath(path, world.spool)}: {exc}")
+            why = getattr(exc, "strerror", None) or exc
+            found.append(f"half visible: {os.path.relpath(path, world.spool)}: {why}")
             continue
         if (len(content), crc32(content)) != (record["size"], record["crc32"]):
             found.append(f"half visible: {os.path.relpath(body, world.spool)} is not whole")
@@ -69,13 +73,17 @@ def judge(
     may_fail: Collection[str] = (),
     may_vanish: Collection[str] = (),
     may_repeat: Collection[str] = (),
+    may_fail_again: Collection[str] = (),
+    unreported: Collection[str] = (),
     requeued: bool = False,
 ) -> Finding:
     """Compare promises, relay and spool after recovery.
 
     `may_wait`, `may_fail` and `may_vanish` are recipients that may still be pending, have failed,
-    or be gone from the spool. `may_repeat` are tokens that may have arrived twice without a mark.
-    `requeued` says that bounced messages may have been requeued.
+    or be gone from the spool; the last may also be tokens. The others are tokens: those of
+    `may_repeat` may have arrived twice without a mark, those of `may_fail_again` may have failed
+    and been reported several times, and the reports of `unreported` may be missing. `requeued` says
+    that bounced messages may have been requeued.
     """
     finding = Finding(breaches=half_visible(world))
     promises = {promise.token: promise for promise in world.promises}
@@ -83,11 +91,13 @@ def judge(
     ids: dict[str, str] = {}
     for mail in received:
         _check_mail(mail, promises, arrived, ids, finding)
-    kept = _spooled(world, promises, finding)
+    kept, spooled_ids = _spooled(world, promises, finding)
     for promise in world.promises:
         _check_promise(promise, arrived, kept, finding, (may_wait, may_fail, may_vanish))
     marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
-    _check_bounces(kept, finding, marks, may_repeat, requeued=requeued)
+    told = _check_digests(finding, spooled_ids, marks)
+    may = may_repeat, may_fail_again, unreported
+    _check_bounces(kept, finding, marks, may, told, requeued=requeued)
     for (token, recipient), count in arrived.items():
         if count > 1:
             finding.duplicates += 1
@@ -105,6 +115,13 @@ def _check_mail(
 ) -> None:
     token = token_of(mail.unix)
     promise = promises.get(token)
+    if promise is None and not mail.sender and _DIGEST.search(mail.unix):
+        match = _OUR_LINE.match(mail.unix)
+        name = match["id"].decode() if match else "?"
+        finding.digests.setdefault(name, []).append(mail.unix.decode(errors="replace"))
+        if not any(mail.recipients == (one.sender,) for one in promises.values()):
+            finding.breaches.append(f"a digest went to {mail.recipients}")
+        return
     if promise is None:
         finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
         return
@@ -133,9 +150,13 @@ def _check_mail(
 
 def _spooled(
     world: World, promises: dict[str, Promise], finding: Finding
-) -> dict[tuple[str, str], str]:
-    """Return each recipient's state in the spool (`pending`, `failed`, `delivered`), by token."""
+) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+    """Return each recipient's state in the spool (`pending`, `failed`, `delivered`), by token.
+
+    Also return the tokens of these messages by ID.
+    """
     found: dict[tuple[str, str], str] = {}
+    ids: dict[str, str] = {}
     for path in world.sidecars("new", "cur", "undelivered"):
         try:
             record = cast("dict[str, Any]", read_sidecar(path))
@@ -146,6 +167,7 @@ def _spooled(
         if token not in promises or not record["sender"]:
             continue
         state = os.path.basename(os.path.dirname(path))
+        ids[str(record["id"])] = token
         for one in record["recipients"]:
             key = token, one["address"]
             if key in found:
@@ -153,23 +175,42 @@ def _spooled(
             found[key] = (
                 "stuck" if (one["state"], state) == ("pending", "undelivered") else one["state"]
             )
-    return found
+    return found, ids
+
+
+def _check_digests(finding: Finding, ids: dict[str, str], marks: str) -> set[str]:
+    """Return the tokens of the messages that digests report; each must be in one digest only."""
+    told: dict[str, str] = {}
+    for name, texts in finding.digests.items():
+        if len(texts) > 1 and name not in marks:
+            finding.breaches.append(f"a digest came {len(texts)} times, unmarked")
+        for token in {token for one, token in ids.items() if one in texts[0]}:
+            if token in told:
+                finding.breaches.append(f"{token} is in two digests")
+            told[token] = name
+    return set(told)
 
 
 def _check_bounces(
     kept: dict[tuple[str, str], str],
     finding: Finding,
     marks: str,
-    may_repeat: Collection[str],
+    allowed: tuple[Collection[str], ...],
+    digested: Collection[str],
     *,
     requeued: bool,
 ) -> None:
+    may_repeat, may_fail_again, unreported = allowed
     failed = {token for (token, _), state in kept.items() if state == "failed"}
-    for token in failed - set(finding.bounces):
+    for token in failed - set(finding.bounces) - set(digested) - set(unreported):
         finding.breaches.append(f"{token} failed, and its sender was not told")
+    for token in set(finding.bounces) & set(digested) - set(may_fail_again):
+        finding.breaches.append(f"{token} failed, and its sender was told by report and digest")
     for token, ids in finding.bounces.items():
         if token not in failed and not requeued:
             finding.breaches.append(f"{token} bounced and did not fail")
+        if token in may_fail_again:
+            continue
         if len(set(ids)) > 1:
             finding.breaches.append(f"{token} bounced by {len(set(ids))} different reports")
         elif len(ids) > 1 and token not in may_repeat and ids[0] not in marks:
@@ -198,7 +239,7 @@ def _check_promise(
             continue
         if state is not None:
             finding.breaches.append(f"{promise.token}: {recipient} is {state} in the spool")
-        elif promise.accepted and recipient not in may_vanish:
+        elif promise.accepted and not {recipient, promise.token} & set(may_vanish):
             finding.breaches.append(f"LOST: {promise.token} for {recipient}, although accepted")
         elif came and not promise.accepted:
             finding.breaches.append(f"{promise.token}, not accepted, went to some: {came}")

@@ -197,8 +197,11 @@ def _strike(
         report.missed += 1
         report.missed_places.append(f"{scenario.name}: {place.place} {place.rest[:60]}")
     world.promises += scenario.told(promises, ran)
-    breaches = invariant.half_visible(world)
-    breaches += world.recover(zygote, stage.good.address)
+    # What a crash or a restore had left before is no fault of this run.
+    left = invariant.half_visible(template)
+    breaches = [one for one in invariant.half_visible(world) if one not in left]
+    succeeded = ran.returncode in scenario.statuses
+    breaches += scenario.recover(world, zygote, stage.good.address, succeeded=succeeded)
     finding = scenario.judge(world, stage.received(world))
     breaches += finding.breaches
     report.duplicates += finding.duplicates

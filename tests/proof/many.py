@@ -1,4 +1,7 @@
-"""A program that uses the library, for the sweeps: many.py [COPY] calls enqueue_many once.
+"""A program that uses the library, for the sweeps: many.py COPY [--prepared].
+
+It calls enqueue_many once; with --prepared it prepares each message, and then commits them, the
+first one alone. COPY is a copy of the package; "" stands for the installed one.
 
 Standard input is a JSON list of messages. Each is a list: body (latin-1), sender, recipients, key
 or null. The outcomes go to standard output at the end, as one JSON list.
@@ -11,6 +14,7 @@ import json
 import os
 import sys
 import threading
+from typing import Any
 
 # More memory than there is: no helper thread can be started, so strace sees every call.
 _NO_STACK_OCTETS = 1 << 46
@@ -18,8 +22,9 @@ _NO_STACK_OCTETS = 1 << 46
 
 def main() -> int:
     """Submit the messages, and return an exit code."""
-    if sys.argv[1:]:
-        sys.path.insert(0, sys.argv[1])
+    copy, *flags = sys.argv[1:]
+    if copy:
+        sys.path.insert(0, copy)
     # Imported by name, because the copy may be another package than the one of this file.
     picoqmail = importlib.import_module("picoqmail")
     threading.stack_size(_NO_STACK_OCTETS)
@@ -32,7 +37,7 @@ def main() -> int:
     # Otherwise unwritten data of other programs could prevent the use of syncfs.
     os.sync()
     try:
-        outcomes = picoqmail.enqueue_many(mails)
+        outcomes = prepared(picoqmail, mails) if flags else picoqmail.enqueue_many(mails)
     except picoqmail.PicoqmailError as exc:
         outcomes = [exc]
     errors = [one for one in outcomes if not isinstance(one, picoqmail.Receipt)]
@@ -44,6 +49,41 @@ def main() -> int:
         sys.stderr.write(f"picoqmail-many: {errors[0]}\n")
     os.write(1, json.dumps(told).encode())
     return errors[0].sysexit if errors else 0
+
+
+def prepared(picoqmail: Any, mails: list[Any]) -> list[Any]:
+    """Prepare messages, park every other one, and commit those that could be prepared.
+
+    What is not committed in the end is taken back.
+    """
+    spool = picoqmail.Spool()
+    outcomes: list[Any] = []
+    for mail in mails:
+        try:
+            outcomes.append(
+                spool.prepare(
+                    mail.message,
+                    mail.sender,
+                    mail.recipients,
+                    idempotency_key=mail.idempotency_key,
+                )
+            )
+        except picoqmail.PicoqmailError as exc:
+            outcomes.append(exc)
+    pending = [n for n, one in enumerate(outcomes) if isinstance(one, picoqmail.Pending)]
+    for number in pending[1::2]:
+        outcomes[number].park()
+    for some in (pending[:1], pending[1:]):
+        waiting = [outcomes[number] for number in some]
+        try:
+            told = spool.commit_many(waiting)
+        except picoqmail.PicoqmailError as exc:
+            told = [exc] * len(some)
+        for one in waiting:
+            one.abort()
+        for number, outcome in zip(some, told, strict=True):
+            outcomes[number] = outcome
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ _MODE = re.compile(r", (0[0-7]+)\)\s+=")
 _SOCKET_CALLS = frozenset({"sendto", "sendmsg", "recvfrom"})
 _HARMLESS = frozenset(
     {
-        "newfstatat", "fstat", "stat", "lstat", "statfs", "fstatfs", "getdents64", "lseek", "ioctl",
-        "read", "pread64", "flock", "fcntl", "readlink", "access", "statx", "execve", "dup2", "dup",
+        "newfstatat", "fstat", "stat", "lstat", "statfs", "fstatfs", "getdents64", "ioctl",
+        "pread64", "flock", "fcntl", "readlink", "access", "statx", "execve", "dup2", "dup",
         "chdir", "getcwd", "umask", "fadvise64", "copy_file_range", "faccessat2", "mmap",
     }
 )  # fmt: skip
@@ -99,6 +99,8 @@ class _Reader:
     def _key(self, raw: bytes) -> Key | None:
         """Return directory and name of a path in the spool; None for other paths."""
         path = raw.decode()
+        if path == self.spool:
+            return "", ""
         if not path.startswith(self.spool + "/"):
             return None
         directory, _, name = path[len(self.spool) + 1 :].rpartition("/")
@@ -128,6 +130,7 @@ class _Reader:
     def close(self, _rest: str, number: int, _result: int) -> None:
         """Forget a descriptor."""
         self.files.pop(number, None)
+        self.positions.pop(number, None)
         self.directories.pop(number, None)
 
     def rename(self, rest: str, _number: int, _result: int) -> None:
@@ -178,6 +181,16 @@ class _Reader:
             self.positions[number] += result
         self._touch("write", number, _strings(rest)[0][:result], at)
 
+    def read(self, _rest: str, number: int, result: int) -> None:
+        """Move the descriptor's offset."""
+        if self.positions.get(number, -1) >= 0:
+            self.positions[number] += result
+
+    def seek(self, _rest: str, number: int, result: int) -> None:
+        """Set the descriptor's offset, but where everything is appended."""
+        if self.positions.get(number, -1) >= 0:
+            self.positions[number] = result
+
     def pwrite(self, rest: str, number: int, result: int) -> None:
         """Write at an offset."""
         if number in self.files:
@@ -189,9 +202,12 @@ class _Reader:
             self._touch("truncate", number, offset=int(_last(_NUMBERS, rest)))
 
     def chmod(self, rest: str, number: int, _result: int) -> None:
-        """Set the mode."""
+        """Set the mode of an open file or of a name."""
+        names = _strings(rest)
         if number in self.files:
             self._touch("chmod", number, offset=int(_last(_MODE, rest), 8))
+        elif names and (key := self._key(names[0])):
+            self.found.append(Operation("chmod", key, offset=int(_last(_MODE, rest), 8)))
 
     def utime(self, rest: str, number: int, _result: int) -> None:
         """Set the time of an open file or of a name."""
@@ -223,8 +239,12 @@ _HANDLERS: dict[str, Callable[[_Reader, str, int, int], None]] = {
     "fdatasync": _Reader.sync,
     "syncfs": _Reader.sync_all,
     "write": _Reader.write,
+    "read": _Reader.read,
+    "lseek": _Reader.seek,
     "pwrite64": _Reader.pwrite,
     "ftruncate": _Reader.truncate,
     "fchmod": _Reader.chmod,
+    "fchmodat": _Reader.chmod,
+    "chmod": _Reader.chmod,
     "utimensat": _Reader.utime,
 }

@@ -172,14 +172,16 @@ def _try(
     world = World.begin(stage.path(), stage.good.address, source.programs)
     os.system(f"rm -rf '{world.spool}'")  # noqa: S605 - a path of ours
     trial.state.materialise(world.spool)
+    world.take_settings_of(source)
+    world.before = source.before
     world.promises = [
         evolve(one, accepted=trial.accepted)
         if index >= len(source.promises) - _new(scenario)
         else one
         for index, one in enumerate(source.promises)
     ]
-    complaints = world.recover(zygote, stage.good.address)
-    received = [*source.before, *trial.arrived, *stage.received(world)]
+    complaints = scenario.recover(world, zygote, stage.good.address, succeeded=trial.ended)
+    received = [*trial.arrived, *stage.received(world)]
     arrived_tokens = {invariant.token_of(mail.unix) for mail in trial.arrived}
     may_repeat = arrived_tokens if not trial.ended else set()
     finding = scenario.judge(world, received, may_repeat)

@@ -55,7 +55,7 @@ def namespaces_work() -> bool:
     return tried.returncode == 0
 
 
-def _moods(chance: random.Random) -> dict[str, Fault]:
+def moods(chance: random.Random) -> dict[str, Fault]:
     """Faults that occur now and then, at every step that has one."""
 
     def sometimes(one_in: int, *these: Fault) -> Fault:
@@ -79,7 +79,7 @@ def _moods(chance: random.Random) -> dict[str, Fault]:
 
 
 @define
-class _Crowd:
+class Crowd:
     """Threads that start programs until the time is over."""
 
     world: World
@@ -115,16 +115,17 @@ class _Crowd:
                     accepted=False,
                 )
                 self.promises.append(promise)
-            status = self._run("queue", promise, kill_one_in=5)
+            status = self.run("queue", promise, kill_one_in=5)
             with self._lock:
                 self.promises[number] = evolve(promise, accepted=status == 0)
 
     def deliver(self) -> None:
         """Run senders and cron, one after another."""
         while time.monotonic() < self.until:
-            self._run(("send", "cron")[self.choose(2)], None, kill_one_in=3)
+            self.run(("send", "cron")[self.choose(2)], None, kill_one_in=3)
 
-    def _run(self, name: str, promise: Promise | None, *, kill_one_in: int) -> int:
+    def run(self, name: str, promise: Promise | None, *, kill_one_in: int) -> int:
+        """Run a program, or kill it at random; return its exit code."""
         message, addresses = b"", b""
         if promise is not None:
             message = promise.body
@@ -178,10 +179,10 @@ def race(
     """
     report = RaceReport(seconds=seconds)
     chance = random.Random(seed)  # noqa: S311 - a seeded choice
-    with LedgerRelay(_moods(random.Random(seed + 1))) as relay:  # noqa: S311 - the same
+    with LedgerRelay(moods(random.Random(seed + 1))) as relay:  # noqa: S311 - the same
         world = World.begin(stage.path(), relay.address, stage.programs)
         world.setting("timeoutremote", "20")
-        crowd = _Crowd(world, time.monotonic() + seconds, chance, namespaces, report)
+        crowd = Crowd(world, time.monotonic() + seconds, chance, namespaces, report)
         threads = [threading.Thread(target=crowd.submit) for _ in range(submitters)]
         threads += [threading.Thread(target=crowd.deliver) for _ in range(senders)]
         for thread in threads:

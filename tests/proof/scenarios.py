@@ -13,7 +13,8 @@ from attrs import evolve, field, frozen
 
 from picoqmail.message import envelope
 from picoqmail.spool.syncfs import LEAST_MESSAGES
-from proof import invariant
+from proof import afterwards, invariant, spools
+from proof.spools import BREAKS, LATER, NEVER
 from rig import faults
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from proof.zygote import Zygote
     from rig.received import Received
 
-LATER = "later@there.test"
-NEVER = "never@there.test"
-BREAKS = "breaks@there.test"
 # The faults of the relay in the struck run; the relay of the recovery accepts everything.
 MOODY: dict[str, faults.Fault] = {
     f"RCPT <{LATER}>": faults.reply("451 4.3.0 later"),
@@ -56,6 +54,16 @@ class Scenario:
     """Recipients whose message an administrator deletes."""
     requeues: bool = False
     """Whether what failed, and bounced, is given a new life."""
+    restores: bool = False
+    """Whether an older copy of the spool was restored: what had been delivered comes again."""
+    late_seconds: int = 0
+    """How far ahead the program's clock is."""
+    upholds: Callable[[World, Zygote, str], list[str]] | None = None
+    """What its success promises beyond delivery (afterwards.py)."""
+    upholds_always: bool = False
+    """Whether that is promised after a crash, too."""
+    revive: tuple[str, ...] = ()
+    """A command of the administrator without which some mail would wait for ever."""
     statuses: frozenset[int] = frozenset({0})
     environ: Mapping[str, str] = field(factory=dict)
 
@@ -113,6 +121,8 @@ class Scenario:
         self, world: World, received: list[Received], may_repeat: Collection[str] = ()
     ) -> invariant.Finding:
         """Return the breaches after this run, however it ended."""
+        if self.restores:
+            may_repeat = {*may_repeat, *(invariant.token_of(one.unix) for one in world.before)}
         return invariant.judge(
             world,
             received,
@@ -122,9 +132,24 @@ class Scenario:
             requeued=self.requeues,
         )
 
+    def recover(self, world: World, zygote: Zygote, relay: str, *, succeeded: bool) -> list[str]:
+        """Recover the spool after this run; return complaints, and promises that were broken.
+
+        `succeeded`: the program reported success.
+        """
+        found = []
+        if self.upholds and (succeeded or self.upholds_always):
+            found += self.upholds(world, zygote, relay)
+        if self.revive:
+            status, said = zygote.run(world.root, "main", *self.revive)
+            if status:
+                found.append(f"{self.revive}: exit {status}: {said}")
+        return found + world.recover(zygote, relay)
+
     def _command(self, world: World, promises: Sequence[Promise]) -> list[str]:
         """Return the command line."""
-        words = [*world.programs.command(self.program), *self.arguments]
+        words = world.programs.command(self.program, self.late_seconds)
+        words += [one.replace("HOME", world.root) for one in self.arguments]
         if promises and self.program == "sendmail":
             words += ["-i", "-f", promises[0].sender, "--", *promises[0].recipients]
         if promises and self.program == "inject":
@@ -227,6 +252,7 @@ SCENARIOS = (
         ("requeue", "--state", "undelivered", "--yes"),
         may_fail=frozenset({NEVER}),
         requeues=True,
+        upholds=afterwards.all_is_due,
     ),
     Scenario(
         "delete",
@@ -236,6 +262,7 @@ SCENARIOS = (
         may_fail=frozenset({NEVER}),
         may_vanish=frozenset({NEVER}),
         requeues=True,
+        upholds=afterwards.nothing_failed_is_left,
     ),
     Scenario(
         "queue, starting the sender",
@@ -245,5 +272,114 @@ SCENARIOS = (
         environ={"PICOQMAIL_SEND": "on"},
     ),
     Scenario("send, 231 recipients", "send", _many),
+    Scenario(
+        "prepare and commit",
+        "many",
+        _empty,
+        ("--prepared",),
+        submits=("to@there.test",),
+        messages=4,
+        keyed=True,
+    ),
+    Scenario(
+        "send, one breaks the relay",
+        "send",
+        spools.one_breaks,
+        statuses=frozenset({75}),
+        upholds=afterwards.all_was_tried,
+    ),
+    Scenario(
+        "send, too many failures to report",
+        "send",
+        spools.a_storm,
+        may_fail=frozenset({NEVER}),
+        statuses=frozenset({69}),
+    ),
+    Scenario("cron, a digest is due", "cron", spools.a_storm_ago, may_fail=frozenset({NEVER})),
+    Scenario("cron, after a crash", "cron", spools.after_a_crash, may_fail=frozenset({NEVER})),
+    Scenario(
+        "cron, after a restore",
+        "cron",
+        spools.restored,
+        may_fail=frozenset({NEVER}),
+        restores=True,
+    ),
+    Scenario(
+        "cron, old failures",
+        "cron",
+        spools.all_failed,
+        may_fail=frozenset({NEVER}),
+        may_vanish=frozenset({NEVER}),
+        requeues=True,
+        late_seconds=spools.LATE_SECONDS,
+        upholds=afterwards.nothing_failed_is_left,
+    ),
+    Scenario(
+        "hold",
+        "",
+        spools.some_new,
+        ("hold", "--all", "--yes"),
+        upholds=afterwards.all_stay_held,
+        revive=("release", "--state", "held", "--yes"),
+    ),
+    Scenario(
+        "release",
+        "",
+        spools.some_held,
+        ("release", "--state", "held", "--yes"),
+        upholds=afterwards.all_is_due,
+        revive=("release", "--state", "held", "--yes"),
+    ),
+    Scenario(
+        "retry, later",
+        "",
+        spools.some_waiting,
+        ("retry", "--all", "--later"),
+        upholds=afterwards.all_is_due,
+        revive=("retry", "--all", "--later"),
+    ),
+    Scenario(
+        "retry, now",
+        "",
+        spools.some_waiting,
+        ("retry", "--all"),
+        statuses=frozenset({75}),
+        revive=("retry", "--all", "--later"),
+    ),
+    Scenario(
+        "purge",
+        "",
+        spools.all_failed_and_more,
+        ("purge", "--older-than", "0", "--yes"),
+        may_fail=frozenset({NEVER}),
+        may_vanish=frozenset({NEVER}),
+        requeues=True,
+        upholds=afterwards.nothing_failed_is_left,
+    ),
+    Scenario(
+        "check --repair, after a crash",
+        "",
+        spools.after_a_crash,
+        ("check", "--repair", "--deep", "--no-relay"),
+        may_fail=frozenset({NEVER}),
+        statuses=frozenset({0, 1, 2, 3}),
+    ),
+    Scenario(
+        "check --repair, after a restore",
+        "",
+        spools.restored,
+        ("check", "--repair", "--deep", "--no-relay"),
+        may_fail=frozenset({NEVER}),
+        restores=True,
+        statuses=frozenset({0, 1, 2, 3}),
+    ),
+    Scenario(
+        "import-config",
+        "",
+        spools.another_mailer,
+        ("import-config", "nullmailer", "HOME/nullmailer"),
+        upholds=afterwards.settings_are_there,
+        upholds_always=True,
+    ),
 )
 BY_NAME = {one.name: one for one in SCENARIOS}

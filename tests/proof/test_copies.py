@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proof import invariant
-from proof.scenarios import LATER
+from proof.spools import LATER
 from rig.programs import find
 
 if TYPE_CHECKING:

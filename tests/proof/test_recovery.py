@@ -16,7 +16,7 @@ from picoqmail.spool.files import SpoolFiles
 from picoqmail.spool.sweep import sweep_files
 from picoqmail.store.directory import DirectoryStore
 from proof import invariant
-from proof.scenarios import LATER, NEVER
+from proof.spools import LATER, NEVER
 from proof.world import World, read_sidecar
 
 if TYPE_CHECKING:

@@ -89,18 +89,26 @@ class LedgerRelay(HostileRelay):
 
 @frozen
 class Programs:
-    """The programs under trial: the installed ones, or a patched copy of the package."""
+    """The programs under trial: the installed ones, or a patched copy of the package.
+
+    `bin` is where they are installed, if not beside this interpreter.
+    """
 
     copy: str = ""
+    bin: str = ""
 
-    def command(self, name: str) -> list[str]:
-        """Return the command of picoqmail-NAME, of picoqmail without a name, or of many.py."""
+    def command(self, name: str, late_seconds: int = 0) -> list[str]:
+        """Return the command of picoqmail-NAME, of picoqmail without a name, or of many.py.
+
+        The clock of the program is `late_seconds` ahead.
+        """
         if name == "many":
-            return [sys.executable, "-I", f"{_HERE}/many.py", *([self.copy] if self.copy else [])]
-        if self.copy:
-            return [sys.executable, "-I", f"{_HERE}/runner.py", self.copy, name or "main"]
+            return [sys.executable, "-I", f"{_HERE}/many.py", self.copy]
+        if self.copy or late_seconds:
+            words = [sys.executable, "-I", f"{_HERE}/runner.py", f"{late_seconds}", self.copy]
+            return [*words, name or "main"]
         program = f"picoqmail-{name}" if name else "picoqmail"
-        return [os.path.join(os.path.dirname(sys.executable), program)]
+        return [os.path.join(self.bin or os.path.dirname(sys.executable), program)]
 
 
 def make_body(token: str, octets: int = 0) -> bytes:
@@ -144,6 +152,12 @@ class World(TemporaryHome):
             world.relay(relay)
         return world
 
+    def take_settings_of(self, other: World) -> None:
+        """Take over each setting of another home that this one does not have."""
+        for name in os.listdir(f"{other.root}/control"):
+            if not os.path.exists(f"{self.root}/control/{name}"):
+                shutil.copy2(f"{other.root}/control/{name}", f"{self.root}/control/{name}")
+
     def destroy(self) -> None:
         """Remove the home."""
         shutil.rmtree(self.root, ignore_errors=True)
@@ -152,8 +166,10 @@ class World(TemporaryHome):
         """Use another relay from now on."""
         self.setting("relayip", address)
 
-    def promise(self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0) -> Promise:
-        """Make a message that is not yet submitted.
+    def promise(
+        self, recipients: Sequence[str] = (), octets: int = 0, ahead: int = 0, sender: str = ""
+    ) -> Promise:
+        """Make a message that is not yet submitted; its sender is unique unless one is given.
 
         `ahead` others were made before it, and are not among the submitted messages yet.
         """
@@ -161,11 +177,11 @@ class World(TemporaryHome):
         token = f"{self.name}-{number}"
         to = tuple(recipients) or (f"to{number}@there.test",)
         body = make_body(token, octets)
-        return Promise(token, f"from{number}@here.test", to, body, accepted=False)
+        return Promise(token, sender or f"from{number}@here.test", to, body, accepted=False)
 
-    def accept(self, recipients: Sequence[str] = (), octets: int = 0) -> str:
+    def accept(self, recipients: Sequence[str] = (), octets: int = 0, sender: str = "") -> str:
         """Put a message into the spool through the library; return its ID."""
-        promise = self.promise(recipients, octets)
+        promise = self.promise(recipients, octets, sender=sender)
         message_id = self.accepted(promise.sender, promise.recipients, promise.body)
         self.promises.append(evolve(promise, accepted=True))
         return message_id
@@ -213,7 +229,7 @@ class World(TemporaryHome):
         self.relay(relay)
         complaints = []
         for number in range(runs):
-            if number and not self.sidecars("new", "cur"):
+            if number and not self.sidecars("new", "cur") and not self.reports():
                 break
             status, said = zygote.run(self.root, "cron", offset=number * 7200)
             if status or said:
@@ -228,6 +244,13 @@ class World(TemporaryHome):
             for entry in os.scandir(f"{self.spool}/{state}")
             if entry.name.endswith(".json")
         )
+
+    def reports(self) -> list[str]:
+        """Return the names of the files that count reports; an hour later a digest follows."""
+        try:
+            return os.listdir(f"{self.spool}/reports")
+        except FileNotFoundError:
+            return []
 
     def events(self) -> list[str]:
         """Return the programs' log."""

@@ -58,7 +58,7 @@ class Zygote:
     def run(self, home: str, program: str, *arguments: str, offset: float = 0.0) -> tuple[int, str]:
         """Run picoqmail-PROGRAM on a home, `offset` seconds from now; exit code and stderr.
 
-        A run that a signal ended has a negative code.
+        `main` is picoqmail itself. A run that a signal ended has a negative code.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -85,7 +85,7 @@ def _serve(copy: str) -> None:
     time.time = shifted_time
     mains = {
         name: importlib.import_module(f"picoqmail.cli.{name}").main
-        for name in ("queue", "send", "cron")
+        for name in ("queue", "send", "cron", "main")
     }
     for name in (
         "delivery.run",
