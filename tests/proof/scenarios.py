@@ -289,6 +289,13 @@ SCENARIOS = (
         upholds=afterwards.all_was_tried,
     ),
     Scenario(
+        "send, after runs that died",
+        "send",
+        spools.after_deaths,
+        statuses=frozenset({74}),
+        upholds=afterwards.all_was_tried,
+    ),
+    Scenario(
         "send, too many failures to report",
         "send",
         spools.a_storm,

@@ -11,7 +11,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any, cast
 
-from picoqmail.layout import BODY, SIDECAR
+from picoqmail.layout import BODY, IN_HAND_BIT, PRIVATE_FILE_MODE, SIDECAR, SUSPECT_BIT
 from proof.world import read_sidecar
 
 if TYPE_CHECKING:
@@ -92,6 +92,14 @@ def one_breaks(world: World, _zygote: Zygote, _relay: str) -> None:
     world.accept([BREAKS])
     world.accept()
     world.accept()
+
+
+def after_deaths(world: World, _zygote: Zygote, _relay: str) -> None:
+    """Prepare three mails: runs died with the first of them once, and with the second twice."""
+    once, twice = world.accept(), world.accept()
+    world.accept()
+    os.chmod(world.path("new", once, BODY), PRIVATE_FILE_MODE | IN_HAND_BIT)
+    os.chmod(world.path("new", twice, BODY), PRIVATE_FILE_MODE | IN_HAND_BIT | SUSPECT_BIT)
 
 
 def after_a_crash(world: World, zygote: Zygote, relay: str) -> None:

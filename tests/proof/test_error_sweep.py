@@ -36,6 +36,7 @@ SEED = int(os.environ.get("PROOF_SEED", "1"))
         ("cron", 12),
         ("send, from the drop", 16),
         ("prepare and commit", 20),
+        ("send, after runs that died", 20),
         ("send, one breaks the relay", 10),
         ("send, too many failures to report", 12),
         ("cron, a digest is due", 12),

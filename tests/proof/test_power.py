@@ -48,6 +48,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ("cron", 60),
         ("send, from the drop", 60),
         ("prepare and commit", 40),
+        ("send, after runs that died", 20),
         ("send, one breaks the relay", 30),
         ("send, too many failures to report", 40),
         ("cron, a digest is due", 40),
