@@ -34,6 +34,12 @@ COMMANDS = {
     "check": ("check", "check settings, spool, flow of mail and relays, for monitoring"),
     "config": ("config", "print every setting, its value and where it came from"),
     "import-config": ("import_config", "take over the settings of another send-only mailer"),
+    "worker": (
+        "worker",
+        "deliver what is due in a database until a signal ends it",
+    ),
+    "migrate": ("migrate", "make or update the tables of the database that keeps the mail"),
+    "move": ("move", "bring the mail of this home to another store"),
     "completion": ("completion", "print the completion of this command for a shell"),
     "sink": ("sink", "run a relay on loopback that keeps what it gets in a Maildir"),
     "demo": ("demo", "show step by step, in a temporary home, what happens to mail"),

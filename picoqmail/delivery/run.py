@@ -18,6 +18,7 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home import settings as settings_module
+from picoqmail.home.database import database_of
 from picoqmail.home.limits import Limits
 from picoqmail.home.paths import exists
 from picoqmail.layout import CUR, DROP, NEW, STATES, UNDELIVERED
@@ -77,6 +78,7 @@ class Run:
             program=program,
             privacy=self.settings.logprivacy,
         )
+        self._forwards = bool(database_of(home)[0])
         self.spool = open_store(home, on_damage=self._on_damage, on_copy=self._on_copy)
         self._lanes = Lanes(self.settings, self.log, self.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
@@ -223,6 +225,10 @@ class Run:
         """
         limits = Limits(self.settings.me, queuelifetime=self.settings.queuelifetime)
         try:
+            if self._forwards:
+                from picoqmail.store.forwarding import forward
+
+                return len(forward(self.home, self.spool, limits, self._on_trouble))
             return len(self.spool.collect(limits, COLLECTED_A_USER, self._on_trouble))
         except OSError as exc:
             self._on_trouble(str(exc))

@@ -26,6 +26,7 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home.control import Control, own_host_name
+from picoqmail.home.database import database_of
 from picoqmail.home.owner import become_owner
 from picoqmail.home.paths import exists, locate
 from picoqmail.layout import (
@@ -62,6 +63,7 @@ _MOST_PASSES = 100
 
 _SEND = "picoqmail-send"
 _CRON = "picoqmail-cron"
+_WORKER = "picoqmail worker"
 # Longer than the steps in which file systems count time.
 _CHANGE_SECONDS = 2
 
@@ -294,9 +296,12 @@ def send(names: list[str], *, has_lock: bool = False) -> int:
     """
     try:
         lock = keep_lock() if has_lock else -1
-        sender = Sender(_open_home(), _SEND)
+        home = _open_home()
+        if database_of(home)[0]:
+            return _send_by_fleet(home, names, lock)
+        sender = Sender(home, _SEND)
         if names:
-            return _send_named(sender, names)
+            return _send_named(sender.run, names)
         left = sender.send_new(lock)
         return _status(sender.run.summary) if sender.has_run else EX_TEMPFAIL if left else 0
     except (PicoqmailError, OSError) as exc:
@@ -315,7 +320,12 @@ def retry() -> int:
         home = _open_home()
         lock = _take_turn(home)
         if lock >= 0:
-            Sender(home, _CRON).retry()
+            if database_of(home)[0]:
+                from picoqmail.delivery.fleet import FleetSender
+
+                FleetSender(home, _CRON).retry()
+            else:
+                Sender(home, _CRON).retry()
             unlink_if_there(complaint)
             release_cron_lock(lock)
     except (PicoqmailError, OSError) as exc:
@@ -343,6 +353,25 @@ def _is_repeated(path: str, exc: PicoqmailError | OSError) -> bool:
     except OSError:
         return False  # Said each time.
     return False
+
+
+def work() -> int:
+    """Do what `picoqmail worker` does, until a signal ends it; return its exit code."""
+    try:
+        home = _open_home()
+        url, _ = database_of(home)
+        if not url:
+            raise ConfigurationError(
+                home.spool,
+                "is a directory, and no database for workers",
+                "run picoqmail-cron each minute instead, or name a database: PICOQMAIL_SPOOL",
+            )
+        from picoqmail.delivery.fleet import FleetSender
+
+        FleetSender(home, _WORKER).work()
+    except (PicoqmailError, OSError) as exc:
+        return _complain(_WORKER, exc)
+    return 0
 
 
 def run_queue() -> int:
@@ -373,14 +402,24 @@ def _take_turn(home: Home) -> int:
         raise SpoolError("lock the cron run in", home.spool, exc, QUEUE_SPOOL) from exc
 
 
-def _send_named(sender: Sender, names: list[str]) -> int:
-    found, refused = sender.run.find(names)
+def _send_by_fleet(home: Home, names: list[str], lock: int) -> int:
+    from picoqmail.delivery.fleet import FleetSender
+
+    sender = FleetSender(home, _SEND)
+    if names:
+        return _send_named(sender.run, names)
+    left = sender.send_new(lock)
+    return _status(sender.run.summary) or (EX_TEMPFAIL if left else 0)
+
+
+def _send_named(run: Run, names: list[str]) -> int:
+    found, refused = run.find(names)
     for _, why in refused:
         _print(f"{_SEND}: {why}")
-    for busy in sorted(sender.run.deliver(found, forced=True)):
+    for busy in sorted(run.deliver(found, forced=True)):
         _print(f"{_SEND}: {busy}: another process is sending it")
-        sender.run.summary.left += 1
-    return EX_NOINPUT if refused else _status(sender.run.summary)
+        run.summary.left += 1
+    return EX_NOINPUT if refused else _status(run.summary)
 
 
 def _status(summary: Summary) -> int:

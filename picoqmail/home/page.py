@@ -94,6 +94,10 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "sendatonce": ["off"],
         "idempotencylifetime": ["86400"],
     },
+    "More than one host": {
+        "spool": ["postgresql://picoqmail@db.example.org/mail?sslmode=verify-full"],
+        "fallback": ["off"],
+    },
     "Reports": {
         "bounces": ["off"],
         "bouncefrom": ["postmaster"],

@@ -23,15 +23,20 @@ _PACKAGED_SPOOL = "/var/spool/picoqmail"
 
 
 class Home:
-    """Absolute paths of one home; `control` and `spool` may lie elsewhere than under `root`."""
+    """Absolute paths of one home; `control` and `spool` may lie elsewhere than under `root`.
 
-    __slots__ = ("bin", "control", "root", "spool")
+    `database` is the URL that `PICOQMAIL_SPOOL` named, "" as a rule. Then `spool` is the directory
+    that takes mail while the database is away.
+    """
 
-    def __init__(self, root: str, control: str = "", spool: str = "") -> None:
+    __slots__ = ("bin", "control", "database", "root", "spool")
+
+    def __init__(self, root: str, control: str = "", spool: str = "", database: str = "") -> None:
         """`control` and `spool` default to the directories of that name in `root`.
 
         Those of `PACKAGED_HOME` are `/etc/picoqmail` and `/var/spool/picoqmail`.
         """
+        self.database = database
         packaged = root == PACKAGED_HOME
         self.root = root
         self.control = control or (_PACKAGED_CONTROL if packaged else root + "/control")
@@ -53,7 +58,8 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
 
     `PICOQMAIL_HOME`; unset, that of this host (see `host_root`); else
     `$XDG_STATE_HOME/picoqmail` (`~/.local/state/picoqmail`). `PICOQMAIL_CONTROL` and
-    `PICOQMAIL_SPOOL` override two of its directories. With raised privilege the caller's
+    `PICOQMAIL_SPOOL` override two of its directories; the latter may also be the URL of a database
+    (postgresql://). With raised privilege the caller's
     environment is ignored: the home is that of this host, `/var/qmail` if it has none.
     """
     if is_privileged() if privileged is None else privileged:
@@ -64,7 +70,15 @@ def locate(environ: Mapping[str, str] | None = None, *, privileged: bool | None 
     root = absolute(root) if root else host_root() or personal_root(environ)
     control = environ.get("PICOQMAIL_CONTROL", "")
     spool = environ.get("PICOQMAIL_SPOOL", "")
-    return Home(root, control and absolute(control), spool and absolute(spool))
+    control = control and absolute(control)
+    if is_database_url(spool):
+        return Home(root, control, database=spool)
+    return Home(root, control, spool and absolute(spool))
+
+
+def is_database_url(text: str) -> bool:
+    """Say whether a spool is named by the URL of a database, and not by a path."""
+    return text.startswith(("postgresql://", "postgres://"))
 
 
 def host_root() -> str:

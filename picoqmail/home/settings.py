@@ -18,6 +18,7 @@ from picoqmail.errors import ConfigurationError
 from picoqmail.home import hands
 from picoqmail.home import values as setting_values
 from picoqmail.home.control import MINIVARS, Control
+from picoqmail.home.database import DATABASE_SETTING, read_database, without_password
 from picoqmail.home.limits import (
     DEFAULT_RECIPIENTS,
     MOST_MESSAGES,
@@ -345,6 +346,21 @@ class Settings:
         setting_values.switch,
         default="on",
     )
+    spool: str | None = _setting(
+        """The PostgreSQL database that keeps the mail, for any number of hosts. Not set: the spool
+        is a directory. PICOQMAIL_SPOOL goes before it.""",
+        """postgresql://USER@HOST/DATABASE with the parameters of libpq, and schema and lease; in a
+        file of mode 0600 if it holds a password""",
+        setting_values.plain_text,
+        check=read_database,
+    )
+    fallback: bool = _setting(
+        """Whether the spool directory of this host takes mail while the database is away. A sender
+        or worker brings it over later, once.""",
+        "on, off",
+        setting_values.switch,
+        default="on",
+    )
     bouncefrom: str = _setting(
         "The local part that bounces come from.",
         "a local part: no @, no blank",
@@ -572,6 +588,8 @@ def _entry(control: Control, name: str, spec: Spec) -> SettingEntry:
     if raw is None:
         return SettingEntry(name, spec, None, text=(spec.default,) if spec.default else ())
     text = () if spec.secret else tuple(line for line, _ in raw.lines)
+    if name == DATABASE_SETTING:
+        text = tuple([without_password(line) for line in text])
     try:
         return SettingEntry(name, spec, _value(name, spec, raw), text=text, where=raw.where())
     except ConfigurationError as exc:

@@ -8,6 +8,7 @@ used from threads, and from processes that fork.
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from picoqmail.errors import ConfigurationError, MessageError, MessageTypeError
@@ -15,9 +16,11 @@ from picoqmail.home import paths as homes
 from picoqmail.home.control import Control, number_of
 from picoqmail.home.limits import MOST_SECONDS, Limits, read_limits
 from picoqmail.home.owner import refuse_root
+from picoqmail.importing import importing
 from picoqmail.layout import DEFAULT_KEY_LIFETIME_SECONDS
-from picoqmail.library.groups import Entrance
+from picoqmail.library.groups import PROGRAM, Entrance
 from picoqmail.library.mail import Mail, Moment, Outcome, Outcomes, Receipt
+from picoqmail.library.orders import check
 from picoqmail.library.verbs import Verbs
 from picoqmail.message.content import MessageLike, is_email_object
 
@@ -114,6 +117,7 @@ class Spool(Verbs):
         not_before: Moment | None = None,
         expires: Moment | None = None,
         add_missing: bool = False,
+        connection: object = None,
     ) -> Receipt:
         """Put one message into the spool; returns when it is durable, and never waits for a relay.
 
@@ -142,6 +146,9 @@ class Spool(Verbs):
             expires: until when it is tried (the same forms), instead of the setting
                 queuelifetime.
             add_missing: add Date and Message-ID if the header has none.
+            connection: put the message into the tables in your own transaction: a psycopg
+                Connection, a Connection or Session of SQLAlchemy, or the alias of a Django
+                database. It is durable, and on its way, when you commit; a rollback undoes it.
 
         Raises:
             EnvelopeError: an address is malformed, or none was found, or a header field was not
@@ -164,6 +171,8 @@ class Spool(Verbs):
             expires=expires,
             add_missing=add_missing,
         )
+        if connection is not None:
+            return self._enqueue_within(connection, mail)
         (outcome,) = self._entrance().enqueue([mail])
         if isinstance(outcome, Exception):
             raise outcome
@@ -225,6 +234,14 @@ class Spool(Verbs):
         committed or taken back before, or prepared by another process.
         """
         return self._entrance().commit(pendings)
+
+    def _enqueue_within(self, connection: object, mail: Mail) -> Receipt:
+        with importing:
+            from picoqmail.library.transaction import enqueue_within
+
+        home, limits = self.home, self._limits()
+        order = check(mail, time.time(), limits.queuelifetime, limits.host)
+        return enqueue_within(connection, home, limits, order, PROGRAM)
 
     # --- Inside ------------------------------------------------------------------------------
 
@@ -336,6 +353,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
     not_before: Moment | None = None,
     expires: Moment | None = None,
     add_missing: bool = False,
+    connection: object = None,
 ) -> Receipt:
     """Put one message into the spool of this host; returns when it is durable.
 
@@ -365,12 +383,16 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
         expires: until when it is tried (the same forms), instead of the setting
             queuelifetime.
         add_missing: add Date and Message-ID if the header has none.
+        connection: put the message into the tables in your own transaction: a psycopg
+            Connection, a Connection or Session of SQLAlchemy, or the alias of a Django
+            database. It is durable, and on its way, when you commit; a rollback undoes it.
         home: the home whose spool it is, a directory; None is that of the environment.
         send: start the sender in the background; None means yes, unless the environment has
             PICOQMAIL_SEND=off.
 
     Returns:
-        The receipt of the message, which is on disk now and survives a power cut.
+        The receipt of the message, which is on disk now and survives a power cut; with
+        `connection` it is `durable` only when you commit.
 
     Raises:
         EnvelopeError: an address is malformed, or none was found, or a header field was not
@@ -392,6 +414,7 @@ def enqueue(  # noqa: PLR0913 - one argument a wish
         not_before=not_before,
         expires=expires,
         add_missing=add_missing,
+        connection=connection,
     )
 
 

@@ -52,6 +52,8 @@ class Mail:
 class Receipt:
     """What was accepted: durable from the moment that you have it.
 
+    Unless `durable` is False: then it is part of your own transaction, and durable once you commit.
+
     `id` names the message in the spool, for `picoqmail show ID` and `Spool.get`; "" if the mail
     went through the home's queue program, which returns no ID. `sender` and `recipients` are the
     envelope, `size` the octets as spooled, `created` and `next_attempt` Unix seconds. `repeated`
@@ -66,6 +68,7 @@ class Receipt:
     created: int
     next_attempt: int
     repeated: bool = False
+    durable: bool = True
 
 
 Outcome: TypeAlias = Receipt | Exception

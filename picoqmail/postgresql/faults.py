@@ -36,8 +36,11 @@ _REFUSALS = (
 class UncertainAcceptanceError(SpoolError):
     """The answer to a COMMIT was lost, and it could not be found out what it was.
 
-    The message may have been accepted. Whoever hands it in again may send it twice.
+    The message may have been accepted. Whoever hands it in again may send it twice. `transaction`
+    is its number, for `PostgresStore.has_committed`.
     """
+
+    transaction = ""
 
 
 def is_worth_another_try(exc: psycopg.Error) -> bool:

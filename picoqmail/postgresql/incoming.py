@@ -369,12 +369,14 @@ def _find_out(connections: Connections, ids: list[str], number: str) -> None:
         if status == _COMMITTED or time.monotonic() > deadline:
             break
         time.sleep(_ASK_EVERY_SECONDS)
-    raise UncertainAcceptanceError(
+    uncertain = UncertainAcceptanceError(
         "learn whether the message was accepted (it may have been)",
         connections.address.location,
         None,
         reason=why,
     )
+    uncertain.transaction = number
+    raise uncertain
 
 
 def _what_became(connections: Connections, ids: list[str], number: str) -> tuple[int, str]:

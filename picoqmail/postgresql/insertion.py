@@ -32,7 +32,10 @@ _ENTER = """
         SELECT id, 0, %(octets)s::bytea FROM entered
         RETURNING message
     )
-    SELECT pg_notify(%(channel)s, '') FROM body WHERE %(wakes)s
+    SELECT CASE WHEN %(wakes)s THEN pg_notify(%(channel)s, '')::text END,
+        CASE WHEN %(lasting)s AND current_setting('synchronous_commit') = 'off'
+            THEN set_config('synchronous_commit', 'on', true) END
+    FROM body
 """
 _MORE = """
     INSERT INTO picoqmail.chunk (message, number, octets)
@@ -80,19 +83,21 @@ def channel_of(schema: str) -> str:
     return f"{schema}_mail"
 
 
-def insert(
+def insert(  # noqa: PLR0913 - how a transaction is to end
     run: Callable[[str, Mapping[str, Any]], object],
     message: ReadyMessage,
     schema: str,
     *,
     entered: float,
     wakes: bool = False,
+    lasting: bool = False,
 ) -> None:
     """Put a message in, by one statement for a body of one chunk.
 
     `run` runs a statement in the transaction that the caller has begun. `entered` is the server's
     time (Unix seconds). With `wakes` the commit wakes workers: at most once a second in a process,
-    for all commits that do so wait for each other. What `run` raises passes through.
+    for all commits that do so wait for each other. `lasting`: if synchronous_commit is off, it is
+    on for this transaction. What `run` raises passes through.
     """
     values: dict[str, Any] = {
         "id": message.id,
@@ -103,6 +108,7 @@ def insert(
         "octets": message.chunks[0],
         "channel": channel_of(schema),
         "wakes": wakes,
+        "lasting": lasting,
     }
     run(named(_ENTER, schema), values)
     for number in range(1, len(message.chunks)):

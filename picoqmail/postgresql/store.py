@@ -241,10 +241,27 @@ class PostgresStore:
 
     # --- The way in ------------------------------------------------------------------------------
 
-    def incoming(
-        self, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
+    def time(self) -> float:
+        """Return the server's time (Unix seconds), and connect if that was not done yet.
+
+        Raises SpoolError, ConfigurationError.
+        """
+        self.connections.measure()
+        return self.clock()
+
+    def incoming(  # noqa: PLR0913 - all that an origin is
+        self,
+        limits: Limits,
+        *,
+        program: str,
+        uid: int,
+        pid: int,
+        now_ns: int = 0,
+        message_id: str = "",
     ) -> TableIncoming:
         """Begin a message. `now_ns` is the server's time (Unix nanoseconds), 0 for now.
+
+        `message_id` is the ID that it has elsewhere, too; "" for a new one.
 
         Raises SpoolError, ConfigurationError.
         """
@@ -257,6 +274,7 @@ class PostgresStore:
             pid=pid,
             now_ns=now_ns or int(self.clock() * 1e9),
             entropy=os.urandom(_ENTROPY_OCTETS),
+            message_id=message_id,
         )
 
     # --- What is due -----------------------------------------------------------------------------

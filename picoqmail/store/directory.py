@@ -218,6 +218,22 @@ class DirectoryStore:
         self.collected.update(taken)
         return taken
 
+    def bring_in(
+        self, message: Message, state: str, body: ClaimedMessage, result: str = ""
+    ) -> bool:
+        """Put a message of another store into a state, durably; False if it has arrived before.
+
+        Raises SpoolError.
+        """
+        from picoqmail.spool.arrival import bring_in
+
+        return bring_in(self.path, message, state, body.blocks(), result)
+
+    def has_committed(self, transaction: str) -> bool:
+        """Return False: a directory has no transactions whose answer could be lost."""
+        del transaction
+        return False
+
     # --- What is due -------------------------------------------------------------------------
 
     def due(self, most: int, states: Iterable[str], skip: Iterable[str] = ()) -> list[str]:
@@ -236,6 +252,12 @@ class DirectoryStore:
         if self.look(NEW).due:
             return now
         return self.figures(now).next_attempt
+
+    def wait(self, seconds: float, is_stopped: Callable[[], bool]) -> None:
+        """Wait so long, or until `is_stopped`: nobody says that there is mail."""
+        end = time.monotonic() + seconds
+        while not is_stopped() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
 
     # --- Delivery ----------------------------------------------------------------------------
 

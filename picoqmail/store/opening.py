@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from picoqmail.home.database import database_of
 from picoqmail.store.directory import DirectoryStore, nothing
 
 TYPE_CHECKING = False
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picoqmail.home.paths import Home
+    from picoqmail.postgresql.store import PostgresStore
     from picoqmail.spool.claim import Damage
     from picoqmail.store.protocol import Store
 
@@ -25,6 +27,18 @@ def open_store(
 
     `clock` gives Unix seconds, for an engine that has no clock of its own. `on_damage` is called
     for each message that is put aside, `on_copy` with what was removed because it was a damaged
-    copy of a whole body.
+    copy of a whole body. Raises ConfigurationError.
     """
-    return DirectoryStore(home.spool, clock, on_damage, on_copy)
+    url, where = database_of(home)
+    if not url:
+        return DirectoryStore(home.spool, clock, on_damage, on_copy)
+    return open_database(url, where, on_damage)
+
+
+def open_database(
+    url: str, where: str, on_damage: Callable[[Damage], None] = nothing
+) -> PostgresStore:
+    """Return the store of a database; `where` is what names its URL. Raises ConfigurationError."""
+    from picoqmail.postgresql.opening import open_postgresql
+
+    return open_postgresql(url, on_damage, where=where)

@@ -89,9 +89,17 @@ class IncomingMessage(Protocol):
     Unless it was committed. `size` counts its octets so far, our Received: line included.
     """
 
-    id: str
-    size: int
-    committed: bool
+    @property
+    def id(self) -> str:
+        """Its ID."""
+
+    @property
+    def size(self) -> int:
+        """Octets so far."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether it was accepted."""
 
     def write(self, data: bytes) -> None:
         """Append octets to the body. Raises SpoolError, MessageTooLargeError."""
@@ -187,13 +195,25 @@ class Store(Protocol):
     def incoming(
         self, limits: Limits, *, program: str, uid: int, pid: int, now_ns: int = 0
     ) -> IncomingMessage:
-        """Begin a message. `now_ns` is Unix time in nanoseconds, 0 for now."""
+        """Begin a message. `now_ns` is its time, Unix nanoseconds of the store; 0 for now."""
 
     def collect(self, limits: Limits, most: int, on_trouble: Callable[[str], None]) -> list[str]:
         """Bring in mail that this host has accepted elsewhere; return the IDs that came.
 
         At most so many messages of each user. What prevents single ones is told to `on_trouble`.
         """
+
+    def bring_in(
+        self, message: Message, state: str, body: ClaimedMessage, result: str = ""
+    ) -> bool:
+        """Put a message of another store into a state, durably; False if it has arrived before.
+
+        It keeps its ID. What was brought in is known for longer than a message lives, also after it
+        has left this store.
+        """
+
+    def has_committed(self, transaction: str) -> bool:
+        """Say whether a transaction whose answer was lost took effect."""
 
     # --- What is due ---
 
@@ -205,6 +225,9 @@ class Store(Protocol):
 
     def next_due(self) -> float | None:
         """Return when the next message is due, None if none waits."""
+
+    def wait(self, seconds: float, is_stopped: Callable[[], bool]) -> None:
+        """Wait until somebody says that there is mail, at most so long, or until `is_stopped`."""
 
     # --- Delivery ---
 

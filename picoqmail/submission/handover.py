@@ -15,8 +15,8 @@ from picoqmail.home.owner import refuse_root
 from picoqmail.home.paths import is_privileged
 from picoqmail.layout import NEW, TMP
 from picoqmail.message import envelope
-from picoqmail.spool.incoming import Incoming
 from picoqmail.submission.start_sender import start_sender
+from picoqmail.submission.way_in import begin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     checked_sender = envelope.decode_sender(sender)
     checked_recipients = envelope.decode_recipients(recipients)
     uid, pid = posix.getuid(), posix.getpid()
-    with Incoming(home.spool, limits, program=program, uid=uid, pid=pid) as incoming:
+    with begin(home, limits, program=program, uid=uid, pid=pid) as incoming:
         for piece in pieces:
             incoming.write(piece)
         incoming.commit(checked_sender, checked_recipients, extra)
@@ -99,7 +99,8 @@ def program_in_front(home: Home) -> str:
     and the home has no such program.
     """
     program = f"{home.bin}/qmail-queue"
-    if may_spool(home.spool):
+    # Who was given a database needs no right to a directory.
+    if home.database or may_spool(home.spool):
         program = ""
     refuse_root(home, program)
     if not program:

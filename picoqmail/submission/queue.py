@@ -30,16 +30,10 @@ from picoqmail.home.paths import (
     is_privileged,
     locate,
 )
-from picoqmail.layout import (
-    DROP,
-    DROP_FILE_MODE,
-    PIPE_BLOCK_OCTETS,
-    PRIVATE_FILE_MODE,
-    QUEUE_TIME_LIMIT_SECONDS,
-)
+from picoqmail.layout import DROP, PIPE_BLOCK_OCTETS, QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
-from picoqmail.spool.incoming import Incoming
 from picoqmail.submission.start_sender import start_in_front, start_sender
+from picoqmail.submission.way_in import begin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,13 +142,8 @@ def _accept(home: Home, drop: str) -> bool:
         share = Share(home, uid)
         share.charge(spool, time.time())
     limits = read_limits(home)
-    with Incoming(
-        spool,
-        limits,
-        program="picoqmail-queue",
-        uid=uid,
-        pid=posix.getpid(),
-        mode=DROP_FILE_MODE if drop else PRIVATE_FILE_MODE,
+    with begin(
+        home, limits, program="picoqmail-queue", uid=uid, pid=posix.getpid(), drop=drop
     ) as incoming:
         while block := _read(MESSAGE, "message"):
             incoming.write(block)

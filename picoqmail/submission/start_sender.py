@@ -31,6 +31,8 @@ LOCK_OPTION = f"--lock={LOCK_DESCRIPTOR}"
 # What a relay's password command, name lookup or certificate store may need. Nothing else of the
 # caller's environment reaches the sender, which behaves as it does when cron starts it.
 _ENVIRONMENT = ("HOME", "LANG", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER")
+# Where libpq finds a password or a service that the URL of a database does not hold.
+_OF_DATABASES = ("PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR")
 
 
 def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
@@ -123,7 +125,9 @@ def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]
     kept = {name: environ[name] for name in _ENVIRONMENT if name in environ}
     kept["PICOQMAIL_HOME"] = home.root
     kept["PICOQMAIL_CONTROL"] = home.control
-    kept["PICOQMAIL_SPOOL"] = home.spool
+    kept["PICOQMAIL_SPOOL"] = home.database or home.spool
+    if home.database:
+        kept.update({name: environ[name] for name in _OF_DATABASES if name in environ})
     return kept
 
 
