@@ -288,7 +288,7 @@ class Pending:
         self._spool = spool
         self._draft: Draft | None = draft
         self._pid = os.getpid()
-        self._id = draft.incoming.id
+        self._id: str = draft.incoming.id
 
     @property
     def id(self) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import define, evolve, field, frozen
 
 from picoqmail import durable
 from picoqmail.errors import ConfigurationError, MessageError, PicoqmailError, SpoolError
+from picoqmail.home.database import database_of
 from picoqmail.importing import importing
 from picoqmail.layout import IDEMPOTENCY, TMP
 from picoqmail.library.mail import Outcomes, Receipt
@@ -29,7 +30,7 @@ from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
@@ -54,7 +55,8 @@ class Draft:
     """An order whose body is written into tmp/. `fingerprint` is for its key, "" without one."""
 
     order: Order
-    incoming: Incoming
+    incoming: Any
+    """What the store of the home calls a message on its way in (store/protocol.py)."""
     fingerprint: str
     created: int
 
@@ -130,10 +132,13 @@ class Entrance:
     send: bool
     program: str = field(init=False)
     """The home's queue program, if mail has to go through that, else ""."""
+    database: tuple[str, str] = field(init=False)
+    """The URL of the database that keeps the mail, and what names it; "" if none does."""
 
     def __attrs_post_init__(self) -> None:
         """Find out which way mail goes. Raises ConfigurationError if there is none."""
         self.program = program_in_front(self.home)
+        self.database = ("", "") if self.program else database_of(self.home)
 
     def need_the_spool(self, what: str) -> None:
         """Raise ConfigurationError where mail goes through the home's queue program."""
@@ -149,10 +154,10 @@ class Entrance:
         outcomes = Outcomes()
         for some in _in_groups(mails):
             together = None
-            if len(some) >= LEAST_MESSAGES and not self.program:
+            if len(some) >= LEAST_MESSAGES and not (self.program or self.database[0]):
                 # Before the first body: it reports only errors from now on.
                 together = open_for_sync(f"{self.home.spool}/{TMP}")
-            with Group(self, together) as group:
+            with self._kind(self, together) as group:
                 for mail in some:
                     group.add(mail)
                 outcomes += group.accept()
@@ -162,11 +167,20 @@ class Entrance:
         """Accept prepared messages, a group at a time; return an outcome for each, in order."""
         outcomes = Outcomes()
         for some in _in_groups(prepared):
-            with Group(self, are_prepared=True) as group:
+            with self._kind(self, are_prepared=True) as group:
                 for one in some:
                     group.take(one)
                 outcomes += group.accept()
         return outcomes
+
+    @property
+    def _kind(self) -> type[Group]:
+        if not self.database[0]:
+            return Group
+        with importing:
+            from picoqmail.library.database_groups import DatabaseGroup
+
+        return DatabaseGroup
 
     def prepare(self, mail: Mail) -> Draft:
         """Put a message on disk, to be accepted later; its key is only checked."""
@@ -200,17 +214,7 @@ class Entrance:
         with closing(order.content), ExitStack() as undo:
             fingerprint = Fingerprint() if order.key is not None else None
             now_ns = time.time_ns()
-            incoming = undo.enter_context(
-                Incoming(
-                    self.home.spool,
-                    self.limits,
-                    program=PROGRAM,
-                    uid=os.getuid(),
-                    pid=os.getpid(),
-                    now_ns=now_ns,
-                    any_umask=True,
-                )
-            )
+            incoming = undo.enter_context(self._begin(now_ns))
             for block in order.content.blocks():
                 incoming.write(block)
                 if fingerprint is not None:
@@ -218,6 +222,31 @@ class Entrance:
             undo.pop_all()
         said = "" if fingerprint is None else fingerprint.of(order.sender, order.recipients)
         return Draft(order, incoming, said, now_ns // 1_000_000_000)
+
+    def _begin(self, now_ns: int) -> Any:  # noqa: ANN401 - see Draft
+        uid, pid = os.getuid(), os.getpid()
+        if self.database[0]:
+            with importing:
+                from picoqmail.store.acceptance import begin_in_database
+
+            return begin_in_database(
+                self.home,
+                *self.database,
+                self.limits,
+                program=PROGRAM,
+                uid=uid,
+                pid=pid,
+                any_umask=True,
+            )
+        return Incoming(
+            self.home.spool,
+            self.limits,
+            program=PROGRAM,
+            uid=uid,
+            pid=pid,
+            now_ns=now_ns,
+            any_umask=True,
+        )
 
     def delegate(self, order: Order) -> Receipt:
         """Hand a message to the home's queue program.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from picoqmail.home.database import falls_back
-from picoqmail.store.fallback import FallbackIncoming, can_fall_back
-from picoqmail.store.opening import open_database
+from picoqmail.postgresql.incoming import publish
+from picoqmail.store.fallback import FallbackIncoming, can_fall_back, publish_either
+from picoqmail.store.opening import shared_database
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
-    from picoqmail.store.protocol import IncomingMessage
+    from picoqmail.postgresql.incoming import TableIncoming
 
 
 def begin_in_database(  # noqa: PLR0913 - all that an origin is
@@ -24,14 +27,27 @@ def begin_in_database(  # noqa: PLR0913 - all that an origin is
     uid: int,
     pid: int,
     any_umask: bool = False,
-) -> IncomingMessage:
+) -> FallbackIncoming | TableIncoming:
     """Begin a message; where that may be, the host's directory takes it if the database is away.
 
     Raises SpoolError, ConfigurationError.
     """
-    store = open_database(url, where)
+    store = shared_database(url, where)
     if falls_back(home) and can_fall_back(home.spool):
         return FallbackIncoming(
             home, store, limits, program=program, uid=uid, pid=pid, any_umask=any_umask
         )
     return store.incoming(limits, program=program, uid=uid, pid=pid)
+
+
+def publish_group(group: Sequence[FallbackIncoming | TableIncoming]) -> None:
+    """Make sealed messages of one home durable and visible, all or none.
+
+    They are of one kind: begin_in_database decides that by the home. Raises SpoolError; then each
+    of them has to be taken back.
+    """
+    either = [one for one in group if isinstance(one, FallbackIncoming)]
+    if either:
+        publish_either(either)
+    else:
+        publish([one for one in group if not isinstance(one, FallbackIncoming)])

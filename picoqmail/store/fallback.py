@@ -14,12 +14,16 @@ import posix
 import time
 from typing import TYPE_CHECKING
 
+from picoqmail import durable
 from picoqmail.errors import ConfigurationError, SpoolError
-from picoqmail.layout import DATABASE_DOWN, NEW, PRIVATE_FILE_MODE, TMP, UNCERTAIN
+from picoqmail.layout import DATABASE_DOWN, NEW, PRIVATE_FILE_MODE, SIDECAR, TMP, UNCERTAIN
 from picoqmail.postgresql.faults import UncertainAcceptanceError
+from picoqmail.postgresql.incoming import publish
 from picoqmail.spool.incoming import Incoming
+from picoqmail.spool.incoming import publish as publish_local
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Self
 
     from picoqmail.home.limits import Limits
@@ -40,7 +44,15 @@ class FallbackIncoming:
     the end of the block takes it back.
     """
 
-    __slots__ = ("_local", "_spool", "_table", "committed", "is_local")
+    __slots__ = (
+        "_envelope",
+        "_is_prepared",
+        "_local",
+        "_spool",
+        "_table",
+        "committed",
+        "is_local",
+    )
 
     def __init__(  # noqa: PLR0913 - all that an origin is
         self,
@@ -62,6 +74,8 @@ class FallbackIncoming:
         self.committed = False
         self.is_local = False
         """Whether it was the directory that accepted it."""
+        self._envelope: tuple[str, list[str], dict[str, Any]] = ("", [], {})
+        self._is_prepared = False
         now_ns = time.time_ns()
         is_away = database_is_away(home.spool, time.time())
         if not is_away:
@@ -116,6 +130,12 @@ class FallbackIncoming:
             except SpoolError:
                 self._leave_database()
 
+    def seal(self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None) -> None:
+        """Add the envelope; nothing can be written any more. `extra` are further keys."""
+        self._envelope = (sender, recipients, dict(extra or {}))
+        if self._table is not None:
+            self._table.seal(sender, recipients, extra)
+
     def prepare(
         self,
         sender: str,
@@ -124,13 +144,15 @@ class FallbackIncoming:
         *,
         synced: bool = True,
     ) -> None:
-        """Put it where `commit_prepared` cannot fail for want of room. Raises SpoolError."""
+        """Do all that can fail for want of room or rights, in both places. Raises SpoolError."""
+        self._envelope = (sender, recipients, dict(extra or {}))
         if self._table is not None:
             try:
                 self._table.prepare(sender, recipients, extra, synced=synced)
-            except SpoolError:
+            except (SpoolError, ConfigurationError):
                 self._leave_database()
         self._local.prepare(sender, recipients, extra, synced=synced)
+        self._is_prepared = True
 
     def commit(
         self, sender: str, recipients: list[str], extra: dict[str, Any] | None = None
@@ -140,24 +162,17 @@ class FallbackIncoming:
         Raises SpoolError; the message is taken back then.
         """
         with self:
-            if self._table is not None:
-                try:
-                    self._table.commit(sender, recipients, extra)
-                except UncertainAcceptanceError as exc:
-                    self._note_away()
-                    extra = {**(extra or {}), UNCERTAIN: exc.transaction}
-                except ConfigurationError:
-                    # A schema or a right is missing. Somebody has to act, and no mail waits for it.
-                    self._note_away()
-                except SpoolError:
-                    self._note_away()
-                else:
-                    self.committed = True
-                    self._local.abort()
-                    return self.id
-            self._local.commit(sender, recipients, extra)
-            self.committed = self.is_local = True
+            self.seal(sender, recipients, extra)
+            publish_either((self,))
         return self.id
+
+    def park(self) -> None:
+        """Close the prepared body until `unpark`. Raises SpoolError."""
+        self._local.park()
+
+    def unpark(self) -> None:
+        """Open a parked body again. Raises SpoolError."""
+        self._local.unpark()
 
     def abort(self) -> None:
         """Take everything back; do nothing if the message was committed."""
@@ -184,6 +199,41 @@ class FallbackIncoming:
         except OSError:
             # They find out themselves, each after a moment of its own.
             return
+
+
+def publish_either(group: Sequence[FallbackIncoming]) -> None:
+    """Make sealed messages durable and visible, all in the database or all in the directory.
+
+    Raises SpoolError; then none of them is committed, and each has to be taken back.
+    """
+    transaction = ""
+    tables = [one._table for one in group if one._table is not None]  # noqa: SLF001 - one module
+    if len(tables) == len(group):
+        try:
+            publish(tables)
+        except UncertainAcceptanceError as exc:
+            transaction = exc.transaction
+        except (SpoolError, ConfigurationError):
+            # Also for a schema or a right that is missing: somebody has to act, and no mail waits.
+            transaction = ""
+        else:
+            for one in group:
+                one.committed = True
+                one._local.abort()  # noqa: SLF001 - as above
+            return
+    group[0]._note_away()  # noqa: SLF001 - as above
+    for one in group:
+        sender, recipients, extra = one._envelope  # noqa: SLF001 - as above
+        if transaction:
+            # It is asked for by whoever brings the message over.
+            extra = {**extra, UNCERTAIN: transaction}
+        if transaction and one._is_prepared:  # noqa: SLF001 - as above
+            durable.unlink_if_there(f"{one._spool}/{TMP}/{one.id}{SIDECAR}")  # noqa: SLF001
+        if transaction or not one._is_prepared:  # noqa: SLF001 - as above
+            one._local.prepare(sender, recipients, extra)  # noqa: SLF001 - as above
+    publish_local([one._local for one in group])  # noqa: SLF001 - as above
+    for one in group:
+        one.committed = one.is_local = True
 
 
 def database_is_away(spool: str, now: float) -> bool:

@@ -35,6 +35,21 @@ def open_store(
     return open_database(url, where, on_damage)
 
 
+_shared: dict[str, PostgresStore] = {}
+
+
+def shared_database(url: str, where: str) -> PostgresStore:
+    """Return the store of a database as all callers in this process share it.
+
+    A connection takes longer to make than a mail to accept. Safe in threads and over fork: the
+    store keeps its connections apart. Raises ConfigurationError.
+    """
+    store = _shared.get(url)
+    if store is None:
+        store = _shared.setdefault(url, open_database(url, where))
+    return store
+
+
 def open_database(
     url: str, where: str, on_damage: Callable[[Damage], None] = nothing
 ) -> PostgresStore:
