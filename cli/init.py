@@ -120,8 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = make_it(
             home, settings=first, replace=arguments.replace, programs=make.find_programs()
         )
+    tables = _migrate(home)
     taken = host_sendmail.take(home) if arguments.sendmail else []
-    outcome = make.HomeResult(outcome.root, (*repaired, *outcome.steps, *taken))
+    outcome = make.HomeResult(outcome.root, (*repaired, *outcome.steps, *tables, *taken))
     steps = _next_steps(home, system=arguments.system)
     if arguments.json:
         print_json(_document(home, outcome, steps))
@@ -130,6 +131,21 @@ def run(arguments: argparse.Namespace) -> int:
     for step in outcome.refused:
         print(f"picoqmail init: {step.path}: left alone: {step.detail}", file=sys.stderr)
     return make.EX_CANTCREAT if outcome.refused else 0
+
+
+def _migrate(home: Home) -> list[make.Step]:
+    """Make the tables of the database that the home names, if it names one."""
+    if not home.database:
+        return []
+    from picoqmail.postgresql.address import read_url
+    from picoqmail.postgresql.opening import demand_driver
+
+    address = read_url(home.database)
+    demand_driver()
+    from picoqmail.postgresql import migration
+
+    done = migration.migrate(address)
+    return [make.Step(address.location, "made", name) for name in done]
 
 
 def _is_named() -> bool:
@@ -168,6 +184,9 @@ def _first_settings(
     admin = _administrator(home, arguments.admin, asking=asking)
     if admin:
         settings["adminaddr"] = [admin]
+    if home.database:
+        # So that cron, and programs without this variable, find it.
+        settings["spool"] = [home.database]
     return settings
 
 

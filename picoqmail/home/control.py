@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MINIVARS = "minivars"
+# Settings whose values may hold a password: their files are private.
+SECRETS = ("relaypass", "spool")
 SECRET = "relaypass"  # noqa: S105 - the name of the setting
 READ_AT_ONCE = 4096
 MOST_CONTROL_OCTETS = 16 << 20

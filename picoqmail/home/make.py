@@ -27,7 +27,7 @@ from attrs import define, field, frozen
 from picoqmail import durable, layout
 from picoqmail.errors import PicoqmailError
 from picoqmail.home import hands
-from picoqmail.home.control import Control, read_text
+from picoqmail.home.control import SECRETS, Control, read_text
 from picoqmail.home.paths import Home
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class InitRun:
             return
         there = [text for text, _ in value.lines]
         # Part of a secret may stand in a comment (see secret_lines).
-        if read_text(path) == data.decode() if name == "relaypass" else there == list(lines):
+        if read_text(path) == data.decode() if name in SECRETS else there == list(lines):
             self._note(path, "kept")
         elif replace and value.path == path:
             durable.replace(f"{path}.{os.getpid()}.new", path, data)
@@ -268,7 +268,7 @@ class InitRun:
             self._note(path, "replaced")
         else:
             differs = f"{value.where()} says another value"
-            if name != "relaypass":
+            if name not in SECRETS:
                 differs = f"{value.where()} says {' '.join(there)!r} and not {' '.join(lines)!r}"
             self._note(path, "refused", f"{differs}; edit it if it is wrong, or use --replace")
 

@@ -31,7 +31,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.home import make
-from picoqmail.home.control import MINIVARS, Control
+from picoqmail.home.control import MINIVARS, SECRETS, Control
 from picoqmail.home.make import LINKS, HomeResult, InitError, InitRun, Step
 from picoqmail.home.owner import groups_of
 from picoqmail.layout import DIRECTORIES, DROP
@@ -167,7 +167,7 @@ def _write_settings(
         if control.read(name) is None:
             work.control_file(name, [value])
     for step in work.steps:
-        if step.outcome in {"made", "replaced"} and not step.path.endswith("/relaypass"):
+        if step.outcome in {"made", "replaced"} and os.path.basename(step.path) not in SECRETS:
             # Every user who submits reads the settings; the password is in a file of its own.
             _set_mode(step.path, 0o644)
     work.steps += settle_control(work.home, owner, work.made_before)
@@ -435,7 +435,7 @@ def settle_control(home: Home, owner: Owner, made_before: frozenset[str]) -> lis
             if not stat.S_ISREG(status.st_mode):
                 continue
             mode = stat.S_IMODE(status.st_mode)
-            if name == "relaypass":
+            if name in SECRETS:
                 steps += _give_password(path, descriptor, status, owner)
             elif mode & stat.S_IROTH:
                 continue
