@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from ours import Ours
 
 
@@ -22,4 +25,6 @@ class Bench:
     backlogs: tuple[int, ...]
     sizes: tuple[int, ...]
     crowds: tuple[int, ...]
+    save: Callable[[str, dict[str, Any]], None] = field(default=lambda _name, _section: None)
+    """Writes what a section has so far."""
     missing: dict[str, str] = field(factory=dict)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from measuring import Program, run_alone, run_here
+from attrs import evolve, frozen
+from disk import neighbour
+from measuring import Program, Starter, figure, progress, run_alone, run_here
 from ours import make_home, message
 from rivals import ENVIRON, all_with_a_queue, wait_until_empty
 
@@ -16,142 +20,179 @@ from rig.proxy import SlowLine
 from rig.sink import Sink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from bench import Bench
 
 FAR_MAILS = 200
 SECONDS_EACH_WAY = 0.025
-# These need a connection and tens of milliseconds for each mail, so a fifth of the mails is enough.
+# These need a connection and tens of milliseconds for each mail, so a tenth of the mails is enough.
 SLOW = ("nullmailer", "Exim", "OpenSMTPD", "msmtpq")
+OURS, RAW, SOURCE = "picoqmail-send", "a raw pipelined socket", "smtp-source, 20 sessions"
+RATE, CPU = "mails/s (median)", "CPU ms a mail (median)"
+
+
+@frozen
+class Drained:
+    """One run: the mails, the wall seconds, and where they are known processor time and memory."""
+
+    mails: int
+    wall: float
+    cpu: float | None = None
+    rss_mib: float = 0.0
+    connections: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Mails a second."""
+        return self.mails / self.wall
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Drain into the near relay, then into the far one."""
-    near = _near(bench)
-    far = _far(bench)
-    best = max((r["mails/s"] for r in near if "rival" in r["kind"]), default=0)
-    for row in near:
-        row["of the best rival"] = round(row["mails/s"] / best, 2) if best else None
-    return {
-        "title": f"Draining {bench.mails} mails of 4 KiB into smtp-sink on this machine",
-        "rows": near,
-        "chart": ("program", "mails/s"),
-        "more": [
-            {
-                "title": f"Draining {FAR_MAILS} mails over a line of 50 ms round trip",
-                "rows": far,
-                "chart": ("program", "seconds"),
-            }
-        ],
-    }
+    """Drain into the near relay, alone and beside a neighbour, then into the far one."""
+    title = f"Draining {bench.mails} mails of 4 KiB into smtp-sink on this machine"
+    section: dict[str, Any] = {"title": title, "rows": _near(bench), "chart": ("program", RATE)}
+    bench.save("drain", section)
+    beside = f"{title}, beside a neighbour that writes 20 MB/s to the same disk"
+    with neighbour(bench.scratch):
+        rows = _near(bench, has_neighbour=True)
+    section["more"] = [{"title": beside, "rows": rows, "chart": ("program", RATE)}]
+    bench.save("drain", section)
+    far = f"Draining {FAR_MAILS} mails over a line of 50 ms round trip"
+    rows = _far(bench)
+    section["more"].append({"title": far, "rows": rows, "chart": ("program", "seconds (median)")})
+    return section
 
 
-def _near(bench: Bench) -> list[dict[str, Any]]:
-    rows = []
+def _near(bench: Bench, *, has_neighbour: bool = False) -> list[dict[str, Any]]:
+    """Drain with every program in turn, in several rounds; the slow ones only alone."""
+    found: dict[str, list[Drained]] = {}
     with Sink(keep=False) as sink:
-        best = None
-        for _ in range(bench.repeats):
-            row = _picoqmail(bench, sink.address, bench.mails)
-            best = row if best is None or row["CPU s"] < best["CPU s"] else best
-        assert best is not None
-        rows.append(best)
-        mail = f"{bench.scratch}/mail-raw"
-        with open(mail, "wb") as file:
-            file.write(message())
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipelined.py")
-        count = str(bench.mails)
-        raw = min(
-            (
-                run_here(
-                    Program(
-                        "raw",
-                        (bench.ours.python, "-I", script, sink.host, str(sink.port), mail, count),
-                        ENVIRON,
-                    )
-                )
-                for _ in range(bench.repeats)
-            ),
-            key=lambda one: one.wall,
-        )
-        rows.append(_row("a raw pipelined socket", "limit", bench.mails, raw.wall, raw.cpu))
-        rows.append(_smtp_source(bench, sink))
-        rows += _rivals(bench, sink.port, bench.mails, near=True)
+        for number in range(bench.repeats):
+            _add(found, OURS, _picoqmail(bench, sink.address, bench.mails))
+            if not has_neighbour:
+                _add(found, RAW, _raw(bench, sink))
+                _add(found, SOURCE, _smtp_source(bench, sink))
+            for name, taken in _rivals(bench, sink.port, bench.mails, slow=not has_neighbour):
+                _add(found, name, taken)
+            progress("rounds", number + 1, bench.repeats)
+    return _rows_of(found)
+
+
+def _add(found: dict[str, list[Drained]], name: str, taken: Drained) -> None:
+    found.setdefault(name, []).append(taken)
+
+
+def _rows_of(found: dict[str, list[Drained]]) -> list[dict[str, Any]]:
+    """Return a row for each program; ratios are medians of the pairs of a round."""
+    rivals = {name: runs for name, runs in found.items() if name not in (OURS, RAW, SOURCE)}
+    best = max(
+        rivals, key=lambda name: statistics.median(one.rate for one in rivals[name]), default=""
+    )
+    rows = []
+    for name, runs in found.items():
+        row = {
+            "program": name,
+            "kind": "rival" if name in rivals else "ours" if name == OURS else "limit",
+            "mails": runs[0].mails,
+            **figure(RATE, [one.rate for one in runs]),
+        }
+        if best:
+            row[f"times {best} (median of pairs)"] = _ratio(runs, found[best])
+        if RAW in found:
+            row["of the raw socket (median of pairs)"] = _ratio(runs, found[RAW])
+        used = [1000 * one.cpu / one.mails for one in runs if one.cpu is not None]
+        if used:
+            row |= figure(CPU, used, 2)
+        if name == OURS:
+            row["MiB"] = round(max(one.rss_mib for one in runs))
+        rows.append(row)
     return rows
 
 
-def _smtp_source(bench: Bench, sink: Sink) -> dict[str, Any]:
+def _ratio(runs: list[Drained], others: list[Drained]) -> float:
+    # A rival whose queue did not get empty in a round has fewer.
+    pairs = zip(runs, others, strict=False)
+    return round(statistics.median(one.rate / other.rate for one, other in pairs), 2)
+
+
+def _raw(bench: Bench, sink: Sink) -> Drained:
+    """Measure prepared octets, sent by Python as fast as the sink takes them."""
+    mail = f"{bench.scratch}/mail-raw"
+    with open(mail, "wb") as file:
+        file.write(message())
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipelined.py")
+    argv = (bench.ours.python, "-I", script, sink.host, str(sink.port), mail, str(bench.mails))
+    taken = run_here(Program("raw", argv, ENVIRON))
+    return Drained(bench.mails, taken.wall, taken.cpu)
+
+
+def _smtp_source(bench: Bench, sink: Sink) -> Drained:
     """Measure Postfix's load generator, which makes its own mail and reads no spool."""
     argv = (
         find("smtp-source", "postfix"),
         *("-d", "-s", "20", "-m", str(bench.mails), "-l", "4096"),
         *("-f", "a@example.org", "-t", "b@example.net", sink.address),
     )
-    taken = min(
-        (run_here(Program("smtp-source", argv, ENVIRON)) for _ in range(bench.repeats)),
-        key=lambda one: one.wall,
-    )
+    taken = run_here(Program("smtp-source", argv, ENVIRON))
     if taken.status:
         raise RuntimeError(f"smtp-source ended with {taken.status}")
-    return _row("smtp-source, 20 sessions", "limit", bench.mails, taken.wall, taken.cpu)
+    return Drained(bench.mails, taken.wall, taken.cpu)
 
 
 def _far(bench: Bench) -> list[dict[str, Any]]:
-    with Sink(keep=False) as sink:
-        with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY) as line:
-            rows = [_best_of(bench, line), *_rivals(bench, line.port, FAR_MAILS, near=False)]
-        # The same over a line without delay for the handshake of TCP.
-        with SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY, handshake=False) as line:
-            row = _best_of(bench, line)
-            row["program"] += ", without the delay of TCP's handshake"
-            rows.insert(1, row)
-    return rows
+    found: dict[str, list[Drained]] = {}
+    quick = f"{OURS}, without the delay of TCP's handshake"
+    with (
+        Sink(keep=False) as sink,
+        SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY) as line,
+        SlowLine(sink.port, seconds_each_way=SECONDS_EACH_WAY, handshake=False) as quick_line,
+    ):
+        for number in range(bench.repeats):
+            for name, way in ((OURS, line), (quick, quick_line)):
+                before = way.connections
+                taken = _picoqmail(bench, way.address, FAR_MAILS)
+                _add(found, name, evolve(taken, connections=way.connections - before))
+            for name, taken in _rivals(bench, line.port, FAR_MAILS):
+                _add(found, name, taken)
+            progress("far rounds", number + 1, bench.repeats)
+    return [
+        {
+            "program": name,
+            "mails": runs[0].mails,
+            **figure("seconds (median)", [one.wall for one in runs], 3),
+            "seconds (best)": round(min(one.wall for one in runs), 3),
+            "connections": runs[0].connections or None,
+        }
+        for name, runs in found.items()
+    ]
 
 
-def _best_of(bench: Bench, line: SlowLine) -> dict[str, Any]:
-    rows = []
-    for _ in range(bench.repeats):
-        before = line.connections
-        row = _picoqmail(bench, line.address, FAR_MAILS)
-        row["connections"] = line.connections - before
-        rows.append(row)
-    return min(rows, key=lambda row: row["seconds"])
-
-
-def _picoqmail(bench: Bench, relay: str, count: int) -> dict[str, Any]:
+def _picoqmail(bench: Bench, relay: str, count: int) -> Drained:
     home = make_home(bench.scratch, relay)
     home.fill(count)
-    program = Program("picoqmail-send", (bench.ours.program("send"),), home.variables())
+    program = Program(OURS, (bench.ours.program("send"),), home.variables())
     taken = run_alone(program, f"{bench.scratch}/taken")
     if taken.status or home.count("new"):
         raise RuntimeError(f"picoqmail-send ended with {taken.status}, {home.count('new')} left")
-    row = _row("picoqmail-send", "ours", count, taken.wall, taken.cpu)
-    row["MiB"] = round(taken.rss_mib)
-    return row
+    return Drained(count, taken.wall, taken.cpu, taken.rss_mib)
 
 
-def _row(name: str, kind: str, count: int, wall: float, cpu: float | None) -> dict[str, Any]:
-    return {
-        "program": name,
-        "kind": kind,
-        "mails": count,
-        "seconds": round(wall, 3),
-        "mails/s": round(count / wall),
-        "CPU s": None if cpu is None else round(cpu, 3),
-        "mails per CPU second": None if cpu is None else round(count / cpu),
-    }
-
-
-def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str, Any]]:
-    rows = []
-    for rival in all_with_a_queue(message(), bench.scratch, bench.missing, port):
+def _rivals(
+    bench: Bench, port: int, mails: int, *, slow: bool = True
+) -> Iterator[tuple[str, Drained]]:
+    """Fill and drain each rival once, each in new directories."""
+    scratch = tempfile.mkdtemp(prefix="rivals-", dir=bench.scratch)
+    os.chmod(scratch, 0o755)  # noqa: S103 - rivals with users of their own must get in
+    for rival in all_with_a_queue(message(), scratch, bench.missing, port, slow=slow):
         name = rival.name
-        count = max(mails // (5 if near else 20), 10) if name in SLOW else mails
-        for _ in range(count):
-            if run_in(rival.submit()):
-                raise RuntimeError(f"{name} does not take mail")
+        count = max(mails // 10, 10) if name in SLOW else mails
+        with Starter(rival.submit()) as starter:
+            starter.run(count)
         if rival.waiting() < count:
             raise RuntimeError(f"{name} has {rival.waiting()} mails, {count} were submitted")
+        os.sync()
         before = time.perf_counter()
         process = subprocess.Popen(
             rival.drain(),
@@ -167,24 +208,7 @@ def _rivals(bench: Bench, port: int, mails: int, *, near: bool) -> list[dict[str
             rival.stop()
             process.terminate()
             process.wait(30)
-        if not done:
-            bench.missing[f"{name}, {'near' if near else 'far'}"] = "its queue did not get empty"
-            continue
-        rows.append(_row(name, "rival", count, seconds, None))
-    return rows
-
-
-def run_in(program: Program) -> int:
-    """Run a program in its root once; returns its exit code."""
-    command = ["chroot", program.root, *program.argv] if program.root else list(program.argv)
-    path = program.root + program.stdin
-    with open(path, "rb") as mail:
-        return subprocess.run(
-            command,
-            stdin=mail,
-            env=dict(program.environ),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            timeout=60,
-        ).returncode
+        if done:
+            yield name, Drained(count, seconds)
+        else:
+            bench.missing[f"{name}, drain"] = "its queue did not get empty"

@@ -6,15 +6,19 @@ import os
 import re
 import statistics
 import subprocess
+import tempfile
 from typing import TYPE_CHECKING
 
 from attrs import frozen
+from disk import neighbour
+from measuring import figure, progress
 from ours import make_home, message
 from rivals import Missing, python_environment
 
 from rig.programs import find
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from bench import Bench
@@ -51,7 +55,8 @@ REPOZE = _CLOCK.format(
 DJANGO = _CLOCK.format(
     prepare="import django\nfrom django.conf import settings\n"
     "settings.configure(INSTALLED_APPS=['mailer'], EMAIL_BACKEND='mailer.backend.DbBackend', "
-    "DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': sys.argv[3]}}, "
+    "DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3', "
+    "'NAME': sys.argv[3] + '/database'}}, "
     "DEFAULT_AUTO_FIELD='django.db.models.AutoField', USE_TZ=True)\n"
     "django.setup()\nfrom django.core.management import call_command\n"
     "call_command('migrate', verbosity=0)\nfrom django.core.mail import EmailMessage\n"
@@ -61,66 +66,120 @@ DJANGO = _CLOCK.format(
 )
 
 
+# The calls of one acceptance, in their order, and nothing else: no program in Python can do less.
+BARE = _CLOCK.format(
+    prepare="import fcntl, os, posix\nspool = os.environ['PICOQMAIL_HOME'] + '/spool'\n"
+    "sidecar = b'x' * 420\nmake = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW\n"
+    "def bare():\n"
+    "    name = posix.urandom(8).hex()\n"
+    "    a = posix.open(f'{spool}/tmp/{name}.eml', make, 0o600)\n"
+    "    fcntl.flock(a, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    "    posix.write(a, mail)\n"
+    "    b = posix.open(f'{spool}/tmp/{name}.json', make, 0o600)\n"
+    "    posix.write(b, sidecar)\n"
+    "    posix.posix_fadvise(b, 0, 0, posix.POSIX_FADV_DONTNEED)\n"
+    "    posix.fsync(a)\n"
+    "    posix.fsync(b)\n"
+    "    posix.close(b)\n"
+    "    posix.link(f'{spool}/tmp/{name}.eml', f'{spool}/new/{name}.eml')\n"
+    "    posix.rename(f'{spool}/tmp/{name}.json', f'{spool}/new/{name}.json')\n"
+    "    c = posix.open(f'{spool}/new', os.O_RDONLY | os.O_DIRECTORY)\n"
+    "    posix.fsync(c)\n"
+    "    posix.close(c)\n"
+    "    posix.unlink(f'{spool}/tmp/{name}.eml')\n"
+    "    fcntl.flock(a, fcntl.LOCK_UN)\n"
+    "    posix.close(a)\n"
+    "bare()",
+    work="for _ in range(count): bare()",
+)
+_NO_SYNCFS = "import sys; sys.modules['_ctypes'] = None\n"
+ONE, MANY, LEAST = (
+    "enqueue(), one by one",
+    "enqueue_many(), 100 at once",
+    "its calls alone, in Python",
+)
+ALONE = "enqueue_many(), where syncfs is not trusted"
+RIVAL = "repoze.sendmail"
+
+
 @frozen
 class Contender:
-    """A way to submit in a process: its code gets a mail, a number, and `where`."""
+    """A way to submit in a process: its code gets a mail, a number, and a new directory."""
 
     python: str
     code: str
-    where: str = ""
 
-    def command(self, mail: str, count: int) -> list[str]:
-        """Return the command that submits this many mails, and prints the mails a second."""
-        return [self.python, "-I", "-c", self.code, mail, str(count), self.where]
+    def start(self, bench: Bench, mail: str, count: int) -> tuple[list[str], dict[str, str]]:
+        """Return the command that submits this many mails, and its environment.
+
+        It prints the mails a second. Each has a directory of its own: nothing is deleted.
+        """
+        where = tempfile.mkdtemp(prefix="queue-", dir=bench.scratch)
+        for part in ("cur", "new", "tmp"):
+            os.mkdir(f"{where}/{part}")
+        home = make_home(bench.scratch)
+        return [self.python, "-I", "-c", self.code, mail, str(count), where], home.variables()
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Time each in turn, in several rounds; a separate run counts the fsyncs."""
+    """Time each in turn, in several rounds, alone and beside a neighbour; then count fsyncs."""
     mail = f"{bench.scratch}/mail-4k"
     with open(mail, "wb") as file:
         file.write(message())
-    home = make_home(bench.scratch)
     contenders = {
-        "enqueue(), one by one": Contender(bench.ours.python, ONE_BY_ONE),
-        "enqueue_many(), 100 at once": Contender(bench.ours.python, GROUPS),
+        ONE: Contender(bench.ours.python, ONE_BY_ONE),
+        LEAST: Contender(bench.ours.python, BARE),
+        MANY: Contender(bench.ours.python, GROUPS),
+        ALONE: Contender(bench.ours.python, _NO_SYNCFS + GROUPS),
     }
     try:
         python = python_environment()
-        queue = f"{bench.scratch}/repoze"
-        for part in ("cur", "new", "tmp"):
-            os.makedirs(f"{queue}/{part}")
-        contenders["repoze.sendmail"] = Contender(python, REPOZE, queue)
-        contenders["django-mailer (SQLite)"] = Contender(
-            python, DJANGO, f"{bench.scratch}/django.sqlite"
-        )
+        contenders[RIVAL] = Contender(python, REPOZE)
+        contenders["django-mailer (SQLite)"] = Contender(python, DJANGO)
     except Missing as exc:
         bench.missing["repoze.sendmail, django-mailer"] = str(exc)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(bench.repeats):
-        for name, contender in contenders.items():
-            rates[name].append(_rate(contender.command(mail, bench.mails), home.variables()))
-            home.empty()
-    rows = []
-    for name, contender in contenders.items():
+    title = "In-process submission of 4 KiB mails"
+    chart = ("how", "mails/s (median)")
+    section: dict[str, Any] = {"title": title, "rows": _rows(bench, contenders, mail)}
+    section["chart"] = chart
+    bench.save("library", section)
+    with neighbour(bench.scratch):
+        rows = _rows(bench, contenders, mail)
+    beside = {"title": f"{title}, beside a neighbour that writes 20 MB/s to the same disk"}
+    section["more"] = [{**beside, "rows": rows, "chart": chart}]
+    bench.save("library", section)
+    for row in section["rows"]:
+        contender = contenders[row["how"]]
         # The difference of two runs, so that the start does not count.
-        counts = [
-            _fsyncs(contender.command(mail, count), home.variables(), f"{bench.scratch}/trace")
-            for count in (100, 300)
-        ]
-        home.empty()
-        rows.append(
-            {
-                "how": name,
-                "mails/s (best)": round(max(rates[name])),
-                "mails/s (median)": round(statistics.median(rates[name])),
-                "fsyncs a mail": round((counts[1] - counts[0]) / 200, 2),
-            }
-        )
-    return {
-        "title": "In-process submission of 4 KiB mails",
-        "rows": rows,
-        "chart": ("how", "mails/s (median)"),
-    }
+        few, many = (_fsyncs(bench, *contender.start(bench, mail, n)) for n in (100, 300))
+        row["fsyncs a mail"] = round((many - few) / 200, 2)
+    return section
+
+
+def _rows(bench: Bench, contenders: dict[str, Contender], mail: str) -> list[dict[str, Any]]:
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(bench.repeats):
+        for name, contender in contenders.items():
+            rates[name].append(_rate(*contender.start(bench, mail, bench.mails)))
+        progress("rounds", number + 1, bench.repeats)
+    rows = []
+    for name, found in rates.items():
+        row = {
+            "how": name,
+            **figure("mails/s (median)", found),
+            "mails/s (best)": round(max(found)),
+        }
+        if RIVAL in rates:
+            row["times repoze.sendmail (median of pairs)"] = _ratio(found, rates[RIVAL])
+        if name == ONE:
+            row["its time, of its calls alone (median of pairs)"] = _ratio(rates[LEAST], found)
+        rows.append(row)
+    return rows
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    pairs = zip(one, other, strict=True)
+    return round(statistics.median(a / b for a, b in pairs), 2)
 
 
 def _rate(command: list[str], environ: dict[str, str]) -> float:
@@ -134,7 +193,8 @@ def _rate(command: list[str], environ: dict[str, str]) -> float:
     return float(ran.stdout)
 
 
-def _fsyncs(command: list[str], environ: dict[str, str], trace: str) -> int:
+def _fsyncs(bench: Bench, command: list[str], environ: dict[str, str]) -> int:
+    trace = f"{bench.scratch}/trace"
     strace = [find("strace", "strace"), "-f", "-qq", "-e", "trace=fsync,fdatasync,syncfs"]
     subprocess.run(
         [*strace, "-o", trace, *command],

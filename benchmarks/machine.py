@@ -11,14 +11,18 @@ import sys
 import tempfile
 import time
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from rig.private_root import cache
+
+if TYPE_CHECKING:
+    from disk import Disk
 
 FSYNCS = 50
 
 
-def facts(directory: str) -> dict[str, object]:
-    """Return facts about this machine, with the cost of an fsync in `directory`."""
+def facts(disk: Disk) -> dict[str, object]:
+    """Return facts about this machine, with the cost of an fsync on the disk that is measured."""
     return {
         "when": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "processor": _first("/proc/cpuinfo", "model name"),
@@ -27,9 +31,9 @@ def facts(directory: str) -> dict[str, object]:
         "kernel": platform.release(),
         "python": sys.version.split()[0],
         "system": _first("/etc/os-release", "PRETTY_NAME", "=").strip('"'),
-        "file system": _said(["findmnt", "-n", "-o", "FSTYPE", "-T", directory]),
+        "disk": disk.facts,
         "load before": os.getloadavg()[0],
-        "fsync of a new 4 KiB file, ms": round(_fsync_seconds(directory) * 1000, 3),
+        "fsync of a new 4 KiB file, ms": round(_fsync_seconds(disk.path) * 1000, 3),
     }
 
 

@@ -12,10 +12,11 @@ import traceback
 from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
+from compare import SPREAD, TO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Self
+    from typing import Any, Self
 
 KIB = 1024
 
@@ -216,3 +217,22 @@ def progress(what: str, done: int, whole: int) -> None:
         end = "\n" if done >= whole else ""
         bar = "#" * filled + "." * (30 - filled)
         print(f"\r  [{bar}] {done}/{whole} {what} ", end=end, file=sys.stderr, flush=True)
+
+
+def figure(name: str, values: Sequence[float], digits: int | None = None) -> dict[str, Any]:
+    """Return the cells of one figure: its median, and its spread, the middle half of the values."""
+    median = statistics.median(values)
+    low, high = middle_half(values)
+    return {
+        name: round(median, digits),
+        name + SPREAD: f"{round(low, digits)}{TO}{round(high, digits)}",
+    }
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value without the outer quarters (of five: one each)."""
+    ordered = sorted(values)
+    away = (len(ordered) + 1) // 4
+    if 2 * away >= len(ordered):
+        away = 0
+    return ordered[away], ordered[len(ordered) - 1 - away]

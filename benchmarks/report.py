@@ -26,6 +26,16 @@ def write(directory: str, results: Mapping[str, Any]) -> None:
         file.write(markdown(directory, results))
 
 
+def read(directory: str) -> dict[str, Any]:
+    """Return the results that were written there; an empty dictionary if there are none."""
+    try:
+        with open(f"{directory}/results.json", encoding="utf-8") as file:
+            found: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
 def markdown(directory: str, results: Mapping[str, Any]) -> str:
     """Return the Markdown page; plots are written beside it."""
     lines = [

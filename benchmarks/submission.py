@@ -33,7 +33,7 @@ def programs_of_ours(ours: Ours, home: MeasuredHome, mail: str, envelope: str) -
             home.variables(),
             mail,
             envelope,
-            clean=home.empty,
+            clean=home.renew,
         ),
         Program("picoqmail-sendmail", (ours.program("sendmail"), *ask), home.variables(), mail),
         Program("picoqmail-cron, idle", (ours.program("cron"),), home.variables()),
