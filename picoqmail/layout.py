@@ -40,8 +40,6 @@ IDEMPOTENCY = "idempotency"
 REPORTS = "reports"
 # Its time is until when no process of this host tries the database, which was away.
 DATABASE_DOWN = "database-down"
-# The key of a sidecar that names the transaction of the database whose outcome is not known.
-UNCERTAIN = "uncertain"
 # Its time is that of the last search for messages older than keepundelivered.
 PURGED = "purged"
 

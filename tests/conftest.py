@@ -118,9 +118,17 @@ def migrated(postgresql: PrivatePostgreSQL) -> str:
 
 
 @pytest.fixture
-def database(postgresql: PrivatePostgreSQL, migrated: str) -> str:
-    """The name of a database with our tables, empty, for one test."""
+def own_database(postgresql: PrivatePostgreSQL, migrated: str) -> str:
+    """The name of a new database with our tables, for a test that changes more than rows."""
     return postgresql.make_database(migrated)
+
+
+@pytest.fixture
+def database(postgresql: PrivatePostgreSQL, migrated: str) -> Iterator[str]:
+    """The name of a database with our tables, empty, for a test that changes rows alone."""
+    name = postgresql.lend_database(migrated)
+    yield name
+    postgresql.take_back(name)
 
 
 @pytest.fixture(scope="session")

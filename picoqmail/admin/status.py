@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
     from picoqmail.ledger.routes import Outage
-    from picoqmail.store.figures import Heap
+    from picoqmail.spool.figures import Heap
     from picoqmail.store.protocol import Store
 
 

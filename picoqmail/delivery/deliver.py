@@ -18,7 +18,12 @@ from picoqmail.delivery import policy, story
 from picoqmail.delivery.outages import SESSION, TOO_FAST, Outages
 from picoqmail.delivery.report import Reporter
 from picoqmail.delivery.routing import Routing, name_of
-from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
+from picoqmail.errors import (
+    DamagedMessageError,
+    NoSuchMessageError,
+    PicoqmailError,
+    SpoolError,
+)
 from picoqmail.layout import CUR, NEW, UNDELIVERED, accepted_at
 from picoqmail.smtp.address import expand_verp, is_verp
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, RecipientResult, Transaction
@@ -409,7 +414,12 @@ class Delivery:
     def _mark_in_doubt(self, work: _Work) -> None:
         work.without_reply += 1
         if work.without_reply == 1:
-            work.claim.mark_in_doubt()
+            try:
+                work.claim.mark_in_doubt()
+            except (OSError, PicoqmailError) as exc:
+                # The end of the data is not sent, and the message is left as it is.
+                self._report_trouble(work.claim.message.id, exc)
+                raise
 
     def _claim(self, outbox: Outbox, message_id: str) -> ClaimedMessage | None:
         damaged = self.summary.damaged

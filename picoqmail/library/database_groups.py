@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.errors import MessageError, PicoqmailError
-from picoqmail.library.groups import Group
-from picoqmail.store.acceptance import publish_group
+from picoqmail.errors import PicoqmailError
+from picoqmail.library.groups import Group, repeated_receipt
+from picoqmail.store.acceptance import publish_group, publish_with_key
 from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
@@ -47,5 +47,24 @@ class DatabaseGroup(Group):
             start_sender(self.entrance.home, time.time())
 
     def _publish_keyed(self, index: int) -> None:
-        refusal = MessageError("idempotency keys are not yet kept in a database")
-        self._end(index, refusal)
+        draft = self._drafts[index]
+        order = draft.order
+        try:
+            if not self.are_prepared:
+                draft.incoming.seal(order.sender, order.recipients, order.extra)
+            found = publish_with_key(
+                draft.incoming,
+                str(order.key),
+                fingerprint=draft.fingerprint,
+                lifetime=self.entrance.key_lifetime_seconds(),
+                key_decides=order.key_decides,
+            )
+        except PicoqmailError as exc:
+            self._end(index, exc)
+            return
+        if found is not None:
+            self._end(index, repeated_receipt(draft.receipt, found))
+            return
+        self._end(index, draft.receipt)
+        if "next_attempt" not in order.extra and self.entrance.send:
+            start_sender(self.entrance.home, time.time())

@@ -23,13 +23,13 @@ from picoqmail.library.orders import check
 from picoqmail.library.threads import abreast
 from picoqmail.message.fingerprint import Fingerprint
 from picoqmail.spool.incoming import Incoming, publish
-from picoqmail.spool.keys import KeyRecord
+from picoqmail.spool.keys import KeyRecord, refuse_reuse
 from picoqmail.spool.syncfs import LEAST_MESSAGES, open_for_sync
 from picoqmail.submission.handover import program_in_front
 from picoqmail.submission.start_sender import start_sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from picoqmail.home.limits import Limits
@@ -200,7 +200,14 @@ class Entrance:
 
     def _check_key(self, draft: Draft) -> None:
         """Raise KeyReusedError at once if the key already stands for something else."""
-        if draft.order.key is not None:
+        if draft.order.key is not None and self.database[0]:
+            with importing:
+                from picoqmail.store.opening import shared_database
+
+            known = shared_database(*self.database).find_key(draft.order.key)
+            if known is not None and not draft.order.key_decides:
+                refuse_reuse(draft.order.key, known, draft.fingerprint)
+        elif draft.order.key is not None:
             record = KeyRecord(self.home.spool, draft.order.key)
             try:
                 found = record.find(time.time())
@@ -301,6 +308,18 @@ def _most_together() -> int:
         # No descriptor is free to count them with, or the system has no /proc.
         used = limit // 2
     return max(_COUNT_AT_MESSAGES, min(GROUP_MESSAGES, (limit - used) // 4))
+
+
+def repeated_receipt(receipt: Receipt, found: Mapping[str, Any]) -> Receipt:
+    """Return the receipt of the message that a key stands for already."""
+    return evolve(
+        receipt,
+        id=found["id"],
+        size=found.get("size", 0),
+        created=found.get("created", 0),
+        next_attempt=found.get("next_attempt", 0),
+        repeated=True,
+    )
 
 
 @define(eq=False)
@@ -412,15 +431,7 @@ class Group:
             except PicoqmailError as exc:
                 self._end(index, exc)
                 continue
-            receipt = evolve(
-                draft.receipt,
-                id=found["id"],
-                size=found.get("size", 0),
-                created=found.get("created", 0),
-                next_attempt=found.get("next_attempt", 0),
-                repeated=True,
-            )
-            self._end(index, receipt)
+            self._end(index, repeated_receipt(draft.receipt, found))
         return records
 
     def _put_on_disk(self, indexes: list[int]) -> None:

@@ -38,11 +38,9 @@ _UNMARK = """
     UPDATE picoqmail.message SET doubt = false WHERE id = %(id)s AND fence = %(fence)s RETURNING id
 """
 _RELEASE = """
-    UPDATE picoqmail.message SET leased_until = '-infinity', holder = ''
-    WHERE id = %(id)s AND fence = %(fence)s
-"""
-_RELEASE_UNSENT = """
-    UPDATE picoqmail.message SET leased_until = '-infinity', holder = '', doubt = %(doubt)s
+    UPDATE picoqmail.message
+    SET leased_until = '-infinity', holder = '', in_hand = in_hand AND NOT %(in_hand)s,
+        suspect = suspect AND NOT %(survived)s, doubt = doubt AND NOT %(unsent)s
     WHERE id = %(id)s AND fence = %(fence)s
 """
 _RENEW = """
@@ -59,16 +57,30 @@ class Lease:
 
     `is_marked`: the row has the mark of doubt. `is_lost`: another process has taken the message.
     `is_unsure`: whether the mark was set could not be learnt, and no end of data followed.
-    `is_over`: the message was removed, so there is nothing to release.
+    `is_over`: the message was removed, so there is nothing to release. `is_in_hand`: this claim has
+    marked it so, and `has_survived` the attempt.
     """
 
-    __slots__ = ("fence", "id", "is_lost", "is_marked", "is_over", "is_unsure")
+    __slots__ = (
+        "fence",
+        "has_survived",
+        "id",
+        "is_in_hand",
+        "is_lost",
+        "is_marked",
+        "is_over",
+        "is_unsure",
+    )
 
-    def __init__(self, message_id: str, fence: int, *, is_marked: bool) -> None:
+    def __init__(
+        self, message_id: str, fence: int, *, is_marked: bool, is_in_hand: bool = False
+    ) -> None:
         self.id = message_id
         self.fence = fence
         self.is_marked = is_marked
         self.is_unsure = False
+        self.is_in_hand = is_in_hand
+        self.has_survived = False
         self.is_lost = False
         self.is_over = False
 
@@ -276,6 +288,11 @@ class LeasedClaim:
         """Whether the mark is there."""
         return self._lease.is_marked
 
+    def has_survived(self, *, is_removed: bool = False) -> None:
+        """Note that an attempt was recorded: no run died of it. `release` takes the marks away."""
+        self._lease.has_survived = True
+        self._lease.is_over = self._lease.is_over or is_removed
+
     def release(self) -> None:
         """Release the message; the claim cannot be used any more.
 
@@ -285,10 +302,15 @@ class LeasedClaim:
         self._leases.drop(lease)
         if lease.is_lost or lease.is_over:
             return
-        values = {"id": lease.id, "fence": lease.fence, "doubt": False}
-        text = _RELEASE_UNSENT if lease.is_unsure else _RELEASE
+        values = {
+            "id": lease.id,
+            "fence": lease.fence,
+            "in_hand": lease.is_in_hand,
+            "survived": lease.has_survived,
+            "unsent": lease.is_unsure,
+        }
         try:
-            self._leases.connections.run("release the message", text, values)
+            self._leases.connections.run("release the message", _RELEASE, values)
         except (SpoolError, ConfigurationError):
             return
 

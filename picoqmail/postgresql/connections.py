@@ -39,6 +39,7 @@ IDLE_SECONDS = 30
 # For an answer that never comes: a proxy or a pooler may keep a line open whose other end is dead,
 # so that TCP's own limits see nothing.
 PATIENCE_SECONDS = 20.0
+NOTICE_SECONDS = 1.0
 _TCP_MILLISECONDS = 10_000
 _KEPT = 4
 
@@ -134,6 +135,7 @@ class Connections:
         self._pid = os.getpid()
         self._is_checked = False
         self._offset: float | None = None
+        self._notified = 0.0
 
     # --- Time ----------------------------------------------------------------------------------
 
@@ -154,6 +156,14 @@ class Connections:
         if self._offset is None:
             with self._borrowed():
                 pass
+
+    def may_notify(self) -> bool:
+        """Say whether a commit may wake workers now: once a second, for all such commits queue."""
+        now = time.monotonic()
+        if now < self._notified + NOTICE_SECONDS:
+            return False
+        self._notified = now
+        return True
 
     # --- Statements ----------------------------------------------------------------------------
 
@@ -342,7 +352,7 @@ class DatabaseTransaction:
 
     def begin(self) -> None:
         """Begin now, with our settings, and not with the first statement. Raises psycopg.Error."""
-        self._send()
+        self.send()
 
     def queue(self, text: str, parameters: Parameters | None = None) -> None:
         """Have a statement sent along with the next one; nobody asks for its rows."""
@@ -351,15 +361,16 @@ class DatabaseTransaction:
     def run(self, text: str, parameters: Parameters | None = None) -> list[Row]:
         """Run one statement, and those that are queued; return its rows. Raises psycopg.Error."""
         self.queue(text, parameters)
-        return self._send()
+        return self.send()
 
-    def _send(self) -> list[Row]:
+    def send(self) -> list[Row]:
+        """Run the statements that are queued; return the rows of the last. Raises psycopg.Error."""
         queue, self._queue = self._queue, []
         return _execute(self._link, ";\n".join(queue)) if queue else []
 
     def copy(self, text: str, types: Sequence[str], rows: Iterable[Row]) -> None:
         """Put rows into a table by COPY. Raises psycopg.Error."""
-        self._send()
+        self.send()
         with psycopg.Cursor(self._link) as cursor, cursor.copy(named(text, self._schema)) as copy:
             copy.set_types(types)
             for row in rows:
@@ -369,7 +380,7 @@ class DatabaseTransaction:
         """Commit. Raises psycopg.Error; if the connection broke, nobody knows what came of it."""
         if self.is_over:
             return
-        self._send()
+        self.send()
         self.is_committing = True
         _execute(self._link, "COMMIT")
         self.is_over = True

@@ -36,11 +36,8 @@ _REFUSALS = (
 class UncertainAcceptanceError(SpoolError):
     """The answer to a COMMIT was lost, and it could not be found out what it was.
 
-    The message may have been accepted. Whoever hands it in again may send it twice. `transaction`
-    is its number, for `PostgresStore.has_committed`.
+    The message may have been accepted. Brought in later under the same ID, it comes in once.
     """
-
-    transaction = ""
 
 
 def is_worth_another_try(exc: psycopg.Error) -> bool:

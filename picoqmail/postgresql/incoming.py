@@ -8,6 +8,7 @@ transaction gives it its state. A prepared message is in the state `tmp`, too.
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -59,12 +60,10 @@ _FINISH = """
     WHERE id = %(id)s AND state = 'tmp' RETURNING id
 """
 _FORGET = "DELETE FROM picoqmail.message WHERE id = %(id)s AND state = 'tmp'"
-_ARE_THERE = """
-    SELECT count(*) FROM picoqmail.message WHERE id = ANY (%(ids)s) AND state <> 'tmp'
+_HAVE_ARRIVED = """
+    SELECT id FROM picoqmail.message WHERE id = ANY (%(ids)s) AND state <> 'tmp'
+    UNION ALL SELECT id FROM picoqmail.ledger WHERE id = ANY (%(ids)s)
 """
-_STATUS = "SELECT pg_xact_status(%(transaction)s::text::xid8)"
-_COMMITTED = "committed"
-_NO_EFFECT = "aborted"
 
 
 class TableIncoming:
@@ -86,6 +85,7 @@ class TableIncoming:
         "_stored",
         "_is_stored",
         "committed",
+        "created",
         "due",
         "id",
         "size",
@@ -112,6 +112,7 @@ class TableIncoming:
         self._limits = limits
         self._origin = {"uid": uid, "pid": pid, "program": program}
         self.id = message_id or make_id(limits.host, pid, now_ns, entropy)
+        self.created = int(self.id[: self.id.index(".")])
         self.state = NEW
         self.due = 0.0
         self.committed = False
@@ -172,7 +173,7 @@ class TableIncoming:
         if self._octets:
             self._chunks.append(bytes(self._octets))
             self._octets.clear()
-        created = int(self.id[: self.id.index(".")])
+        created = self.created
         record = sidecar.new_record(
             self.id,
             sender,
@@ -270,29 +271,46 @@ class TableIncoming:
 
 
 def publish(
-    group: Sequence[TableIncoming],
-    *,
-    wakes: bool = False,
-    also: Callable[[DatabaseTransaction], None] | None = None,
+    group: Sequence[TableIncoming], before: Callable[[DatabaseTransaction], None] | None = None
 ) -> None:
     """Make sealed messages of one store visible and durable, all or none, in one transaction.
 
-    With `wakes` the commit wakes workers. `also` is done in the same transaction. Raises
-    SpoolError; then none of them is committed, and each has to be taken back. Or raises
-    UncertainAcceptanceError: then nobody can say whether they were accepted.
+    `before` is done first in the same transaction; what it raises undoes all. Raises SpoolError;
+    then none of them is committed, and each has to be taken back. Or raises
+    UncertainAcceptanceError: the answer to the COMMIT was lost, and the database cannot be asked.
     """
     connections = group[0].connections
     doing = "accept the message" if len(group) == 1 else "accept the messages"
-    for is_last in (False, True):
+    deadline = time.monotonic() + _ASK_SECONDS
+    is_uncertain = False
+    for attempt in itertools.count():
+        cause: Exception | None = None
         try:
-            _publish_once(connections, group, wakes=wakes, also=also)
-            break
-        except BrokenError as exc:
-            # Nothing of it took effect.
-            if is_last:
-                raise translate(exc.cause, connections.address, doing) from None
+            is_sent = _publish_once(connections, group, before, is_repeated=is_uncertain)
         except psycopg.Error as exc:
-            raise translate(exc, connections.address, doing) from exc
+            # With a unique ID there already: a first try that was still under way then.
+            error, cause = translate(exc, connections.address, doing), exc
+        except SpoolError as exc:
+            error = exc
+        else:
+            if is_sent is None:
+                break
+            is_uncertain = is_uncertain or is_sent
+            where = connections.address.location
+            error = SpoolError(doing, where, None, reason="the connection broke")
+            if not attempt:
+                # Most likely it had been dead for long.
+                continue
+        if not is_uncertain:
+            raise error from cause
+        if time.monotonic() > deadline:
+            raise UncertainAcceptanceError(
+                "learn whether the message was accepted (it may have been)",
+                connections.address.location,
+                None,
+                reason="the connection broke at the commit, and the database cannot be asked",
+            ) from error
+        time.sleep(_ASK_EVERY_SECONDS)
     for one in group:
         one.committed = True
 
@@ -300,32 +318,31 @@ def publish(
 def _publish_once(
     connections: Connections,
     group: Sequence[TableIncoming],
+    before: Callable[[DatabaseTransaction], None] | None,
     *,
-    wakes: bool,
-    also: Callable[[DatabaseTransaction], None] | None,
-) -> None:
-    """Run the transaction once. Raises BrokenError if it certainly had no effect."""
-    number = ""
+    is_repeated: bool,
+) -> bool | None:
+    """Run the transaction once. Return None if it was committed.
+
+    If the connection broke, return whether the COMMIT may have reached the server. With
+    `is_repeated` it may have done so before: then the messages are there, or in the ledger.
+    """
     transaction: DatabaseTransaction | None = None
     try:
         with connections.transaction_on_link(lazily=True) as transaction:
-            _insert(transaction, group, connections, wakes=wakes)
-            if also is not None:
-                also(transaction)
-            ((number,),) = transaction.run("SELECT pg_current_xact_id()::text")
+            if is_repeated and transaction.run(_HAVE_ARRIVED, {"ids": [one.id for one in group]}):
+                return None
+            if before is not None:
+                before(transaction)
+            _insert(transaction, group, connections)
             transaction.commit()
     except BrokenError:
-        if transaction is None or not transaction.is_committing:
-            raise
-        _find_out(connections, [one.id for one in group], number)
+        return transaction is not None and transaction.is_committing
+    return None
 
 
 def _insert(
-    transaction: DatabaseTransaction,
-    group: Sequence[TableIncoming],
-    connections: Connections,
-    *,
-    wakes: bool,
+    transaction: DatabaseTransaction, group: Sequence[TableIncoming], connections: Connections
 ) -> None:
     schema, entered = connections.address.schema, connections.clock()
     fresh = [one.ready() for one in group if not one.is_stored]
@@ -346,52 +363,5 @@ def _insert(
     for stored in group:
         if stored.is_stored:
             stored.finish(transaction)
-    if wakes:
+    if any(one.state == NEW for one in group) and connections.may_notify():
         transaction.queue("SELECT pg_notify(%(channel)s, '')", {"channel": channel_of(schema)})
-
-
-def _find_out(connections: Connections, ids: list[str], number: str) -> None:
-    """Find out what became of a transaction whose answer to COMMIT was lost.
-
-    Returns if it was committed. Raises BrokenError if it had no effect, so that it may be repeated;
-    UncertainAcceptanceError if that cannot be known.
-    """
-    why = "the connection broke while the server committed"
-    deadline = time.monotonic() + _ASK_SECONDS
-    while True:
-        there, status = _what_became(connections, ids, number)
-        if there:
-            return
-        if status == _NO_EFFECT:
-            raise BrokenError(psycopg.OperationalError(why))
-        # What was committed and is not there was delivered since; or it was lost in a crash of the
-        # server, and its number was given to another transaction.
-        if status == _COMMITTED or time.monotonic() > deadline:
-            break
-        time.sleep(_ASK_EVERY_SECONDS)
-    uncertain = UncertainAcceptanceError(
-        "learn whether the message was accepted (it may have been)",
-        connections.address.location,
-        None,
-        reason=why,
-    )
-    uncertain.transaction = number
-    raise uncertain
-
-
-def _what_became(connections: Connections, ids: list[str], number: str) -> tuple[int, str]:
-    """Return how many of these are messages, and the status of the transaction, "" if unknown."""
-    names = {"ids": ids, "transaction": number}
-    try:
-        with connections.transaction_on_link() as asking:
-            ((there,),) = asking.run(_ARE_THERE, names)
-            if there:
-                return there, _COMMITTED
-            ((status,),) = asking.run(_STATUS, names)
-            return 0, status or ""
-    except psycopg.errors.InvalidParameterValue:
-        # The number was never used, as far as the server knows since its crash.
-        return 0, _NO_EFFECT
-    except (psycopg.Error, BrokenError, SpoolError):
-        # It is still away. Asked again until the deadline.
-        return 0, ""

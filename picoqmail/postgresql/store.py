@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.errors import DamagedMessageError, NoSuchMessageError
+from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import (
     BODY,
     CUR,
@@ -21,29 +21,74 @@ from picoqmail.layout import (
     RESULT,
     SIDECAR,
     STATES,
+    TMP,
     UNDELIVERED,
+    accepted_at,
     is_id,
 )
 from picoqmail.postgresql.claim import Lease, LeasedClaim, Leases, measure
 from picoqmail.postgresql.connections import Connections
+from picoqmail.postgresql.fleet import (
+    LOST_LEASES,
+    TableNotes,
+    TablePace,
+    TableRoutes,
+    TableTotals,
+)
 from picoqmail.postgresql.incoming import TableIncoming
 from picoqmail.postgresql.insertion import CHUNK_OCTETS
-from picoqmail.spool.claim import Damage
+from picoqmail.postgresql.keys import SWEEP_KEYS, find_key
+from picoqmail.postgresql.reports import TableReportLimit
+from picoqmail.postgresql.transfer import bring_in
+from picoqmail.postgresql.wake import WakeUps
+from picoqmail.spool.claim import Damage, RunDiedError
+from picoqmail.spool.figures import Figures, Heap
 from picoqmail.spool.files import NO_BODY, RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import Event, Message
 from picoqmail.spool.progress import merge_lines
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Protocol
 
     from picoqmail.home.limits import Limits
+    from picoqmail.home.values import RateLimit
     from picoqmail.postgresql.address import DatabaseAddress
+
+    class AnyClaim(Protocol):
+        """A claim, of which the protocol of stores does not say whose."""
+
+        @property
+        def message(self) -> Message:
+            """What is kept of it."""
+
+        @property
+        def state(self) -> str:
+            """Where it is."""
+
+    class ClaimedBody(Protocol):
+        """What a claim of another store has to give to this one."""
+
+        @property
+        def was_in_doubt(self) -> bool:
+            """Whether its end of data went to a relay, and no reply is recorded."""
+
+        def blocks(self) -> Iterator[bytes]:
+            """Yield the body's octets. Raises OSError."""
+
+
+DEPARTED_SECONDS = 2 * 86400
+"""How long the ledger has the ID of a message that has left."""
+
+ARRIVED_SECONDS = 30 * 86400
+"""How long the ledger has the ID of one that was brought in: longer than a message lives."""
 
 _ENTROPY_OCTETS = 8
 # So many chunks are read at once: a megabyte.
 _CHUNKS_AT_ONCE = 4
 _DELETED_AT_ONCE = 500
+_NAMES_AT_ONCE = 10_000
 _CUT = b"[...]\n"
 
 _DUE = """
@@ -60,22 +105,32 @@ _NEXT_DUE = """
     ) AS first
 """
 # The lease that was found tells whether its holder gave it up or lost it. The number may be there
-# already if the answer to this very statement was lost.
+# already if the answer to this very statement was lost. What a run died of is marked before any of
+# it is read, for that may be what kills.
 _CLAIM = """
     WITH found AS (
-        SELECT id, leased_until FROM picoqmail.message
+        SELECT id, leased_until, suspect AS was_suspect,
+            in_hand AND fence <> %(fence)s AS was_in_hand
+        FROM picoqmail.message
         WHERE id = ANY (%(ids)s) AND state = ANY (%(states)s) AND state <> 'tmp'
             AND (leased_until <= clock_timestamp() OR fence = %(fence)s)
         FOR UPDATE SKIP LOCKED
+    ), judged AS (
+        SELECT *, %(in_hand)s AND (was_in_hand OR was_suspect AND NOT %(suspects)s) AS is_left
+        FROM found
     ), taken AS (
         UPDATE picoqmail.message AS message
-        SET fence = %(fence)s, holder = %(holder)s,
-            leased_until = clock_timestamp() + %(lease)s * interval '1 second'
-        FROM found WHERE message.id = found.id
+        SET fence = %(fence)s,
+            holder = CASE WHEN is_left THEN '' ELSE %(holder)s END,
+            leased_until = CASE WHEN is_left THEN '-infinity'
+                ELSE clock_timestamp() + %(lease)s * interval '1 second' END,
+            in_hand = CASE WHEN %(in_hand)s THEN NOT is_left ELSE in_hand END,
+            suspect = suspect OR %(in_hand)s AND was_in_hand
+        FROM judged WHERE message.id = judged.id
         RETURNING message.id, state, sidecar, doubt, due,
-            found.leased_until > '-infinity' AS expired
+            judged.leased_until > '-infinity' AS expired, is_left, was_in_hand, was_suspect
     )
-    SELECT taken.id, state, sidecar, doubt, due, expired, octets,
+    SELECT taken.id, state, sidecar, doubt, due, expired, is_left, was_in_hand, was_suspect, octets,
         EXISTS (SELECT FROM picoqmail.progress WHERE message = taken.id),
         extract(epoch FROM clock_timestamp())::float8
     FROM taken LEFT JOIN picoqmail.chunk ON chunk.message = taken.id AND chunk.number = 0
@@ -119,7 +174,7 @@ _RECORD = (
         SET state = %(state)s, due = %(due)s, sidecar = %(sidecar)s, doubt = false,
             entered = CASE WHEN state = %(state)s THEN entered
                 ELSE extract(epoch FROM clock_timestamp()) END,
-            leased_until = clock_timestamp() + %(lease)s * interval '1 second'
+            leased_until = clock_timestamp() + %(lease)s * interval '1 second', suspect = false
         WHERE id = %(id)s AND fence = %(fence)s
         RETURNING id
     ), gone AS (
@@ -141,12 +196,41 @@ _PUT_ASIDE = (
     """  # noqa: S608 - both halves are ours
     + _AND_RESULT
 )
-_REMOVE = "DELETE FROM picoqmail.message WHERE id = %(id)s AND fence = %(fence)s RETURNING id"
-_FENCE = "SELECT fence FROM picoqmail.message WHERE id = %(id)s"
-_DESTROY = """
-    DELETE FROM picoqmail.message
-    WHERE id = %(id)s AND state <> 'tmp' AND leased_until <= clock_timestamp() RETURNING id
+# Who leaves is noted in the ledger, in the same statement.
+_AND_LEDGER = """
+    RETURNING id
+    ), noted AS (
+        INSERT INTO picoqmail.ledger AS ledger (id, forgotten_at)
+        SELECT id, extract(epoch FROM clock_timestamp())::float8 + %(remembered)s FROM gone
+        ON CONFLICT (id) DO UPDATE
+        SET forgotten_at = greatest(ledger.forgotten_at, excluded.forgotten_at)
+    )
+    SELECT id FROM gone
 """
+_REMOVE = (
+    """
+    WITH gone AS (
+        DELETE FROM picoqmail.message WHERE id = %(id)s AND fence = %(fence)s
+    """  # noqa: S608 - both halves are ours
+    + _AND_LEDGER
+)
+_HAND_OVER = """
+    WITH gone AS (
+        DELETE FROM picoqmail.message WHERE id = %(id)s AND fence = %(fence)s RETURNING id
+    ), forgotten AS (
+        DELETE FROM picoqmail.ledger USING gone WHERE ledger.id = gone.id
+    )
+    SELECT id FROM gone
+"""
+_FENCE = "SELECT fence FROM picoqmail.message WHERE id = %(id)s"
+_DESTROY = (
+    """
+    WITH gone AS (
+        DELETE FROM picoqmail.message
+        WHERE id = %(id)s AND state <> 'tmp' AND leased_until <= clock_timestamp()
+    """  # noqa: S608 - both halves are ours
+    + _AND_LEDGER
+)
 _WHERE = "SELECT state FROM picoqmail.message WHERE id = %(id)s AND state <> 'tmp'"
 _IS_WHOLE = """
     SELECT FROM picoqmail.message
@@ -164,25 +248,48 @@ _SELECT_NEWEST = """
     WHERE state = ANY (%(states)s) AND id > %(after)s AND id < %(before)s
     ORDER BY id DESC LIMIT %(most)s
 """
-_COUNT = """
-    SELECT state, count(*), count(*) FILTER (WHERE due = 'Infinity'),
-        count(*) FILTER (WHERE due <= extract(epoch FROM statement_timestamp())::float8), min(id)
-    FROM picoqmail.message WHERE state <> 'tmp' GROUP BY state
-"""
-_LOOK_AGAIN = """
-    UPDATE picoqmail.message SET due = %(due)s
+_PUT_OFF = """
+    UPDATE picoqmail.message SET due = %(due)s, state = 'cur'
     WHERE id = %(id)s AND state IN ('new', 'cur') AND due < 'Infinity'
+        AND leased_until <= clock_timestamp()
 """
 _CORRECT_DUE = """
     UPDATE picoqmail.message SET due = %(due)s WHERE id = %(id)s AND fence = %(fence)s
 """
-_PURGE = """
-    DELETE FROM picoqmail.message WHERE id IN (
-        SELECT id FROM picoqmail.message
-        WHERE state = 'undelivered' AND id < %(before)s AND entered < %(oldest)s
-            AND leased_until <= clock_timestamp()
-        LIMIT %(most)s FOR UPDATE SKIP LOCKED
+_PURGE = (
+    """
+    WITH gone AS (
+        DELETE FROM picoqmail.message WHERE id IN (
+            SELECT id FROM picoqmail.message
+            WHERE state = 'undelivered' AND id < %(before)s AND entered < %(oldest)s
+                AND leased_until <= clock_timestamp()
+            LIMIT %(most)s FOR UPDATE SKIP LOCKED
+        )
+    """  # noqa: S608 - both halves are ours
+    + _AND_LEDGER
+)
+_SWEEP_LEDGER = """
+    DELETE FROM picoqmail.ledger WHERE id IN (
+        SELECT id FROM picoqmail.ledger
+        WHERE forgotten_at <= extract(epoch FROM clock_timestamp())
+        ORDER BY forgotten_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
     ) RETURNING id
+"""
+_NAMES = """
+    SELECT id, state FROM picoqmail.message
+    WHERE state <> 'tmp' AND id > %(after)s ORDER BY id LIMIT %(most)s
+"""
+# The size of a body is that of its chunks; the oldest is the oldest that is not held.
+_FIGURES = """
+    WITH bodies AS (
+        SELECT message, sum(length(octets)) AS octets FROM picoqmail.chunk GROUP BY message
+    )
+    SELECT state, count(*), count(*) FILTER (WHERE due = 'Infinity'),
+        count(*) FILTER (WHERE due <= extract(epoch FROM statement_timestamp())::float8),
+        min(due) FILTER (WHERE due < 'Infinity'), coalesce(sum(bodies.octets), 0)::bigint,
+        min(id) FILTER (WHERE due < 'Infinity' OR state = 'undelivered'),
+        count(*) FILTER (WHERE id > %(day_ago)s)
+    FROM picoqmail.message LEFT JOIN bodies ON bodies.message = id GROUP BY state
 """
 _SWEEP = """
     DELETE FROM picoqmail.message WHERE id IN (
@@ -220,7 +327,10 @@ class PostgresStore:
         self.connections = Connections(address)
         self.clock = self.connections.clock
         self.collected: set[str] = set()
+        self.notes = TableNotes(self.connections)
+        self.totals = TableTotals(self.connections)
         self._leases = Leases(self.connections)
+        self._wake_ups = WakeUps(self.connections)
         self._on_damage = on_damage
         self._on_takeover = on_takeover
         self._needs_flush = False
@@ -237,6 +347,7 @@ class PostgresStore:
     def close(self) -> None:
         """Close the connections that are not in use; leases that are left will run out."""
         self._leases.abandon()
+        self._wake_ups.close()
         self.connections.close()
 
     # --- The way in ------------------------------------------------------------------------------
@@ -277,6 +388,36 @@ class PostgresStore:
             message_id=message_id,
         )
 
+    def find_key(self, key: str) -> dict[str, Any] | None:
+        """Return the record of what an idempotency key stands for, None if nothing.
+
+        Raises SpoolError; MessageError for what is no key.
+        """
+        return find_key(self.connections, key)
+
+    def collect(self, limits: Limits, most: int, on_trouble: Callable[[str], None]) -> list[str]:
+        """Return nothing: mail that a host has taken is brought in from its directory."""
+        del limits, most, on_trouble
+        return []
+
+    def bring_in(self, message: Message, state: str, body: ClaimedBody, result: str = "") -> bool:
+        """Put a message of another store into a state, durably; False if it has arrived before.
+
+        It keeps its ID. The ledger has that for longer than a message lives, also after it has left
+        this store. Raises SpoolError; then the same is to be done again.
+        """
+        return bring_in(
+            self.connections,
+            message.id,
+            state,
+            message.to_sidecar(),
+            body.blocks(),
+            due=float("inf") if message.held else float(message.next_attempt),
+            result=result.encode(errors="replace")[-RESULT_LIMIT_OCTETS:],
+            doubt=body.was_in_doubt,
+            remembered=ARRIVED_SECONDS,
+        )
+
     # --- What is due -----------------------------------------------------------------------------
 
     def due(
@@ -299,23 +440,46 @@ class PostgresStore:
         ((due,),) = self.connections.run("look for what is due next", _NEXT_DUE)
         return None if due is None else float(due)
 
+    def wait(self, seconds: float, is_stopped: Callable[[], bool]) -> None:
+        """Wait until a commit wakes us, at most so long, or until `is_stopped`. Raises nothing."""
+        self._wake_ups.wait(seconds, is_stopped)
+
     # --- Delivery --------------------------------------------------------------------------------
 
-    def claim(self, message_id: str, states: Iterable[str] = (NEW, CUR)) -> LeasedClaim | None:
+    def claim(
+        self,
+        message_id: str,
+        states: Iterable[str] = (NEW, CUR),
+        *,
+        in_hand: bool = False,
+        suspects: bool = False,
+    ) -> LeasedClaim | None:
         """Take a message for this process; None if another has it, or it is in no such state.
 
         A damaged one is put aside, `on_damage` is called, and it is None too. Raises SpoolError
         where the database, not the message, is the trouble.
+
+        `in_hand` marks it until its release, for runs that might die of it. Raises RunDiedError if
+        one did, unless that is known and `suspects` says that such messages are wanted. A run that
+        lost its lease for another reason is taken for one that died.
         """
-        claims = self.claim_many((message_id,), states)
-        return claims[0] if claims else None
+        found = self.claim_many((message_id,), states, in_hand=in_hand, suspects=suspects)
+        claim = found[0] if found else None
+        if isinstance(claim, RunDiedError):
+            raise claim
+        return claim
 
     def claim_many(
-        self, ids: Iterable[str], states: Iterable[str] = (NEW, CUR)
-    ) -> list[LeasedClaim]:
+        self,
+        ids: Iterable[str],
+        states: Iterable[str] = (NEW, CUR),
+        *,
+        in_hand: bool = False,
+        suspects: bool = False,
+    ) -> list[LeasedClaim | RunDiedError]:
         """Take those of some messages that nobody has, in one transaction; in their order.
 
-        Raises SpoolError.
+        For one that a run died of there is the error instead. Raises SpoolError.
         """
         ids = list(ids)
         fence = int.from_bytes(os.urandom(8), "big") >> 1
@@ -325,36 +489,46 @@ class PostgresStore:
             "fence": fence,
             "holder": _holder(),
             "lease": self.address.lease_seconds,
+            "in_hand": in_hand,
+            "suspects": suspects,
         }
         # Not durable: if a crash of the server undoes a claim, no statement finds its number.
         rows = {row[0]: row for row in self.connections.run("claim a message", _CLAIM, values)}
-        claims = []
+        claims: list[LeasedClaim | RunDiedError] = []
         for message_id in ids:
             row = rows.pop(message_id, None)
-            if row is not None and (claim := self._examine(fence, *row)) is not None:
+            if row is None:
+                continue
+            *facts, is_left, was_in_hand, was_suspect, octets, has_progress, now = row
+            self.connections.heard(now)
+            if is_left:
+                is_again = was_in_hand and was_suspect
+                claims.append(RunDiedError(is_news=was_in_hand, is_again=is_again))
+                continue
+            lease = Lease(message_id, fence, is_marked=facts[3], is_in_hand=in_hand)
+            claim = self._examine(lease, *facts, octets=octets, has_progress=has_progress)
+            if claim is not None:
                 claims.append(claim)
         return claims
 
     def _examine(  # noqa: PLR0913, PLR0917 - a row of _CLAIM
         self,
-        fence: int,
+        lease: Lease,
         message_id: str,
         state: str,
         sidecar: bytes,
         doubt: bool,  # noqa: FBT001 - the same
         due: float,
         expired: bool,  # noqa: FBT001 - the same
+        *,
         octets: bytes | None,
-        has_progress: bool,  # noqa: FBT001 - the same
-        now: float,
+        has_progress: bool,
     ) -> LeasedClaim | None:
         """Read a message that was taken, and compare its body with what was accepted."""
-        self.connections.heard(now)
-        lease = Lease(message_id, fence, is_marked=doubt)
         self._leases.add(lease)
         try:
             if expired:
-                self._on_takeover(message_id)
+                self._note_takeover(message_id)
             message = Message.from_sidecar(sidecar, message_id)
             if octets is None:
                 raise DamagedMessageError(NO_BODY)  # noqa: TRY301 - one way out for all damage
@@ -382,6 +556,11 @@ class PostgresStore:
             has_progress=has_progress,
             due=due,
         )
+
+    def _note_takeover(self, message_id: str) -> None:
+        """Count that a lease ran out: its holder was killed, stopped or cut off."""
+        self.totals.add_one(LOST_LEASES)
+        self._on_takeover(message_id)
 
     def _body_behind(self, message_id: str, first: bytes) -> Iterator[bytes]:
         yield first
@@ -421,16 +600,26 @@ class PostgresStore:
         """Renew the leases of all claims now; a thread does so, too. Raises SpoolError."""
         self._leases.renew()
 
-    def remove(self, claim: LeasedClaim) -> None:
+    def remove(self, claim: AnyClaim) -> None:
         """Remove a message with all that belongs to it.
 
         Durable at the latest with `flush`; until then a crash of the server may bring it back, with
         its mark of doubt. Raises SpoolError; LostClaimError if another process has it.
         """
-        lease = claim.lease
-        values = {"id": lease.id, "fence": lease.fence}
+        self._take_out(claim, _REMOVE)
+
+    def hand_over(self, claim: AnyClaim) -> None:
+        """Remove a message that another store has now. It may come back here, so nothing is noted.
+
+        Durable with `flush`. Raises SpoolError, LostClaimError.
+        """
+        self._take_out(claim, _HAND_OVER)
+
+    def _take_out(self, claim: AnyClaim, text: str) -> None:
+        lease = _ours(claim).lease
+        values = {"id": lease.id, "fence": lease.fence, "remembered": DEPARTED_SECONDS}
         self._leases.drop(lease)
-        if self.connections.run("remove the message", _REMOVE, values):
+        if self.connections.run("remove the message", text, values):
             lease.is_over = True
         elif self.connections.run("remove the message", _FENCE, {"id": lease.id}):
             raise self._leases.lost(lease)
@@ -439,14 +628,14 @@ class PostgresStore:
         self._needs_flush = True
 
     def record(
-        self, claim: LeasedClaim, message: Message, state: str, result: str = ""
+        self, claim: AnyClaim, message: Message, state: str, result: str = ""
     ) -> LeasedClaim:
         """Replace what is known of a message, durably, in `state`.
 
         `result` is appended to what relays said of it. Returns the claim of the message as it is
         now. Raises SpoolError; LostClaimError if another process has it.
         """
-        lease = claim.lease
+        lease = _ours(claim).lease
         self._leases.demand(lease)
         due = float("inf") if message.held else float(message.next_attempt)
         values = {
@@ -462,19 +651,22 @@ class PostgresStore:
             raise self._leases.lost(lease)
         lease.is_marked = lease.is_unsure = False
         return evolve(
-            claim, message=message, state=state, was_in_doubt=False, has_progress=False, due=due
+            _ours(claim),
+            message=message,
+            state=state,
+            was_in_doubt=False,
+            has_progress=False,
+            due=due,
         )
 
-    def note_progress(
-        self, claim: LeasedClaim, results: Mapping[int, tuple[str, str]]
-    ) -> LeasedClaim:
+    def note_progress(self, claim: AnyClaim, results: Mapping[int, tuple[str, str]]) -> LeasedClaim:
         """Note outcomes of some recipients of a message that takes several transactions.
 
         `results` are pairs of state and reply by index. Raises SpoolError.
         """
         import json
 
-        lease = claim.lease
+        lease = _ours(claim).lease
         self._leases.demand(lease)
         values = {
             "id": lease.id,
@@ -485,7 +677,7 @@ class PostgresStore:
         }
         if not self.connections.run("note progress", _NOTE, values, durable=True):
             raise self._leases.lost(lease)
-        return evolve(claim, has_progress=True)
+        return evolve(_ours(claim), has_progress=True)
 
     def flush(self) -> None:
         """Make every removal so far durable. Raises SpoolError."""
@@ -497,20 +689,23 @@ class PostgresStore:
     def sync(self, state: str) -> None:
         """Do nothing: what others can see of an acceptance or a record is durable."""
 
-    def gather(self, claim: LeasedClaim) -> None:
+    def gather(self, claim: AnyClaim) -> None:
         """Do nothing: a message is in one state, and its body with it."""
 
-    def look_again_at(self, message_id: str, when: int) -> None:
-        """Let runs pass over a message until `when` (Unix seconds). Raises SpoolError."""
-        values = {"id": message_id, "due": float(when)}
-        self.connections.run("put the message off", _LOOK_AGAIN, values)
+    def put_off(self, message_id: str, when: int) -> None:
+        """Let runs pass over a message until `when` (Unix seconds), in cur, by its row alone.
 
-    def repeat_due_time(self, claim: LeasedClaim) -> None:
+        It is not read. Nothing is done if another process has it. Raises SpoolError.
+        """
+        values = {"id": message_id, "due": float(when)}
+        self.connections.run("put the message off", _PUT_OFF, values)
+
+    def repeat_due_time(self, claim: AnyClaim) -> None:
         """Correct the column `due` where it is not what the sidecar says. Raises SpoolError."""
-        message = claim.message
+        message, held = claim.message, _ours(claim)
         due = float("inf") if message.held else float(message.next_attempt)
-        if due != claim.due:
-            values = {"id": message.id, "fence": claim.lease.fence, "due": due}
+        if due != held.due:
+            values = {"id": message.id, "fence": held.lease.fence, "due": due}
             self.connections.run("correct the due time", _CORRECT_DUE, values)
 
     # --- Reading, without a lock -----------------------------------------------------------------
@@ -556,6 +751,45 @@ class PostgresStore:
         ((state, sidecar),) = rows
         return state, sidecar
 
+    def sidecar(self, message_id: str, state: str) -> bytes | None:
+        """Return a sidecar, damaged or not; None if the message is not in that state.
+
+        Raises SpoolError.
+        """
+        try:
+            found, sidecar = self.read_raw(message_id)
+        except NoSuchMessageError:
+            return None
+        return sidecar if found == state else None
+
+    def names(self) -> dict[str, str]:
+        """Return the states of all messages by ID, oldest first. Raises SpoolError."""
+        found: dict[str, str] = {}
+        after = ""
+        while rows := self.connections.run(
+            "list messages", _NAMES, {"after": after, "most": _NAMES_AT_ONCE}
+        ):
+            found.update(rows)
+            after = rows[-1][0]
+        return found
+
+    def figures(self, now: float) -> Figures:
+        """Return how much mail there is. Raises SpoolError."""
+        figures = Figures(now)
+        for state in (NEW, CUR, UNDELIVERED):
+            figures.heaps[state] = Heap()
+        rows = self.connections.run("count messages", _FIGURES, {"day_ago": f"{int(now) - 86400}"})
+        for state, messages, held, due, next_due, octets, oldest, fresh in rows:
+            if state == TMP:
+                figures.writing = messages
+                continue
+            age = accepted_at(oldest) if oldest is not None else None
+            figures.heaps[state] = Heap(messages, int(octets), age, fresh)
+            if state == CUR:
+                figures.held, figures.due = held, due
+                figures.next_attempt = None if next_due is None else int(next_due)
+        return figures
+
     def body(self, message_id: str) -> Iterator[bytes]:
         """Yield the body's octets, damaged or not, for people.
 
@@ -595,17 +829,9 @@ class PostgresStore:
         rows = self.connections.run("list messages", text, values)
         return [(message_id, state, sidecar) for message_id, state, sidecar in rows]
 
-    def count(self) -> dict[str, tuple[int, int, int, str]]:
-        """Return by state: how many messages, how many of them are held, and due; the oldest's ID.
-
-        Raises SpoolError.
-        """
-        rows = self.connections.run("count messages", _COUNT)
-        return {state: (whole, held, due, oldest) for state, whole, held, due, oldest in rows}
-
     # --- Administration --------------------------------------------------------------------------
 
-    def change(self, claim: LeasedClaim, outcome: str, note: str, **fields: object) -> Message:
+    def change(self, claim: AnyClaim, outcome: str, note: str, **fields: object) -> Message:
         """Rewrite a claimed message as an administrator wants it, with a line in its history.
 
         Raises SpoolError.
@@ -624,7 +850,8 @@ class PostgresStore:
         False if another process has it. Durable with `flush`. Raises NoSuchMessageError,
         SpoolError.
         """
-        if self.connections.run("remove the message", _DESTROY, {"id": message_id}):
+        values = {"id": message_id, "remembered": DEPARTED_SECONDS}
+        if self.connections.run("remove the message", _DESTROY, values):
             self._needs_flush = True
             return True
         if not self.where(message_id):
@@ -637,23 +864,60 @@ class PostgresStore:
         What somebody has is left for the next time. Raises SpoolError.
         """
         oldest = self.clock() - seconds
-        values = {"before": f"{max(int(oldest), 0)}", "oldest": oldest, "most": _DELETED_AT_ONCE}
-        return self._delete_all("purge", _PURGE, values)
+        values = {
+            "before": f"{max(int(oldest), 0)}",
+            "oldest": oldest,
+            "most": _DELETED_AT_ONCE,
+            "remembered": DEPARTED_SECONDS,
+        }
+        return len(self._delete_all("purge", _PURGE, values))
 
-    def sweep_drafts(self) -> int:
-        """Delete what a process that died has left in the state tmp; return how many went.
+    # --- Cleaning --------------------------------------------------------------------------------
 
-        Only what is 36 hours old, for what is younger may still be written. Raises SpoolError.
+    def sweep(self, found: Iterable[str]) -> tuple[list[str], list[SpoolError]]:
+        """Delete what processes that died have left, keys that expired, and old rows of the ledger.
+
+        What was being written goes after 36 hours, for until then it may be written still. Returns
+        the IDs of those, and errors. `found` is of no use here.
         """
-        values = {"age": LEFTOVER_AGE_SECONDS, "most": _DELETED_AT_ONCE}
-        return self._delete_all("sweep", _SWEEP, values)
+        del found
+        try:
+            values = {"age": LEFTOVER_AGE_SECONDS, "most": _DELETED_AT_ONCE}
+            gone = self._delete_all("sweep", _SWEEP, values)
+            self._delete_all("sweep idempotency keys", SWEEP_KEYS, {"most": _DELETED_AT_ONCE})
+            self._delete_all("sweep the ledger", _SWEEP_LEDGER, {"most": _DELETED_AT_ONCE})
+        except SpoolError as exc:
+            return [], [exc]
+        return gone, []
 
-    def _delete_all(self, doing: str, text: str, values: Mapping[str, object]) -> int:
-        """Delete in short transactions, until nothing is left."""
-        gone = 0
-        while rows := self.connections.run(doing, text, values, durable=True):
-            gone += len(rows)
+    def _delete_all(self, doing: str, text: str, values: Mapping[str, object]) -> list[str]:
+        """Delete in short transactions, until nothing is left; return what went."""
+        gone: list[str] = []
+        while rows := self.connections.run(doing, text, values):
+            gone += [name for (name,) in rows]
+        self._needs_flush = self._needs_flush or bool(gone)
         return gone
+
+    # --- What runs leave for later runs ----------------------------------------------------------
+
+    def routes(self, names: Sequence[str] = ()) -> TableRoutes:
+        """Return what is noted of the routes; it does not matter which there are."""
+        del names
+        return TableRoutes(self.connections)
+
+    def pace(self, limit: RateLimit) -> TablePace:
+        """Return what counts a message and says how many seconds to wait first."""
+        return TablePace(self.connections, limit)
+
+    def report_limit(self, most: int) -> TableReportLimit:
+        """Return the limit of reports; 0 means none."""
+        return TableReportLimit(self.connections, most)
+
+
+def _ours(claim: AnyClaim) -> LeasedClaim:
+    """Return a claim as what this store has given out."""
+    assert isinstance(claim, LeasedClaim)  # noqa: S101 - nobody else makes claims of this store
+    return claim
 
 
 def _holder() -> str:

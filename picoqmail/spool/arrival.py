@@ -22,7 +22,7 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
-from picoqmail.spool.keys import KeyRecord
+from picoqmail.spool.keys import KeyRecord, name_of
 from picoqmail.spool.locks import try_lock
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def bring_in(
     `blocks` are its body, `result` is what relays said of it.
     """
     with ExitStack() as undo:
-        record = undo.enter_context(closing(KeyRecord(spool, f"arrived {message.id}")))
+        record = undo.enter_context(closing(KeyRecord(spool, _key_of(message.id))))
         if record.find(time.time()) is not None:
             return False
         try:
@@ -53,6 +53,28 @@ def bring_in(
         except OSError as exc:
             raise SpoolError("bring in", f"{spool}/{state}/{message.id}", exc) from exc
     return True
+
+
+def forget_arrival(spool: str, message_id: str) -> None:
+    """Forget, durably, that a message came in: it goes to another store, and may come back.
+
+    Raises SpoolError.
+    """
+    path = f"{spool}/{IDEMPOTENCY}/{name_of(_key_of(message_id))}"
+    try:
+        if not durable.is_there(path):
+            return
+        with closing(KeyRecord(spool, _key_of(message_id))) as record:
+            record.forget()
+        durable.sync_directory(f"{spool}/{IDEMPOTENCY}")
+    except SpoolError:
+        raise
+    except OSError as exc:
+        raise SpoolError("forget the arrival in", path, exc) from exc
+
+
+def _key_of(message_id: str) -> str:
+    return f"arrived {message_id}"
 
 
 def _copy(  # noqa: PLR0913, PLR0917 - all that a message is

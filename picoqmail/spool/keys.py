@@ -38,6 +38,7 @@ from picoqmail.spool import locks, sidecar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 KEY_LIMIT_OCTETS = 1024
@@ -112,13 +113,7 @@ class KeyRecord:
 
     def check(self, found: dict[str, Any], fingerprint: str) -> None:
         """Raise KeyReusedError if the record is that of another message or envelope."""
-        known = found["fingerprint"]
-        # One without a version is of another kind, and cannot be compared: then the key decides.
-        if known != fingerprint and known.rpartition(":")[0] == fingerprint.rpartition(":")[0]:
-            raise KeyReusedError(
-                f"the idempotency key {self.key!a:.60} stands for another message or envelope, "
-                f"{found['id']}; use a key of its own for each message"
-            )
+        refuse_reuse(self.key, found, fingerprint)
 
     def intend(self, record: dict[str, Any], *, synced: bool = True) -> None:
         """Write down what the key is going to stand for. Raises OSError.
@@ -166,6 +161,17 @@ class KeyRecord:
 
     def _read(self) -> dict[str, Any] | None:
         return _parse(os.pread(self._descriptor, _RECORD_LIMIT_OCTETS, 0))
+
+
+def refuse_reuse(key: str, found: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise KeyReusedError if what a key stands for is another message or envelope."""
+    known = found["fingerprint"]
+    # One without a version is of another kind, and cannot be compared: then the key decides.
+    if known != fingerprint and known.rpartition(":")[0] == fingerprint.rpartition(":")[0]:
+        raise KeyReusedError(
+            f"the idempotency key {key!a:.60} stands for another message or envelope, "
+            f"{found['id']}; use a key of its own for each message"
+        )
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

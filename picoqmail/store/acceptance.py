@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from picoqmail.home.database import falls_back
 from picoqmail.postgresql.incoming import publish
+from picoqmail.postgresql.keys import publish_keyed
 from picoqmail.store.fallback import FallbackIncoming, can_fall_back, publish_either
 from picoqmail.store.opening import shared_database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
@@ -38,6 +40,28 @@ def begin_in_database(  # noqa: PLR0913 - all that an origin is
             home, store, limits, program=program, uid=uid, pid=pid, any_umask=any_umask
         )
     return store.incoming(limits, program=program, uid=uid, pid=pid)
+
+
+def publish_with_key(
+    incoming: FallbackIncoming | TableIncoming,
+    key: str,
+    *,
+    fingerprint: str,
+    lifetime: float,
+    key_decides: bool,
+) -> dict[str, Any] | None:
+    """Accept a sealed message unless its key stands for one; return the record of that then.
+
+    Only the database knows the keys of all hosts, so the directory does not take the message while
+    the database is away. Raises KeyReusedError, MessageError, SpoolError.
+    """
+    table = incoming.in_database() if isinstance(incoming, FallbackIncoming) else incoming
+    found = publish_keyed(
+        table, key, fingerprint=fingerprint, lifetime=lifetime, key_decides=key_decides
+    )
+    if isinstance(incoming, FallbackIncoming) and found is None:
+        incoming.note_commit()
+    return found
 
 
 def publish_group(group: Sequence[FallbackIncoming | TableIncoming]) -> None:

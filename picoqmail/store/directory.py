@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from picoqmail.home.values import RateLimit
     from picoqmail.ledger.report_limit import DirectoryReportLimit
     from picoqmail.spool.claim import Damage
+    from picoqmail.spool.figures import Figures
     from picoqmail.spool.message import Message
-    from picoqmail.store.figures import Figures
     from picoqmail.store.protocol import ClaimedMessage
 
 
@@ -192,7 +192,7 @@ class DirectoryStore:
 
     def figures(self, now: float) -> Figures:
         """Return how much mail there is; no file is opened. Raises SpoolError."""
-        from picoqmail.store.figures import figures_of
+        from picoqmail.spool.figures import figures_of
 
         return figures_of(self.path, now)
 
@@ -228,11 +228,6 @@ class DirectoryStore:
         from picoqmail.spool.arrival import bring_in
 
         return bring_in(self.path, message, state, body.blocks(), result)
-
-    def has_committed(self, transaction: str) -> bool:
-        """Return False: a directory has no transactions whose answer could be lost."""
-        del transaction
-        return False
 
     # --- What is due -------------------------------------------------------------------------
 
@@ -300,6 +295,17 @@ class DirectoryStore:
         if claim.message.history or claim.state == UNDELIVERED:
             self._files.doom(self._files.join(UNDELIVERED, message_id + RESULT))
         self._files.make_many_durable()
+
+    def hand_over(self, claim: ClaimedMessage) -> None:
+        """Remove a message that another store has now; it may come back here. Raises SpoolError.
+
+        Durable at the latest with `flush`.
+        """
+        from picoqmail.spool.arrival import forget_arrival
+
+        # First: a record without its message would refuse it if it came back.
+        forget_arrival(self.path, claim.message.id)
+        self.remove(claim)
 
     def record(
         self, claim: ClaimedMessage, message: Message, state: str, result: str = ""

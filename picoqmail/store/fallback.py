@@ -5,7 +5,7 @@ copy in the directory is committed instead, and is brought over later, once (for
 is taken back. A copy that was never committed is a leftover of tmp/, as that of a caller who died.
 
 If nobody can say whether the database committed (the answer was lost, and it cannot be asked), the
-copy is committed and names the transaction. Whoever brings it over asks then.
+copy is committed, too. Whoever brings it over finds it there, or in the ledger of what has left.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import posix
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail import durable
 from picoqmail.errors import ConfigurationError, SpoolError
-from picoqmail.layout import DATABASE_DOWN, NEW, PRIVATE_FILE_MODE, SIDECAR, TMP, UNCERTAIN
-from picoqmail.postgresql.faults import UncertainAcceptanceError
+from picoqmail.layout import DATABASE_DOWN, NEW, PRIVATE_FILE_MODE, TMP
 from picoqmail.postgresql.incoming import publish
 from picoqmail.spool.incoming import Incoming
 from picoqmail.spool.incoming import publish as publish_local
@@ -182,6 +180,22 @@ class FallbackIncoming:
         if self._table is not None:
             self._table.abort()
 
+    def in_database(self) -> TableIncoming:
+        """Return the message as it goes to the database. Raises SpoolError if that is away."""
+        if self._table is None:
+            raise SpoolError(
+                "accept the message with its key",
+                self._spool,
+                None,
+                reason="the database is away, and it alone knows the keys",
+            )
+        return self._table
+
+    def note_commit(self) -> None:
+        """Note that the database has it now."""
+        self.committed = True
+        self._local.abort()
+
     def _leave_database(self) -> None:
         table, self._table = self._table, None
         if table is not None:
@@ -206,31 +220,22 @@ def publish_either(group: Sequence[FallbackIncoming]) -> None:
 
     Raises SpoolError; then none of them is committed, and each has to be taken back.
     """
-    transaction = ""
     tables = [one._table for one in group if one._table is not None]  # noqa: SLF001 - one module
     if len(tables) == len(group):
         try:
             publish(tables)
-        except UncertainAcceptanceError as exc:
-            transaction = exc.transaction
         except (SpoolError, ConfigurationError):
             # Also for a schema or a right that is missing: somebody has to act, and no mail waits.
-            transaction = ""
+            # And also if nobody can say what became of the COMMIT: whoever brings the messages over
+            # finds that out, for they keep their IDs.
+            group[0]._note_away()  # noqa: SLF001 - as above
         else:
             for one in group:
-                one.committed = True
-                one._local.abort()  # noqa: SLF001 - as above
+                one.note_commit()
             return
-    group[0]._note_away()  # noqa: SLF001 - as above
     for one in group:
-        sender, recipients, extra = one._envelope  # noqa: SLF001 - as above
-        if transaction:
-            # It is asked for by whoever brings the message over.
-            extra = {**extra, UNCERTAIN: transaction}
-        if transaction and one._is_prepared:  # noqa: SLF001 - as above
-            durable.unlink_if_there(f"{one._spool}/{TMP}/{one.id}{SIDECAR}")  # noqa: SLF001
-        if transaction or not one._is_prepared:  # noqa: SLF001 - as above
-            one._local.prepare(sender, recipients, extra)  # noqa: SLF001 - as above
+        if not one._is_prepared:  # noqa: SLF001 - as above
+            one._local.prepare(*one._envelope)  # noqa: SLF001 - as above
     publish_local([one._local for one in group])  # noqa: SLF001 - as above
     for one in group:
         one.committed = one.is_local = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from picoqmail.errors import PicoqmailError, SpoolError
-from picoqmail.layout import CUR, NEW, UNCERTAIN
+from picoqmail.layout import CUR, NEW
 from picoqmail.spool import drop
 from picoqmail.store.directory import DirectoryStore
 from picoqmail.value import evolve
@@ -57,7 +57,7 @@ def forward(
             continue
         try:
             _bring_over(store, claim, here.read_result(message_id))
-            here.remove(claim)
+            here.hand_over(claim)
             gone.append(message_id)
         finally:
             claim.release()
@@ -66,13 +66,8 @@ def forward(
 
 
 def _bring_over(store: Store, claim: ClaimedMessage, result: str) -> None:
-    message = claim.message
-    transaction = message.unknown.get(UNCERTAIN)
-    if isinstance(transaction, str) and store.has_committed(transaction):
-        # The answer was lost, and the message was there all the time.
-        return
-    unknown = {key: value for key, value in message.unknown.items() if key != UNCERTAIN}
-    store.bring_in(due_by(store, evolve(message, unknown=unknown)), claim.state, claim, result)
+    # It may be there already, or may have been: if the answer to the first COMMIT was lost.
+    store.bring_in(due_by(store, claim.message), claim.state, claim, result)
 
 
 def due_by(store: Store, message: Message) -> Message:

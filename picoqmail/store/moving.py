@@ -52,7 +52,7 @@ def move(source: Store, target: Store, is_stopped: Callable[[], bool] = bool) ->
             target.bring_in(
                 due_by(target, claim.message), claim.state, claim, source.read_result(message_id)
             )
-            source.remove(claim)
+            source.hand_over(claim)
             moved.gone.append(message_id)
         finally:
             claim.release()

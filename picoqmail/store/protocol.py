@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from picoqmail.ledger.report_limit import Overdue
     from picoqmail.ledger.routes import Outage
     from picoqmail.smtp.lessons import Lessons
+    from picoqmail.spool.figures import Figures
     from picoqmail.spool.message import Message
-    from picoqmail.store.figures import Figures
 
 
 class ClaimedMessage(Protocol):
@@ -212,9 +212,6 @@ class Store(Protocol):
         has left this store.
         """
 
-    def has_committed(self, transaction: str) -> bool:
-        """Say whether a transaction whose answer was lost took effect."""
-
     # --- What is due ---
 
     def due(self, most: int, states: Iterable[str], skip: Iterable[str] = ()) -> list[str]:
@@ -250,6 +247,9 @@ class Store(Protocol):
 
     def remove(self, claim: ClaimedMessage) -> None:
         """Remove a message that is done. Durable at the latest with `flush`."""
+
+    def hand_over(self, claim: ClaimedMessage) -> None:
+        """Remove a message that another store has now; it may come back here. As `remove`."""
 
     def record(
         self, claim: ClaimedMessage, message: Message, state: str, result: str = ""

@@ -96,7 +96,8 @@ def test_a_prepared_message_is_no_message(store: PostgresStore, octets: int) -> 
     incoming = begun(store, b"x" * octets)
     incoming.prepare(*ENVELOPE)
     incoming.park()
-    assert ([], [], {}) == (store.where(incoming.id), store.due(10), store.count())
+    assert ([], [], {}) == (store.where(incoming.id), store.due(10), store.names())
+    assert 1 == store.figures(store.clock()).writing
     assert store.claim(incoming.id, (NEW, CUR, "tmp")) is None or octets < 0
     incoming.unpark()
     publish([incoming])
@@ -113,9 +114,9 @@ def test_an_unfinished_message_is_swept_after_a_while(
     """36 hours, as in the directory; then its program has died."""
     incoming = begun(store, b"x" * (SPILL_OCTETS + 1))
     whole = accept()
-    assert 0 == store.sweep_drafts()
+    assert ([], []) == store.sweep(())
     postgresql.execute("UPDATE picoqmail.message SET entered = entered - 129700", database)
-    assert 1 == store.sweep_drafts()
+    assert ([incoming.id], []) == store.sweep(())
     assert [whole] == store.due(10)
     with pytest.raises(SpoolError, match="swept"):
         incoming.commit(*ENVELOPE)
@@ -141,23 +142,23 @@ def test_a_group_is_accepted_or_refused_as_one(
 
 
 def test_only_a_synchronous_commit_says_yes(
-    postgresql: PrivatePostgreSQL, database: str, url: str
+    postgresql: PrivatePostgreSQL, own_database: str
 ) -> None:
     """Whatever the server's, the role's or the database's setting is."""
-    postgresql.execute(f"ALTER DATABASE {database} SET synchronous_commit = off", database)
+    postgresql.execute(f"ALTER DATABASE {own_database} SET synchronous_commit = off", own_database)
     postgresql.execute(
         "CREATE FUNCTION picoqmail.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " INSERT INTO picoqmail.noted VALUES (current_setting('synchronous_commit'));"
         " RETURN NULL; END $$",
-        database,
+        own_database,
     )
-    postgresql.execute("CREATE TABLE picoqmail.noted (setting text)", database)
+    postgresql.execute("CREATE TABLE picoqmail.noted (setting text)", own_database)
     postgresql.execute(
         "CREATE TRIGGER note AFTER INSERT OR UPDATE OF doubt, state ON picoqmail.message"
         " FOR EACH STATEMENT EXECUTE FUNCTION picoqmail.note()",
-        database,
+        own_database,
     )
-    store = open_postgresql(url)
+    store = open_postgresql(postgresql.url(own_database))
     message_id = begun(store).commit(*ENVELOPE)
     claim = store.claim(message_id)
     assert claim is not None
@@ -168,8 +169,9 @@ def test_only_a_synchronous_commit_says_yes(
         one.prepare(*ENVELOPE, synced=False)
     publish(group)
     store.close()
-    said = postgresql.execute("SELECT setting FROM picoqmail.noted", database)
-    assert [("on",)] * 4 == said
+    said = postgresql.execute("SELECT setting FROM picoqmail.noted", own_database)
+    # Acceptance, mark, record, release, and a group.
+    assert ["on", "on", "on", "off", "on"] == [setting for (setting,) in said]
 
 
 # --- The answer to COMMIT is lost -----------------------------------------------------------------
@@ -218,7 +220,7 @@ def test_a_lost_answer_is_asked_for(
 def test_what_was_delivered_meanwhile_is_not_put_in_again(
     store: PostgresStore, other: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can know it was accepted, so that is said; but it is not sent a second time."""
+    """The ledger has what has left, so this is a yes, and nothing is sent a second time."""
 
     def deliver() -> None:
         (message_id,) = other.due(10)
@@ -226,10 +228,36 @@ def test_what_was_delivered_meanwhile_is_not_put_in_again(
         assert claim is not None
         other.remove(claim)
 
-    Cut(monkeypatch, before=False, then=deliver)
+    cut = Cut(monkeypatch, before=False, then=deliver)
+    assert begun(store).commit(*ENVELOPE)
+    assert 0 == cut.cuts
+    assert {} == store.names()
+
+
+def test_nobody_can_say_what_became_of_it(
+    postgresql: PrivatePostgreSQL,
+    database: str,
+    store: PostgresStore,
+    other: PostgresStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The database stays away: that is said. Brought in later under its ID, it comes once."""
+    monkeypatch.setattr("picoqmail.postgresql.incoming._ASK_SECONDS", 0.5)
+
+    def go_away() -> None:
+        postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+
+    Cut(monkeypatch, before=False, then=go_away)
+    incoming = begun(store)
     with pytest.raises(UncertainAcceptanceError, match="it may have been"):
-        begun(store).commit(*ENVELOPE)
-    assert [] == store.due(10)
+        incoming.commit(*ENVELOPE)
+    postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    claim = other.claim(incoming.id)
+    assert claim is not None
+    assert not store.bring_in(claim.message, NEW, claim)
+    other.remove(claim)
+    assert not store.bring_in(claim.message, NEW, claim)
+    assert {} == store.names()
 
 
 def test_a_restart_of_the_server_is_survived(

@@ -98,44 +98,44 @@ def test_a_schema_that_is_too_old(
     assert "\n" not in str(found.value)
 
 
-def test_a_schema_that_is_too_new(postgresql: PrivatePostgreSQL, database: str) -> None:
+def test_a_schema_that_is_too_new(postgresql: PrivatePostgreSQL, own_database: str) -> None:
     """Unless its migration says that programs of this version may go on."""
     text = "INSERT INTO picoqmail.migration (number, name, oldest_program) VALUES ({}, 'x', {})"
-    postgresql.execute(text.format(PROGRAM_VERSION + 1, PROGRAM_VERSION), database)
-    assert accepts(postgresql.url(database))
-    postgresql.execute(text.format(PROGRAM_VERSION + 2, PROGRAM_VERSION + 1), database)
+    postgresql.execute(text.format(PROGRAM_VERSION + 1, PROGRAM_VERSION), own_database)
+    assert accepts(postgresql.url(own_database))
+    postgresql.execute(text.format(PROGRAM_VERSION + 2, PROGRAM_VERSION + 1), own_database)
     with pytest.raises(ConfigurationError, match="too new for this picoqmail"):
-        accepts(postgresql.url(database))
+        accepts(postgresql.url(own_database))
 
 
-def test_missing_rights(postgresql: PrivatePostgreSQL, database: str) -> None:
+def test_missing_rights(postgresql: PrivatePostgreSQL, own_database: str) -> None:
     """On the schema, and on a table: who must be granted what."""
     postgresql.execute("DROP ROLE IF EXISTS joe")
     postgresql.execute("CREATE ROLE joe LOGIN")
-    url = postgresql.url(database, user="joe")
+    url = postgresql.url(own_database, user="joe")
     try:
         with pytest.raises(ConfigurationError, match="permission denied for schema"):
             accepts(url)
         with pytest.raises(ConfigurationError, match="permission denied"):
             migrate(read_url(url + "&schema=elsewhere"))
-        postgresql.execute("GRANT USAGE ON SCHEMA picoqmail TO joe", database)
-        postgresql.execute("GRANT SELECT ON ALL TABLES IN SCHEMA picoqmail TO joe", database)
+        postgresql.execute("GRANT USAGE ON SCHEMA picoqmail TO joe", own_database)
+        postgresql.execute("GRANT SELECT ON ALL TABLES IN SCHEMA picoqmail TO joe", own_database)
         with pytest.raises(ConfigurationError, match="cannot accept the message: permission"):
             accepts(url)
-        postgresql.execute("GRANT ALL ON ALL TABLES IN SCHEMA picoqmail TO joe", database)
+        postgresql.execute("GRANT ALL ON ALL TABLES IN SCHEMA picoqmail TO joe", own_database)
         assert accepts(url)
     finally:
-        postgresql.execute("DROP OWNED BY joe", database)
+        postgresql.execute("DROP OWNED BY joe", own_database)
         postgresql.execute("DROP ROLE joe")
 
 
-def test_a_database_that_takes_no_changes(postgresql: PrivatePostgreSQL, database: str) -> None:
+def test_a_database_that_takes_no_changes(postgresql: PrivatePostgreSQL, own_database: str) -> None:
     """A standby in recovery says the same; that may pass."""
     postgresql.execute(
-        f"ALTER DATABASE {database} SET default_transaction_read_only = on", database
+        f"ALTER DATABASE {own_database} SET default_transaction_read_only = on", own_database
     )
     with pytest.raises(SpoolError, match="read-only, or a standby in recovery"):
-        accepts(postgresql.url(database))
+        accepts(postgresql.url(own_database))
 
 
 def test_a_database_that_is_not_there(postgresql: PrivatePostgreSQL) -> None:

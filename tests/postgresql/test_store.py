@@ -15,14 +15,15 @@ import pytest
 from picoqmail.errors import DamagedMessageError, LostClaimError, NoSuchMessageError
 from picoqmail.home.limits import Limits
 from picoqmail.layout import CUR, NEW, STATES, UNDELIVERED
+from picoqmail.postgresql.claim import LeasedClaim
 from picoqmail.postgresql.opening import open_postgresql
+from picoqmail.spool.claim import RunDiedError
 from picoqmail.spool.files import RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import DELIVERED, PENDING
 from picoqmail.value import evolve
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
-    from picoqmail.postgresql.claim import LeasedClaim
     from picoqmail.postgresql.store import PostgresStore
     from picoqmail.spool.claim import Damage
     from postgresql.conftest import Accept
@@ -38,7 +39,11 @@ def claimed(store: PostgresStore, message_id: str, states: tuple[str, ...] = STA
 
 def expire_leases(server: PrivatePostgreSQL, database: str) -> None:
     """Let all leases run out, as time does."""
-    server.execute("UPDATE picoqmail.message SET leased_until = now() - interval '1s'", database)
+    server.execute(
+        "UPDATE picoqmail.message SET leased_until = now() - interval '1s'"
+        " WHERE leased_until > '-infinity'",
+        database,
+    )
 
 
 # --- What is due ----------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ def test_some_are_claimed_together(
     first, second, third = accept(), accept(), accept()
     claimed(other, second)
     claims = store.claim_many([third, second, "1.M1P1.nowhere", first])
-    assert [third, first] == [one.message.id for one in claims]
+    assert [third, first] == [one.message.id for one in claims if isinstance(one, LeasedClaim)]
 
 
 def test_only_in_the_states_asked_for(store: PostgresStore, accept: Accept) -> None:
@@ -255,11 +260,13 @@ def test_who_takes_over_reports_it(
     third.claim_many([given_back, run_out])
     third.close()
     assert [run_out] == taken
+    assert 1 == store.totals.lost_leases()
 
 
 STOPPED = """
 import os, signal, sys
 from picoqmail.errors import LostClaimError
+from picoqmail.postgresql.claim import LeasedClaim
 from picoqmail.postgresql.opening import open_postgresql
 store = open_postgresql(sys.argv[1])
 claim = store.claim(sys.argv[2])
@@ -328,6 +335,59 @@ def test_the_mark_is_taken_back(store: PostgresStore, accept: Accept) -> None:
     claim.clear_doubt()
     claim.release()
     assert not claimed(store, claim.message.id).was_in_doubt
+
+
+# --- What runs die of -----------------------------------------------------------------------------
+
+
+def test_a_run_that_died_is_known_by_what_it_had_in_hand(
+    postgresql: PrivatePostgreSQL, database: str, store: PostgresStore, accept: Accept
+) -> None:
+    """As in the directory: news, then a suspect that must be wanted, then again."""
+    message_id = accept()
+    assert store.claim(message_id, in_hand=True) is not None
+    expire_leases(postgresql, database)
+    with pytest.raises(RunDiedError) as found:
+        store.claim(message_id, in_hand=True)
+    assert (True, False) == (found.value.is_news, found.value.is_again)
+    with pytest.raises(RunDiedError) as found:
+        store.claim(message_id, in_hand=True)
+    assert (False, False) == (found.value.is_news, found.value.is_again)
+    assert store.claim(message_id, in_hand=True, suspects=True) is not None
+    expire_leases(postgresql, database)
+    with pytest.raises(RunDiedError) as found:
+        store.claim(message_id, in_hand=True, suspects=True)
+    assert (True, True) == (found.value.is_news, found.value.is_again)
+    # An administrator's claim neither asks nor changes that.
+    claimed(store, message_id).release()
+    claim = store.claim(message_id, in_hand=True, suspects=True)
+    assert claim is not None
+    store.record(claim, claim.message, CUR).release()
+    claim = store.claim(message_id, in_hand=True)
+    assert claim is not None
+    claim.release()
+    assert store.claim(message_id, in_hand=True) is not None
+
+
+def test_a_suspect_stays_one_until_an_attempt_was_recorded(
+    postgresql: PrivatePostgreSQL, database: str, store: PostgresStore, accept: Accept
+) -> None:
+    """A release alone proves nothing: its relay may have been away."""
+    message_id = accept()
+    store.claim(message_id, in_hand=True)
+    expire_leases(postgresql, database)
+    with pytest.raises(RunDiedError):
+        store.claim(message_id, in_hand=True)
+    claim = store.claim(message_id, in_hand=True, suspects=True)
+    assert claim is not None
+    claim.release()
+    with pytest.raises(RunDiedError):
+        store.claim(message_id, in_hand=True)
+    claim = store.claim(message_id, in_hand=True, suspects=True)
+    assert claim is not None
+    claim.has_survived()
+    claim.release()
+    assert store.claim(message_id, in_hand=True) is not None
 
 
 # --- Record, remove -------------------------------------------------------------------------------
@@ -460,7 +520,9 @@ def test_a_damaged_message_is_put_aside(
     postgresql.execute(DAMAGE[reason], database)
     whole = accept()
     before = store.read_raw(message_id)[1]
-    assert [whole] == [one.message.id for one in store.claim_many([message_id, whole])]
+    (claim,) = store.claim_many([message_id, whole])
+    assert isinstance(claim, LeasedClaim)
+    assert whole == claim.message.id
     ((damage),) = damages
     assert message_id == damage.id
     assert reason in damage.reason
@@ -543,7 +605,14 @@ def test_messages_are_counted(store: PostgresStore, accept: Accept) -> None:
     accept()
     held = claimed(store, accept())
     store.change(held, "held", "held", held=True)
-    assert {NEW: (2, 0, 2, first), CUR: (1, 1, 0, held.message.id)} == store.count()
+    figures = store.figures(store.clock())
+    assert (1, 0, None) == (figures.held, figures.due, figures.next_attempt)
+    new = figures.heaps[NEW]
+    assert (2, int(first.partition(".")[0]), 2) == (new.messages, new.oldest, new.fresh)
+    assert sum(len(b"".join(store.body(one))) for one in store.due(9)) == new.octets
+    assert (1, None) == (figures.heaps[CUR].messages, figures.heaps[CUR].oldest)
+    assert 0 == figures.heaps[UNDELIVERED].messages
+    assert [(first, NEW), (held.message.id, CUR)] == list(store.names().items())[::2]
 
 
 def test_what_lay_long_in_undelivered_is_purged(
@@ -570,7 +639,11 @@ def test_what_lay_long_in_undelivered_is_purged(
 def test_a_message_is_put_off(store: PostgresStore, accept: Accept) -> None:
     """One that cannot be handled waits, in its row alone; the claim corrects it."""
     message_id = accept()
-    store.look_again_at(message_id, int(store.clock()) + 3600)
+    busy = claimed(store, accept())
+    store.put_off(busy.message.id, int(store.clock()) + 3600)
+    assert [NEW] == store.where(busy.message.id)
+    store.remove(busy)
+    store.put_off(message_id, int(store.clock()) + 3600)
     assert [] == store.due(10)
     claim = claimed(store, message_id)
     store.repeat_due_time(claim)

@@ -75,6 +75,7 @@ class PrivatePostgreSQL:
             self._settings["port"] = str(port)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
+        self._idle: list[str] = []
 
     def __enter__(self) -> Self:
         self.directory = _make_directory("pg-")
@@ -172,6 +173,25 @@ class PrivatePostgreSQL:
         name = f"test{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
+
+    def lend_database(self, template: str) -> str:
+        """Return a database that nobody uses now: one that was taken back, or a new one."""
+        return self._idle.pop() if self._idle else self.make_database(template)
+
+    def take_back(self, name: str) -> None:
+        """Empty the tables of a database for another test; whoever is still connected is not."""
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            name,
+        )
+        tables = self.execute(
+            "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables"
+            " WHERE schemaname = 'picoqmail' AND tablename <> 'migration'",
+            name,
+        )
+        self.execute(f"TRUNCATE {tables[0][0]}", name)
+        self._idle.append(name)
 
     def said(self) -> str:
         """Return the server's log so far."""

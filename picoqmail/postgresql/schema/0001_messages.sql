@@ -6,8 +6,10 @@
 -- One row is one message. `sidecar` is the JSON text that the directory store keeps in ID.json, byte
 -- for byte. `state` is new, cur or undelivered; tmp while it is being written: no message yet.
 -- `due` repeats the next attempt, infinity while it is held. `entered` is when it came into its
--- state. A lease changes the last four columns alone; none of them is in an index, so that a claim
--- is a HOT update, which touches no index and can be pruned without vacuum.
+-- state. `doubt`: its end of data went to a relay whose reply is not yet recorded. `in_hand`: a run
+-- has it; if its lease has ended, that run died, and `suspect` takes its place. A claim changes the
+-- columns from `doubt` on; none of them is in an index, so that a claim is a HOT update, which touches
+-- no index and can be pruned without vacuum.
 CREATE TABLE picoqmail.message (
     id text COLLATE "C" PRIMARY KEY,
     state text NOT NULL CHECK (state IN ('tmp', 'new', 'cur', 'undelivered')),
@@ -15,6 +17,8 @@ CREATE TABLE picoqmail.message (
     sidecar bytea NOT NULL,
     entered double precision NOT NULL,
     doubt boolean NOT NULL DEFAULT false,
+    in_hand boolean NOT NULL DEFAULT false,
+    suspect boolean NOT NULL DEFAULT false,
     fence bigint NOT NULL DEFAULT 0,
     leased_until timestamptz NOT NULL DEFAULT '-infinity',
     holder text NOT NULL DEFAULT ''
@@ -68,14 +72,16 @@ CREATE TABLE picoqmail.key (
 
 CREATE INDEX key_expires ON picoqmail.key (expires);
 
--- The ledger: messages that were brought here from another store. A row outlives its message, so
--- that what was delivered meanwhile is not brought a second time.
-CREATE TABLE picoqmail.arrived (
+-- The ledger of IDs that must not come in again: of messages that were brought here from another
+-- store, and of those that have left. It outlives the messages. So nothing that was delivered
+-- meanwhile comes a second time, from a caller whose answer was lost, or from a host that died before
+-- it removed its own copy.
+CREATE TABLE picoqmail.ledger (
     id text COLLATE "C" PRIMARY KEY,
     forgotten_at double precision NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
-CREATE INDEX arrived_forgotten_at ON picoqmail.arrived (forgotten_at);
+CREATE INDEX ledger_forgotten_at ON picoqmail.ledger (forgotten_at);
 
 -- Routes that are down: the breaker of all workers.
 CREATE TABLE picoqmail.route (
@@ -104,14 +110,16 @@ CREATE TABLE picoqmail.lesson (
     PRIMARY KEY (relay, fact)
 );
 
--- Against storms of reports: the reports of one hour for one address, and the failures that wait for
--- its digest. `digest` is the ID of the digest that is being made, as a rule ''.
+-- Against storms of reports: the reports of one hour for one address, and the failures that wait
+-- for its digest. `digest` is the ID of the digest that is being made, as a rule '', and `taken` when that
+-- began.
 CREATE TABLE picoqmail.report_hour (
     name text COLLATE "C" PRIMARY KEY,
     address text NOT NULL,
     begin double precision NOT NULL,
     sent bigint NOT NULL DEFAULT 0,
-    digest text NOT NULL DEFAULT ''
+    digest text NOT NULL DEFAULT '',
+    taken double precision NOT NULL DEFAULT 0
 );
 
 CREATE TABLE picoqmail.report_failure (
