@@ -117,6 +117,8 @@ class _Part:
         self.sender = sender
         self.indexes = indexes
         self.faults = 0
+        self.has_ended = False
+        """Whether the end of its data was sent, and no verdict has come since."""
 
 
 class Outbox:
@@ -407,11 +409,13 @@ class Delivery:
             body=work.claim,
             dsn=dsn if isinstance(dsn, dict) else None,
             key=part,
-            mark_in_doubt=partial(self._mark_in_doubt, work),
+            mark_in_doubt=partial(self._mark_in_doubt, part),
             in_seven_bits=partial(_in_seven_bits, work.claim),
         )
 
-    def _mark_in_doubt(self, work: _Work) -> None:
+    def _mark_in_doubt(self, part: _Part) -> None:
+        work = part.work
+        part.has_ended = True
         work.without_reply += 1
         if work.without_reply == 1:
             try:
@@ -541,8 +545,10 @@ class Delivery:
             work.relay = verdict.relay
         if verdict.in_doubt:
             work.in_doubt = True
-        elif work.without_reply:
+        elif part.has_ended:
+            # A part that never came to its end leaves the mark to the others.
             work.without_reply -= 1
+        part.has_ended = False
         self._replied += replied or verdict.in_doubt
         fault = verdict.fault
         if fault is not None and not replied and (fault.again or not verdict.in_doubt):

@@ -148,27 +148,22 @@ class Trial:
     most: float
     reaches: dict[str, Reach] = field(factory=dict)
 
-    def reach(self, modules: Sequence[str]) -> None:
-        """Find out which tests run which lines; all of them must pass without a mistake."""
-        for module in modules:
-            files = MODULES[module]
-            sources = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()[:16]
-            name = hashlib.sha256(
-                f"{sources} {digest_of_tests(files)} {files}".encode()
-            ).hexdigest()
-            path = f"{os.path.dirname(self.known.path)}/reach-{name[:16]}"
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as file:
-                    found = json.load(file)
-            else:
-                found = self._trace(files)
-                with open(f"{path}.new", "w", encoding="utf-8") as file:
-                    json.dump(found, file)
-                os.rename(f"{path}.new", path)
-            lines = found["lines"].get(module, {})
-            self.reaches[module] = Reach(
-                found["seconds"], {test: frozenset(one) for test, one in lines.items()}
-            )
+    def _reach(self, module: str) -> Reach:
+        """Find out which tests run which lines of a module, without a mistake."""
+        files = MODULES[module]
+        sources = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{sources} {digest_of_tests(files)} {files}".encode()).hexdigest()
+        path = f"{os.path.dirname(self.known.path)}/reach-{name[:16]}"
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+        else:
+            found = self._trace(files)
+            with open(f"{path}.new", "w", encoding="utf-8") as file:
+                json.dump(found, file)
+            os.rename(f"{path}.new", path)
+        lines = found["lines"].get(module, {})
+        return Reach(found["seconds"], {test: frozenset(one) for test, one in lines.items()})
 
     def _trace(self, files: Sequence[str]) -> dict[str, Any]:
         run = self.ground.run(files, limit=_MOST_BASELINE_SECONDS, traced=list(MODULES))
@@ -188,6 +183,8 @@ class Trial:
             before = self.known.found.get((module, mutant.name))
             if before is not None and before.counts(source, digests[module]):
                 continue
+            if module not in self.reaches:
+                self.reaches[module] = self._reach(module)
             recent = killers.setdefault(module, [])
             result, by, took = self._try(module, mutant, recent)
             if by in self.reaches[module].seconds:
@@ -269,7 +266,6 @@ def main(argv: Sequence[str]) -> int:
         Ground.prepared(root) as ground,
     ):
         trial = Trial(ground, known, options.most)
-        trial.reach([one for one in modules if any(one == module for module, _ in work)])
         trial.try_all(work)
     tried = {(module, one.name): known.found[module, one.name] for module, one in work}
     names = {module: frozenset(one.name for one in mutants[module]) for module in modules}

@@ -2,7 +2,8 @@
 
 This models a file system that keeps only the promises of POSIX and fsync(2):
 
-- File data that were not fsynced may be present, missing, cut, or zeros.
+- File data that were not fsynced may be present, missing, cut, or zeros. Data that were fsynced
+  stay, unless something was written over them since.
 - A directory entry that changed since the last fsync of its directory may have any value that it
 had
   since then. It is independent of all other entries: changes may be lost in any order, and a rename
@@ -46,16 +47,23 @@ class Inode:
     mode: int = 0o600
     durable_mode: int | None = None
     mtime: float | None = None
+    untouched: int = 0
+    """How many of the durable octets nothing was written over since: an append keeps them all."""
 
     def variants(self) -> list[bytes]:
         """Return the contents that a reader may find after the loss."""
         if self.durable is not None and self.durable == self.data:
             return [self.data]
-        half = self.data[: len(self.data) // 2]
-        found = [self.data, b"", half, bytes(len(self.data))]
+        kept, rest = self.data[: self.untouched], self.data[self.untouched :]
+        found = [self.data, kept, kept + rest[: len(rest) // 2], kept + bytes(len(rest))]
         if self.durable is not None:
             found.append(self.durable)
         return list(dict.fromkeys(found))
+
+    def sync(self) -> None:
+        """Make content and mode durable."""
+        self.durable, self.durable_mode = self.data, self.mode
+        self.untouched = len(self.data)
 
     def modes(self) -> list[int]:
         """Return the modes that a reader may find."""
@@ -129,7 +137,9 @@ class Disk:
                     with open(path, "rb") as file:
                         data = file.read()
                     mode = found.st_mode & 0o7777
-                    disk.inodes[known[found.st_ino]] = Inode(data, data, mode, mode, found.st_mtime)
+                    disk.inodes[known[found.st_ino]] = Inode(
+                        data, data, mode, mode, found.st_mtime, len(data)
+                    )
                 disk._put((directory, one), known[found.st_ino])
         disk._commit()
         return disk
@@ -176,7 +186,7 @@ class Disk:
             self._sync_directory(key[0])
         elif kind == "syncfs":
             for file in self.inodes.values():
-                file.durable, file.durable_mode = file.data, file.mode
+                file.sync()
             self._commit()
         elif inode is None:
             raise AssertionError(f"{operation}: no such file in the model")
@@ -187,9 +197,11 @@ class Disk:
     def _touch(file: Inode, operation: Operation) -> None:
         if operation.kind == "write":
             at = len(file.data) if operation.offset < 0 else operation.offset
+            file.untouched = min(file.untouched, at)
             head = file.data[:at].ljust(at, b"\0")
             file.data = head + operation.data + file.data[at + len(operation.data) :]
         elif operation.kind == "truncate":
+            file.untouched = min(file.untouched, operation.offset)
             file.data = file.data[: operation.offset].ljust(operation.offset, b"\0")
         elif operation.kind == "chmod":
             if file.durable_mode is None and file.durable is not None:
@@ -198,7 +210,7 @@ class Disk:
         elif operation.kind == "utime":
             file.mtime = float(operation.offset)
         elif operation.kind == "sync":
-            file.durable, file.durable_mode = file.data, file.mode
+            file.sync()
         else:
             raise AssertionError(f"{operation}: unknown to the model")
 
