@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from picoqmail import value
 from picoqmail.layout import CUR, NEW, SENDER_LOCK
@@ -67,7 +67,7 @@ class Status:
         """Return the same for JSON."""
         return {
             "taken": self.taken,
-            "states": {name: asdict(heap) for name, heap in self.heaps.items()},
+            "states": {name: value.asdict(heap) for name, heap in self.heaps.items()},
             "waiting": self.waiting,
             "held": self.held,
             "due": self.due,

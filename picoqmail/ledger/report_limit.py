@@ -16,9 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
@@ -26,10 +23,12 @@ from picoqmail.layout import REPORTS
 from picoqmail.spool import scan
 from picoqmail.spool.files import link_or_rename
 from picoqmail.spool.locks import is_at, try_lock, wait_for_lock
+from picoqmail.value import Value
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from typing import Self
+    from typing import Any, Final, Self
 
 SENT = "sent"
 KEPT = "kept"
@@ -38,25 +37,31 @@ _PATIENCE_SECONDS = 30.0
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@frozen
-class Overdue:
+class Overdue(Value):
     """An hour that is over: its name, the address, and what was kept for the digest.
 
     `digest` is the ID of a digest that a crash may have left half made, "" if there is none.
     """
 
-    name: str
-    address: str
-    kept: tuple[Mapping[str, Any], ...]
-    digest: str
+    __slots__ = ("name", "address", "kept", "digest")
+
+    def __init__(
+        self, name: str, address: str, kept: tuple[Mapping[str, Any], ...], digest: str
+    ) -> None:
+        self.name: Final = name
+        self.address: Final = address
+        self.kept: Final = kept
+        self.digest: Final = digest
 
 
-@frozen
 class DirectoryReportLimit:
     """The limit of one spool: `limit` reports an hour for one address; 0 means no limit."""
 
-    spool: str
-    limit: int
+    __slots__ = ("limit", "spool")
+
+    def __init__(self, spool: str, limit: int) -> None:
+        self.spool = spool
+        self.limit = limit
 
     @property
     def directory(self) -> str:

@@ -17,11 +17,13 @@ from picoqmail.layout import (
     BODY,
     HELD_UNTIL,
     IDEMPOTENCY,
+    IN_DOUBT_BIT,
     RESULT,
     SIDECAR,
     TMP,
     UNDELIVERED,
 )
+from picoqmail.spool.claim import mark
 from picoqmail.spool.keys import KeyRecord, name_of
 from picoqmail.spool.locks import try_lock
 
@@ -35,19 +37,26 @@ if TYPE_CHECKING:
 _REMEMBERED_SECONDS = 30 * 86400
 
 
-def bring_in(
-    spool: str, message: Message, state: str, blocks: Iterable[bytes], result: str = ""
+def bring_in(  # noqa: PLR0913 - all that a message is
+    spool: str,
+    message: Message,
+    state: str,
+    blocks: Iterable[bytes],
+    result: str = "",
+    *,
+    in_doubt: bool = False,
 ) -> bool:
     """Put a message into a state, durably; False if it has arrived before. Raises SpoolError.
 
-    `blocks` are its body, `result` is what relays said of it.
+    `blocks` are its body, `result` is what relays said of it. `in_doubt`: a sender died between the
+    end of its data and the reply.
     """
     with ExitStack() as undo:
         record = undo.enter_context(closing(KeyRecord(spool, _key_of(message.id))))
         if record.find(time.time()) is not None:
             return False
         try:
-            _copy(spool, message, state, blocks, result, record, undo)
+            _copy(spool, message, state, blocks, result, record, undo, in_doubt=in_doubt)
         except SpoolError:
             raise
         except OSError as exc:
@@ -85,6 +94,8 @@ def _copy(  # noqa: PLR0913, PLR0917 - all that a message is
     result: str,
     record: KeyRecord,
     undo: ExitStack,
+    *,
+    in_doubt: bool,
 ) -> None:
     def at(directory: str, suffix: str) -> str:
         return f"{spool}/{directory}/{message.id}{suffix}"
@@ -98,6 +109,8 @@ def _copy(  # noqa: PLR0913, PLR0917 - all that a message is
         raise BlockingIOError(11, "another process has it")
     for block in blocks:
         durable.write_all(body, block)
+    if in_doubt:
+        mark(body, IN_DOUBT_BIT)
     durable.sync(body)
     due = HELD_UNTIL if message.held else message.next_attempt
     sidecar = durable.create_written(at(TMP, SIDECAR), message.to_sidecar(), due)

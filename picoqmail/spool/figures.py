@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import os
 
-from attrs import define, field
-
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
 from picoqmail.layout import BODY, CUR, HELD_UNTIL, NEW, SIDECAR, TMP, UNDELIVERED, accepted_at
 
 _DAY_SECONDS = 86400
 
 
-@define
 class Heap:
     """The messages in one state; `octets` are those of the bodies.
 
     `oldest` is Unix seconds or None; `fresh` counts the messages accepted within the last day.
     """
 
-    messages: int = 0
-    octets: int = 0
-    oldest: int | None = None
-    fresh: int = 0
+    __slots__ = ("messages", "octets", "oldest", "fresh")
+
+    def __init__(
+        self, messages: int = 0, octets: int = 0, oldest: int | None = None, fresh: int = 0
+    ) -> None:
+        self.messages = messages
+        self.octets = octets
+        self.oldest = oldest
+        self.fresh = fresh
 
 
-@define
 class Figures:
     """The messages of a store at `now`, Unix seconds.
 
@@ -38,14 +39,26 @@ class Figures:
     0 where it is not known.
     """
 
-    now: float
-    held: int = 0
-    due: int = 0
-    next_attempt: int | None = None
-    heaps: dict[str, Heap] = field(factory=dict)
-    writing: int = 0
-    free_octets: int = 0
-    free_inodes: int = 0
+    __slots__ = (
+        "free_inodes",
+        "free_octets",
+        "heaps",
+        "held",
+        "due",
+        "next_attempt",
+        "now",
+        "writing",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.held = 0
+        self.due = 0
+        self.next_attempt: int | None = None
+        self.heaps: dict[str, Heap] = {}
+        self.writing = 0
+        self.free_octets = 0
+        self.free_inodes = 0
 
 
 def figures_of(spool: str, now: float) -> Figures:

@@ -227,7 +227,9 @@ class DirectoryStore:
         """
         from picoqmail.spool.arrival import bring_in
 
-        return bring_in(self.path, message, state, body.blocks(), result)
+        return bring_in(
+            self.path, message, state, body.blocks(), result, in_doubt=body.was_in_doubt
+        )
 
     # --- What is due -------------------------------------------------------------------------
 
