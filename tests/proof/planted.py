@@ -119,8 +119,8 @@ PLANTS: Sequence[Plant] = (
     ),
     Plant(
         "removals that are never made durable",
-        "    def flush(self) -> None:\n",
-        "    def flush(self) -> None:\n        return\n",
+        "        self._files.make_durable()\n",
+        "        pass\n",
         "power",
         "send",
     ),
@@ -130,6 +130,46 @@ PLANTS: Sequence[Plant] = (
         "            pass\n",
         "kill",
         "send",
+    ),
+    Plant(
+        "a hold that is not recorded",
+        '        self.spool.change(claim, "held", "held by an administrator", held=True)\n',
+        "        pass\n",
+        "power",
+        "hold",
+    ),
+    Plant(
+        "deletions that are never made durable",
+        '        """Make removals durable: the end of a series of verbs."""\n'
+        "        self.spool.flush()\n",
+        '        """Make removals durable: the end of a series of verbs."""\n',
+        "power",
+        "delete",
+    ),
+    Plant(
+        "a failure that is kept for the digest, and not synced",
+        "            ledger.make_durable()\n",
+        "            pass\n",
+        "power",
+        "send, too many failures to report",
+    ),
+    Plant(
+        "a digest's list removed before the digest is there",
+        "            incoming.commit("
+        "sender, [overdue.address], {report_state.REPORT_OF: subject})\n"
+        "        limit.finish(overdue.name)\n",
+        "            limit.finish(overdue.name)\n"
+        "            incoming.commit("
+        "sender, [overdue.address], {report_state.REPORT_OF: subject})\n",
+        "kill",
+        "cron, a digest is due",
+    ),
+    Plant(
+        "the older of two sidecars believed",
+        "        best = max(found, key=lambda state: revisions[state])\n",
+        "        best = min(found, key=lambda state: revisions[state])\n",
+        "kill",
+        "check --repair, after a crash",
     ),
 )
 
