@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from bench import Bench
 
 FAR_MAILS = 200
+FAR_CONNECTIONS = 20
+"""What the setting concurrencyremote allows by default."""
+
 SECONDS_EACH_WAY = 0.025
 # These need a connection and tens of milliseconds for each mail, so a tenth of the mails is enough.
 SLOW = ("nullmailer", "Exim", "OpenSMTPD", "msmtpq")
@@ -72,7 +75,7 @@ def _near(bench: Bench, *, has_neighbour: bool = False) -> list[dict[str, Any]]:
         for number in range(bench.repeats):
             _add(found, OURS, _picoqmail(bench, sink.address, bench.mails))
             if not has_neighbour:
-                _add(found, RAW, _raw(bench, sink))
+                _add(found, RAW, _raw(bench, sink.host, sink.port, bench.mails))
                 _add(found, SOURCE, _smtp_source(bench, sink))
             for name, taken in _rivals(bench, sink.port, bench.mails, slow=not has_neighbour):
                 _add(found, name, taken)
@@ -117,15 +120,19 @@ def _ratio(runs: list[Drained], others: list[Drained]) -> float:
     return round(statistics.median(one.rate / other.rate for one, other in pairs), 2)
 
 
-def _raw(bench: Bench, sink: Sink) -> Drained:
-    """Measure prepared octets, sent by Python as fast as the sink takes them."""
+def _raw(bench: Bench, host: str, port: int, mails: int, connections: int = 1) -> Drained:
+    """Measure prepared octets, sent by Python as fast as the relay takes them."""
     mail = f"{bench.scratch}/mail-raw"
     with open(mail, "wb") as file:
         file.write(message())
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pipelined.py")
-    argv = (bench.ours.python, "-I", script, sink.host, str(sink.port), mail, str(bench.mails))
-    taken = run_here(Program("raw", argv, ENVIRON))
-    return Drained(bench.mails, taken.wall, taken.cpu)
+    numbers = (str(port), mail, str(mails), str(connections))
+    taken = run_here(
+        Program("raw", (bench.ours.python, "-I", "-S", script, host, *numbers), ENVIRON)
+    )
+    if taken.status:
+        raise RuntimeError(f"the raw sockets ended with {taken.status}")
+    return Drained(mails, taken.wall, taken.cpu, connections=connections)
 
 
 def _smtp_source(bench: Bench, sink: Sink) -> Drained:
@@ -154,6 +161,8 @@ def _far(bench: Bench) -> list[dict[str, Any]]:
                 before = way.connections
                 taken = _picoqmail(bench, way.address, FAR_MAILS)
                 _add(found, name, evolve(taken, connections=way.connections - before))
+            taken = _raw(bench, line.host, line.port, FAR_MAILS, FAR_CONNECTIONS)
+            _add(found, f"{FAR_CONNECTIONS} raw pipelined sockets", taken)
             for name, taken in _rivals(bench, line.port, FAR_MAILS):
                 _add(found, name, taken)
             progress("far rounds", number + 1, bench.repeats)

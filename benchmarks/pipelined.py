@@ -1,9 +1,10 @@
-"""The limit of draining: a raw socket that sends prepared octets, one round trip for each mail."""
+"""The limit of draining: raw sockets that send prepared octets, one round trip for each mail."""
 
 from __future__ import annotations
 
 import socket
 import sys
+import threading
 
 
 def send(host: str, port: int, mail: bytes, count: int) -> None:
@@ -33,6 +34,16 @@ def _expect(replies: socket.SocketIO, code: bytes) -> None:
             return
 
 
+def main(host: str, port: int, mail: bytes, count: int, connections: int) -> None:
+    """Divide the mails among so many connections, a thread each."""
+    shares = [len(range(one, count, connections)) for one in range(connections)]
+    senders = [threading.Thread(target=send, args=(host, port, mail, share)) for share in shares]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+
+
 if __name__ == "__main__":
     with open(sys.argv[3], "rb") as file:
-        send(sys.argv[1], int(sys.argv[2]), file.read(), int(sys.argv[4]))
+        main(sys.argv[1], int(sys.argv[2]), file.read(), int(sys.argv[4]), int(sys.argv[5]))

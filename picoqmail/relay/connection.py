@@ -115,6 +115,11 @@ class Connection:
         return self.conversation.ready
 
     @property
+    def has_login(self) -> bool:
+        """Whether we log in over this connection."""
+        return self._endpoint.credentials is not None
+
+    @property
     def in_message(self) -> bool:
         """Whether a message was offered over this connection."""
         return self.conversation.epoch > 0
@@ -167,6 +172,11 @@ class Connection:
     def on_stop(self) -> None:
         """End a pause: nothing new will be begun."""
         if self._state == _OPEN and self.conversation.want == PAUSE:
+            self.on_deadline()
+
+    def on_login(self) -> None:
+        """Go on, if this connection waited for the end of another one's login."""
+        if self._state == _OPEN and self.conversation.is_waiting_for_login:
             self.on_deadline()
 
     def discard(self) -> None:

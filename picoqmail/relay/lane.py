@@ -15,7 +15,7 @@ from picoqmail.relay.lane_options import LaneSummary
 from picoqmail.relay.lookup import interleaved, literal_addresses
 from picoqmail.relay.loop import Activity
 from picoqmail.relay.throttle import Throttle
-from picoqmail.smtp.lessons import ADDRESS, Lessons
+from picoqmail.smtp.lessons import ADDRESS, SERVED, Lessons
 from picoqmail.smtp.meaning import says_all_too_fast
 from picoqmail.smtp.transaction import UNTRIED, RelayFault, Verdict
 
@@ -188,6 +188,8 @@ class Lane:
                 self._reached = True
                 relay, address = connection.relay, connection.address.text
                 self._loop.on_event("relay_greeted", relay=relay, address=address)
+            if connection.has_login:
+                self._loop.login_ended()
         else:
             self._connected = True
             self._failover.settle(connection.address)
@@ -218,6 +220,8 @@ class Lane:
                 self._slow_down(connection, fault.text if served else "")
             if not served and not fault.again:
                 self._after_futile(connection, fault)
+        if connection.has_login and not connection.is_ready:
+            self._loop.login_ended()
         self.go_on()
 
     def _note_fault(self, fault: RelayFault, relay: str, address: str) -> None:
@@ -308,7 +312,7 @@ class Lane:
             or self._loop.stopping
             or self._failover.address is None
             or not (left := self._left)
-            or not (self._reached if self._is_careful else self._connected)
+            or not (self._reached if self._options.probe else self._may_trust)
             or len(self._connections) >= self._limit
             or self._is_pausing
         ):
@@ -319,12 +323,18 @@ class Lane:
         return self.activity.at + PATIENT_SECONDS if self._reached else math.inf
 
     @property
-    def _is_careful(self) -> bool:
-        """Whether one connection has to find out whether the relay lets us in at all.
+    def _may_trust(self) -> bool:
+        """Whether the relay is likely to answer several connections.
 
-        A wrong password must not be tried by twenty at once.
+        It has answered one in this run, or it has served us within a week and has one address. So
+        their handshakes are made at the same time, also that of TLS; only a login waits for the
+        first one's.
         """
-        return self._options.probe or self._failover.endpoint.credentials is not None
+        failover = self._failover
+        return self._connected or (
+            len(failover.candidates) == 1
+            and self._lessons(str(failover.endpoint.relay)).knows(SERVED)
+        )
 
     @property
     def _left(self) -> int:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
         def on_stop(self) -> None:
             """End a pause, because nothing new will be begun."""
 
+        def on_login(self) -> None:
+            """Go on, if it waited for the end of another connection's login."""
+
         def discard(self) -> None:
             """Close the socket and do nothing else."""
 
@@ -74,6 +77,11 @@ class Loop:
     def watch(self, deadline: float) -> None:
         """Make sure that the engine checks the deadlines when this one comes."""
         self.check_at = min(self.check_at, deadline)
+
+    def login_ended(self) -> None:
+        """Let the connections go on that wait for another one's login."""
+        for connection in list(self.watched):
+            connection.on_login()
 
     def tls_context(self, policy: TlsPolicy, plan: TlsPlan) -> ssl.SSLContext:
         """Return the TLS context for a plan. It is made once: reading a CA store takes time.

@@ -176,6 +176,8 @@ class Conversation:
         self.total_limit = options.timeout
         self.closed = False
         self.ready = False
+        self.is_waiting_for_login = False
+        """Whether it pauses because another conversation logs in; then `wake` when that ends."""
         self.fault: RelayFault | None = None
         self.served = 0
         self.pause = 0.0
@@ -338,8 +340,14 @@ class Conversation:
                     "cleartextauth)",
                 ),
             )
-        if credentials.user in self.lessons.refusals:
-            raise FaultError(self.lessons.refusals[credentials.user])
+        lessons, user = self.lessons, credentials.user
+        if user not in lessons.logged_in:
+            yield from self._await_first_login(user)
+        if user in lessons.refusals:
+            raise FaultError(lessons.refusals[user])
+        is_first = user not in lessons.logged_in
+        if is_first:
+            lessons.logging_in.add(user)
         try:
             yield from self._log_in(credentials)
         except (OSError, sasl.SaslError) as exc:  # OSError: the password could not be read
@@ -347,11 +355,28 @@ class Conversation:
         except FaultError as exc:
             fault = exc.fault
         else:
+            lessons.logged_in.add(user)
             return
+        finally:
+            if is_first:
+                lessons.logging_in.discard(user)
         if not fault.again:
             # A relay that counts bad logins is not asked a second time in this run.
-            self.lessons.refusals[credentials.user] = fault
+            lessons.refusals[user] = fault
         raise FaultError(fault)
+
+    def _await_first_login(self, user: str) -> Steps:
+        """Wait until another connection has found out whether the relay knows our password.
+
+        A wrong one must be tried once, and not by all connections that were opened at once.
+        """
+        while user in self.lessons.logging_in:
+            self.stage, self.limit = "auth", COMMAND_LIMIT
+            self.turn += 1
+            self.is_waiting_for_login = True
+            yield PAUSE
+            self.is_waiting_for_login = False
+            self._quiet("auth")
 
     def _log_in(self, credentials: Credentials) -> Steps:
         """Log in by the strongest mechanism that works. Raises FaultError, OSError, SaslError."""

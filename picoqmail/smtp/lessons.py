@@ -34,11 +34,22 @@ class Lessons:
     ``facts`` maps the names above to what is known, and ``news`` has what was learnt since they
     were read. The others are for this run alone. ``mail_limit`` is after how many messages the
     relay hangs up (0: not known). ``tried`` are the mechanisms that failed for a user, and
-    ``refusals`` what a whole round of logins came to. ``serves`` says whether a message was
-    accepted, ``chunks`` whether one was by BDAT.
+    ``refusals`` what a whole round of logins came to. ``logging_in`` are the users whose first
+    login is under way on some connection, ``logged_in`` those that the relay has let in.
+    ``serves`` says whether a message was accepted, ``chunks`` whether one was by BDAT.
     """
 
-    __slots__ = ("chunks", "facts", "mail_limit", "news", "refusals", "serves", "tried")
+    __slots__ = (
+        "chunks",
+        "facts",
+        "logged_in",
+        "logging_in",
+        "mail_limit",
+        "news",
+        "refusals",
+        "serves",
+        "tried",
+    )
 
     def __init__(self, facts: Iterable[tuple[str, str]] = ()) -> None:
         self.facts = dict(facts)
@@ -46,6 +57,8 @@ class Lessons:
         self.mail_limit = 0
         self.tried: dict[str, set[str]] = {}
         self.refusals: dict[str, RelayFault] = {}
+        self.logging_in: set[str] = set()
+        self.logged_in: set[str] = set()
         self.serves = False
         self.chunks = False
 

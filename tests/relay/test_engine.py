@@ -17,6 +17,7 @@ from picoqmail.relay.engine import Engine
 from picoqmail.relay.lane_options import LaneOptions, LaneSummary
 from picoqmail.relay.lookup import Endpoint
 from picoqmail.relay.tls_plan import TlsPolicy
+from picoqmail.smtp.lessons import SERVED, Lessons
 from picoqmail.smtp.relay_address import Relay, parse_relay
 from picoqmail.smtp.sasl import Credentials
 from rig import certificates, faults
@@ -586,6 +587,80 @@ def test_wrong_password(rig: Callable[..., Any]) -> None:
     assert served.lane.fault is not None
     assert served.lane.fault.stage == "auth"
     assert "swordfish" not in repr((served.lane, served.events, served.source.verdicts))
+
+
+def waiting_for_login(relay: HostileRelay) -> int:
+    """How many connections have said EHLO and not AUTH."""
+    said = [(number, line.split()[0].upper()) for number, line in list(relay.commands)]
+    greeted, tried = ({n for n, verb in said if verb == wanted} for wanted in (b"EHLO", b"AUTH"))
+    return len(greeted - tried)
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"), [("235 2.7.0 Come in", "delivered"), ("535 5.7.8 Wrong", "untried")]
+)
+def test_handshakes_go_on_while_the_first_connection_logs_in(
+    rig: Callable[..., Any], code: str, outcome: str
+) -> None:
+    """The others wait just before AUTH; a wrong password is tried once, however many they are."""
+
+    def answer(line: faults.Line, _ordinary: bytes) -> bool:
+        wait_until(lambda: waiting_for_login(relay) >= 3, "three more connections have said EHLO")
+        line.send(code.encode() + b"\r\n")
+        return True
+
+    relay = rig(HostileRelay({"AUTH": [answer]}, offers=(*OFFERS, "AUTH PLAIN")))
+    endpoint = Endpoint(parse_relay(relay.address), OFF, ALICE)
+    served = Served(mails(40), endpoint, cleartext_auth=True)
+    assert {outcome} == set(served.outcomes())
+    assert relay.connections >= 4
+    if outcome == "untried":
+        assert 1 == relay.verbs().count("AUTH")
+        assert served.lane.fault is not None
+        assert "auth" == served.lane.fault.stage
+        assert served.lane.gave_up
+    # None of them waited for a time limit.
+    assert served.seconds < PATIENCE
+
+
+def test_a_connection_that_waits_for_a_login_hears_the_relay(rig: Callable[..., Any]) -> None:
+    """A relay that has enough of one meanwhile says 421; the others bring the mail."""
+
+    def greet_and_regret(line: faults.Line, ordinary: bytes) -> bool:
+        line.send(ordinary + b"421 4.3.2 too many\r\n")
+        return False
+
+    def answer(line: faults.Line, ordinary: bytes) -> bool:
+        wait_until(lambda: relay.connections >= 3, "two more connections were made")
+        line.send(ordinary)
+        return True
+
+    steps = {"AUTH": [answer], "EHLO": [None, greet_and_regret]}
+    relay = rig(HostileRelay(steps, offers=(*OFFERS, "AUTH PLAIN")))
+    endpoint = Endpoint(parse_relay(relay.address), OFF, ALICE)
+    served = Served(mails(40), endpoint, cleartext_auth=True)
+    assert {"delivered"} == set(served.outcomes())
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_relay_that_served_before_is_called_by_several_at_once(is_known: bool) -> None:  # noqa: FBT001 - a table
+    """The first connection need not be there; a relay that nobody knows gets one at first."""
+    with socket.socket() as listener, contextlib.ExitStack() as filling:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = "{}:{}".format(*listener.getsockname())
+        # Once its queue is full no connection is made any more, and none is refused.
+        for _ in range(4):
+            one = filling.enter_context(socket.socket())
+            one.settimeout(0)
+            one.connect_ex(listener.getsockname())
+        lessons = {address: Lessons([(SERVED, "")] if is_known else [])}
+        endpoint = Endpoint(parse_relay(address), OFF)
+        served = Served(mails(40), endpoint, lessons=lessons, timeout_connect=0.5)
+        assert served.lane.fault is not None
+        assert "connect" == served.lane.fault.stage
+        assert is_known == (served.lane.connections > 1)
+        assert {"untried"} == set(served.outcomes())
 
 
 def test_password_command(rig: Callable[..., Any]) -> None:
