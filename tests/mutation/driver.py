@@ -240,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a small sample of quick modules")
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each module")
     parser.add_argument("--seed", type=int, default=1, help="for the sample")
-    parser.add_argument("--most", type=float, default=60.0, help="seconds of tests for a mutant")
+    parser.add_argument("--most", type=float, default=20.0, help="seconds of tests for a mutant")
     parser.add_argument("--only", default="", help="mutants whose name has this text")
     parser.add_argument("--results", default=RESULTS, help="where results are kept (%(default)s)")
     parser.add_argument("--page", action="store_true", help="write the scores into docs/proof.md")

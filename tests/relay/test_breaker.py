@@ -116,6 +116,10 @@ def test_trouble_with_the_disk_is_told(spool: str) -> None:
         DirectoryRoutes(spool).read()
     with pytest.raises(SpoolError):
         note(spool, {"a": Outage(NOW, NOW, 1, "", "")}, ["a"])
+    os.rmdir(f"{spool}/{BREAKER}")
+    os.rmdir(f"{spool}/tmp")
+    with pytest.raises(SpoolError, match="write"):
+        DirectoryRoutes(spool).change("a", lambda _before: Outage(NOW, NOW, 1, "", ""))
 
 
 def test_no_process_overwrites_what_another_has_noted(spool: str) -> None:
