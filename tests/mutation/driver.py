@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import tomllib
@@ -259,6 +260,8 @@ def main(argv: Sequence[str]) -> int:
         work += [(module, one) for one in chosen]
     if options.quick:
         work = chance.sample(work, min(len(work), _QUICK_SAMPLE))
+    # So that the installation does not stay behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = Knowledge.load(options.results)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with (

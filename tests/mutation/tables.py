@@ -34,6 +34,7 @@ MODULES: Mapping[str, Sequence[str]] = {
         "delivery/test_deliver.py",
     ),
     "spool/claim": (
+        "spool/test_claim.py",
         "store/test_directory.py",
         "spool/test_transitions.py",
         "delivery/test_deliver.py",
