@@ -157,6 +157,14 @@ class Connections:
             with self._borrowed():
                 pass
 
+    def is_pooled(self, session: int) -> bool:
+        """Say whether a pooler is in between: then a session has another number than it gave us.
+
+        `session` is what the server calls the one that the last statement was run in.
+        """
+        with self._mutex:
+            return all(link.info.backend_pid != session for link in self._idle)
+
     def may_notify(self) -> bool:
         """Say whether a commit may wake workers now: once a second, for all such commits queue."""
         now = time.monotonic()

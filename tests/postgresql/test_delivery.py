@@ -1,0 +1,120 @@
+"""Delivery from the tables: a claim that was lost sends no end of data."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from picoqmail.delivery.run import Run
+from picoqmail.home.paths import locate
+from picoqmail.layout import CUR, NEW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from picoqmail.postgresql.store import PostgresStore
+    from postgresql.conftest import Accept
+    from rig.postgresql import PrivatePostgreSQL
+    from rig.recording import RecordingRelay
+    from temporary_home import TemporaryHome
+
+
+class RelayThatWaits:
+    """A relay that calls `before` when it is asked for DATA; `data` is what came after its 354."""
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.data = b""
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        with client, client.makefile("rb") as lines:
+            client.sendall(b"220 relay.rig\r\n")
+            for line in lines:
+                verb = line[:4].upper().strip()
+                if verb == b"DATA":
+                    self._before()
+                    client.sendall(b"354 go on\r\n")
+                    self.data = lines.read()
+                    return
+                client.sendall(b"221 bye\r\n" if verb == b"QUIT" else b"250 relay.rig\r\n")
+
+    def close(self) -> None:
+        """Wait for the end of the connection."""
+        self._thread.join()
+        self._listener.close()
+
+
+def run_of(home: TemporaryHome, url: str, monkeypatch: pytest.MonkeyPatch, relay: str) -> Run:
+    """What a sender does, in this process; its log goes to the file `log`."""
+    monkeypatch.setenv("PICOQMAIL_SPOOL", url)
+    home.setting("relayip", relay)
+    home.setting("log", f"{home.root}/log")
+    return Run(locate(), "trial", signals=False)
+
+
+def logged(home: TemporaryHome) -> str:
+    """What the log says."""
+    with open(f"{home.root}/log", encoding="utf-8") as file:
+        return file.read()
+
+
+def test_mail_is_delivered(
+    home: TemporaryHome,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    relay: RecordingRelay,
+    store: PostgresStore,
+    accept: Accept,
+) -> None:
+    """And gone from the tables; a second run finds nothing."""
+    ids = [accept(f"Subject: {n}\n\nbody\n".encode()) for n in range(5)]
+    run = run_of(home, url, monkeypatch, relay.address)
+    run.deliver(run.spool.due(10, (NEW, CUR)))
+    assert 5 == len(relay.messages)
+    assert {} == store.names()
+    assert all(one in logged(home) for one in ids)
+
+
+def test_a_claim_that_is_lost_before_the_end_of_the_data(
+    postgresql: PrivatePostgreSQL,
+    database: str,
+    home: TemporaryHome,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    store: PostgresStore,
+    other: PostgresStore,
+    accept: Accept,
+) -> None:
+    """The connection ends without it, the message is left to whoever has it, and that is logged."""
+    message_id = accept(b"Subject: x\n\nbody\n")
+    taken = []
+
+    def take_over() -> None:
+        postgresql.execute(
+            "UPDATE picoqmail.message SET leased_until = now() - interval '1s'", database
+        )
+        taken.append(other.claim(message_id))
+
+    relay = RelayThatWaits(take_over)
+    run = run_of(home, url, monkeypatch, relay.address)
+    run.deliver([message_id])
+    relay.close()
+    assert [True] == [one is not None for one in taken]
+    assert b"\r\n.\r\n" not in relay.data
+    assert [NEW] == store.where(message_id)
+    assert store.claim(message_id) is None
+    said = logged(home)
+    assert message_id in said
+    assert "its lease ran out, and another process has taken it" in said
+    theirs = taken[0]
+    assert theirs is not None
+    assert not theirs.was_in_doubt
+    assert 0 == theirs.message.attempts
