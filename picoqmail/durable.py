@@ -181,6 +181,24 @@ def replace(scratch: str, path: str, data: bytes, modified: float | None = None)
         raise
 
 
+def replace_unsynced(scratch: str, path: str, data: bytes) -> None:
+    """Replace a file whose loss costs nothing; its readers see the old one or the new one.
+
+    After power loss it may be gone, empty or cut. `scratch` as for `replace`.
+    """
+    try:
+        descriptor = create_written(scratch, data)
+    except FileExistsError:
+        posix.unlink(scratch)
+        descriptor = create_written(scratch, data)
+    try:
+        posix.close(descriptor)
+        posix.rename(scratch, path)
+    except BaseException:
+        unlink_if_there(scratch)
+        raise
+
+
 def make_directory(path: str, mode: int = PRIVATE_DIRECTORY_MODE) -> bool:
     """Make a directory, and its entry in the parent durable; False if it existed already.
 

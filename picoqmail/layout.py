@@ -26,6 +26,8 @@ CRON_LOCK = "cron.lock"
 BREAKER = "relay-down"
 # What the last run of cron complained of; none if it went well.
 CRON_COMPLAINT = "cron-complaint"
+# What the last complete look of cron found: nothing (spool/idle.py).
+IDLE = "idle"
 # What was learnt of the relays (relay/notes.py).
 RELAY_NOTES = "relay-notes"
 USERS = "users"

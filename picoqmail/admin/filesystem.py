@@ -15,7 +15,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.layout import CUR, NEW, TMP, UNDELIVERED
-from picoqmail.spool import syncfs
+from picoqmail.spool import mounts
 from picoqmail.spool.locks import lock_at_once, try_lock
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def type_of(path: str) -> str:
     """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return syncfs.type_of(descriptor)
+        return mounts.type_of(descriptor)
     finally:
         os.close(descriptor)
 

@@ -40,7 +40,7 @@ from picoqmail.layout import (
     accepted_at,
 )
 from picoqmail.ledger.relay_down import relay_is_down
-from picoqmail.spool import drop, retention, scan
+from picoqmail.spool import drop, idle, retention, scan
 from picoqmail.spool.locks import (
     release_cron_lock,
     take_cron_lock,
@@ -96,10 +96,10 @@ class Sender:
         """Whether there was anything to deliver."""
         return self._run is not None
 
-    def look(self, state: str) -> scan.Sight:
-        """Read one directory. Raises SpoolError."""
+    def look(self, state: str, after: str = "") -> scan.Sight:
+        """Read one directory; due messages are the oldest behind `after`. Raises SpoolError."""
         try:
-            return scan.look(self.home.spool, state, time.time())
+            return scan.look(self.home.spool, state, time.time(), after=after)
         except OSError as exc:
             raise SpoolError("read", f"{self.home.spool}/{state}", exc, QUEUE_SPOOL) from exc
 
@@ -187,7 +187,12 @@ class Sender:
 
     def _due_in_new(self, seen: set[str]) -> list[str]:
         self.collect()
-        return [one for one in self.look(NEW).due if one not in seen]
+        sight = self.look(NEW)
+        found = [one for one in sight.due if one not in seen]
+        while sight.is_cut and not found:
+            sight = self.look(NEW, sight.due[-1])
+            found = [one for one in sight.due if one not in seen]
+        return found
 
     def take_lock(self) -> int:
         """Take the sender's lock: a descriptor, or -1. Raises SpoolError."""
@@ -226,12 +231,32 @@ class Sender:
         now = time.time()
         trouble = self._purge(now)
         self.collect(everything=True)
-        if not relay_is_down(self.home.spool, now):
+        if not relay_is_down(self.home.spool, now) and not idle.is_idle(self.home.spool, now):
+            before = self._observe()
             new, cur = self.look(NEW), self.look(CUR)
-            trouble = self._keep_house(now, new, cur) or trouble
+            found = self._keep_house(now, new, cur)
+            if not (found or new.due or cur.due or cur.sidecars):
+                self._note_idle(now, before, cur.next_due)
+            trouble = found or trouble
             self._deliver_due(now, new, cur)
         if trouble is not None:
             raise trouble
+
+    def _observe(self) -> idle.Observation:
+        try:
+            return idle.observe(self.home.spool)
+        except OSError as exc:
+            raise SpoolError("look at", exc.filename, exc, QUEUE_SPOOL) from exc
+
+    def _note_idle(self, now: float, before: idle.Observation, next_due: float) -> None:
+        """Spare the next runs this look. `before` was observed after `now` and before the look."""
+        try:
+            next_due = min(next_due, scan.next_report(self.home.spool))
+        except OSError:
+            return  # The next run looks again, and reports it.
+        # If the clock was set back meanwhile, a change could have the time of an earlier one.
+        if time.time() >= now:
+            idle.note_idle(self.home.spool, now, before, next_due)
 
     def _purge(self, now: float) -> SpoolError | None:
         try:
@@ -268,17 +293,17 @@ class Sender:
 
     def _deliver_due(self, now: float, new: scan.Sight, cur: scan.Sight) -> None:
         # A sidecar without a body beside it is not left until its time has come.
-        due = sorted({*cur.due, *cur.sidecars})
-        if not new.due:
-            if due:
-                self.run.deliver(due)
-            return
-        lock = self.take_lock()
+        due = {*cur.due, *cur.sidecars}
+        lock = self.take_lock() if new.due else -1
         if lock < 0:
-            aged = [one for one in new.due if now - accepted_at(one) > PATIENCE_SECONDS]
-            due = sorted({*due, *aged})
-        if due:
-            self._deliver(due, set() if lock >= 0 else None)
+            due.update(one for one in new.due if now - accepted_at(one) > PATIENCE_SECONDS)
+        tried: set[str] | None = set() if lock >= 0 else None
+        while due:
+            self._deliver(sorted(due), tried)
+            if not cur.is_cut or self.is_stopped() or relay_is_down(self.home.spool, time.time()):
+                break
+            cur = self.look(CUR, cur.due[-1])
+            due = set(cur.due)
         if lock >= 0:
             self.send_new(lock)
 

@@ -6,6 +6,7 @@ imported when it is used, for a program that only enqueues needs none of it.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -144,9 +145,9 @@ class Verbs:
         run = Run(self._own_home(), "python", signals=False, events=events)
         if ids is None:
             now = time.time()
-            ids = [
-                one for state in (CUR, NEW) for one in scan.look(self.home.spool, state, now).due
-            ]
+            ids = []
+            for state in (CUR, NEW):
+                ids += scan.look(self.home.spool, state, now, most=sys.maxsize).due
         run.deliver([run.spool.find(one) for one in ids], forced=forced)
         if events is not None:
             events.raise_what_came()

@@ -278,6 +278,7 @@ class Claimer:
                 link_or_rename(source, self._files.join(CUR, message_id + SIDECAR))
             if state in {NEW, CUR}:
                 os.utime(self._files.join(CUR, message_id + SIDECAR), (when, when))
+                self._files.show_new_time(CUR)
             if state == NEW:
                 durable.sync_directory(self._files.join(CUR))
                 durable.unlink_if_there(source)

@@ -86,10 +86,10 @@ class DirectoryStore:
 
     # --- Reading, without a lock -------------------------------------------------------------
 
-    def look(self, state: str) -> scan.Sight:
-        """Return what is due in a state. Raises SpoolError."""
+    def look(self, state: str, most: int = scan.DUE_AT_ONCE) -> scan.Sight:
+        """Return what is due in a state, the oldest `most` of it. Raises SpoolError."""
         try:
-            return scan.look(self.path, state, self.clock())
+            return scan.look(self.path, state, self.clock(), most=most)
         except OSError as exc:
             raise SpoolError("read", self._files.join(state), exc, QUEUE_SPOOL) from exc
 
@@ -240,7 +240,12 @@ class DirectoryStore:
         Raises SpoolError.
         """
         seen = frozenset(skip)
-        found = {one for state in states for one in self.look(state).due if one not in seen}
+        found = {
+            one
+            for state in states
+            for one in self.look(state, most + len(seen)).due
+            if one not in seen
+        }
         return sorted(found)[:most]
 
     def next_due(self) -> float | None:
@@ -398,6 +403,7 @@ class DirectoryStore:
         try:
             if os.stat(path, follow_symlinks=False).st_mtime != due:
                 os.utime(path, (due, due), follow_symlinks=False)
+                self._files.show_new_time(claim.state)
         except OSError as exc:
             raise SpoolError("touch", path, exc) from exc
 

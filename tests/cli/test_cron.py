@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from picoqmail.layout import CRON_COMPLAINT, CRON_LOCK, CUR, NEW, SENDER_LOCK
+import pytest
+
+from picoqmail.admin.filesystem import type_of
+from picoqmail.layout import CRON_COMPLAINT, CRON_LOCK, CUR, IDLE, NEW, SENDER_LOCK
+from picoqmail.spool.idle import LOCAL
 from rig import faults
 from rig.hostile import HostileRelay
 from rig.waiting import wait_until
@@ -50,6 +55,56 @@ def test_an_idle_run_opens_no_sidecar(trial: Trial) -> None:
     os.utime(trial.path(CUR, message_id), (found.st_mtime, found.st_mtime))
     trial.cron()
     assert [message_id] == trial.ids(CUR)
+
+
+@pytest.mark.slow
+def test_what_an_idle_run_noted_keeps_no_mail_waiting(
+    trial: Trial, strict_relay: HostileRelay
+) -> None:
+    """Mail that becomes due, that a sender left, and that an administrator releases, goes out."""
+    trial.setting("relayip", strict_relay.address)
+    if type_of(trial.spool) not in LOCAL:
+        pytest.skip(f"nothing is noted on {type_of(trial.spool)}")
+
+    hint = f"{trial.spool}/{IDLE}"
+
+    def is_noted() -> bool:
+        trial.cron()
+        return os.path.exists(hint)
+
+    def note() -> None:
+        """Run cron until it has noted that nothing is due, as the directories now are."""
+        if os.path.exists(hint):
+            os.unlink(hint)
+        wait_until(is_noted, "an idle run notes it", SECONDS)
+
+    def administer(verb: str, message_id: str) -> None:
+        command = [f"{trial.installed.bin}/picoqmail", verb, message_id]
+        subprocess.run(command, env=trial.variables(), check=True, stdout=subprocess.DEVNULL)
+
+    waits = trial.deferred(next_attempt=int(time.time()) + 9999)
+    held = trial.deferred(next_attempt=1)
+    administer("hold", held)
+    note()
+    assert [] == strict_relay.messages
+    administer("release", held)
+    trial.cron()
+    assert 1 == len(strict_relay.messages)
+    note()
+    trial.queued()
+    trial.cron()
+    assert 2 == len(strict_relay.messages)
+    note()
+    administer("retry", waits)
+    trial.cron()
+    assert ([], 3) == (trial.ids(CUR), len(strict_relay.messages))
+    due = int(time.time()) + 8
+    soon = trial.deferred(next_attempt=due)
+    note()
+    wait_until(lambda: time.time() >= due, "the message is due", SECONDS)
+    assert [soon] == trial.ids(CUR)
+    trial.cron()
+    assert ([], 4) == (trial.ids(CUR), len(strict_relay.messages))
 
 
 def test_a_lost_hint_is_set_right(trial: Trial, strict_relay: HostileRelay) -> None:

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.admin.filesystem import type_of
+from picoqmail.layout import CUR, IDLE, NEW, REPORTS
+from picoqmail.spool.idle import LOCAL
 from picoqmail.spool.syncfs import TRUSTED
 from rig.programs import find
 from rig.sink import Sink
+from rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -241,8 +244,43 @@ def test_an_idle_run_opens_no_sidecar(trial: Trial, tmp_path: Path) -> None:
         subprocess.run(command, env=trial.variables(), check=True, timeout=SECONDS)
         text = trace.read_text(errors="replace")
         assert not re.search(r"open(?:at)?\(.*\.json", text)
-        counts.append(len(re.findall(r"newfstatat\(.*/cur/.*\.json|statx\(.*\.json", text)))
+        # By the descriptor of the directory: no way to it is walked again and again.
+        counts.append(len(re.findall(r"(?:newfstatat|statx)\(\d+, \"[^\"/]*\.json", text)))
     assert [10, 110] == counts
+
+
+def cron_calls(trial: Trial, trace: Path) -> list[str]:
+    """Run cron under strace: its calls from the first setting on, as lines."""
+    strace = [find("strace", "strace"), "-f", "-qq", "-o", str(trace)]
+    command = [*strace, trial.installed.program("cron")]
+    subprocess.run(command, env=trial.variables(), check=True, timeout=SECONDS)
+    lines = trace.read_text(errors="replace").splitlines()
+    lines = lines[next(n for n, line in enumerate(lines) if "/control/" in line) :]
+    return [line for line in lines if re.sub(r"\d+ +(\w+).*", r"\1", line) not in MEMORY]
+
+
+def test_an_idle_run_opens_nothing_where_nothing_changed(trial: Trial, tmp_path: Path) -> None:
+    """Seven calls instead of all looks: it costs less than a look at an empty spool."""
+    kind = type_of(trial.spool)
+    if kind not in LOCAL:
+        pytest.skip(f"nothing is noted on {kind}")
+    empty = cron_calls(trial, tmp_path / "trace")
+    for number in range(300):
+        defer(trial, f"{int(time.time())}.M{number:06}P1Q1R0.me.test")
+    # Directories that changed just now may change again in the same step of the clock.
+    hint = f"{trial.spool}/{IDLE}"
+    wait_until(lambda: cron_calls(trial, tmp_path / "trace") and os.path.exists(hint), "a note", 30)
+    idle = cron_calls(trial, tmp_path / "trace")
+    assert len(idle) <= len(empty)
+    names = [re.sub(rf'.*"{trial.spool}/?([^"]*)".*', r"\1", line) for line in idle]
+    asked = [name for name in names if "(" not in name]
+    # The lock of the run, the breaker, the drop and complaints are asked for by every run.
+    assert {"", "cron.lock", "relay-down", "drop", "cron-complaint"} >= {
+        name for name in asked if name not in {IDLE, CUR, NEW, REPORTS}
+    }
+    assert [IDLE, CUR, NEW, REPORTS] == [n for n in asked if n in {IDLE, CUR, NEW, REPORTS}]
+    opened = [line for line in idle if "O_DIRECTORY" in line and "ENOENT" not in line]
+    assert [] == opened
 
 
 def defer(trial: Trial, message_id: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from proof import device, error_sweep, kill_sweep, power, races, soak
+from proof import device, error_sweep, idling, kill_sweep, power, races, soak
 from proof.kill_sweep import Stage
 from proof.page import plain
 from proof.planted import PLANTS, Plant, plant
@@ -195,8 +195,13 @@ def _row(*cells: object) -> list[str]:
 
 
 def _planted(bug: Plant, root: str, _bar: Bar) -> Found:
+    where = f"{root}/{bug.scenario}"
+    if bug.found_by == "idle" and (reason := idling.why_not(where)):
+        return _row(bug.name, bug.found_by, bug.scenario, f"not tried: {reason}"), []
     with Stage(root, plant(bug, f"{root}/copy")) as stage:
-        if bug.found_by == "power":
+        if bug.found_by == "idle":
+            found = idling.find(where, stage.programs.copy).breaches
+        elif bug.found_by == "power":
             found = power.sweep(
                 stage, BY_NAME[bug.scenario], limit=32, sample=2000, first_only=True
             ).breaches

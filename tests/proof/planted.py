@@ -27,7 +27,8 @@ class Plant:
     """One bug: `bad` replaces `good` in the package.
 
     `good` must occur exactly once in the whole package. No plant names a module, because modules
-    may move. `found_by` is the sweep that must find the bug; `scenario` is the run that shows it.
+    may move. `found_by` is the sweep that must find the bug. `scenario` is the run that shows it,
+    or the file system for a race of idle runs.
     """
 
     name: str
@@ -170,6 +171,13 @@ PLANTS: Sequence[Plant] = (
         "        best = min(found, key=lambda state: revisions[state])\n",
         "kill",
         "check --repair, after a crash",
+    ),
+    Plant(
+        "an idle look noted although the directory changed just now",
+        "    is_settled = before.changed_ns <= (now - STEP_SECONDS) * 1e9\n",
+        "    is_settled = True\n",
+        "idle",
+        "ramfs",
     ),
 )
 

@@ -274,7 +274,10 @@ def test_results(stage: Stage, world: World) -> None:
     delivers_the_rest(stage, world)
 
 
-STATE_FILES = ["relay-down", "counters", "purged", "cron.lock", "cron-complaint", "rate", "users/0"]
+STATE_FILES = [
+    *("relay-down", "counters", "purged", "cron.lock", "cron-complaint", "idle", "rate"),
+    "users/0",
+]
 
 
 @pytest.mark.parametrize("name", STATE_FILES)

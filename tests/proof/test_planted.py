@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proof import kill_sweep, power, tracing
+from proof import idling, kill_sweep, power, tracing
 from proof.kill_sweep import Stage
 from proof.planted import PLANTS, Plant, plant
 from proof.scenarios import BY_NAME
@@ -22,6 +22,11 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: Plant) -> None:
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     programs = plant(bug, str(tmp_path / "copy"))
+    if bug.found_by == "idle":
+        if reason := idling.why_not(str(tmp_path / bug.scenario)):
+            missing(reason)
+        assert idling.find(str(tmp_path / bug.scenario), programs.copy).breaches
+        return
     with Stage(str(tmp_path), programs) as stage:
         assert find(stage, bug)
 

@@ -15,7 +15,7 @@ import picoqmail
 from picoqmail import Mail
 from picoqmail.admin import filesystem
 from picoqmail.library.groups import GROUP_MESSAGES
-from picoqmail.spool import syncfs
+from picoqmail.spool import mounts, syncfs
 from picoqmail.spool.syncfs import (
     LEAST_MESSAGES,
     MOST_DIRTY_OCTETS,
@@ -82,11 +82,11 @@ def test_only_kernels_that_report_all_errors(expected: bool, name: str, release:
 def test_the_file_system_of_an_open_file_is_known(tmp_path: Path) -> None:
     """The mount of the descriptor says the same as the path; no mount says nothing."""
     descriptor = os.open(tmp_path, os.O_RDONLY)
-    assert filesystem.type_of(str(tmp_path)) == syncfs.type_of(descriptor)
+    assert filesystem.type_of(str(tmp_path)) == mounts.type_of(descriptor)
     os.close(descriptor)
-    assert "" == syncfs.type_of(descriptor)
+    assert "" == mounts.type_of(descriptor)
     reading, writing = os.pipe()
-    assert syncfs.type_of(reading) not in TRUSTED
+    assert mounts.type_of(reading) not in TRUSTED
     os.close(reading)
     os.close(writing)
 

@@ -1,0 +1,78 @@
+"""The note of an idle run, raced: on the file systems of this host, and where time has long steps.
+
+Current kernels give two changes two times if somebody asked for the first (ext4, XFS, Btrfs and
+tmpfs since Linux 6.13). Older ones, and ramfs still, do so only every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "idle_race.py")
+_ATTEMPTS = 5
+_SECONDS = 6
+
+
+@frozen
+class IdleReport:
+    """How many looks were noted, how many notes changes made void, and how many changes hid."""
+
+    noted: int
+    void: int
+    hidden: int
+
+    @property
+    def breaches(self) -> list[str]:
+        """What went wrong."""
+        return [f"{self.hidden} changes hid behind {self.noted} notes"] if self.hidden else []
+
+
+def race(directory: str, seconds: float, copy: str = "") -> IdleReport:
+    """Run idle_race.py in a new directory."""
+    os.mkdir(directory)
+    command = [sys.executable, "-I", _PROGRAM, directory, str(seconds), *([copy] if copy else [])]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60)
+    noted, void, hidden = map(int, ran.stdout.split())
+    return IdleReport(noted, void, hidden)
+
+
+def why_not(where: str) -> str:
+    """Return why no file system whose time has long steps can be mounted; empty if it can."""
+    if os.geteuid():
+        return "a file system whose time has long steps can be mounted by root only"
+    try:
+        with long_steps(where):
+            return ""
+    except subprocess.CalledProcessError as exc:
+        return f"no ramfs can be mounted here: {exc.stderr.decode().strip()}"
+
+
+@contextlib.contextmanager
+def long_steps(where: str) -> Iterator[str]:
+    """Mount a file system whose time has long steps for a while."""
+    os.makedirs(where, exist_ok=True)
+    command = ["mount", "-t", "ramfs", "-o", "mode=700", "picoqmail-test", where]
+    subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", where], check=True, capture_output=True)
+
+
+def find(where: str, copy: str) -> IdleReport:
+    """Race a copy of the package with a bug, where time has long steps, until it is found."""
+    with long_steps(where):
+        for number in range(_ATTEMPTS):
+            report = race(f"{where}/{number}", _SECONDS, copy)
+            if report.hidden:
+                break
+    return report
