@@ -79,6 +79,16 @@ def test_a_rule_for_the_sender_goes_first(sender: str, expected: tuple[Relay, ..
     assert expected == routing.relays_for(sender, "b@example.net")
 
 
+def test_rules_of_one_kind_are_rules() -> None:
+    """Where only senders have rules, the mail of all others goes by relayip."""
+    assert Routing.of(DEFAULT, [], []).is_single
+    assert not Routing.of(DEFAULT, BY_RECIPIENT, []).is_single
+    routing = Routing.of(DEFAULT, [], SENDERS[:1])
+    assert not routing.is_single
+    assert way("one.test") == routing.relays_for("boss@example.org", "b@example.net")
+    assert DEFAULT == routing.relays_for("other@example.org", "b@example.net")
+
+
 def test_the_first_of_equal_rules_wins() -> None:
     """As in a file that is read from its top."""
     rules = [Route("x.test", way("one.test")), Route("X.TEST", way("two.test"))]

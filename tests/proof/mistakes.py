@@ -142,6 +142,48 @@ def one_message_with_a_key(stage: Stage) -> list[str]:
     return found
 
 
+_TWO_STATES = """
+import sys
+if sys.argv[1]:
+    sys.path.insert(0, sys.argv[1])
+import time
+import picoqmail
+mail = picoqmail.Mail(b"Subject: x\\n\\nx\\n", "a@here.test", ["b@there.test"])
+later = picoqmail.Mail(
+    b"Subject: x\\n\\nx\\n", "a@here.test", ["b@there.test"], not_before=time.time() + 9999
+)
+picoqmail.enqueue_many([mail, later, mail])
+"""
+
+
+def a_group_for_now_and_for_later(stage: Stage) -> list[str]:
+    """Where some mail of a group goes to new/ and some to cur/, both are synced after the renames.
+
+    The order in which a set has them may be any, so what was synced is read from the calls.
+    """
+    world = World.begin(stage.path(), stage.good.address, stage.programs)
+    output = f"{world.root}/calls"
+    world.run(
+        [
+            *("strace", "-f", "-y", "-o", output, "-e", "trace=fsync,rename", sys.executable),
+            *("-I", "-c", _TWO_STATES, stage.programs.copy),
+        ]
+    )
+    with open(output, encoding="utf-8") as file:
+        calls = file.read().splitlines()
+    renamed = max(number for number, line in enumerate(calls) if " rename(" in line)
+    synced = "".join(line for line in calls[renamed:] if " fsync(" in line)
+    found = [
+        f"mail in {state}/ was accepted before {state}/ was synced"
+        for state in (NEW, CUR)
+        if world.sidecars(state) and f"/spool/{state}>" not in synced
+    ]
+    assert len(world.sidecars(NEW)) == 2
+    assert len(world.sidecars(CUR)) == 1
+    stage.forget(world)
+    return found
+
+
 def _damaged(world: World, _zygote: Zygote, _relay: str) -> None:
     """Prepare a message whose body a disk has altered, among others."""
     world.accept([LATER])
@@ -436,6 +478,12 @@ MISTAKES = (
         '            durable.sync_directory(f"{spool}/{IDEMPOTENCY}")\n',
         "            pass\n",
         one_message_with_a_key,
+    ),
+    Mistake(
+        "of a group for two states one is synced",
+        '        for directory in {f"{one._spool}/{one._state}" for one in group}:',
+        '        for directory in {f"{one._spool}/{one._state}" for one in group[:1]}:',
+        a_group_for_now_and_for_later,
     ),
     Mistake(
         "trouble with the disk is not counted",

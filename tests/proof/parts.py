@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from proof import device, error_sweep, idling, kill_sweep, power, races, soak
 from proof.kill_sweep import Stage
+from proof.mistakes import MISTAKES, Mistake
 from proof.page import plain
 from proof.planted import PLANTS, Plant, plant
 from proof.scenarios import BY_NAME, SCENARIOS, Scenario
@@ -120,7 +121,10 @@ def kinds(size: Size) -> list[Kind]:
             "Planted bugs",
             "Bugs are planted into a copy of the package; the trials must find each of them.",
             ("Planted bug", "Found by", "Program", "First breach"),
-            [Part(bug.name, partial(_planted, bug)) for bug in PLANTS],
+            [
+                *[Part(bug.name, partial(_planted, bug)) for bug in PLANTS],
+                *[Part(one.name, partial(_mistake, one)) for one in MISTAKES],
+            ],
         ),
         Kind(
             "kill",
@@ -210,6 +214,21 @@ def _planted(bug: Plant, root: str, _bar: Bar) -> Found:
     breaches = [] if found else [f"the planted bug '{bug.name}' was not found"]
     first = found[0].rpartition("/spool/")[2] if found else "NOTHING"
     return _row(bug.name, bug.found_by, bug.scenario, plain(first)), breaches
+
+
+def _mistake(mistake: Mistake, root: str, _bar: Bar) -> Found:
+    """Run the trial of a mistake on the programs as they are, and on a copy that has it."""
+    os.mkdir(f"{root}/as they are")
+    with Stage(f"{root}/as they are") as stage:
+        breaches = mistake.trial(stage)
+    with Stage(root, plant(mistake.plant, f"{root}/copy")) as stage:
+        found = mistake.trial(stage)
+    if not found:
+        breaches = [*breaches, f"the mistake '{mistake.name}' was not found"]
+    trial = mistake.trial.__name__.replace("_", " ")
+    return _row(
+        mistake.name, "a trial of its own", trial, plain((found or ["NOTHING"])[0])
+    ), breaches
 
 
 def _kill(size: Size, scenario: Scenario, root: str, bar: Bar) -> Found:
