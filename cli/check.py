@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from attrs import asdict
 
 from picoqmail.admin import check, metrics
-from picoqmail.admin.check import CRITICAL, LEVELS, UNKNOWN, Finding, Thresholds
+from picoqmail.admin.check import Thresholds
+from picoqmail.admin.findings import CRITICAL, LEVELS, UNKNOWN, Finding, worst
 from picoqmail.admin.opening import open_whole_home
 from picoqmail.admin.words import printable
 from picoqmail.cli.output import bold, print_json
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     except PicoqmailError as exc:
         # As a rule, the findings before it say why.
         findings.append(Finding("spool", CRITICAL, str(exc)))
-    level = check.worst(findings)
+    level = worst(findings)
     if writer is not None:
         text = ""
         if now is not None:
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         problem = writer.write(text)
         if problem:
             findings.append(Finding("prometheus", UNKNOWN, problem))
-            level = check.worst(findings)
+            level = worst(findings)
     if arguments.json:
         print_json(_document(level, findings, now, probes, repaired))
     else:

@@ -46,13 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     home = open_whole_home()
     keeps = settings.examine(home).settings
     while True:
-        now = status.gather(home, open_store(home))
+        store = open_store(home)
+        now = status.gather(home, store)
         if arguments.json:
             print_json(now.document())
         else:
             if arguments.watch and sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
-            print("\n".join(_lines(home.spool, now)))
+            print("\n".join(_lines(store.location, now)))
             if keeps is None:
                 print("settings   wrong: see picoqmail config")
         if not arguments.watch:
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(spool: str, now: Status) -> Iterator[str]:
-    yield f"{bold('spool')}      {printable(spool)}, {words.size(now.free_octets)} free"
+    free = "" if now.free_octets is None else f", {words.size(now.free_octets)} free"
+    yield f"{bold('spool')}      {printable(spool)}{free}"
     yield f"{bold('mail')}       {_summary(now)}"
     for name, what in (
         (NEW, "accepted, not tried yet"),

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from picoqmail import durable
 from picoqmail.admin import filesystem, selection, status
+from picoqmail.admin.findings import CRITICAL, OK, WARNING, Finding
 from picoqmail.admin.remedies import REMEDIES
 from picoqmail.admin.words import count
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
@@ -43,6 +44,7 @@ from picoqmail.spool import scan
 from picoqmail.spool.claim import check_size
 from picoqmail.spool.files import BODY_ORDER, NO_BODY
 from picoqmail.store.directory import DirectoryStore
+from picoqmail.store.opening import open_store
 from picoqmail.submission import detached_sender
 
 if TYPE_CHECKING:
@@ -53,25 +55,10 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
     from picoqmail.home.settings import Settings
 
-OK, WARNING, CRITICAL, UNKNOWN = range(4)
-LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-# The worst of several: that nothing is known is worse than a warning, and a fault worse than that.
-_WORST = (CRITICAL, UNKNOWN, WARNING, OK)
-
 CRON_LATE_SECONDS = 900
 LEAST_FREE_OCTETS = 16 << 20
 LEAST_FREE_INODES = 1000
 _SHOWN = 5
-
-
-@frozen
-class Finding:
-    """One thing that was checked: its name, its level, what was found and what to do."""
-
-    name: str
-    level: int
-    text: str
-    remedy: str = ""
 
 
 @frozen
@@ -96,12 +83,6 @@ class Thresholds:
         return WARNING if warning is not None and value >= warning else OK
 
 
-def worst(findings: list[Finding]) -> int:
-    """Return the level of all together: the exit code of a monitoring plugin."""
-    levels = {one.level for one in findings}
-    return next((level for level in _WORST if level in levels), UNKNOWN)
-
-
 def examine(  # noqa: PLR0913 - what is to be checked
     home: Home,
     limits: Thresholds,
@@ -116,7 +97,7 @@ def examine(  # noqa: PLR0913 - what is to be checked
     `relays`: connect to them; `deep`: compare every body with what was accepted; `send_to`: send a
     mail to this address. Raises SpoolError where the spool cannot be read.
     """
-    store = DirectoryStore(home.spool)
+    store = open_store(home)
     chosen = settings.examine(home).settings
     findings += [*check_settings(home), *check_modes(home), *check_filesystem(home)]
     findings += [*check_host(home), check_sender(home)]
@@ -126,7 +107,14 @@ def examine(  # noqa: PLR0913 - what is to be checked
         findings += found
     if chosen is not None and send_to:
         findings.append(_send(home, chosen, send_to))
-    findings += check_spool(store, deep=deep)
+    if isinstance(store, DirectoryStore):
+        findings += check_spool(store, deep=deep)
+    else:
+        from picoqmail.admin.check_database import check_database
+        from picoqmail.postgresql.store import PostgresStore
+
+        if isinstance(store, PostgresStore):
+            findings += check_database(home, store)
     now = status.gather(home, store)
     findings += [*check_flow(now, limits, chosen), *check_cron(home, now)]
     return now, probes
@@ -438,6 +426,8 @@ def _last_delivery(now: Status, limits: Thresholds) -> Finding:
 
 
 def _space(now: Status, chosen: Settings | None) -> Iterator[Finding]:
+    if now.free_octets is None or now.free_inodes is None:
+        return  # The mail lies elsewhere, and this host has no directory for it.
     least = max(LEAST_FREE_OCTETS, chosen.minfree if chosen else 0)
     free = f"{now.free_octets >> 20} MiB and {now.free_inodes} inodes are free"
     # Some file systems have no fixed number of inodes, and report 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from picoqmail.admin.check import LEVELS
+from picoqmail.admin.findings import LEVELS
 from picoqmail.ledger import counters
 
 if TYPE_CHECKING:

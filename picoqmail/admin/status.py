@@ -12,6 +12,7 @@ from picoqmail.layout import CUR, NEW, SENDER_LOCK
 from picoqmail.ledger import counters
 from picoqmail.ledger.relay_notes import describe_notes
 from picoqmail.spool import locks
+from picoqmail.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from typing import Any
@@ -29,7 +30,8 @@ class Status:
     `lessons` has for each relay what was learnt of it, in sentences without a subject.
 
     `next_attempt` is when the next message of cur/ is due, in the past if one is due now. `sender`
-    and `cron` are the pids of active programs; 0 is a process of another PID namespace.
+    and `cron` are the pids of active programs; 0 is a process of another PID namespace. What is
+    free is None where a database keeps the mail, and this host has no directory for it.
     """
 
     taken: int
@@ -44,8 +46,8 @@ class Status:
     cron: int | None
     cron_since: int | None
     totals: dict[str, int]
-    free_octets: int
-    free_inodes: int
+    free_octets: int | None
+    free_inodes: int | None
 
     @property
     def waiting(self) -> int:
@@ -95,6 +97,9 @@ def gather(home: Home, store: Store, now: float | None = None) -> Status:
     """
     now = store.clock() if now is None else now
     figures = store.figures(now)
+    free: tuple[int, int] | tuple[None, None] = figures.free_octets, figures.free_inodes
+    if not isinstance(store, DirectoryStore):
+        free = _free(home.spool)
     cron, cron_since = _cron(home.spool)
     return Status(
         taken=int(now),
@@ -113,9 +118,21 @@ def gather(home: Home, store: Store, now: float | None = None) -> Status:
         cron=cron,
         cron_since=cron_since,
         totals=store.totals.read(),
-        free_octets=figures.free_octets,
-        free_inodes=figures.free_inodes,
+        free_octets=free[0],
+        free_inodes=free[1],
     )
+
+
+def _free(directory: str) -> tuple[int, int] | tuple[None, None]:
+    """Return what is free where this host keeps mail while the database is away; None if nowhere.
+
+    Octets and inodes.
+    """
+    try:
+        space = os.statvfs(directory)
+    except OSError:
+        return None, None
+    return space.f_bavail * space.f_frsize, space.f_favail
 
 
 def _holder(path: str) -> int | None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import evolve
 
-from picoqmail.admin import check
-from picoqmail.admin.check import CRITICAL, OK, UNKNOWN, WARNING
+from picoqmail.admin.findings import CRITICAL, OK, UNKNOWN, WARNING, Finding, worst
 from picoqmail.layout import BODY, CUR, NEW, UNDELIVERED
 from rig.recording import RecordingRelay
 from temporary_home import age
@@ -336,11 +335,11 @@ def test_a_figure_file_that_cannot_be_put_in_place_leaves_nothing(
 
 def test_worst_of_several() -> None:
     """Critical goes before unknown, that before a warning."""
-    one = check.Finding("x", OK, "")
+    one = Finding("x", OK, "")
     for several, expected in (
         ((OK, WARNING), WARNING),
         ((WARNING, UNKNOWN), UNKNOWN),
         ((UNKNOWN, CRITICAL, OK), CRITICAL),
         ((), UNKNOWN),
     ):
-        assert expected == check.worst([evolve(one, level=level) for level in several])
+        assert expected == worst([evolve(one, level=level) for level in several])
