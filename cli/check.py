@@ -149,7 +149,8 @@ def _figures(now: Status | None) -> str:
         return ""
     oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
     failed = now.heaps[UNDELIVERED].messages
-    return f" | waiting={now.waiting} oldest={oldest}s undelivered={failed} held={now.held}"
+    kept = f"undelivered={failed} held={now.held} in_doubt={now.in_doubt}"
+    return f" | waiting={now.waiting} oldest={oldest}s {kept}"
 
 
 def _document(

@@ -42,7 +42,8 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=selection.KINDS,
         help="new: accepted, not tried; cur: tried, to be tried again; undelivered: failed for "
-        "good; held; damaged; may be given several times",
+        "good; held; in_doubt: may have arrived, and not sent again by itself; damaged; may be "
+        "given several times",
     )
     pattern = "an address, @domain, or a pattern with * and ?"
     group.add_argument(

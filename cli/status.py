@@ -81,6 +81,10 @@ def _lines(spool: str, now: Status) -> Iterator[str]:
         )
     if now.held:
         yield f"  {'held':12} {words.count(now.held, 'message')} of cur"
+    if now.in_doubt:
+        what = words.count(now.in_doubt, "message")
+        yield f"  {'in doubt':12} {what} of cur: they may have arrived, and are not sent again"
+        yield f"  {'':12} by themselves; see: picoqmail list --state in_doubt"
     if now.writing:
         yield f"  {'arriving':12} {words.count(now.writing, 'message')}"
     yield f"{bold('next try')}   {_next(now)}"
@@ -105,7 +109,7 @@ def _summary(now: Status) -> str:
 
 
 def _next(now: Status) -> str:
-    if not now.waiting - now.held:
+    if not now.waiting - now.held - now.in_doubt:
         return "nothing to try"
     down = [one.until for one in now.outages.values() if one.until > now.taken]
     wait = rough_duration(min(down, default=now.taken) - now.taken)

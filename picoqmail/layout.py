@@ -65,6 +65,9 @@ SUSPECT_BIT = 0o001
 
 # The modification time of a held sidecar, so that no idle run opens it (2100-01-01).
 HELD_UNTIL = 4102444800.0
+# The fraction of a second in the modification time of a sidecar with a suspended recipient, so that
+# such messages are counted without opening a file.
+SUSPENDED_FRACTION = 0.5
 # The queue program gives up by itself before the sweep may remove what it writes: 24 h < 36 h.
 QUEUE_TIME_LIMIT_SECONDS = 86400
 LEFTOVER_AGE_SECONDS = 129600

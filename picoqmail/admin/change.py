@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from picoqmail.admin.remedies import why_not_sent
 from picoqmail.admin.selection import entry_of
+from picoqmail.delivery.policy import OVERDUE_SINCE, resumed, without_doubts
 from picoqmail.delivery.report_state import not_reported
 from picoqmail.errors import NoSuchMessageError
 from picoqmail.home.control import Control, own_host_name
@@ -75,7 +76,7 @@ class Admin:
         return cls(open_store(home, on_damage=note), queue_lifetime_seconds, damages)
 
     def retry(self, message_id: str) -> VerbResult:
-        """Make a message due now."""
+        """Make a message due now; one that may have arrived goes out once more."""
         return self._with(message_id, self._retry)
 
     def _retry(self, claim: ClaimedMessage) -> VerbResult:
@@ -85,6 +86,10 @@ class Admin:
         if claim.state == UNDELIVERED:
             return VerbResult(message.id, REFUSED, "has failed for good; requeue it", claim.state)
         now = int(self.spool.clock())
+        if message.suspended:
+            note = "sent once more by an administrator, although it may have arrived"
+            self.spool.change(claim, "resumed", note, recipients=resumed(message), next_attempt=now)
+            return VerbResult(message.id, DONE, "is due now, and may arrive once more", CUR)
         if claim.state == NEW or message.next_attempt <= now:
             return VerbResult(message.id, UNCHANGED, "is due already", claim.state)
         due = evolve(message, next_attempt=now, revision=message.revision + 1)
@@ -117,7 +122,14 @@ class Admin:
         if claim.state == UNDELIVERED:
             return VerbResult(message.id, REFUSED, "has failed for good; requeue it", claim.state)
         note = "released by an administrator"
-        self.spool.change(claim, "released", note, held=False, next_attempt=now)
+        self.spool.change(
+            claim,
+            "released",
+            note,
+            held=False,
+            next_attempt=now,
+            recipients=resumed(message),
+        )
         return VerbResult(message.id, DONE, "is released and due now", CUR)
 
     def requeue(self, message_id: str, *, all_recipients: bool = False) -> VerbResult:
@@ -137,7 +149,7 @@ class Admin:
             return VerbResult(message.id, REFUSED, "has not failed; retry it", claim.state)
         again = (FAILED, DELIVERED) if all_recipients else (FAILED,)
         recipients = tuple(
-            not_reported(evolve(one, state=PENDING)) if one.state in again else one
+            not_reported(without_doubts(evolve(one, state=PENDING))) if one.state in again else one
             for one in message.recipients
         )
         count = sum(one.state == PENDING for one in recipients)
@@ -146,6 +158,7 @@ class Admin:
             return VerbResult(message.id, REFUSED, detail, claim.state)
         now = int(self.spool.clock())
         noun = "recipient" if count == 1 else "recipients"
+        unknown = {key: one for key, one in message.unknown.items() if key != OVERDUE_SINCE}
         self.spool.change(
             claim,
             "requeued",
@@ -155,7 +168,7 @@ class Admin:
             attempts=0,
             next_attempt=now,
             expires=now + self.queue_lifetime_seconds,
-            unknown={**message.unknown, NOT_BEFORE: now},
+            unknown={**unknown, NOT_BEFORE: now},
         )
         return VerbResult(message.id, DONE, f"is due now for {count} {noun}", CUR)
 

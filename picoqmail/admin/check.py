@@ -29,7 +29,6 @@ from picoqmail.layout import (
     CRON_LOCK,
     CUR,
     DIRECTORIES,
-    HELD_UNTIL,
     IDEMPOTENCY,
     NEW,
     PRIVATE_DIRECTORY_MODE,
@@ -399,6 +398,13 @@ def check_flow(now: Status, limits: Thresholds, chosen: Settings | None) -> Iter
     yield Finding(
         "queue", level, f"{count(now.waiting, 'message')}{held} to send{age}", "picoqmail status"
     )
+    if now.in_doubt:
+        text = f"{count(now.in_doubt, 'message')} may have arrived, and not sent again by itself"
+        remedy = (
+            "see picoqmail list --state in_doubt; ask whether it arrived, then picoqmail retry ID, "
+            "or picoqmail delete ID"
+        )
+        yield Finding("in doubt", WARNING, text, remedy)
     fresh = now.heaps[UNDELIVERED].fresh
     text = f"{now.heaps[UNDELIVERED].messages} kept, {fresh} of the last day"
     level = limits.level(fresh, limits.failed)
@@ -602,7 +608,7 @@ def _is_off(spool: DirectoryStore, message_id: str) -> bool:
         found = os.stat(f"{spool.path}/{CUR}/{message_id}{SIDECAR}").st_mtime
     except (FileNotFoundError, NoSuchMessageError, DamagedMessageError):
         return False
-    return int(found) != int(HELD_UNTIL if message.held else message.next_attempt)
+    return found != message.due_hint
 
 
 def _repair_modes(home: Home) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from picoqmail.admin.remedies import needs_somebody
 from picoqmail.admin.selection import entry_of
 from picoqmail.admin.words import count, moment
-from picoqmail.delivery.report_state import TELLING, TOLD, WARNED
+from picoqmail.delivery.report_state import DOUBT_TOLD, TELLING, TOLD, WARNED
 from picoqmail.errors import DamagedMessageError
 from picoqmail.home.values import spelled_duration
 from picoqmail.layout import CUR, NEW
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, UNTIL_RETRY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,6 +84,7 @@ _WHAT = {
     "expired": "it was too old and was given up",
     "held": "it was held",
     "released": "it was released",
+    "resumed": "it was to be sent once more",
     "requeued": "it was put back into the queue",
     "damaged": "it was found damaged and put aside",
 }
@@ -141,6 +142,10 @@ def _telling(message: Message) -> Iterator[str]:
         yield f"The failure was reported to the sender: {', '.join(reports)}."
     elif TELLING in message.unknown:
         yield f"The failure is being reported to the sender: {message.unknown[TELLING]}."
+    doubts = {str(r.unknown[DOUBT_TOLD]) for r in message.recipients if DOUBT_TOLD in r.unknown}
+    if doubts:
+        text = "That it may have arrived, or not, was reported to the sender"
+        yield f"{text}: {', '.join(sorted(doubts))}."
     if WARNED in message.unknown:
         yield f"The delay was reported to the sender: {message.unknown[WARNED]}."
 
@@ -157,6 +162,9 @@ def _future(
         return _final(entry, message)
     if message.held:
         return f"It is held, and is not sent. To send it: picoqmail release {entry.id}."
+    doubtful = _in_doubt(entry, message)
+    if doubtful and len(message.suspended) == len(message.pending):
+        return doubtful
     if not message.pending:
         return f"Its result is recorded by the next run of cron at the latest. {_DO_NOTHING}"
     if entry.state == NEW:
@@ -167,7 +175,28 @@ def _future(
         left = spelled_duration(message.next_attempt - now)
         what = f"The next attempt comes in {left}, on {moment(message.next_attempt)}."
     todo = needs_somebody(outages) or _DO_NOTHING
-    return " ".join([what, *_relays(outages, now), _expiry(entry, message, now), todo])
+    expiry = _expiry(entry, message, now)
+    paragraphs = [" ".join([what, *_relays(outages, now), expiry, todo]), doubtful]
+    return "\n\n".join([one for one in paragraphs if one])
+
+
+def _in_doubt(entry: Entry, message: Message) -> str:
+    """Return what becomes of recipients that may have several copies, "" if there are none."""
+    indexes = message.suspended
+    if not indexes:
+        return ""
+    copies = max([message.recipients[index].doubts for index in indexes])
+    ends = {message.recipients[index].suspended_until for index in indexes}
+    if ends == {UNTIL_RETRY}:
+        until = f"before {moment(message.expires)}, when it is given up and reported as in doubt"
+    else:
+        until = f"before {moment(min(ends))}"
+    return (
+        f"It may have arrived {copies} times for {count(len(indexes), 'recipient')}: the relay got "
+        "the whole message, and no reply came. So that it does not arrive again and again, it is "
+        f"not sent to them by itself {until}. Ask whether it arrived. To send it once more: "
+        f"picoqmail retry {entry.id}. If it has arrived: picoqmail delete {entry.id}."
+    )
 
 
 def _final(entry: Entry, message: Message) -> str:

@@ -62,8 +62,8 @@ def _waiting(entry: Entry) -> Iterator[str]:
         yield f"{begun} 0 bytes from <> {entry.id}"
         yield f"    (cannot be read: {printable(entry.damage)})"
         return
-    held = "  held" if message.held else ""
-    yield f"{begun} {message.size} bytes from {printable(path(message.sender))}  {entry.id}{held}"
+    what = "  held" if message.held else "  in doubt" if entry.is_suspended else ""
+    yield f"{begun} {message.size} bytes from {printable(path(message.sender))}  {entry.id}{what}"
     reply = last_reply(message)
     if reply:
         yield f"    ({printable(reply)})"

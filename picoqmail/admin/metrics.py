@@ -47,6 +47,8 @@ def _families(
         [(_labels(state=state), heap.octets) for state, heap in heaps],
     )
     yield "held_messages", "gauge", "Messages that an administrator holds.", _one(now.held)
+    text = "Messages that may have arrived, and that doubtlimit keeps from being sent again."
+    yield "in_doubt_messages", "gauge", text, _one(now.in_doubt)
     yield "due_messages", "gauge", "Messages whose next attempt is due.", _one(now.due)
     oldest = now.taken - now.oldest_waiting if now.oldest_waiting else 0
     yield "oldest_age_seconds", "gauge", "Age of the oldest message that waits.", _one(oldest)

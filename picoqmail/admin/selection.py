@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 HELD = "held"
 DAMAGED = "damaged"
-KINDS = (NEW, CUR, UNDELIVERED, HELD, DAMAGED)
-"""What `Filter.kinds` may name: the three states, and two kinds of message within them."""
+IN_DOUBT = "in_doubt"
+KINDS = (NEW, CUR, UNDELIVERED, HELD, IN_DOUBT, DAMAGED)
+"""What `Filter.kinds` may name: the three states, and kinds of message within them.
+
+Of the kind `in_doubt` are those that doubtlimit keeps from being sent again.
+"""
+
+_KINDS_INSIDE = frozenset((HELD, IN_DOUBT, DAMAGED))
 
 
 @frozen
@@ -48,6 +54,12 @@ class Entry:
     def put_aside(self) -> bool:
         """Whether it lies in undelivered/ though no relay refused it: it could not be sent."""
         return self.state == UNDELIVERED and (self.message is None or bool(self.message.pending))
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it waits, and doubtlimit keeps it from being sent again to some recipients."""
+        waits = self.state != UNDELIVERED and self.message is not None
+        return waits and bool(self.message and self.message.suspended)
 
 
 @frozen
@@ -75,7 +87,7 @@ class Filter:
     def needs_reading(self) -> bool:
         """Whether a name is not enough to decide."""
         asks_inside = self.sender or self.recipient or self.error
-        return bool(asks_inside or HELD in self.kinds or DAMAGED in self.kinds)
+        return bool(asks_inside or not _KINDS_INSIDE.isdisjoint(self.kinds))
 
     def may_match(self, state: str, created: int, now: float) -> bool:
         """Say whether a message of this state and age can meet the conditions."""
@@ -85,15 +97,16 @@ class Filter:
             return False
         if not self.kinds or state in self.kinds:
             return True
-        return HELD in self.kinds or DAMAGED in self.kinds
+        return not _KINDS_INSIDE.isdisjoint(self.kinds)
 
     def matches(self, entry: Entry) -> bool:
         """Say whether a message that `may_match` meets the rest of the conditions."""
         message = entry.message
         if self.kinds and entry.state not in self.kinds:
             held = HELD in self.kinds and message is not None and message.held
+            in_doubt = IN_DOUBT in self.kinds and message is not None and entry.is_suspended
             damaged = DAMAGED in self.kinds and (message is None or entry.put_aside)
-            if not held and not damaged:
+            if not held and not in_doubt and not damaged:
                 return False
         if message is None:
             return not (self.sender or self.recipient or self.error)

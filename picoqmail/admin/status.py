@@ -29,14 +29,17 @@ class Status:
 
     `lessons` has for each relay what was learnt of it, in sentences without a subject.
 
-    `next_attempt` is when the next message of cur/ is due, in the past if one is due now. `sender`
-    and `cron` are the pids of active programs; 0 is a process of another PID namespace. What is
-    free is None where a database keeps the mail, and this host has no directory for it.
+    `in_doubt` counts the messages that may have arrived, and that doubtlimit keeps from being sent
+    again. `next_attempt` is when the next other message of cur/ is due, in the past if one is due
+    now. `sender` and `cron` are the pids of active programs; 0 is a process of another PID
+    namespace. What is free is None where a database keeps the mail, and this host has no directory
+    for it.
     """
 
     taken: int
     heaps: dict[str, Heap]
     held: int
+    in_doubt: int
     due: int
     next_attempt: int | None
     writing: int
@@ -56,7 +59,7 @@ class Status:
 
     @property
     def oldest_waiting(self) -> int | None:
-        """When the oldest message that waits was accepted; held ones do not count."""
+        """When the oldest message that waits was accepted, of those neither held nor in doubt."""
         ages = [heap.oldest for heap in (self.heaps[NEW], self.heaps[CUR]) if heap.oldest]
         return min(ages, default=None)
 
@@ -72,6 +75,7 @@ class Status:
             "states": {name: value.asdict(heap) for name, heap in self.heaps.items()},
             "waiting": self.waiting,
             "held": self.held,
+            "in_doubt": self.in_doubt,
             "due": self.due,
             "oldest_waiting": self.oldest_waiting,
             "oldest_age": _since(self.oldest_waiting, self.taken),
@@ -105,6 +109,7 @@ def gather(home: Home, store: Store, now: float | None = None) -> Status:
         taken=int(now),
         heaps=figures.heaps,
         held=figures.held,
+        in_doubt=figures.in_doubt,
         due=figures.due + figures.heaps[NEW].messages,
         next_attempt=figures.next_attempt,
         writing=figures.writing,

@@ -71,6 +71,8 @@ def when_next(entry: Entry, now: float) -> str:
         return "failed for good"
     if message.held:
         return "held"
+    if len(message.suspended) == len(message.pending) > 0:
+        return "in doubt: not sent again by itself"
     if entry.state == NEW or message.next_attempt <= now:
         return "due now"
     return f"next in {rough_duration(message.next_attempt - now)}"
@@ -97,6 +99,7 @@ def document(entry: Entry, now: float) -> dict[str, Any]:
         ],
         "size": message.size,
         "held": message.held,
+        "in_doubt": entry.is_suspended,
         "attempts": message.attempts,
         "next_attempt": message.next_attempt,
         "expires": message.expires,

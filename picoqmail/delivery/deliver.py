@@ -29,7 +29,8 @@ from picoqmail.smtp.address import expand_verp, is_verp
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, RecipientResult, Transaction
 from picoqmail.spool.claim import RunDiedError
 from picoqmail.spool.files import RESULT_LIMIT_OCTETS
-from picoqmail.spool.message import DELIVERED, FAILED
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.progress import IN_DOUBT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class _Work:
         self.parts = 0
         self.results: dict[int, RecipientResult] = {}
         self.in_doubt = False
+        self.doubts: dict[int, int] = {}
+        """How many transactions, by index of the recipient, ended without a reply."""
         self.without_reply = 0
         """Parts whose end was sent, and for which no verdict has come yet."""
         self.relay = ""
@@ -119,6 +122,8 @@ class _Part:
         self.faults = 0
         self.has_ended = False
         """Whether the end of its data was sent, and no verdict has come since."""
+        self.is_noted = False
+        """Whether the progress says that the end of its data was sent."""
 
 
 class Outbox:
@@ -194,6 +199,7 @@ class Delivery:
         self._forced = False
         self._logs_info = log.is_on("info")
         self._logs_debug = log.is_on("debug")
+        self._limit = policy.DoubtLimit(settings.doubtlimit, settings.doubtpause)
         self._replied = 0
         """Parts that a relay replied to in this round."""
         self._withheld = False
@@ -303,8 +309,9 @@ class Delivery:
             outbox = self._default
             try:
                 _, message = self.spool.read(message_id)
-                if message.pending:
-                    first = message.recipients[message.pending[0]]
+                waiting = policy.sendable(message, self.clock()) or message.pending
+                if waiting:
+                    first = message.recipients[waiting[0]]
                     relays = self._routing.relays_for(message.sender, first.address)
                     outbox = self._outbox(relays or self._routing.default)
             except (DamagedMessageError, NoSuchMessageError, SpoolError):
@@ -338,6 +345,7 @@ class Delivery:
                 continue
             fault: Exception | None = None
             try:
+                claim = self._count_doubt(claim)
                 if self._is_over(claim.message, tried_seconds) and not claim.message.held:
                     judgement = policy.expire(claim.message, now=int(self.clock()), because=reason)
                     self._record(claim, judgement, "", ())
@@ -417,13 +425,18 @@ class Delivery:
         work = part.work
         part.has_ended = True
         work.without_reply += 1
-        if work.without_reply == 1:
-            try:
+        try:
+            if work.parts > 1:
+                # The mark is the message's. This says whose it is, should this run die.
+                noted = dict.fromkeys(part.indexes, (IN_DOUBT, ""))
+                work.claim = self.spool.note_progress(work.claim, noted, is_synced=False)
+                part.is_noted = True
+            if work.without_reply == 1:
                 work.claim.mark_in_doubt()
-            except (OSError, PicoqmailError) as exc:
-                # The end of the data is not sent, and the message is left as it is.
-                self._report_trouble(work.claim.message.id, exc)
-                raise
+        except (OSError, PicoqmailError) as exc:
+            # The end of the data is not sent, and the message is left as it is.
+            self._report_trouble(work.claim.message.id, exc)
+            raise
 
     def _claim(self, outbox: Outbox, message_id: str) -> ClaimedMessage | None:
         damaged = self.summary.damaged
@@ -496,27 +509,53 @@ class Delivery:
             self.busy.add(claim.message.id)
             claim.release()
             return None
-        claim = ready
+        claim = self._count_doubt(ready)
         message = claim.message
         now = self.clock()
-        if claim.was_in_doubt:
-            message = policy.found_in_doubt(
-                message, now=int(now), schedule=self.settings.retryschedule
-            )
-            claim = self.spool.record(claim, message, CUR)
-            self.log.event("in_doubt", level="warning", id=message.id, sender=message.sender)
         if message.held or not (self._forced or claim.state == NEW or policy.is_due(message, now)):
             if claim.state == CUR:
                 self.spool.repeat_due_time(claim)
             claim.release()
             self.summary.left += 1
             return None
+        if message.pending and not policy.sendable(message, now):
+            self._wait_on(claim, int(now))
+            return None
         return claim
+
+    def _count_doubt(self, claim: ClaimedMessage) -> ClaimedMessage:
+        """Record that an earlier run ended between the end of the data and the reply."""
+        if not claim.was_in_doubt:
+            return claim
+        before = claim.message
+        message = policy.found_in_doubt(
+            before,
+            now=int(self.clock()),
+            schedule=self.settings.retryschedule,
+            doubts=self.spool.doubts(claim),
+            limit=self._limit,
+        )
+        claim = self.reporter.record_deferral(claim.doubt_counted(), message, "")
+        self.log.event("in_doubt", level="warning", id=message.id, sender=message.sender)
+        story.log_suspended(self.log, before, message, "")
+        self.reporter.log_made()
+        return claim
+
+    def _wait_on(self, claim: ClaimedMessage, now: int) -> None:
+        """Release a message that is not sent again by itself; if it has become too old, fail it."""
+        judgement = policy.wait_on(claim.message, now, self.settings.retryschedule)
+        if judgement is not None:
+            self._record(claim, judgement, "", ())
+        else:
+            if claim.state == CUR:
+                self.spool.repeat_due_time(claim)
+            self.summary.left += 1
+        claim.release()
 
     def _divide(self, message: Message) -> list[tuple[Outbox, str, tuple[int, ...]]]:
         """Group the pending recipients by route and sender; a VERP sender is one a recipient."""
         sender = message.sender
-        pending = message.pending
+        pending = policy.sendable(message, self.clock())
         if self._routing.is_single and not is_verp(sender):
             return [(self._default, sender, pending)] if pending else []
         groups: dict[tuple[Relays, str], list[int]] = {}
@@ -544,14 +583,15 @@ class Delivery:
             work.add_transcript(verdict.transcript)
             work.relay = verdict.relay
         if verdict.in_doubt:
-            work.in_doubt = True
+            self._note_doubt(part, verdict)
         elif part.has_ended:
             # A part that never came to its end leaves the mark to the others.
             work.without_reply -= 1
         part.has_ended = False
         self._replied += replied or verdict.in_doubt
         fault = verdict.fault
-        if fault is not None and not replied and (fault.again or not verdict.in_doubt):
+        may_repeat = fault is not None and fault.again and self._may_go_again(work)
+        if fault is not None and not replied and (may_repeat or not verdict.in_doubt):
             self._hand_back(outbox, part, fault, touched=bool(verdict.transcript))
             return
         if verdict.withheld and fault is None:
@@ -568,15 +608,46 @@ class Delivery:
         if not work.open_parts:
             self._finish(work)
 
+    def _note_doubt(self, part: _Part, verdict: Verdict) -> None:
+        """Count whom the relay may have taken this part for."""
+        work = part.work
+        work.in_doubt = True
+        for position, index in enumerate(part.indexes):
+            is_open = verdict.results[position].outcome == "untried"
+            if is_open and position not in verdict.withheld:
+                work.doubts[index] = work.doubts.get(index, 0) + 1
+
+    def _may_go_again(self, work: _Work) -> bool:
+        """Say whether a part in doubt may go out once more in this run; if so, it is counted."""
+        recipients = work.claim.message.recipients
+        most = max([recipients[i].doubts + times for i, times in work.doubts.items()], default=0)
+        if self._limit.copies and most >= self._limit.copies:
+            return False
+        if work.parts > 1 or not work.doubts:
+            return True  # The progress counts it.
+        now = int(self.clock())
+        message = policy.goes_again(work.claim.message, work.doubts, self._limit, now)
+        try:
+            work.claim = self.spool.record(work.claim, message, CUR)
+        except SpoolError as exc:
+            self._report_trouble(message.id, exc)
+            return False
+        # The mark is gone, and comes back with the next end of data.
+        work.doubts.clear()
+        work.without_reply = 0
+        return True
+
     def _hand_back(self, outbox: Outbox, part: _Part, fault: RelayFault, *, touched: bool) -> None:
         """Put a part back that no relay replied to."""
         work = part.work
-        if not work.without_reply and not work.in_doubt:
-            # Data may have gone along with an envelope that was refused.
-            try:
+        try:
+            if part.is_noted and part.indexes[0] not in work.doubts:
+                self._take_back(part, part.indexes)
+            if not work.without_reply and not work.in_doubt:
+                # Data may have gone along with an envelope that was refused.
                 work.claim.clear_doubt()
-            except OSError as exc:
-                self._report_trouble(work.claim.message.id, exc)
+        except OSError as exc:
+            self._report_trouble(work.claim.message.id, exc)
         if fault.again:
             # What was in the way is known now, and avoided.
             outbox.ready.appendleft(part)
@@ -605,8 +676,19 @@ class Delivery:
         }
         if noted:
             work.claim = self.spool.note_progress(work.claim, noted)
+        if part.is_noted:
+            rest = [i for i in part.indexes if i not in noted and i not in work.doubts]
+            self._take_back(part, rest)
         if not work.without_reply and not work.in_doubt:
             work.claim.clear_doubt()
+
+    def _take_back(self, part: _Part, indexes: Iterable[int]) -> None:
+        """Note that recipients still wait, and are in no doubt."""
+        noted = dict.fromkeys(indexes, (PENDING, ""))
+        part.is_noted = False
+        if noted:
+            work = part.work
+            work.claim = self.spool.note_progress(work.claim, noted, is_synced=False)
 
     def _finish(self, work: _Work) -> None:
         """Record a message whose parts are all done, or will not be done in this run."""
@@ -636,7 +718,8 @@ class Delivery:
                 work.results,
                 now=now,
                 relay=work.relay,
-                in_doubt=work.in_doubt,
+                doubts=work.doubts,
+                limit=self._limit,
                 schedule=self.settings.retryschedule,
             )
             if work.in_doubt:
@@ -680,6 +763,7 @@ class Delivery:
             self.reporter.record_deferral(claim, message, text)
             self.summary.deferred += 1
         story.log_judgement(self.log, judgement, relay)
+        story.log_suspended(self.log, claim.message, message, relay)
         self.reporter.log_made()
 
     def _log_queued(self, claim: ClaimedMessage) -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from math import isqrt
 
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message, Recipient
-from picoqmail.value import Value, evolve
+from picoqmail.delivery.report_state import DOUBT_TOLD
+from picoqmail.spool.message import (
+    DELIVERED,
+    DOUBTS,
+    FAILED,
+    PENDING,
+    SUSPENDED_UNTIL,
+    UNTIL_RETRY,
+    Event,
+    Message,
+    Recipient,
+)
+from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Final
 
     from picoqmail.smtp.transaction import RecipientResult
@@ -24,6 +35,33 @@ _MOST_FAIR_ATTEMPTS = 100
 _FAULT_DELAY_SECONDS = 60
 _FAULT_DELAY_LIMIT_SECONDS = 3600
 _TEXT_LIMIT = 500
+
+OVERDUE_SINCE = "overdue_since"
+"""The key of a suspended message that was found to be too old: since when, in Unix seconds."""
+
+_NO_REPLY = "the connection ended before the relay replied: it may have the message"
+_NO_SENDER = "the sender died before it saw the relay's reply: the relay may have the message"
+_MAYBE = "may have been delivered, or not: it was sent as a whole {} times, and no reply came"
+_NO_MORE = "; it is not sent to {} again by itself, because so many copies may be out"
+
+
+class DoubtLimit(Value):
+    """How many copies may be out without a reply of the relay; the settings of that name.
+
+    `copies` 0 is no limit. After so many a recipient is suspended for `pause_seconds`; None is
+    until an administrator retries the message.
+    """
+
+    __slots__ = ("copies", "pause_seconds")
+
+    def __init__(self, copies: int, pause_seconds: int | None = None) -> None:
+        self.copies: Final = copies
+        self.pause_seconds: Final = pause_seconds
+
+
+NO_DOUBT_LIMIT = DoubtLimit(0)
+NO_DOUBTS: Mapping[int, int] = EMPTY  # type: ignore[assignment] # nothing is in it
+_DOUBT_KEYS = (DOUBTS, SUSPENDED_UNTIL, DOUBT_TOLD)
 
 
 class Judgement(Value):
@@ -75,8 +113,26 @@ def is_due(message: Message, now: float) -> bool:
         return False
     if message.next_attempt <= now:
         return True
+    return _was_set_back(message, now)
+
+
+def _was_set_back(message: Message, now: float) -> bool:
     last = message.history[-1].get("when", 0) if message.history else 0
     return isinstance(last, (int, float)) and last > now + QUADRATIC_STEP_SECONDS
+
+
+def sendable(message: Message, now: float) -> tuple[int, ...]:
+    """Return the indexes of the recipients that a message may be sent to now.
+
+    These wait, and are not suspended. A pause that a clock made which was set back since is over.
+    """
+    if not message.suspended:
+        return message.pending
+    is_lost = _was_set_back(message, now)
+    ends = [one.suspended_until for one in message.recipients]
+    return tuple(
+        [i for i in message.pending if ends[i] <= now or (is_lost and ends[i] != UNTIL_RETRY)]
+    )
 
 
 def fair_attempts(lifetime_seconds: int, schedule: tuple[int, ...] | None) -> int:
@@ -112,6 +168,17 @@ def is_over(
     return now >= message.expires and (
         message.attempts >= fair_attempts(lifetime, schedule)
         or (unreached_seconds > 0 and unreached_seconds * FAIR_PART >= lifetime)
+        or _is_long_overdue(message, now, lifetime)
+    )
+
+
+def _is_long_overdue(message: Message, now: float, lifetime_seconds: int) -> bool:
+    """Say whether a suspended message, which gets no attempts, was found too old long ago."""
+    since = message.unknown.get(OVERDUE_SINCE)
+    return (
+        bool(message.suspended)
+        and isinstance(since, int)
+        and (now - since) * FAIR_PART >= lifetime_seconds
     )
 
 
@@ -121,14 +188,16 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     *,
     now: int,
     relay: str,
-    in_doubt: bool = False,
+    doubts: Mapping[int, int] = NO_DOUBTS,
+    limit: DoubtLimit = NO_DOUBT_LIMIT,
     schedule: tuple[int, ...] | None = None,
 ) -> Judgement:
     """Judge a message that a relay replied to; `results` by index of the recipient.
 
     Recipients without a final reply stay pending; those that are pending when the message expires
-    fail. An end of data without a reply (`in_doubt`) counts as an attempt. So a relay that always
-    dies there gets the message as the schedule says, and not in every run.
+    fail. `doubts` says how many times, by index, the end of the data went out and no reply came;
+    that counts as an attempt. So a relay that always dies there gets the message as the schedule
+    says, and not in every run; and no more often than `limit` says.
     """
     recipients = list(message.recipients)
     delivered, failed, texts = [], [], []
@@ -138,19 +207,21 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
         state = {"delivered": DELIVERED, "failed": FAILED}.get(result.outcome, PENDING)
         text = result.text[:_TEXT_LIMIT]
         before = recipients[index]
-        recipients[index] = Recipient(before.address, state, text, before.unknown)
+        # It was tried, so a pause is over.
+        recipients[index] = Recipient(before.address, state, text, _resumed(before).unknown)
         if state == DELIVERED:
             delivered.append(index)
         elif state == FAILED:
             failed.append(index)
         if state != DELIVERED and text not in texts:
             texts.append(text)
+    _count_doubts(recipients, doubts, now, limit)
     states = {one.state for one in recipients}
     if PENDING not in states:
         outcome = "failed" if failed or not delivered else "delivered"
-    elif in_doubt:
+    elif doubts:
         outcome = "in_doubt"
-        texts.append("the connection ended before the relay replied: it may have the message")
+        texts.append(_NO_REPLY + _no_more(recipients, doubts))
     else:
         outcome = "deferred"
     after = message.with_event(
@@ -170,7 +241,83 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
         # By its age, which the clock made, it would wait for weeks.
         begun = now - (QUADRATIC_STEP_SECONDS * after.attempts) ** 2
     due = next_attempt(begun, now, after.attempts, schedule)
-    return Judgement("defer", evolve(after, next_attempt=due), tuple(failed), tuple(delivered))
+    return Judgement("defer", _put_off(after, now, due), tuple(failed), tuple(delivered))
+
+
+def _count_doubts(
+    recipients: list[Recipient], doubts: Mapping[int, int], now: int, limit: DoubtLimit
+) -> None:
+    """Count the copies that may be out, and suspend the recipients that may have too many."""
+    for index, times in doubts.items():
+        one = recipients[index]
+        unknown = {**one.unknown, DOUBTS: one.doubts + times}
+        if one.state == PENDING and limit.copies and unknown[DOUBTS] >= limit.copies:
+            pause = limit.pause_seconds
+            unknown[SUSPENDED_UNTIL] = UNTIL_RETRY if pause is None else now + pause
+        recipients[index] = evolve(one, unknown=unknown)
+
+
+def _no_more(recipients: list[Recipient], doubts: Iterable[int]) -> str:
+    """Return what the history says of recipients that were suspended."""
+    count = sum([bool(recipients[index].suspended_until) for index in doubts])
+    if not count:
+        return ""
+    return _NO_MORE.format("this recipient" if count == 1 else f"{count} recipients")
+
+
+def _put_off(message: Message, now: int, scheduled: int) -> Message:
+    """Return a message that waits: until `scheduled`, or for what becomes of those suspended.
+
+    If all are suspended, it is looked at again when a pause is over, or when it has become too old.
+    """
+    ends = [message.recipients[index].suspended_until for index in message.pending]
+    pauses = [until for until in ends if until > now]
+    if len(pauses) < len(ends):
+        return evolve(message, next_attempt=min([scheduled, *pauses]))
+    if now < message.expires:
+        return evolve(message, next_attempt=min([message.expires, *pauses]))
+    # A clock that jumped may be all that made it too old. Somebody gets time to see it.
+    part = max((message.expires - message.begins) // FAIR_PART, 1)
+    since = message.unknown.get(OVERDUE_SINCE)
+    if type(since) is not int or since > now:
+        since = now
+    unknown = {**message.unknown, OVERDUE_SINCE: since}
+    return evolve(message, next_attempt=min([now + part, *pauses]), unknown=unknown)
+
+
+def wait_on(message: Message, now: int, schedule: tuple[int, ...] | None) -> Judgement | None:
+    """Judge a message that is due, and has suspended recipients only; None if it just waits on.
+
+    It is not sent. Once it is too old it fails, and its sender is told that it may have arrived.
+    """
+    if now < message.expires:
+        return None
+    if is_over(message, now, schedule):
+        return expire(message, now=now)
+    waits = _put_off(message, now, now)
+    if waits.next_attempt == message.next_attempt:
+        return None
+    return Judgement("defer", evolve(waits, revision=message.revision + 1))
+
+
+def resumed(message: Message) -> tuple[Recipient, ...]:
+    """Return the recipients of a message, none of them suspended: one more copy may go out."""
+    return tuple([_resumed(one) for one in message.recipients])
+
+
+def _resumed(recipient: Recipient) -> Recipient:
+    if SUSPENDED_UNTIL not in recipient.unknown:
+        return recipient
+    return evolve(recipient, unknown=_without(recipient.unknown, (SUSPENDED_UNTIL,)))
+
+
+def _without(unknown: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object]:
+    return {key: value for key, value in unknown.items() if key not in keys}
+
+
+def without_doubts(recipient: Recipient) -> Recipient:
+    """Return a recipient of a message that gets a new life: its copies are counted anew."""
+    return evolve(recipient, unknown=_without(recipient.unknown, _DOUBT_KEYS))
 
 
 def expire(
@@ -188,6 +335,8 @@ def expire(
     for index in pending:
         last = recipients[index].reply or because
         text = f"expired after {days:.1f} days in the queue" + (f"; last: {last}" if last else "")
+        if recipients[index].doubts:
+            text = f"{_MAYBE.format(recipients[index].doubts)}; {text}"
         recipients[index] = evolve(recipients[index], state=FAILED, reply=text)
     after = evolve(message, recipients=tuple(recipients), revision=message.revision + 1).with_event(
         Event(now, "", "expired", because or "too old: the queue lifetime is over")
@@ -223,20 +372,43 @@ def postpone(message: Message, *, now: int, relay: str, reply: str) -> Message:
     )
 
 
-def found_in_doubt(message: Message, *, now: int, schedule: tuple[int, ...] | None) -> Message:
+def found_in_doubt(
+    message: Message,
+    *,
+    now: int,
+    schedule: tuple[int, ...] | None,
+    doubts: Mapping[int, int] = NO_DOUBTS,
+    limit: DoubtLimit = NO_DOUBT_LIMIT,
+) -> Message:
     """Return a message whose last sender died between the end of the data and the relay's reply.
 
-    It is due at once the first time. If that happens again in a row, the schedule decides, so that
-    whatever kills the sender does not make a duplicate in every run.
+    `doubts` are counted by index of the recipient; empty: nobody knows who they are, so each one
+    that was sent to is. It is due at once the first time. If that happens again in a row, the
+    schedule decides, so that whatever kills the sender does not make a duplicate in every run.
     """
     again = bool(message.history) and message.history[-1].get("outcome") == "in_doubt"
     attempts = message.attempts + 1
     due = next_attempt(message.begins, now, attempts, schedule) if again else now
-    text = "the sender died before it saw the relay's reply: the relay may have the message"
-    return message.with_event(
-        Event(now, "", "in_doubt", text),
+    recipients = list(message.recipients)
+    known = doubts or dict.fromkeys(sendable(message, now), 1)
+    _count_doubts(recipients, known, now, limit)
+    after = message.with_event(
+        Event(now, "", "in_doubt", _NO_SENDER + _no_more(recipients, known)),
+        recipients=tuple(recipients),
         attempts=attempts,
-        next_attempt=due,
+        revision=message.revision + 1,
+    )
+    return _put_off(after, now, due)
+
+
+def goes_again(message: Message, doubts: Mapping[int, int], limit: DoubtLimit, now: int) -> Message:
+    """Return a message that goes out again at once, although the relay may have it."""
+    recipients = list(message.recipients)
+    _count_doubts(recipients, doubts, now, limit)
+    return message.with_event(
+        Event(now, "", "in_doubt", _NO_REPLY),
+        recipients=tuple(recipients),
+        next_attempt=now,
         revision=message.revision + 1,
     )
 

@@ -25,7 +25,7 @@ import os
 import time
 
 from picoqmail.delivery import report_state
-from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
+from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED, KIND_IN_DOUBT
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, DOUBLE_BOUNCE, REPORTS, STATES, is_id
 from picoqmail.value import evolve
@@ -220,38 +220,63 @@ class Reporter:
     def record_deferral(
         self, claim: ClaimedMessage, message: Message, result: str
     ) -> ClaimedMessage:
-        """Record a message that waits on, and warn its sender if the time for that has come.
+        """Record a message that waits on, and warn its sender if there is reason to.
 
         Recipients that failed meanwhile are reported first. Raises SpoolError.
         """
         claim = self.record(claim, message, CUR, result)
+        doubtful = report_state.untold_doubts(claim.message)
+        if doubtful:
+            claim = self._warn(claim, doubtful, KIND_IN_DOUBT)
+        if self._is_delayed(claim.message):
+            told = claim.message.suspended
+            waiting = tuple([i for i in claim.message.pending if i not in told])
+            if waiting:
+                claim = self._warn(claim, waiting, KIND_DELAYED)
+        return claim
+
+    def _warn(self, claim: ClaimedMessage, indexes: tuple[int, ...], kind: str) -> ClaimedMessage:
+        """Report to the sender what is no failure yet, if they want that. Raises SpoolError."""
         message = claim.message
         to = self._addressee_of_warning(message)
         if to is None:
             return claim
         try:
-            incoming = self._writer.write(claim, message, message.pending, KIND_DELAYED, to.address)
+            # A relay that loses all its replies makes a doubt of every mail.
+            if kind == KIND_IN_DOUBT and not self._writer.limit.may_report(
+                to.address, self.clock()
+            ):
+                return claim
+            incoming = self._writer.write(claim, message, indexes, kind, to.address)
         except SpoolError as exc:
             self._complain(message, exc)
             return claim
         with incoming:
-            warned = evolve(message, unknown={**message.unknown, report_state.WARNED: incoming.id})
+            if kind == KIND_IN_DOUBT:
+                warned = report_state.doubt_told(message, indexes, incoming.id)
+            else:
+                unknown = {**message.unknown, report_state.WARNED: incoming.id}
+                warned = evolve(message, unknown=unknown)
             claim = self.spool.record(claim, _revised(warned, message), CUR)
             try:
                 incoming.commit(to.sender, [to.address])
             except SpoolError as exc:
                 self._complain(message, exc)
                 return claim
-        self._note_made(message, incoming.id, to, message.pending, KIND_DELAYED)
+        self._note_made(message, incoming.id, to, indexes, kind)
         return claim
 
-    def _addressee_of_warning(self, message: Message) -> Addressee | None:
+    def _is_delayed(self, message: Message) -> bool:
         after = self.settings.delaywarning
+        return (
+            bool(after)
+            and self.clock() - message.begins >= (after or 0)
+            and report_state.WARNED not in message.unknown
+        )
+
+    def _addressee_of_warning(self, message: Message) -> Addressee | None:
         if (
-            not after
-            or not self.settings.bounces
-            or self.clock() - message.begins < after
-            or report_state.WARNED in message.unknown
+            not self.settings.bounces
             or report_state.TELLING in message.unknown
             or message.sender in ("", DOUBLE_BOUNCE)
             or not report_state.wants_report(message, "DELAY")

@@ -3,7 +3,8 @@
 Each failure of a recipient is reported once. Three keys of the sidecars see to that: `told` of the
 recipient names the report that reported it, `telling` of the message names the report that is being
 made, and `report_of` of a report names its message. With these no crash makes a report twice, and
-none is forgotten; report.py has the order.
+none is forgotten; report.py has the order. `warned` of the message and `doubt_told` of a recipient
+name the reports that came before: of a delay, and of copies that may have arrived.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ TOLD = "told"
 TELLING = "telling"
 REPORT_OF = "report_of"
 WARNED = "warned"
+DOUBT_TOLD = "doubt_told"
 
-# What a report is about; also the Action of RFC 3464 2.3.3.
+# What a report is about.
 KIND_FAILED = "failed"
 KIND_DELAYED = "delayed"
+KIND_IN_DOUBT = "in_doubt"
+
+ACTIONS = {KIND_FAILED: "failed", KIND_DELAYED: "delayed", KIND_IN_DOUBT: "delayed"}
+"""The Action of RFC 3464 2.3.3 by kind: no other is true before a message is given up."""
 
 
 class Addressee(Value):
@@ -75,6 +81,21 @@ def unreported(message: Message) -> tuple[int, ...]:
         for index, one in enumerate(message.recipients)
         if one.state == FAILED and TOLD not in one.unknown
     )
+
+
+def untold_doubts(message: Message) -> tuple[int, ...]:
+    """Return the indexes of suspended recipients whose doubt was not reported yet."""
+    recipients = message.recipients
+    return tuple([i for i in message.suspended if DOUBT_TOLD not in recipients[i].unknown])
+
+
+def doubt_told(message: Message, indexes: Iterable[int], report: str) -> Message:
+    """Return the message once a report has told the doubt about these recipients."""
+    recipients = list(message.recipients)
+    for index in indexes:
+        one = recipients[index]
+        recipients[index] = evolve(one, unknown={**one.unknown, DOUBT_TOLD: report})
+    return evolve(message, recipients=tuple(recipients))
 
 
 def reported(message: Message, indexes: Iterable[int], report: str) -> Message:

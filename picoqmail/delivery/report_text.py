@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED
+from picoqmail.delivery.report_state import ACTIONS, KIND_DELAYED, KIND_FAILED, KIND_IN_DOUBT
 from picoqmail.home.values import rough_duration
 from picoqmail.message.dates import header_date
 from picoqmail.smtp import dsn
@@ -37,7 +37,7 @@ _SUBJECT = re.compile(rb"^subject:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULT
 
 @frozen
 class Report:
-    """What a report says. `kind` is `failed` or `delayed`; `host` is the setting me.
+    """What a report says. `kind` is one of report_state.py; `host` is the setting me.
 
     `indexes` are those of the recipients that it is about. `author` and `to` are addresses,
     `header` is the message's header as spooled; `whole` says that the whole message follows, and
@@ -93,11 +93,10 @@ def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
 
 
 def _header(report: Report, boundary: str) -> Iterator[str]:
-    failed = report.kind == KIND_FAILED
     yield f"Date: {header_date(report.now)}"
     yield f"From: Mail system of {report.host} <{_path(report.author)}>"
     yield f"To: <{_path(ascii_form(report.to))}>"
-    yield "Subject: " + ("Your mail could not be delivered" if failed else "Your mail is delayed")
+    yield f"Subject: {_SUBJECTS[KIND_IN_DOUBT if _is_maybe(report) else report.kind]}"
     yield f"Message-ID: <{report.id}.report@{report.host}>"
     original = _MESSAGE_ID.search(report.header)
     if original:
@@ -119,8 +118,13 @@ def _sentences(report: Report) -> Iterator[str]:
     subject = _subject(report.header)
     about = f"Your mail{f' about {subject!r}' if subject else ''} of {header_date(message.created)}"
     if report.kind == KIND_FAILED:
+        what = "may have been delivered to {}, or not," if _is_maybe(report) else _NOT_DELIVERED
+        yield from _wrapped(f"{about} {what.format(whom)} and will not be tried again:")
+    elif report.kind == KIND_IN_DOUBT:
         yield from _wrapped(
-            f"{about} could not be delivered to {whom}, and will not be tried again:"
+            f"{about} may have been delivered to {whom}, or not. The relay got the whole mail, but "
+            "the connection ended before it replied. This host does not send it again by itself, "
+            "because it may arrive several times:"
         )
     else:
         age = rough_duration(report.now - message.created)
@@ -129,7 +133,7 @@ def _sentences(report: Report) -> Iterator[str]:
         one = message.recipients[index]
         yield ""
         yield f"<{_path(one.address)}>"
-        yield from _wrapped(f"{_said(one)}", "    ")
+        yield from _wrapped(f"{_said(one, report.kind)}", "    ")
     if count > _RECIPIENTS_IN_TEXT:
         yield ""
         yield f"and {count - _RECIPIENTS_IN_TEXT} more, which the delivery report lists."
@@ -140,6 +144,13 @@ def _sentences(report: Report) -> Iterator[str]:
             f"{header_date(int(message.expires))}, and you get a report if it fails."
         )
         yield ""
+    elif report.kind == KIND_IN_DOUBT:
+        yield from _wrapped(
+            "Ask the recipient before you send it again. The administrator of this host can have "
+            f"it sent once more, until {header_date(int(message.expires))}. Then it is given up, "
+            "and you get a report of that."
+        )
+        yield ""
     yield from _wrapped(
         "The administrator of this host finds more under the name "
         f"{message.id} (picoqmail explain {message.id})."
@@ -147,10 +158,28 @@ def _sentences(report: Report) -> Iterator[str]:
     yield ""
 
 
-def _said(one: Recipient) -> str:
+def _is_maybe(report: Report) -> bool:
+    """Say whether all recipients may have the mail, as far as this host knows."""
+    return all(report.message.recipients[index].doubts for index in report.indexes)
+
+
+_NOT_DELIVERED = "could not be delivered to {},"
+_SUBJECTS = {
+    KIND_FAILED: "Your mail could not be delivered",
+    KIND_DELAYED: "Your mail is delayed",
+    KIND_IN_DOUBT: "Your mail may have been delivered, or not",
+}
+
+
+def _said(one: Recipient, kind: str) -> str:
+    if kind == KIND_IN_DOUBT:
+        return f"It was sent as a whole {one.doubts} times, and no reply came."
     if not one.reply:
         return "No reason is known."
-    return f"The relay said: {one.reply}" if _CODE.match(one.reply) else one.reply
+    said = f"The relay said: {one.reply}" if _CODE.match(one.reply) else one.reply
+    if one.doubts and _CODE.match(one.reply):
+        said += f"; but {one.doubts} times before it was sent as a whole, and no reply came"
+    return said
 
 
 def _status(report: Report) -> Iterator[str]:
@@ -173,11 +202,15 @@ def _status(report: Report) -> Iterator[str]:
             yield from _field("Original-Recipient", "; ".join(original))
         kind = "rfc822" if one.address.isascii() else "utf-8"
         yield from _field("Final-Recipient", f"{kind}; {_path(one.address)}")
-        yield from _field("Action", report.kind)
-        yield from _field("Status", enhanced_status(one.reply or "", report.kind))
+        yield from _field("Action", ACTIONS[report.kind])
+        is_in_doubt = report.kind == KIND_IN_DOUBT
+        said = "" if is_in_doubt else one.reply or ""
+        yield from _field("Status", enhanced_status(said, report.kind, is_in_doubt=one.doubts > 0))
         if remote:
             yield from _field("Remote-MTA", f"dns; {_host(remote)}")
-        if one.reply:
+        if is_in_doubt:
+            yield from _field("Diagnostic-Code", f"x-picoqmail; {_said(one, report.kind)}")
+        elif one.reply:
             yield from _field("Diagnostic-Code", _diagnostic(one.reply))
         yield from _field("Last-Attempt-Date", header_date(report.now))
         if report.kind == KIND_DELAYED:
@@ -185,10 +218,11 @@ def _status(report: Report) -> Iterator[str]:
     yield ""
 
 
-def enhanced_status(reply: str, kind: str) -> str:
+def enhanced_status(reply: str, kind: str, *, is_in_doubt: bool = False) -> str:
     """Return the status code of RFC 3463 for a relay's reply; a reply without one gives x.0.0.
 
-    A message that expired has 4.4.7, as RFC 3463 says. A delay never has a 5.
+    A message that expired has 4.4.7, as RFC 3463 says; if connections had ended before the reply
+    to the whole message, 4.4.2 (bad connection). A delay never has a 5.
     """
     if _EXPIRED.match(reply):
         return "4.4.7"
@@ -196,6 +230,8 @@ def enhanced_status(reply: str, kind: str) -> str:
     if found:
         return found[1]
     code = _CODE.match(reply)
+    if is_in_doubt and not code:
+        return "4.4.2"
     if code and (code[1] != "5" or kind == KIND_FAILED):
         return f"{code[1]}.0.0"
     return "5.0.0" if kind == KIND_FAILED else "4.0.0"

@@ -86,7 +86,7 @@ def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool 
             reply=one.reply,
             **({"expired": True} if judgement.expired else {}),
         )
-    if judgement.step == "defer":
+    if judgement.step == "defer" and len(message.suspended) < len(message.pending):
         log.event(
             "deferred",
             level="warning",
@@ -98,6 +98,23 @@ def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool 
             attempts=message.attempts,
             next_attempt=message.next_attempt,
         )
+
+
+def log_suspended(log: Log, before: Message, after: Message, relay: str) -> None:
+    """Log for whom a message is not sent again by itself, because copies may be out."""
+    indexes = [index for index in after.suspended if index not in before.suspended]
+    if not indexes:
+        return
+    log.event(
+        "suspended",
+        level="error",
+        id=after.id,
+        relay=relay,
+        sender=after.sender,
+        recipients=[after.recipients[i].address for i in indexes],
+        copies=max([after.recipients[i].doubts for i in indexes]),
+        next_attempt=after.next_attempt,
+    )
 
 
 def result_text(message: Message, relay: str, transcript: Iterable[str], now: int) -> str:

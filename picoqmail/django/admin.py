@@ -246,6 +246,7 @@ def _row(spool: Spool, entry: Entry) -> dict[str, Any]:
             "size": message.size,
             "attempts": message.attempts,
             "held": message.held,
+            "in_doubt": entry.is_suspended,
             "next_attempt": None if message.held else _moment(message.next_attempt),
             "last": last,
         }
@@ -265,6 +266,7 @@ def _status(spool: Spool) -> dict[str, Any]:
     return {
         "counts": {name: heap.messages for name, heap in found.heaps.items()},
         "held": found.held,
+        "in_doubt": found.in_doubt,
         "oldest": found.oldest_waiting and _moment(found.oldest_waiting),
         "outages": found.outages,
     }

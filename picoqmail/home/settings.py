@@ -408,6 +408,23 @@ class Settings:
         _seconds(0),
         unit="seconds",
     )
+    doubtlimit: int = _setting(
+        """How many copies of a message a recipient may get because connections end before the
+        relay has replied to the whole message. After so many the message is not sent to this
+        recipient again by itself; picoqmail retry sends it once more. 0: it is tried for its whole
+        queuelifetime, as RFC 5321 4.5.4 says, with a copy each time.""",
+        "a whole number",
+        _between(0, 10**6),
+        default="2",
+        unit="copies",
+    )
+    doubtpause: int | None = _setting(
+        """For how long a message is not sent to a recipient that doubtlimit stopped; after that
+        pause it is sent once more. Not set: until picoqmail retry.""",
+        f"{_DURATION}; at least 1",
+        _seconds(1),
+        unit="seconds",
+    )
     keepundelivered: int | None = _setting(
         """For how many days messages are kept in undelivered/; older ones are deleted by
         picoqmail-cron, once an hour. Not set: until they are purged by hand.""",

@@ -49,9 +49,9 @@ class Verbs:
     ) -> Iterator[Entry]:
         """Yield the messages that meet all conditions, oldest first, each read on request.
 
-        `states` are of new, cur, undelivered, held, damaged; none is all of them. `sender` and
-        `recipient` are an address, `@domain`, or a pattern with `*` and `?`; `error` is a part of
-        what a relay said; ages are in seconds. What goes meanwhile is left out.
+        `states` are of new, cur, undelivered, held, in_doubt, damaged; none is all of them.
+        `sender` and `recipient` are an address, `@domain`, or a pattern with `*` and `?`; `error`
+        is a part of what a relay said; ages are in seconds. What goes meanwhile is left out.
         """
         from picoqmail.admin.selection import KINDS, Filter, select
 
@@ -100,7 +100,10 @@ class Verbs:
         return gather(home, open_store(home))
 
     def retry(self, message_id: str) -> VerbResult:
-        """Make a deferred message due now. Raises NoSuchMessageError, as do the following."""
+        """Make a deferred message due now; one that may have arrived goes out once more.
+
+        Raises NoSuchMessageError, as do the following.
+        """
         return self._told(message_id, lambda admin: admin.retry)
 
     def hold(self, message_id: str) -> VerbResult:

@@ -28,7 +28,7 @@ EVENTS = {
         ("id", "relay", "sender", "recipient", "reply", "expired"),
     ),
     "bounced": (
-        "A report was made. kind is failed, delayed, or digest for a digest of many failures.",
+        "A report was made. kind is failed, delayed, in_doubt, or digest (many failures).",
         ("id", "report", "kind", "to", "recipients", "failures"),
     ),
     "in_doubt": (
@@ -41,6 +41,13 @@ EVENTS = {
             " happened before, it waits until next_attempt."
         ),
         ("id", "next_attempt"),
+    ),
+    "suspended": (
+        (
+            "As many copies of a message as doubtlimit allows may have arrived, without a reply of"
+            " the relay. It is not sent again by itself; next_attempt is when it is looked at."
+        ),
+        ("id", "relay", "sender", "recipients", "copies", "next_attempt"),
     ),
     "damaged": ("A message is damaged, and was put aside.", ("id", "reason")),
     "recovered": ("A report that a crash had interrupted was completed.", ("id", "report")),

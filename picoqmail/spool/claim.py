@@ -38,7 +38,7 @@ from picoqmail.spool.files import (
 )
 from picoqmail.spool.locks import is_at, try_lock
 from picoqmail.spool.progress import merge_progress
-from picoqmail.value import Value
+from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Claim:
 
     `state` is its directory; `newlines` counts its LF, `eight_bit` says whether an octet is over
     127 (the conversation with the relay needs both); `was_in_doubt` that an earlier sender died
-    between the end of the data and the reply; `is_in_hand` that the body is marked as in hand.
+    between the end of the data and the reply, which the sidecar does not count yet; `is_in_hand`
+    that the body is marked as in hand.
     """
 
     __slots__ = (
@@ -146,6 +147,13 @@ class Claim:
     def is_marked(self) -> bool:
         """Whether the mark is there. Raises OSError."""
         return bool(os.fstat(self._descriptor).st_mode & IN_DOUBT_BIT)
+
+    def doubt_counted(self) -> Claim:
+        """Return the claim for a record that counts what an earlier sender left in doubt.
+
+        Any other record leaves the mark of that sender there.
+        """
+        return evolve(self, was_in_doubt=False)
 
     def _mark(self, marks: int) -> None:
         mark(self._descriptor, marks)

@@ -9,7 +9,17 @@ from __future__ import annotations
 import os
 
 from picoqmail.errors import QUEUE_SPOOL, SpoolError
-from picoqmail.layout import BODY, CUR, HELD_UNTIL, NEW, SIDECAR, TMP, UNDELIVERED, accepted_at
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    HELD_UNTIL,
+    NEW,
+    SIDECAR,
+    SUSPENDED_FRACTION,
+    TMP,
+    UNDELIVERED,
+    accepted_at,
+)
 
 _DAY_SECONDS = 86400
 
@@ -34,7 +44,8 @@ class Heap:
 class Figures:
     """The messages of a store at `now`, Unix seconds.
 
-    `due` counts those of cur/; `next_attempt` is when the next of them is due, in the past if one
+    `in_doubt` counts those of cur/ that doubtlimit keeps from being sent again to some recipients.
+    `due` counts the others of cur/; `next_attempt` is when the next of them is due, in the past if one
     is due now, None if none waits. `writing` counts messages that are being accepted. Free space is
     0 where it is not known.
     """
@@ -44,6 +55,7 @@ class Figures:
         "free_octets",
         "heaps",
         "held",
+        "in_doubt",
         "due",
         "next_attempt",
         "now",
@@ -53,6 +65,7 @@ class Figures:
     def __init__(self, now: float) -> None:
         self.now = now
         self.held = 0
+        self.in_doubt = 0
         self.due = 0
         self.next_attempt: int | None = None
         self.heaps: dict[str, Heap] = {}
@@ -98,10 +111,13 @@ def _walk(spool: str, state: str, figures: Figures) -> Heap:
 
 
 def _note_due(entry: os.DirEntry[str], figures: Figures) -> bool:
-    """Note when a message of cur/ is due, by its file's time; return whether it is held."""
+    """Note when a message of cur/ is due, by its file's time; True if it is held or in doubt."""
     due = _stat(entry)[1]
     if due == HELD_UNTIL:
         figures.held += 1
+        return True
+    if due % 1 == SUSPENDED_FRACTION:
+        figures.in_doubt += 1
         return True
     figures.due += due <= figures.now
     if figures.next_attempt is None or due < figures.next_attempt:

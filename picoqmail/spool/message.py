@@ -5,7 +5,7 @@ Nothing here knows a file, a socket or the time; what becomes of a message is po
 
 from __future__ import annotations
 
-from picoqmail.layout import FORMAT_VERSION, HISTORY_LENGTH
+from picoqmail.layout import FORMAT_VERSION, HELD_UNTIL, HISTORY_LENGTH, SUSPENDED_FRACTION
 from picoqmail.spool import sidecar, sidecar_reading
 from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
 from picoqmail.value import EMPTY, Value, evolve
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 __all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
+
+DOUBTS = "doubts"
+"""The key of a recipient whose message was sent as a whole, without a reply: how many times."""
+
+SUSPENDED_UNTIL = "suspended_until"
+"""The key of a recipient that gets no more copies by itself: until when, in Unix seconds."""
+
+UNTIL_RETRY = int(HELD_UNTIL)
+"""The value of SUSPENDED_UNTIL that only `retry` ends."""
 
 
 class Recipient(Value):
@@ -39,12 +48,29 @@ class Recipient(Value):
         self.reply: Final = reply
         self.unknown: Final = unknown
 
+    @property
+    def doubts(self) -> int:
+        """How many copies it may have without a reply of the relay; 0 for what is no number."""
+        return _count(self.unknown.get(DOUBTS))
+
+    @property
+    def suspended_until(self) -> int:
+        """Until when it gets no more copies by itself, in Unix seconds; 0 if it is not suspended.
+
+        Only a recipient that still waits is suspended.
+        """
+        return _count(self.unknown.get(SUSPENDED_UNTIL)) if self.state == PENDING else 0
+
+
+def _count(number: object) -> int:
+    return number if type(number) is int and number > 0 else 0
+
 
 class Event(Value):
     """One entry of a message's history.
 
     `when` in Unix seconds; `outcome` is delivered, deferred, failed, in_doubt, relay_fault,
-    expired, held, released, requeued or damaged.
+    expired, held, released, resumed, requeued or damaged.
     """
 
     __slots__ = ("when", "relay", "outcome", "reply")
@@ -162,6 +188,18 @@ class Message(Value):
     def pending(self) -> tuple[int, ...]:
         """Indexes of the recipients that still wait."""
         return tuple([i for i, r in enumerate(self.recipients) if r.state == PENDING])
+
+    @property
+    def suspended(self) -> tuple[int, ...]:
+        """Indexes of the recipients that may have several copies, and get none by itself."""
+        return tuple([i for i, r in enumerate(self.recipients) if r.suspended_until])
+
+    @property
+    def due_hint(self) -> float:
+        """The modification time of its sidecar: when to look at it again (INTERNALS.md)."""
+        if self.held:
+            return HELD_UNTIL
+        return self.next_attempt + (SUSPENDED_FRACTION if self.suspended else 0)
 
     def with_event(self, event: Event, **changes: Any) -> Message:  # noqa: ANN401 - fields of any type
         """Return a copy whose history ends with `event`, bounded in length."""

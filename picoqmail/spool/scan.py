@@ -23,6 +23,7 @@ from picoqmail.layout import (
     REPORTS,
     RESULT,
     SIDECAR,
+    SUSPENDED_FRACTION,
     TMP,
     UNDELIVERED,
 )
@@ -152,7 +153,9 @@ def _read_names(directory: int, sight: Sight, due: Page, now: float | None) -> i
                     except FileNotFoundError:
                         continue
                     due_at = found.st_mtime
-                    is_plausible = due_at <= far or due_at == HELD_UNTIL
+                    is_plausible = (
+                        due_at <= far or due_at == HELD_UNTIL or due_at % 1 == SUSPENDED_FRACTION
+                    )
                     if now < due_at and is_plausible and found.st_ctime <= future:
                         waiting += 1
                         if due_at < next_due:  # noqa: PLR1730 - half as quick by min()

@@ -14,7 +14,6 @@ from picoqmail.layout import (
     BLOCK_OCTETS,
     BODY,
     CUR,
-    HELD_UNTIL,
     NEW,
     PROGRESS,
     RESULT,
@@ -34,7 +33,7 @@ from picoqmail.spool.files import NO_BODY, SpoolFiles, read_whole
 from picoqmail.spool.incoming import Incoming
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
-from picoqmail.spool.progress import append_progress, drop_progress
+from picoqmail.spool.progress import append_progress, drop_progress, read_doubts
 from picoqmail.spool.sweep import sweep_files
 from picoqmail.value import evolve
 
@@ -332,7 +331,7 @@ class DirectoryStore:
                 self._files.join(TMP, message_id + SIDECAR),
                 self._files.join(state, message_id + SIDECAR),
                 message.to_sidecar(),
-                HELD_UNTIL if message.held else message.next_attempt,
+                message.due_hint,
             )
             durable.sync_directory(self._files.join(state))
             if state != claim.state:
@@ -341,24 +340,44 @@ class DirectoryStore:
                 self._files.drop_body(message_id, claim.state)
             if claim.has_progress:
                 drop_progress(self._files, message_id, claim.state)
-            if claim.was_in_doubt or claim.is_marked:
+            # What an earlier run left in doubt is forgotten only once it is counted.
+            if not claim.was_in_doubt and claim.is_marked:
                 claim.clear_doubt()
             claim.has_survived()
         except OSError as exc:
             raise SpoolError("record", self._files.join(state, message_id), exc) from exc
-        return evolve(claim, message=message, state=state, was_in_doubt=False, has_progress=False)
+        return evolve(claim, message=message, state=state, has_progress=False)
 
     def note_progress(
-        self, claim: ClaimedMessage, results: Mapping[int, tuple[str, str]]
+        self,
+        claim: ClaimedMessage,
+        results: Mapping[int, tuple[str, str]],
+        *,
+        is_synced: bool = True,
     ) -> ClaimedMessage:
         """Note outcomes of some recipients of a message that takes several transactions.
 
         `results` are pairs of state and reply by index. Raises SpoolError.
         """
         append_progress(
-            self._files, claim.message, claim.state, results, is_first=not claim.has_progress
+            self._files,
+            claim.message,
+            claim.state,
+            results,
+            is_first=not claim.has_progress,
+            is_synced=is_synced,
         )
         return evolve(claim, has_progress=True)
+
+    def doubts(self, claim: ClaimedMessage) -> dict[int, int]:
+        """Return whose transactions an earlier run left without a reply: how many, by index.
+
+        Empty where that was not noted, as for a message of one transaction. Raises SpoolError.
+        """
+        try:
+            return read_doubts(self._files, claim.message, claim.state)
+        except OSError as exc:
+            raise SpoolError("read", self._files.join(claim.state, claim.message.id), exc) from exc
 
     def flush(self) -> None:
         """Make every removal and move so far durable. Raises SpoolError.
@@ -399,7 +418,7 @@ class DirectoryStore:
     def repeat_due_time(self, claim: ClaimedMessage) -> None:
         """Correct the hint of a sidecar whose times were lost (by a copy, a restore)."""
         path = self._files.join(claim.state, claim.message.id + SIDECAR)
-        due = HELD_UNTIL if claim.message.held else claim.message.next_attempt
+        due = claim.message.due_hint
         try:
             if os.stat(path, follow_symlinks=False).st_mtime != due:
                 os.utime(path, (due, due), follow_symlinks=False)

@@ -49,7 +49,10 @@ class ClaimedMessage(Protocol):
 
     @property
     def was_in_doubt(self) -> bool:
-        """Whether an earlier sender died between the end of the data and the reply."""
+        """Whether an earlier sender died between the end of the data and the reply.
+
+        Only until the message counts it.
+        """
 
     @property
     def has_progress(self) -> bool:
@@ -75,6 +78,12 @@ class ClaimedMessage(Protocol):
 
     def clear_doubt(self) -> None:
         """Take the mark back: the reply came. Raises OSError."""
+
+    def doubt_counted(self) -> ClaimedMessage:
+        """Return the claim for a record that counts what an earlier sender left in doubt.
+
+        That record takes the mark of doubt back. Any other leaves it, unless this process set it.
+        """
 
     def has_survived(self, *, is_removed: bool = False) -> None:
         """Note that an attempt was recorded: no run died of this message."""
@@ -260,9 +269,23 @@ class Store(Protocol):
         """
 
     def note_progress(
-        self, claim: ClaimedMessage, results: Mapping[int, tuple[str, str]]
+        self,
+        claim: ClaimedMessage,
+        results: Mapping[int, tuple[str, str]],
+        *,
+        is_synced: bool = True,
     ) -> ClaimedMessage:
-        """Note outcomes of some recipients: pairs of state and reply by index."""
+        """Note outcomes of some recipients: pairs of state and reply by index.
+
+        The state may be `in_doubt`: the end of the data is sent now. What is not `is_synced`
+        outlives this process, and need not survive power loss.
+        """
+
+    def doubts(self, claim: ClaimedMessage) -> dict[int, int]:
+        """Return whose transactions an earlier run left without a reply: how many, by index.
+
+        Empty where that was not noted, as for a message of one transaction.
+        """
 
     def flush(self) -> None:
         """Make every removal and move so far durable."""

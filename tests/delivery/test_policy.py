@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from picoqmail.delivery import policy
 from picoqmail.delivery.policy import Judgement, next_attempt
 from picoqmail.smtp.transaction import RecipientResult
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message, Recipient
+from picoqmail.spool.message import (
+    DELIVERED,
+    DOUBTS,
+    FAILED,
+    PENDING,
+    SUSPENDED_UNTIL,
+    Message,
+    Recipient,
+)
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
@@ -45,9 +53,7 @@ def message(count: int = 1, attempts: int = 0) -> Message:
     )
 
 
-def judged(
-    *outcomes: Outcome, now: int = CREATED, in_doubt: bool = False, attempts: int = 0
-) -> Judgement:
+def judged(*outcomes: Outcome, now: int = CREATED, attempts: int = 0) -> Judgement:
     """The judgement after an attempt with these outcomes."""
     results = {index: RESULTS[outcome] for index, outcome in enumerate(outcomes)}
     return policy.judge(
@@ -55,7 +61,6 @@ def judged(
         results,
         now=now,
         relay="r",
-        in_doubt=in_doubt,
         schedule=None,
     )
 
@@ -194,7 +199,7 @@ def test_a_delivery_after_the_lifetime_is_a_delivery() -> None:
 
 def test_doubt_is_an_attempt_and_is_named() -> None:
     """No reply after the final dot: pending, charged, and in the history."""
-    found = policy.judge(message(), {}, now=CREATED, relay="r", in_doubt=True)
+    found = policy.judge(message(), {}, now=CREATED, relay="r", doubts={0: 1})
     assert ("defer", 1, "in_doubt") == (
         found.step,
         found.message.attempts,
@@ -246,3 +251,80 @@ def test_long_replies_do_not_fill_the_sidecar() -> None:
     long = RecipientResult("deferred", None, "4" * 100_000)
     found = policy.judge(message(3), dict.fromkeys(range(3), long), now=CREATED, relay="r")
     assert len(found.message.to_sidecar()) < 10_000
+
+
+TWO = policy.DoubtLimit(2)
+
+
+def in_doubt(before: Message, limit: policy.DoubtLimit = TWO, *, now: int = CREATED) -> Message:
+    """A message after one more attempt at which no reply came for any recipient."""
+    doubts = dict.fromkeys(policy.sendable(before, now), 1)
+    return policy.judge(before, {}, now=now, relay="r", doubts=doubts, limit=limit).message
+
+
+def test_as_many_doubts_as_the_limit_suspend() -> None:
+    """Not in a row, but in all: a deferral in between takes no copy back."""
+    once = in_doubt(message(2))
+    assert ((), (0, 1)) == (once.suspended, policy.sendable(once, CREATED))
+    later = policy.judge(once, {0: RESULTS["deferred"]}, now=CREATED, relay="r", limit=TWO).message
+    twice = in_doubt(later)
+    assert ((0, 1), ()) == (twice.suspended, policy.sendable(twice, CREATED + 99 * WEEK))
+    assert twice.expires == twice.next_attempt
+    assert "not sent to 2 recipients again by itself" in twice.history[-1]["reply"]
+
+
+def test_a_limit_of_nothing_is_no_limit() -> None:
+    """Counted all the same."""
+    current = message()
+    for _ in range(9):
+        current = in_doubt(current, policy.NO_DOUBT_LIMIT)
+    assert ((), 9) == (current.suspended, current.recipients[0].doubts)
+
+
+def test_a_reply_is_no_doubt() -> None:
+    """Who has the mail or was refused is not suspended, whatever came before."""
+    once = in_doubt(message(2))
+    found = policy.judge(
+        once,
+        {0: RESULTS["delivered"], 1: RESULTS["failed"]},
+        now=CREATED,
+        relay="r",
+        doubts={0: 1, 1: 1},
+        limit=TWO,
+    )
+    assert ("fail", ()) == (found.step, found.message.suspended)
+
+
+def test_a_pause_is_due_when_it_is_over() -> None:
+    """Then it is sendable; a clock that was set back ends it, but not what waits for a retry."""
+    paused = in_doubt(in_doubt(message()), policy.DoubtLimit(2, 3600))
+    assert (CREATED + 3600, ()) == (paused.next_attempt, policy.sendable(paused, CREATED + 3599))
+    assert (0,) == policy.sendable(paused, CREATED + 3600)
+    assert (0,) == policy.sendable(paused, CREATED - WEEK)
+    assert () == policy.sendable(in_doubt(in_doubt(message())), CREATED - WEEK)
+
+
+def test_what_is_suspended_ends_only_after_a_while() -> None:
+    """Too old, it gets a tenth of its lifetime from when that was first seen."""
+    waits = in_doubt(in_doubt(message()))
+    assert policy.wait_on(waits, waits.expires - 1, None) is None
+    jumped = waits.expires + 99 * WEEK
+    seen = policy.wait_on(waits, jumped, None)
+    assert seen is not None
+    assert ("defer", jumped + WEEK // 10) == (seen.step, seen.message.next_attempt)
+    assert policy.wait_on(seen.message, jumped, None) is None
+    ended = policy.wait_on(seen.message, jumped + WEEK // 10, None)
+    assert ended is not None
+    assert ("fail", True) == (ended.step, ended.expired)
+    reply = str(ended.message.recipients[0].reply)
+    assert reply.startswith("may have been delivered, or not: it was sent as a whole 2 times")
+
+
+def test_doubts_that_make_no_sense() -> None:
+    """Whatever stands in a sidecar under our keys, nothing breaks."""
+    values: list[Any] = ["2", -1, True, None, 1.5, [], {}]
+    for odd in values:
+        one = Recipient("a@b", unknown={DOUBTS: odd, SUSPENDED_UNTIL: odd})
+        current = evolve(message(), recipients=(one,), unknown={policy.OVERDUE_SINCE: odd})
+        assert ((), (0,)) == (current.suspended, policy.sendable(current, CREATED))
+        assert 1 == in_doubt(current).recipients[0].doubts

@@ -23,7 +23,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the IDs."""
-        parser.add_argument("id", nargs="*", help="IDs of messages; none: all that were deferred")
+        parser.add_argument(
+            "id", nargs="*", help="IDs of messages; none: all but what is held or in doubt"
+        )
         parser.add_argument(
             "--deliver", action="store_true", help="deliver now, in this process, and wait for it"
         )
@@ -42,8 +44,11 @@ class Command(BaseCommand):
             raise CommandError(str(exc)) from exc
 
     def _retry(self, spool: Spool, ids: list[str], *, deliver: bool) -> None:
-        ids = ids or [one.id for one in spool.list("new", "cur") if not _is_held(one)]
+        named = ids
+        ids = ids or [one.id for one in spool.list("new", "cur") if not _waits_for_somebody(one)]
         if deliver:
+            for one in named:
+                spool.retry(one)
             summary = spool.deliver(ids, forced=True)
             self.stdout.write(
                 f"{summary.delivered} delivered, {summary.deferred} deferred, "
@@ -57,5 +62,6 @@ class Command(BaseCommand):
             self.stdout.write("there is no deferred mail")
 
 
-def _is_held(entry: Any) -> bool:  # noqa: ANN401 - a selection.Entry, imported where it is made
-    return entry.message is None or entry.message.held
+def _waits_for_somebody(entry: Any) -> bool:  # noqa: ANN401 - a selection.Entry, imported where it is made
+    """Say whether a message goes out only if somebody names it."""
+    return entry.message is None or entry.message.held or entry.is_suspended

@@ -43,6 +43,7 @@ class Command(BaseCommand):
         for name, heap in found.heaps.items():
             self.stdout.write(f"{name:12} {heap.messages} messages, {heap.octets} bytes")
         self.stdout.write(f"{'held':12} {found.held}")
+        self.stdout.write(f"{'in doubt':12} {found.in_doubt}")
         if found.oldest_waiting:
             age = max(int(time.time()) - found.oldest_waiting, 0)
             self.stdout.write(f"the oldest waiting message is {age} seconds old")
