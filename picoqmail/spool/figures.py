@@ -45,9 +45,9 @@ class Figures:
     """The messages of a store at `now`, Unix seconds.
 
     `in_doubt` counts those of cur/ that doubtlimit keeps from being sent again to some recipients.
-    `due` counts the others of cur/; `next_attempt` is when the next of them is due, in the past if one
-    is due now, None if none waits. `writing` counts messages that are being accepted. Free space is
-    0 where it is not known.
+    `due` counts the others of cur/; `next_attempt` is when the next of them is due, in the past if
+    one is due now, None if none waits. `writing` counts messages that are being accepted. Free
+    space is 0 where it is not known.
     """
 
     __slots__ = (

@@ -262,7 +262,7 @@ def test_the_result_is_bounded_and_keeps_the_latest(trial: Trial, spool: Directo
 
 
 def test_doubt_survives_and_is_taken_back(trial: Trial, spool: DirectoryStore) -> None:
-    """One bit on the body: set before the end of data, found after a crash, gone once recorded."""
+    """One bit on the body: set before the end of data, found after a crash, gone once counted."""
     message_id = trial.accepted()
     claim = claimed(spool, message_id)
     claim.mark_in_doubt()
@@ -270,7 +270,12 @@ def test_doubt_survives_and_is_taken_back(trial: Trial, spool: DirectoryStore) -
     claim.release()
     claim = claimed(spool, message_id)
     assert claim.was_in_doubt
-    claim = spool.record(claim, evolve(claim.message, revision=1), CUR)
+    # As an administrator's command, which knows nothing of it.
+    spool.record(claim, evolve(claim.message, revision=1), CUR)
+    claim.release()
+    claim = claimed(spool, message_id)
+    counted = claim.doubt_counted()
+    spool.record(counted, evolve(claim.message, revision=2), CUR)
     claim.release()
     claim = claimed(spool, message_id)
     assert not claim.was_in_doubt
