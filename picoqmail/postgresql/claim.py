@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from picoqmail.errors import ConfigurationError, DamagedMessageError, LostClaimError, SpoolError
+from picoqmail.value import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,6 +283,13 @@ class LeasedClaim:
         if not self._leases.connections.run("unmark the message", _UNMARK, values):
             raise self._leases.lost(lease)
         lease.is_marked = lease.is_unsure = False
+
+    def doubt_counted(self) -> LeasedClaim:
+        """Return the claim for a record that counts what an earlier sender left in doubt.
+
+        Any other record leaves the mark of that sender there.
+        """
+        return evolve(self, was_in_doubt=False)
 
     @property
     def is_marked(self) -> bool:

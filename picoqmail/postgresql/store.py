@@ -45,7 +45,7 @@ from picoqmail.spool.claim import Damage, RunDiedError
 from picoqmail.spool.figures import Figures, Heap
 from picoqmail.spool.files import NO_BODY, RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import Event, Message
-from picoqmail.spool.progress import merge_lines
+from picoqmail.spool.progress import doubts_of_lines, merge_lines
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ _RECORD = (
     """
     WITH kept AS (
         UPDATE picoqmail.message
-        SET state = %(state)s, due = %(due)s, sidecar = %(sidecar)s, doubt = false,
+        SET state = %(state)s, due = %(due)s, sidecar = %(sidecar)s,
+            doubt = doubt AND %(keeps_doubt)s,
             entered = CASE WHEN state = %(state)s THEN entered
                 ELSE extract(epoch FROM clock_timestamp()) END,
             leased_until = clock_timestamp() + %(lease)s * interval '1 second', suspect = false
@@ -279,17 +280,24 @@ _NAMES = """
     SELECT id, state FROM picoqmail.message
     WHERE state <> 'tmp' AND id > %(after)s ORDER BY id LIMIT %(most)s
 """
-# The size of a body is that of its chunks; the oldest is the oldest that is not held.
+# The size of a body is that of its chunks; the oldest is the oldest that is neither held nor in
+# doubt. Due times in doubt end in half a second (SUSPENDED_FRACTION).
 _FIGURES = """
     WITH bodies AS (
         SELECT message, sum(length(octets)) AS octets FROM picoqmail.chunk GROUP BY message
+    ), messages AS (
+        SELECT *, due < 'Infinity' AND due - floor(due) = 0.5 AS is_in_doubt FROM picoqmail.message
     )
     SELECT state, count(*), count(*) FILTER (WHERE due = 'Infinity'),
-        count(*) FILTER (WHERE due <= extract(epoch FROM statement_timestamp())::float8),
-        min(due) FILTER (WHERE due < 'Infinity'), coalesce(sum(bodies.octets), 0)::bigint,
-        min(id) FILTER (WHERE due < 'Infinity' OR state = 'undelivered'),
+        count(*) FILTER (WHERE is_in_doubt),
+        count(*) FILTER (
+            WHERE due <= extract(epoch FROM statement_timestamp())::float8 AND NOT is_in_doubt
+        ),
+        min(due) FILTER (WHERE due < 'Infinity' AND NOT is_in_doubt),
+        coalesce(sum(bodies.octets), 0)::bigint,
+        min(id) FILTER (WHERE due < 'Infinity' AND NOT is_in_doubt OR state = 'undelivered'),
         count(*) FILTER (WHERE id > %(day_ago)s)
-    FROM picoqmail.message LEFT JOIN bodies ON bodies.message = id GROUP BY state
+    FROM messages LEFT JOIN bodies ON bodies.message = id GROUP BY state
 """
 _SWEEP = """
     DELETE FROM picoqmail.message WHERE id IN (
@@ -300,6 +308,10 @@ _SWEEP = """
 """
 # Later than every ID: these begin with a digit.
 _LAST = ":"
+
+
+def _due_of(message: Message) -> float:
+    return float("inf") if message.held else message.due_hint
 
 
 def nothing(_what: object) -> None:
@@ -412,7 +424,7 @@ class PostgresStore:
             state,
             message.to_sidecar(),
             body.blocks(),
-            due=float("inf") if message.held else float(message.next_attempt),
+            due=_due_of(message),
             result=result.encode(errors="replace")[-RESULT_LIMIT_OCTETS:],
             doubt=body.was_in_doubt,
             remembered=ARRIVED_SECONDS,
@@ -578,10 +590,11 @@ class PostgresStore:
             first += len(rows)
 
     def _merge_progress(self, message: Message) -> Message:
-        lines = self.connections.run("read the progress", _PROGRESS, {"id": message.id})
-        return merge_lines(
-            message, [f"[{revision}, {noted}]".encode() for revision, noted in lines]
-        )
+        return merge_lines(message, self._progress_lines(message.id))
+
+    def _progress_lines(self, message_id: str) -> list[bytes]:
+        lines = self.connections.run("read the progress", _PROGRESS, {"id": message_id})
+        return [f"[{revision}, {noted}]".encode() for revision, noted in lines]
 
     def _put_aside(self, lease: Lease, state: str, reason: str) -> None:
         """Move a message that must not be sent to undelivered, its octets untouched."""
@@ -637,7 +650,7 @@ class PostgresStore:
         """
         lease = _ours(claim).lease
         self._leases.demand(lease)
-        due = float("inf") if message.held else float(message.next_attempt)
+        due = _due_of(message)
         values = {
             "id": lease.id,
             "fence": lease.fence,
@@ -645,6 +658,8 @@ class PostgresStore:
             "state": state,
             "due": due,
             "sidecar": message.to_sidecar(),
+            # What an earlier run left in doubt is forgotten only once it is counted.
+            "keeps_doubt": _ours(claim).was_in_doubt,
             **_result_values(result),
         }
         if not self.connections.run("record the message", _RECORD, values, durable=True):
@@ -654,12 +669,17 @@ class PostgresStore:
             _ours(claim),
             message=message,
             state=state,
-            was_in_doubt=False,
             has_progress=False,
             due=due,
         )
 
-    def note_progress(self, claim: AnyClaim, results: Mapping[int, tuple[str, str]]) -> LeasedClaim:
+    def note_progress(
+        self,
+        claim: AnyClaim,
+        results: Mapping[int, tuple[str, str]],
+        *,
+        is_synced: bool = True,
+    ) -> LeasedClaim:
         """Note outcomes of some recipients of a message that takes several transactions.
 
         `results` are pairs of state and reply by index. Raises SpoolError.
@@ -675,9 +695,16 @@ class PostgresStore:
             # In ASCII, so that no text of a relay is one that a table cannot hold.
             "outcomes": json.dumps([[index, *one] for index, one in results.items()]),
         }
-        if not self.connections.run("note progress", _NOTE, values, durable=True):
+        if not self.connections.run("note progress", _NOTE, values, durable=is_synced):
             raise self._leases.lost(lease)
         return evolve(_ours(claim), has_progress=True)
+
+    def doubts(self, claim: AnyClaim) -> dict[int, int]:
+        """Return whose transactions an earlier run left without a reply: how many, by index.
+
+        Empty where that was not noted, as for a message of one transaction. Raises SpoolError.
+        """
+        return doubts_of_lines(claim.message, self._progress_lines(claim.message.id))
 
     def flush(self) -> None:
         """Make every removal so far durable. Raises SpoolError."""
@@ -703,7 +730,7 @@ class PostgresStore:
     def repeat_due_time(self, claim: AnyClaim) -> None:
         """Correct the column `due` where it is not what the sidecar says. Raises SpoolError."""
         message, held = claim.message, _ours(claim)
-        due = float("inf") if message.held else float(message.next_attempt)
+        due = _due_of(message)
         if due != held.due:
             values = {"id": message.id, "fence": held.lease.fence, "due": due}
             self.connections.run("correct the due time", _CORRECT_DUE, values)
@@ -779,14 +806,14 @@ class PostgresStore:
         for state in (NEW, CUR, UNDELIVERED):
             figures.heaps[state] = Heap()
         rows = self.connections.run("count messages", _FIGURES, {"day_ago": f"{int(now) - 86400}"})
-        for state, messages, held, due, next_due, octets, oldest, fresh in rows:
+        for state, messages, held, in_doubt, due, next_due, octets, oldest, fresh in rows:
             if state == TMP:
                 figures.writing = messages
                 continue
             age = accepted_at(oldest) if oldest is not None else None
             figures.heaps[state] = Heap(messages, int(octets), age, fresh)
             if state == CUR:
-                figures.held, figures.due = held, due
+                figures.held, figures.in_doubt, figures.due = held, in_doubt, due
                 figures.next_attempt = None if next_due is None else int(next_due)
         return figures
 
