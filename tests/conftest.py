@@ -7,6 +7,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, TypeVar
 
+import hypothesis
 import pytest
 
 import installation
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Server = TypeVar("Server")
+
+# A machine with much else to do draws slowly, which says nothing about the draws.
+hypothesis.settings.register_profile(
+    "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("loaded")
 
 
 @pytest.fixture(scope="session", autouse=True)

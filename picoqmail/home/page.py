@@ -77,6 +77,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "Sending": {
         "queuelifetime": ["259200"],
         "retryschedule": ["1m 5m 15m 1h"],
+        "doubtlimit": ["1"],
+        "doubtpause": ["1d"],
         "concurrencyremote": ["10"],
         "ratelimit": ["30/m"],
         "timeoutconnect": ["20s"],

@@ -664,7 +664,7 @@ class PostgresStore:
         }
         if not self.connections.run("record the message", _RECORD, values, durable=True):
             raise self._leases.lost(lease)
-        lease.is_marked = lease.is_unsure = False
+        lease.is_marked, lease.is_unsure = _ours(claim).was_in_doubt, False
         return evolve(
             _ours(claim),
             message=message,

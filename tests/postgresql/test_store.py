@@ -321,7 +321,12 @@ def test_the_mark_is_found_by_whoever_claims_next(
     claim = claimed(other, message_id)
     assert claim.was_in_doubt
     assert claim.is_marked
+    # As an administrator's command, which knows nothing of it.
     claim = other.record(claim, claim.message, CUR)
+    assert (True, True) == (claim.was_in_doubt, claim.is_marked)
+    claim.release()
+    claim = claimed(store, message_id)
+    claim = store.record(claim.doubt_counted(), claim.message, CUR)
     assert (False, False) == (claim.was_in_doubt, claim.is_marked)
     claim.release()
     assert not claimed(store, message_id).was_in_doubt
