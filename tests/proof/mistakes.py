@@ -456,9 +456,8 @@ def a_lock_whose_file_was_removed(stage: Stage) -> list[str]:
 MISTAKES = (
     Mistake(
         "the progress file is not synced",
-        "            durable.write_all(descriptor, line.encode())\n"
-        "            durable.sync(descriptor)\n",
-        "            durable.write_all(descriptor, line.encode())\n",
+        "            if is_synced:\n                durable.sync(descriptor)\n",
+        "            pass\n",
         transactions_that_were_done,
     ),
     Mistake(
@@ -507,15 +506,15 @@ MISTAKES = (
     ),
     Mistake(
         "the mark of doubt is cleared while another part is open: a part was noted",
-        "            work.claim = self.spool.note_progress(work.claim, noted)\n"
+        "            self._take_back(part, rest)\n"
         "        if not work.without_reply and not work.in_doubt:\n",
-        "            work.claim = self.spool.note_progress(work.claim, noted)\n        if True:\n",
+        "            self._take_back(part, rest)\n        if True:\n",
         a_part_that_is_noted,
     ),
     Mistake(
         "the mark of doubt is cleared while another part is open: a part was handed back",
-        "        work = part.work\n        if not work.without_reply and not work.in_doubt:\n",
-        "        work = part.work\n        if True:\n",
+        "            if not work.without_reply and not work.in_doubt:\n",
+        "            if True:\n",
         a_part_that_is_handed_back,
     ),
     Mistake(
