@@ -25,7 +25,8 @@ from picoqmail.layout import BODY, BREAKER, CUR, IN_DOUBT_BIT, NEW, PROGRESS, SI
 from picoqmail.message import envelope
 from proof import power
 from proof.planted import Plant
-from proof.scenarios import BREAKS, LATER, Scenario
+from proof.scenarios import Scenario
+from proof.spools import BREAKS, LATER
 from proof.world import World, read_sidecar
 from proof.zygote import Zygote
 from rig.hostile import HostileRelay
