@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail import durable
+from proof import tracing
+from rig.programs import missing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -166,3 +169,105 @@ def test_directories_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "a" / "b").is_dir()
     assert durable.make_directory("c")
     assert (tmp_path / "c").is_dir()
+
+
+# Makes calls, and prints of each: what it returned or its errno, how many descriptors it left open,
+# and the names in the directory.
+CALLS = """
+import os, sys
+from picoqmail import durable
+os.chdir(sys.argv[1])
+for call in sys.argv[2:]:
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        result = eval(call)
+    except (OSError, OverflowError) as exc:
+        result = type(exc).__name__
+    left = len(os.listdir("/proc/self/fd")) - before
+    print(call, result, left, *sorted(os.listdir(".")), flush=True)
+"""
+
+
+def traced(tmp_path: Path, calls: Sequence[str], *options: str) -> tuple[list[str], list[str]]:
+    """Run calls under strace; return what they print, and what was synced, relative to tmp_path."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    output = f"{tmp_path}.calls"
+    strace = ["strace", "-y", "-o", output, "-e", "trace=fsync", *options]
+    ran = subprocess.run(
+        [*strace, sys.executable, "-c", CALLS, str(tmp_path), *calls],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    with open(output, encoding="utf-8") as file:
+        paths = [line.partition("<")[2].partition(">")[0] for line in file if "fsync(" in line]
+    said = [
+        line.removeprefix(call) for call, line in zip(calls, ran.stdout.splitlines(), strict=True)
+    ]
+    return said, [os.path.relpath(path, tmp_path) for path in paths]
+
+
+def test_what_is_durable_was_synced(tmp_path: Path) -> None:
+    """A file's content, a directory's entries, a new directory's entry in its parent."""
+    calls = (
+        "durable.create_whole('whole', b'x')",
+        "durable.replace('scratch', 'whole', b'y', 7)",
+        "durable.sync_directory('.')",
+        "durable.make_directory('new')",
+        "durable.make_directory('new')",
+        "durable.make_directories('new/a/b')",
+    )
+    said, synced = traced(tmp_path, calls)
+    assert [
+        " None 0 whole",
+        " None 0 whole",
+        " None 0 whole",
+        " True 0 new whole",
+        " False 0 new whole",
+        " None 0 new whole",
+    ] == said
+    assert ["whole", "scratch", ".", ".", "new", "new/a"] == synced
+    assert b"y" == (tmp_path / "whole").read_bytes()
+    assert 7 == (tmp_path / "whole").stat().st_mtime
+
+
+def test_a_failed_sync_leaves_no_file_and_no_descriptor(tmp_path: Path) -> None:
+    """The error is reported; the same descriptor is never synced again."""
+    (tmp_path / "old").write_bytes(b"old")
+    calls = (
+        "durable.create_whole('whole', b'x')",
+        "durable.replace('scratch', 'old', b'y')",
+        "durable.sync_directory('.')",
+        "durable.make_directory('new')",
+    )
+    said, synced = traced(tmp_path, calls, "-e", "inject=fsync:error=EIO")
+    assert [" OSError 0 old", " OSError 0 old", " OSError 0 old", " OSError 0 new old"] == said
+    assert ["whole", "scratch", ".", "."] == synced
+    assert b"old" == (tmp_path / "old").read_bytes()
+
+
+def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    """A time that no file can have, a target that is a directory, a disk that takes no octet."""
+    (tmp_path / "there").mkdir()
+    calls = (
+        "durable.create_written('file', b'x', 1e300)",
+        "durable.replace('scratch', 'there', b'x')",
+        "durable.sync_directory('absent')",
+        "durable.make_directories('/proc/self/absent/x')",
+    )
+    said, synced = traced(tmp_path, calls)
+    assert [
+        " OverflowError 0 there",
+        " IsADirectoryError 0 there",
+        " FileNotFoundError 0 there",
+        " FileNotFoundError 0 there",
+    ] == said
+    assert ["scratch"] == synced
+    said, _ = traced(
+        tmp_path,
+        ["durable.create_written('file', b'x')"],
+        *("-e", "trace=fsync,write", "-e", "inject=write:error=ENOSPC:when=1"),
+    )
+    assert [" OSError 0 there"] == said

@@ -254,6 +254,8 @@ def test_a_small_file_becomes_shorter(tmp_path: Path) -> None:
     with LockedFile(path) as file:
         file.rewrite(b"short\n")
         assert b"short\n" == file.read()
+        file.rewrite(b"again\n")
+        assert b"again\n" == file.read()
         assert -1 == take_lock(path)
     lock = take_lock(path)
     assert lock >= 0
@@ -269,3 +271,60 @@ def test_the_holder_of_a_lock_is_known_without_touching_it(tmp_path: Path) -> No
     assert None is locks.holder(path)
     with pytest.raises(FileNotFoundError):
         locks.holder(path, f"{tmp_path}/no-such-file")
+
+
+def test_a_link_is_no_lock_file(tmp_path: Path) -> None:
+    """Somebody who may make names there has us make or lock no file elsewhere."""
+    os.symlink(tmp_path / "elsewhere", tmp_path / "lock")
+    with pytest.raises(OSError, match="symbolic links"):
+        take_lock(f"{tmp_path}/lock")
+    with pytest.raises(OSError, match="symbolic links"), LockedFile(f"{tmp_path}/lock"):
+        pass
+    assert ["lock"] == os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("take", ["take_lock", "wait_for_lock", "wait for one that is taken"])
+def test_an_odd_umask_withholds_a_lock_from_nobody_if_so_told(tmp_path: Path, take: str) -> None:
+    """An application may have a umask that denies the file to its owner; our programs have none."""
+    modes = []
+    before = os.umask(0o777)
+    try:
+        for any_umask in (False, True):
+            path = f"{tmp_path}/{any_umask}"
+            if take == "take_lock":
+                lock = take_lock(path, any_umask=any_umask)
+            else:
+                lock = locks.wait_for_lock(path, 1, any_umask=any_umask)
+            modes.append(os.stat(path).st_mode & 0o777)
+            if take == "wait for one that is taken":
+                with pytest.raises(TimeoutError):
+                    locks.wait_for_lock(path, 0.05, any_umask=any_umask)
+            os.close(lock)
+    finally:
+        os.umask(before)
+    assert [0, 0o600] == modes
+
+
+def test_no_descriptor_is_left_where_a_lock_is_not_taken(tmp_path: Path) -> None:
+    """It is taken already, it is waited for in vain, or its file has another name by then."""
+    path = f"{tmp_path}/lock"
+    lock = take_lock(path)
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert -1 == take_lock(path)
+    assert -1 == acquire_beside(tmp_path, lock)
+    with pytest.raises(TimeoutError):
+        locks.wait_for_lock(path, 0.05)
+    with LockedFile(f"{tmp_path}/file") as file:
+        file.rewrite(b"x")
+    assert before == sorted(os.listdir("/proc/self/fd"))
+    os.close(lock)
+
+
+def acquire_beside(spool: Path, lock: int) -> int:
+    """Try to begin a run of cron while a young one has the lock."""
+    assert lock >= 0
+    young = acquire(spool)
+    try:
+        return acquire(spool)
+    finally:
+        locks.release_cron_lock(young)
