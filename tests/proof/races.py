@@ -195,7 +195,7 @@ def race(
                     report.breaches.append(f"cron, {jump} s off: exit {status}: {said[-500:]}")
         for thread in threads:
             thread.join()
-        world.await_sender()
+        world.await_everybody()
         arrived = relay.ledger.of(world.name)
     world.promises = crowd.promises
     _settle(stage, world, report)

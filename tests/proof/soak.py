@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -144,6 +146,8 @@ class Soaking(races.Crowd):
             status = self.run("queue", promise, kill_one_in=6)
             with self._lock:
                 self.promises[number] = evolve(promise, accepted=status == 0)
+                with open(f"{self.world.root}/submitted", "a", encoding="utf-8") as file:
+                    file.write(f"{time.time():.3f} {promise.token} exit {status}\n")
 
     def _next(self) -> Promise:
         token = f"{self.world.name}-{time.time_ns()}"
@@ -258,6 +262,7 @@ class Administrator:
         _, said = started.communicate(timeout=120)
         status = started.returncode
         with self._lock:
+            self._note(f"{' '.join(words)}: exit {status}")
             self.report.commands[words[0]] += 1
             self.report.killed += status == -signal.SIGKILL
             # An odd number: the package is being replaced.
@@ -265,6 +270,11 @@ class Administrator:
             if status not in statuses and status != -signal.SIGKILL and not disturbed:
                 text = said.decode(errors="replace")[-500:]
                 self.report.breaches.append(f"picoqmail {' '.join(words)}: exit {status}: {text}")
+
+    def _note(self, what: str) -> None:
+        """Write into the home what was done, for whoever has to explain a breach."""
+        with open(f"{self.crowd.world.root}/administrator", "a", encoding="utf-8") as file:
+            file.write(f"{time.time():.3f} {what}\n")
 
     # --- Messages by name -------------------------------------------------------------------------
 
@@ -303,7 +313,7 @@ class Administrator:
 
     def _copy_now(self) -> None:
         world = self.crowd.world
-        world.await_sender()
+        world.await_everybody()
         found = {self._token(os.path.basename(one)[:-5])[0] for one in world.sidecars(*_STATES)}
         for state in _STATES:
             source, target = f"{world.spool}/{state}/", f"{world.root}.copy/{state}/"
@@ -318,13 +328,14 @@ class Administrator:
             if not self._copied:
                 self._copy_now()
                 return
-            world.await_sender()
+            world.await_everybody()
             with self._lock:
                 self.restored |= self._copied
             for state in _STATES:
                 source, target = f"{world.root}.copy/{state}/", f"{world.spool}/{state}/"
                 subprocess.run(["rsync", "-a", source, target], check=True)
             self.report.restores += 1
+            self._note("restored")
 
     def _reinstall(self) -> None:
         """Replace the files of the package, while programs start and run; one at a time."""
@@ -332,12 +343,14 @@ class Administrator:
             if self._installs % 2:
                 return
             self._installs += 1
+            self._note("the package is being replaced")
         try:
             self.install()
             self.report.reinstalls += 1
         finally:
             with self._lock:
                 self._installs += 1
+                self._note("the package was replaced")
 
 
 _STATES = ("new", "cur", "undelivered")
@@ -375,6 +388,10 @@ def soak(
             lasting = min(ROUND_SECONDS, seconds - report.seconds)
             world.relay(relay.address)
             _round(stage, world, relay, report, chance, install, lasting)
+            if report.breaches:
+                kept = tempfile.mkdtemp(prefix="picoqmail-soak-")
+                shutil.copytree(world.root, f"{kept}/home", symlinks=True)
+                report.breaches.append(f"the home is kept in {kept}/home")
             report.seconds += lasting
             report.rounds += 1
             step()
@@ -423,7 +440,7 @@ def _round(
         thread.join()
     if failures:
         raise failures[0]
-    world.await_sender()
+    world.await_everybody()
     arrived = relay.ledger.of(world.name)
     world.promises = crowd.promises
     _settle(stage, world, report)
@@ -479,7 +496,9 @@ def _empty(stage: Stage, world: World, relay: LedgerRelay, report: SoakReport) -
     if left:
         report.breaches.append(f"left after all: {left[:10]}")
     world.promises = []
-    os.unlink(f"{world.root}/events")
+    for name in ("events", "submitted", "administrator"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{world.root}/{name}")
     for one in (relay, stage.good):
         one.ledger.forget(world.name)
         # A relay of the rig keeps every octet.

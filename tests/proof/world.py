@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
@@ -23,7 +24,7 @@ from rig.received import Mailbox
 from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from proof.zygote import Zygote
     from rig.faults import Fault
@@ -224,6 +225,15 @@ class World(TemporaryHome):
         with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
 
+    def await_everybody(self) -> None:
+        """Wait until no process works in this home: also none that lives on without its parent.
+
+        A sender that has released its lock may take it once more.
+        """
+        mark = f"PICOQMAIL_HOME={self.root}".encode()
+        while any(mark in environment for environment in _environments()):
+            time.sleep(0.05)
+
     def recover(self, zygote: Zygote, relay: str, runs: int = 3) -> list[str]:
         """Recover the spool with cron runs, each some hours later; return complaints."""
         self.relay(relay)
@@ -259,6 +269,14 @@ class World(TemporaryHome):
                 return file.read().splitlines()
         except FileNotFoundError:
             return []
+
+
+def _environments() -> Iterator[list[bytes]]:
+    """Yield the variables of every process that can be read, but this one."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+                yield file.read().split(b"\0")
 
 
 def _pipe(data: bytes) -> int:
