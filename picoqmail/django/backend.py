@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import transaction
 
-from picoqmail.django.options import OPTIONS, commit_database, open_spool
+from picoqmail.django.options import OPTIONS, USING, commit_database, open_spool, option
 from picoqmail.errors import AddressError, PicoqmailError
 from picoqmail.library.mail import Mail
 from picoqmail.library.plain_address import plain_address, qualified
@@ -46,22 +46,23 @@ _logger = logging.getLogger("picoqmail.django")
 class EmailBackend(BaseEmailBackend):
     """Puts mail into the spool; returns when it is durable, and never waits for a relay.
 
-    `home`, `send` and `on_commit` override the settings (options.py). They are the OPTIONS of an
-    entry of MAILERS (Django 6.1), and arguments of `get_connection`. Django passes host, port, user
-    and similar arguments to every backend; they are accepted and ignored. Any other name is an
-    error: ImproperlyConfigured in MAILERS, TypeError elsewhere.
+    `home`, `send`, `on_commit` and `using` override the settings (options.py). They are the OPTIONS
+    of an entry of MAILERS (Django 6.1), and arguments of `get_connection`. Django passes host,
+    port, user and similar arguments to every backend; they are accepted and ignored. Any other name
+    is an error: ImproperlyConfigured in MAILERS, TypeError elsewhere.
 
     Errors are those of `picoqmail.enqueue`, unless `fail_silently`. All messages are tried before
     the first error is raised.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an argument a setting
         self,
         fail_silently: bool = False,  # noqa: FBT001, FBT002 - Django's own signature
         *,
         home: HomeLike | None = None,
         send: bool | None = None,
         on_commit: bool | str | None = None,
+        using: str | None = None,
         alias: str | None = None,
         **more: Any,  # noqa: ANN401 - what Django hands to every backend
     ) -> None:
@@ -78,6 +79,7 @@ class EmailBackend(BaseEmailBackend):
         self._home = home
         self._send = send
         self._on_commit = on_commit
+        self._using = using
 
     def send_messages(self, email_messages: Iterable[EmailMessage] | None) -> int:
         """Put messages into the spool, or on disk until the commit; return their number."""
@@ -107,6 +109,9 @@ class EmailBackend(BaseEmailBackend):
     def _accept(self, spool: Spool, mails: Sequence[Mail], errors: list[Exception]) -> int:
         if not mails:
             return 0
+        using = option(USING) if self._using is None else self._using
+        if using:
+            return _put_into_tables(spool, mails, errors, using)
         database = commit_database(self._on_commit)
         if database is not None:
             connection = transaction.get_connection(database)
@@ -127,6 +132,20 @@ def _refuse_unknown(names: Iterable[str]) -> None:
 
 
 # --- Transactions -----------------------------------------------------------------------------
+
+
+def _put_into_tables(
+    spool: Spool, mails: Sequence[Mail], errors: list[Exception], using: str
+) -> int:
+    """Put messages into the tables of a database, in the transaction that is open there."""
+    count = 0
+    for one in mails:
+        try:
+            spool.enqueue(one.message, one.sender, one.recipients, connection=using)
+            count += 1
+        except PicoqmailError as exc:
+            errors.append(exc)
+    return count
 
 
 class _Waiting:

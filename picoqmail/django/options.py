@@ -4,9 +4,11 @@ PICOQMAIL_HOME       directory of the home; unset: as for every other program
 PICOQMAIL_SEND       True or False: start the sender after each acceptance; unset: yes
 PICOQMAIL_ON_COMMIT  True, or a database's alias: mail sent within a transaction of that database is
                      accepted when the transaction commits, and never if it does not
+PICOQMAIL_USING      a PostgreSQL database's alias: mail is put into picoqmail's tables there, and
+                     is committed or rolled back with the transaction that is open
 
-An entry of MAILERS (Django 6.1) has the same as OPTIONS: home, send, on_commit. They override the
-settings.
+An entry of MAILERS (Django 6.1) has the same as OPTIONS: home, send, on_commit, using. They
+override the settings.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from picoqmail.library.api import HomeLike
 
 ON_COMMIT = "PICOQMAIL_ON_COMMIT"
-OPTIONS = ("home", "send", "on_commit")
+USING = "PICOQMAIL_USING"
+OPTIONS = ("home", "send", "on_commit", "using")
 
 
 def option(name: str) -> Any:  # noqa: ANN401 - a setting may be anything
