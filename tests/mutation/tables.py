@@ -59,4 +59,4 @@ MODULES: Mapping[str, Sequence[str]] = {
     "library/groups": ("library/test_api.py", "spool/test_syncfs.py"),
 }
 # Modules whose tests take seconds: the sample of .ci/run is drawn from these.
-QUICK = ("relay/breaker", "ledger/routes")
+QUICK = ("relay/breaker", "ledger/routes", "spool/retention", "delivery/routing")

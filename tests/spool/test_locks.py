@@ -287,18 +287,20 @@ def test_a_link_is_no_lock_file(tmp_path: Path) -> None:
 def test_an_odd_umask_withholds_a_lock_from_nobody_if_so_told(tmp_path: Path, take: str) -> None:
     """An application may have a umask that denies the file to its owner; our programs have none."""
     modes = []
+    told: dict[str, bool]
     before = os.umask(0o777)
     try:
-        for any_umask in (False, True):
-            path = f"{tmp_path}/{any_umask}"
+        for told in ({}, {"any_umask": True}):
+            path = f"{tmp_path}/{len(told)}"
             if take == "take_lock":
-                lock = take_lock(path, any_umask=any_umask)
+                lock = take_lock(path, **told)
             else:
-                lock = locks.wait_for_lock(path, 1, any_umask=any_umask)
+                lock = locks.wait_for_lock(path, 1, **told)
             modes.append(os.stat(path).st_mode & 0o777)
             if take == "wait for one that is taken":
                 with pytest.raises(TimeoutError):
-                    locks.wait_for_lock(path, 0.05, any_umask=any_umask)
+                    locks.wait_for_lock(path, 0.05, **told)
+                assert modes[-1] == os.stat(path).st_mode & 0o777
             os.close(lock)
     finally:
         os.umask(before)
