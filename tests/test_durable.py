@@ -271,3 +271,32 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
         *("-e", "trace=fsync,write", "-e", "inject=write:error=ENOSPC:when=1"),
     )
     assert [" OSError 0 there"] == said
+
+
+def test_a_umask_is_obeyed_unless_told_otherwise(tmp_path: Path) -> None:
+    """Then the owner gets the rights to the file, and nobody any others."""
+    before = os.umask(0o600)
+    try:
+        for name, mode, told in (
+            ("ours", 0o044, {}),
+            ("an application's", 0o644, {"any_umask": True}),
+        ):
+            paths = f"{tmp_path}/{name}", f"{tmp_path}/{name}, written"
+            os.close(durable.create(paths[0], mode=0o644, **told))
+            os.close(durable.create_written(paths[1], b"x", mode=0o644, **told))
+            assert [mode] * 2 == [stat.S_IMODE(os.stat(one).st_mode) for one in paths]
+    finally:
+        os.umask(before)
+
+
+def test_rights_that_cannot_be_restored_leave_no_file(tmp_path: Path) -> None:
+    """The file system refuses the mode: an error, no file and no descriptor."""
+    calls = (
+        "os.umask(0o777) * 0",
+        "durable.create('file', any_umask=True)",
+        "durable.make_directory('there')",
+    )
+    strace = "-e", "trace=fsync,fchmod", "-e", "inject=fchmod:error=EPERM"
+    said, _ = traced(tmp_path, calls, *strace)
+    assert [" 0 0", " PermissionError 0", " True 0 there"] == said
+    assert 0o700 == stat.S_IMODE((tmp_path / "there").stat().st_mode)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.spool import locks
-from picoqmail.spool.locks import LockedFile, take_lock
+from picoqmail.spool.locks import LockedDirectory, LockedFile, take_lock
+from proof import tracing
+from rig.programs import missing
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -330,3 +332,53 @@ def acquire_beside(spool: Path, lock: int) -> int:
         return acquire(spool)
     finally:
         locks.release_cron_lock(young)
+
+
+def test_a_lock_is_let_go_although_a_child_has_the_file_open(tmp_path: Path) -> None:
+    """A forked child shares the open file: closing ours alone would leave it locked."""
+    path = f"{tmp_path}/lock"
+    lock = take_lock(path)
+    childs = [os.dup(lock)]
+    locks.unlock(lock)
+    os.close(lock)
+    for locked in (LockedFile(path), LockedDirectory(str(tmp_path))):
+        with locked:
+            childs.append(os.dup(locked._descriptor))
+            childs.append(os.open(locked._path, os.O_RDONLY))
+            with pytest.raises(BlockingIOError):
+                locks.lock_at_once(childs[-1])
+    again = take_lock(path)
+    assert again >= 0
+    for descriptor in (again, *childs):
+        os.close(descriptor)
+
+
+def test_a_lock_that_fails_is_an_error_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    """A kernel without room for locks is not another process that has the lock."""
+    if not tracing.is_there():
+        missing("no strace that may trace here: apt-get install strace")
+    script = (
+        "import errno, os, sys\n"
+        "from picoqmail.spool import locks\n"
+        "os.chdir(sys.argv[1])\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "for call in (\n"
+        "    lambda: locks.take_lock('lock'),\n"
+        "    lambda: locks.wait_for_lock('lock', 1),\n"
+        "    locks.LockedFile('lock').__enter__,\n"
+        "    locks.LockedDirectory('.').__enter__,\n"
+        "):\n"
+        "    try:\n"
+        "        print('taken', call())\n"
+        "    except OSError as exc:\n"
+        "        print(errno.errorcode[exc.errno], len(os.listdir('/proc/self/fd')) - before)\n"
+    )
+    strace = ["strace", "-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:error=ENOLCK"]
+    ran = subprocess.run(
+        [*strace, sys.executable, "-c", script, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ["ENOLCK 0"] * 4 == ran.stdout.splitlines()
