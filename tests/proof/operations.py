@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
+from picoqmail.layout import DIRECTORIES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -118,7 +120,7 @@ class _Reader:
         key = self._key(_strings(rest)[0])
         if key is None:
             return
-        if "O_DIRECTORY" in rest:
+        if "O_DIRECTORY" in rest or (not key[0] and key[1] in {"", *DIRECTORIES}):
             self.directories[result] = "/".join(part for part in key if part)
             return
         self.files[result] = key, next(self.handles)

@@ -32,7 +32,7 @@ def write_page(kinds: Sequence[Kind], state: State, *, sources: str, size: str) 
         "promise, and what each of these trials must leave behind. `tests/proof/README.md` says",
         "how to run them.",
         "",
-        f"picoqmail {_version()}: {len(results)} of {len(found)} parts, **{breaches} breaches**."
+        f"picoqmail {_version()}: {len(results)} of {len(found)} parts, **{_counted(breaches)}**."
         + (f" {missing} parts were not run." if missing else ""),
         "",
         *_runs(results, sources),
@@ -95,6 +95,10 @@ def _section(kind: Kind, state: State, size: str) -> list[str]:
     if breaches:
         lines += ["", *(f"- {plain(one)}" for one in breaches[:_SHOWN])]
     return lines
+
+
+def _counted(breaches: int) -> str:
+    return "1 breach" if breaches == 1 else f"{breaches} breaches"
 
 
 def _minutes(seconds: float) -> str:
