@@ -338,18 +338,18 @@ def test_a_lock_is_let_go_although_a_child_has_the_file_open(tmp_path: Path) -> 
     """A forked child shares the open file: closing ours alone would leave it locked."""
     path = f"{tmp_path}/lock"
     lock = take_lock(path)
-    childs = [os.dup(lock)]
+    shared = [os.dup(lock)]
     locks.unlock(lock)
     os.close(lock)
     for locked in (LockedFile(path), LockedDirectory(str(tmp_path))):
         with locked:
-            childs.append(os.dup(locked._descriptor))
-            childs.append(os.open(locked._path, os.O_RDONLY))
+            shared.append(os.dup(locked._descriptor))
+            shared.append(os.open(locked._path, os.O_RDONLY))
             with pytest.raises(BlockingIOError):
-                locks.lock_at_once(childs[-1])
+                locks.lock_at_once(shared[-1])
     again = take_lock(path)
     assert again >= 0
-    for descriptor in (again, *childs):
+    for descriptor in (again, *shared):
         os.close(descriptor)
 
 
