@@ -115,7 +115,9 @@ class _Work:
 class _Part:
     """One transaction's share of a message: the indexes of its recipients."""
 
-    def __init__(self, work: _Work, sender: str, indexes: tuple[int, ...]) -> None:
+    __slots__ = ("faults", "indexes", "sender", "work")
+
+    def __init__(self, work: _Work, sender: str, indexes: Sequence[int]) -> None:
         self.work = work
         self.sender = sender
         self.indexes = indexes
@@ -552,11 +554,14 @@ class Delivery:
             self.summary.left += 1
         claim.release()
 
-    def _divide(self, message: Message) -> list[tuple[Outbox, str, tuple[int, ...]]]:
+    def _divide(self, message: Message) -> list[tuple[Outbox, str, Sequence[int]]]:
         """Group the pending recipients by route and sender; a VERP sender is one a recipient."""
         sender = message.sender
-        pending = policy.sendable(message, self.clock())
+        pending: Sequence[int] = policy.sendable(message, self.clock())
         if self._routing.is_single and not is_verp(sender):
+            if pending and len(pending) == len(message.recipients):
+                # Nobody has replied yet. A range takes no memory, however many there are.
+                pending = range(len(pending))
             return [(self._default, sender, pending)] if pending else []
         groups: dict[tuple[Relays, str], list[int]] = {}
         for index in pending:
@@ -577,7 +582,8 @@ class Delivery:
         replied = False
         for index, result in zip(part.indexes, verdict.results, strict=True):
             if result.outcome != "untried":
-                work.results[index] = result
+                # With very many recipients only what is judged is kept.
+                work.results[index] = result if work.parts == 1 else _bare(result)
                 replied = True
         if verdict.transcript:
             work.add_transcript(verdict.transcript)
@@ -793,6 +799,11 @@ class Delivery:
             self.spool.put_off(message_id, later)
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
+
+
+def _bare(result: RecipientResult) -> RecipientResult:
+    """Return a result without the reply as it was parsed, which takes ten times as much memory."""
+    return RecipientResult(result.outcome, None, result.text)
 
 
 def _in_seven_bits(claim: ClaimedMessage) -> Body:

@@ -200,7 +200,8 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
     says, and not in every run; and no more often than `limit` says.
     """
     recipients = list(message.recipients)
-    delivered, failed, texts = [], [], []
+    delivered, failed = [], []
+    texts: dict[str, None] = {}
     for index, result in results.items():
         if result.outcome == "untried":
             continue
@@ -213,15 +214,16 @@ def judge(  # noqa: PLR0913 - what is known at the end of an attempt
             delivered.append(index)
         elif state == FAILED:
             failed.append(index)
-        if state != DELIVERED and text not in texts:
-            texts.append(text)
+        # No more than is written: each of many recipients may have a reply of its own.
+        if state != DELIVERED and len(texts) < 2 * _TEXT_LIMIT:
+            texts[text] = None
     _count_doubts(recipients, doubts, now, limit)
     states = {one.state for one in recipients}
     if PENDING not in states:
         outcome = "failed" if failed or not delivered else "delivered"
     elif doubts:
         outcome = "in_doubt"
-        texts.append(_NO_REPLY + _no_more(recipients, doubts))
+        texts[_NO_REPLY + _no_more(recipients, doubts)] = None
     else:
         outcome = "deferred"
     after = message.with_event(
@@ -413,5 +415,5 @@ def goes_again(message: Message, doubts: Mapping[int, int], limit: DoubtLimit, n
     )
 
 
-def _join(texts: list[str]) -> str:
+def _join(texts: Iterable[str]) -> str:
     return "; ".join(texts)[: 2 * _TEXT_LIMIT]

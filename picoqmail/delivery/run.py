@@ -223,7 +223,11 @@ class Run:
 
         What prevents that is logged: it is no reason to leave the mail alone that is in the spool.
         """
-        limits = Limits(self.settings.me, queuelifetime=self.settings.queuelifetime)
+        limits = Limits(
+            self.settings.me,
+            databytes=self.settings.databytes,
+            queuelifetime=self.settings.queuelifetime,
+        )
         try:
             if self._forwards:
                 from picoqmail.store.forwarding import forward

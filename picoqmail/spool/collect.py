@@ -12,12 +12,16 @@ spool has. The lock of a message in the drop is on its body, as everywhere.
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
 import stat
 import time
 
 from picoqmail import durable
 from picoqmail.errors import DamagedMessageError, PicoqmailError, SpoolError
+from picoqmail.home.limits import MOST_OCTETS, MOST_RECIPIENTS
 from picoqmail.layout import (
     BLOCK_OCTETS,
     BODY,
@@ -45,6 +49,13 @@ if TYPE_CHECKING:
 
 # More than the program writes with the largest envelope that it takes.
 MOST_SIDECAR_OCTETS = 24 << 20
+# Reading JSON takes up to thirty times its size in memory, and most for what our program never
+# writes. So a sidecar that is not small may have only as many values as the largest of ours.
+_SMALL_SIDECAR_OCTETS = 1 << 16
+_MOST_LINE_OCTETS = 1 << 14
+_VALUES_OF_A_RECIPIENT = 8
+# Bodies are copied before anything is sent. After so much of one user's the others have their turn.
+_OCTETS_A_TURN = 64 << 20
 _MOST_PID = 2**31 - 1
 # So many names are looked at in one pass, however many a user has put there.
 _MOST_NAMES = 2000
@@ -111,9 +122,10 @@ class Collector:
         self._clock = clock
         self._on_damage = on_damage
         self._on_trouble = on_trouble
+        self._octets_left = 0
 
     def collect(self, most: int) -> list[str]:
-        """Take at most so many messages of each user; return their IDs.
+        """Take at most so many messages of each user, and no more after 64 MiB; return their IDs.
 
         Durable at the return, and gone from the drop. Nothing that a user has put there keeps
         back the mail of others. Raises SpoolError if the spool cannot take more.
@@ -136,8 +148,11 @@ class Collector:
         owner = os.lstat(directory).st_uid
         done: list[str] = []
         trouble: OSError | None = None
+        self._octets_left = _OCTETS_A_TURN
         try:
             for message_id in self._names(directory)[:most]:
+                if self._octets_left <= 0:
+                    break
                 try:
                     self._take(uid, owner, directory, message_id)
                     done.append(message_id)
@@ -201,6 +216,14 @@ class Collector:
                 os.close(locked)
 
     def _accept(self, uid: int, owner: int, path: str, message_id: str, body: int | None) -> None:
+        if body is not None:
+            octets = os.fstat(body).st_size
+            most = self._limits.databytes or MOST_OCTETS
+            if octets > most:
+                # It is not put aside: databytes may have been larger when it was accepted.
+                text = f"it has {octets} bytes, and the setting databytes allows {most}"
+                raise OSError(errno.EFBIG, text, path)
+            self._octets_left -= octets
         sidecar = _open(path, owner)
         data = b""
         try:
@@ -214,6 +237,7 @@ class Collector:
             self._put_aside(uid, message_id, data, body, str(exc))
 
     def _copy(self, uid: int, data: bytes, message_id: str, body: int | None) -> None:
+        _check_values(data)
         record = decode(data, message_id)
         sender, recipients = _envelope(record)
         if body is None:
@@ -222,7 +246,7 @@ class Collector:
         pid = pid if type(pid) is int and 0 <= pid <= _MOST_PID else 0
         _check_first_line(body, uid, message_id)
         with _Transfer(self._files.path, self._limits, message_id, uid=uid, pid=pid) as transfer:
-            transfer.copy(body, record["size"])
+            transfer.copy(body, min(record["size"], self._limits.databytes or MOST_OCTETS))
             if not transfer.is_whole(record["size"], record["crc32"]):
                 raise DamagedMessageError("its body is not what was accepted")
             transfer.prepare(sender, recipients, self._extra(uid, message_id))
@@ -254,7 +278,7 @@ class Collector:
             if body is not None:
                 os.lseek(body, 0, os.SEEK_SET)
                 copy = self._files.join(TMP, message_id + BODY)
-                _copy_file(body, copy)
+                _copy_file(body, copy, self._limits.databytes or MOST_OCTETS)
                 durable.rename(copy, self._files.join(UNDELIVERED, message_id + BODY))
             durable.replace(
                 self._files.join(TMP, message_id + SIDECAR),
@@ -297,6 +321,40 @@ def _read_sidecar(descriptor: int | None) -> bytes:
     return data
 
 
+def _check_values(data: bytes) -> None:
+    """Refuse a sidecar that would take much memory to read. Raises DamagedMessageError.
+
+    Ours has one line for each key and for each recipient. They are read one by one here.
+    """
+    if len(data) <= _SMALL_SIDECAR_OCTETS:
+        return
+    recipients = others = 0
+    for line in io.BytesIO(data):
+        text = line.strip().removesuffix(b",").removeprefix(b'"recipients": [')
+        if text.startswith(b'{"address": ') and _is_one_recipient(text.removesuffix(b"]")):
+            recipients += 1
+        else:
+            others += len(line)
+        if others > _SMALL_SIDECAR_OCTETS or recipients > MOST_RECIPIENTS:
+            raise DamagedMessageError("its sidecar has more values than one of ours can have")
+
+
+def _is_one_recipient(text: bytes) -> bool:
+    """Say whether a line of a sidecar holds few and plain values."""
+    if len(text) > _MOST_LINE_OCTETS:
+        return False
+    nested = text.count(b"{") + text.count(b"[") - 1
+    if not nested and text.count(b",") < _VALUES_OF_A_RECIPIENT:
+        return True  # as nearly all are
+    try:
+        values = list(json.loads(text).values())
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return len(values) <= _VALUES_OF_A_RECIPIENT and not any(
+        isinstance(one, (dict, list)) for one in values
+    )
+
+
 def _envelope(record: dict[str, Any]) -> tuple[str, list[str]]:
     """Check the addresses as at submission. Raises DamagedMessageError."""
     try:
@@ -316,12 +374,12 @@ def _check_first_line(body: int, uid: int, message_id: str) -> None:
         raise DamagedMessageError("its first line is not that of our program for this user")
 
 
-def _copy_file(source: int, target: str) -> None:
+def _copy_file(source: int, target: str, most: int) -> None:
     durable.unlink_if_there(target)
     descriptor = durable.create(target)
     try:
         # As long as it is now: who writes it may go on for ever.
-        left = os.fstat(source).st_size
+        left = min(os.fstat(source).st_size, most)
         while left and (block := os.read(source, min(BLOCK_OCTETS, left))):
             left -= len(block)
             durable.write_all(descriptor, block)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from picoqmail.layout import FORMAT_VERSION, HELD_UNTIL, HISTORY_LENGTH, SUSPENDED_FRACTION
 from picoqmail.spool import sidecar, sidecar_reading
-from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
+from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING, RECIPIENT_STATES
 from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
@@ -140,9 +140,11 @@ class Message(Value):
         """Read a sidecar. Raises DamagedMessageError."""
         record = sidecar_reading.decode(data, message_id)
         recipients = []
+        # There may be very many: one object each, and no copy of a text that they share.
+        states = {one: one for one in RECIPIENT_STATES}
         for one in record.pop("recipients"):
             address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)
-            recipients.append(Recipient(address, state, reply, one))
+            recipients.append(Recipient(address, states[state], reply, one or EMPTY))
         values = {name: record.pop(name) for name in _PLAIN}
         del record["version"], record["id"]
         return cls(

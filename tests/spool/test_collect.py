@@ -6,20 +6,21 @@ import fcntl
 import json
 import os
 import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import pytest
 
-from picoqmail.home.limits import Limits
+from picoqmail.home.limits import MOST_RECIPIENTS, Limits
 from picoqmail.layout import DIRECTORIES, DROP_FILE_MODE
 from picoqmail.spool import drop
-from picoqmail.spool.collect import sweep
+from picoqmail.spool.collect import MOST_SIDECAR_OCTETS, sweep
 from picoqmail.spool.incoming import Incoming
 from picoqmail.store.directory import DirectoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from picoqmail.spool.claim import Damage
@@ -38,7 +39,12 @@ class Shared:
         self.store = DirectoryStore(path, on_damage=self.damages.append)
         self.new = f"{path}/drop/{UID}/new"
 
-    def submit(self, text: bytes = b"Subject: x\n\nbody\n", uid: int = UID) -> str:
+    def submit(
+        self,
+        text: bytes = b"Subject: x\n\nbody\n",
+        uid: int = UID,
+        recipients: Sequence[str] = ("c@d.test", "c@d.test"),
+    ) -> str:
         """Accept a message in the drop, as the program of a user does."""
         part = f"{self.path}/drop/{uid}"
         for name in ("tmp", "new"):
@@ -47,7 +53,11 @@ class Shared:
             part, LIMITS, program="picoqmail-queue", uid=uid, pid=7, mode=DROP_FILE_MODE
         )
         incoming.write(text)
-        return incoming.commit("a@b.test", ["c@d.test", "c@d.test"])
+        return incoming.commit("a@b.test", list(recipients))
+
+    def names(self, state: str) -> list[str]:
+        """The files in a directory of the spool."""
+        return sorted(os.listdir(f"{self.path}/{state}"))
 
     def collect(self, most: int = 100) -> list[str]:
         """Collect."""
@@ -300,3 +310,70 @@ def test_leftovers_of_the_drop_are_swept(shared: Shared) -> None:
     }
     assert {"held", "young"} == set(os.listdir(tmp))
     assert {f"{message_id}.eml", f"{message_id}.json"} == set(os.listdir(shared.new))
+
+
+def test_a_turn_is_also_bounded_by_its_octets(shared: Shared) -> None:
+    """Copying large messages of one user keeps others waiting; so few of them are a turn."""
+    large = [shared.submit(b"x" * (40 << 20)) for _ in range(3)]
+    one = shared.submit(uid=UID + 1)
+    assert {*large[:2], one} == set(shared.collect())
+    assert large[2:] == shared.collect()
+
+
+def test_more_than_databytes_waits(shared: Shared) -> None:
+    """A file of any size costs nothing if it is sparse: it is not copied. Other mail goes on."""
+    sparse, good = shared.submit(), shared.submit()
+    os.truncate(f"{shared.new}/{sparse}.eml", 1 << 40)
+    record = shared.record(f"drop/{UID}/new", sparse)
+    with open(f"{shared.new}/{sparse}.json", "w", encoding="utf-8") as file:
+        json.dump({**record, "size": 1 << 40}, file)
+    limits = Limits("me.test", databytes=1000)
+    assert [good] == shared.store.collect(limits, 100, shared.troubles.append)
+    (trouble,) = shared.troubles
+    assert "databytes allows 1000" in trouble
+    assert shared.names("new") == [f"{good}.eml", f"{good}.json"]
+    # An administrator who allows it again gets it.
+    os.truncate(f"{shared.new}/{sparse}.eml", record["size"])
+    with open(f"{shared.new}/{sparse}.json", "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    assert [sparse] == shared.collect()
+
+
+MUCH = {
+    "lists": b'{\n"x": [' + b"[]," * 7_000_000 + b"[]]}",
+    "texts": b'{\n"x": [' + b'"ab",' * 4_000_000 + b'"a"]}',
+    "recipients": b'{\n"recipients": ['
+    + b'{"address": "a@b.c", "state": "pending", "reply": null},\n  ' * 400_000
+    + b'{"address": "a@b.c"}]}',
+    "keys": b'{\n"recipients": ['
+    + (b'{"address": ' + b'"a", "b": ' * 600 + b"[[[[]]]]},\n  ") * 3000
+    + b'{"address": "a@b.c"}]}',
+    "lines": b"\n" * 20_000_000,
+}
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_a_sidecar_that_would_fill_the_memory_is_put_aside(shared: Shared, name: str) -> None:
+    """Thirty times its size is what it takes to read the worst. It is not read."""
+    bad, good = shared.submit(), shared.submit()
+    path = f"{shared.new}/{bad}.json"
+    with open(path, "wb") as file:
+        file.write(MUCH[name])
+    assert os.stat(path).st_size <= MOST_SIDECAR_OCTETS
+    tracemalloc.start()
+    try:
+        assert good in shared.collect()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MOST_SIDECAR_OCTETS
+    (damage,) = shared.damages
+    assert (bad, True) == (damage.id, "more values" in damage.reason)
+
+
+def test_the_largest_of_our_own_is_taken(shared: Shared) -> None:
+    """As many recipients as any setting allows, with odd addresses, are taken as they are."""
+    recipients = [f'"{{[,]}}{number}"@d.example' for number in range(MOST_RECIPIENTS)]
+    message_id = shared.submit(recipients=recipients)
+    assert [message_id] == shared.collect()
+    assert recipients == [one["address"] for one in shared.record("new", message_id)["recipients"]]
