@@ -267,11 +267,11 @@ def _wrong(
     if found.st_uid != owner:
         text = f"belongs to user {found.st_uid}, and the spool to user {owner}"
         yield path, CRITICAL, text, f"chown {owner} {path}"
-    # Directories may have set-id bits, bodies the mark of doubt.
+    # Directories may have set-id bits, and bodies marks: execute bits, by which nobody reads.
     elif found.st_mode & mode != mode:
         text = f"mode {stat.S_IMODE(found.st_mode):04o} keeps its owner out"
         yield path, CRITICAL, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"
-    elif found.st_mode & 0o077:
+    elif found.st_mode & (0o066 if stat.S_ISREG(found.st_mode) else 0o077):
         level = CRITICAL if found.st_mode & 0o022 else WARNING
         text = f"mode {stat.S_IMODE(found.st_mode):04o} lets other users access mail"
         yield path, level, text, f"picoqmail check --repair, or chmod {mode:04o} {path}"

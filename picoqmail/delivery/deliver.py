@@ -115,7 +115,7 @@ class _Work:
 class _Part:
     """One transaction's share of a message: the indexes of its recipients."""
 
-    __slots__ = ("faults", "indexes", "sender", "work")
+    __slots__ = ("faults", "has_ended", "indexes", "is_noted", "sender", "work")
 
     def __init__(self, work: _Work, sender: str, indexes: Sequence[int]) -> None:
         self.work = work

@@ -647,15 +647,19 @@ def _read_line(spec: Spec, line: str, where: str) -> object:
 def _about_the_owner(path: str) -> ConfigurationError | None:
     """Return the error of a secret that another user owns; None if its owner is right."""
     try:
-        owner = os.stat(path).st_uid
+        found = os.lstat(path)
     except OSError:
         return None
+    if stat.S_ISLNK(found.st_mode):
+        # Never to advise a chown: it would give away what the link leads to.
+        return ConfigurationError(path, "must not be a link", "put a file in its place")
+    owner = found.st_uid
     if owner == os.geteuid():
         return None
     return ConfigurationError(
         path,
         f"belongs to user {owner}, and cannot be read by user {os.geteuid()}, who sends the mail",
-        f"run as root: picoqmail check --repair, or chown {os.geteuid()} {path}",
+        f"run as root: picoqmail check --repair, or chown -h {os.geteuid()} {path}",
     )
 
 

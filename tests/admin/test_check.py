@@ -12,7 +12,15 @@ import pytest
 from attrs import evolve
 
 from picoqmail.admin.findings import CRITICAL, OK, UNKNOWN, WARNING, Finding, worst
-from picoqmail.layout import BODY, CUR, NEW, UNDELIVERED
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    IN_DOUBT_BIT,
+    IN_HAND_BIT,
+    NEW,
+    SUSPECT_BIT,
+    UNDELIVERED,
+)
 from rig.recording import RecordingRelay
 from temporary_home import age
 
@@ -51,6 +59,15 @@ def test_all_is_well(well: Trial, picoqmail: Command) -> None:
     assert (0, "") == (ran.returncode, ran.stderr)
     assert re.fullmatch(r"PICOQMAIL OK - .* \| waiting=0 oldest=0s .*", first)
     assert all(line.startswith("  OK ") for line in details)
+
+
+def test_marks_on_a_body_are_well(well: Trial, picoqmail: Command) -> None:
+    """Execute bits say what a run has in hand. They let nobody read, and are no finding."""
+    message_id = well.accepted()
+    for marks in (IN_HAND_BIT, IN_HAND_BIT | SUSPECT_BIT | IN_DOUBT_BIT):
+        os.chmod(well.path(NEW, message_id, BODY), 0o600 | marks)
+        ran = picoqmail(well, "check", "--no-relay")
+        assert "lets other users" not in ran.stdout, ran.stdout
 
 
 def damage(trial: Trial) -> None:

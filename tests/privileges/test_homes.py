@@ -360,3 +360,22 @@ def test_a_password_behind_a_link_is_not_read(trial: Trial) -> None:
     assert CONFIGURATION == ran.returncode
     assert b"!cat /path" in ran.stderr
     assert [message_id] == trial.ids(NEW)
+
+
+def test_nothing_that_a_link_leads_to_is_to_be_given_away(host: Host, evil: str) -> None:
+    """A link to a file of root's as `relaypass`: no advice to root may be what mallory wants."""
+    os.unlink(f"{evil}/control/relaypass")
+    os.symlink("/etc/shadow", f"{evil}/control/relaypass")
+    os.chown(f"{evil}/control/relaypass", host.mallory.uid, host.mallory.gid, follow_symlinks=False)
+    environ = {"PICOQMAIL_HOME": evil, "PATH": "/usr/bin:/bin"}
+    for words in (
+        ["picoqmail-send"],
+        ["picoqmail", "check", "--no-relay"],
+        ["picoqmail", "config"],
+    ):
+        command = [f"{host.bin}/{words[0]}", *words[1:]]
+        root = subprocess.run(command, capture_output=True, env=environ, check=False, cwd="/")
+        for done in (as_user(host.mallory, command, environ), root):
+            said = done.stdout + done.stderr
+            assert b"must not be a link" in said, said
+            assert b"chown" not in said, said
