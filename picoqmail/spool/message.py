@@ -157,15 +157,25 @@ class Message(Value):
 
     def to_sidecar(self) -> bytes:
         """Return the sidecar's octets; unknown keys are kept."""
+        if len(self.recipients) <= _RECIPIENTS_AT_ONCE:
+            return self._encode(self.recipients)
+        # All at once would take ten times as much memory as the octets do.
+        before, empty, after = self._encode(()).partition(b'\n"recipients": [')
+        blocks = [before, empty]
+        for start in range(0, len(self.recipients), _RECIPIENTS_AT_ONCE):
+            several = self.recipients[start : start + _RECIPIENTS_AT_ONCE]
+            blocks.append(sidecar.encode_objects([_record(one) for one in several]))
+            blocks.append(sidecar.BETWEEN_OBJECTS)
+        blocks[-1] = after
+        return b"".join(blocks)
+
+    def _encode(self, recipients: tuple[Recipient, ...]) -> bytes:
         return sidecar.encode(
             {
                 "version": FORMAT_VERSION,
                 "id": self.id,
                 "sender": self.sender,
-                "recipients": [
-                    {"address": r.address, "state": r.state, "reply": r.reply, **r.unknown}
-                    for r in self.recipients
-                ],
+                "recipients": [_record(one) for one in recipients],
                 "created": self.created,
                 "next_attempt": self.next_attempt,
                 "expires": self.expires,
@@ -214,6 +224,12 @@ class Message(Value):
         return evolve(self, history=(*self.history, entry)[-HISTORY_LENGTH:], **changes)
 
 
+def _record(one: Recipient) -> dict[str, Any]:
+    return {"address": one.address, "state": one.state, "reply": one.reply, **one.unknown}
+
+
+# So many are written as one text.
+_RECIPIENTS_AT_ONCE = 1000
 _PLAIN = (
     "sender",
     "created",

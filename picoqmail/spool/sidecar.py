@@ -57,6 +57,16 @@ def encode(record: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(items) + "\n}\n").encode()
 
 
+# Each object of a list has a line of its own.
+_NEXT_OBJECT = ",\n  "
+BETWEEN_OBJECTS = _NEXT_OBJECT.encode()
+
+
+def encode_objects(objects: list[dict[str, Any]]) -> bytes:
+    """Return objects as they stand in a list of a record, without its brackets."""
+    return _json_value(objects)[1:-1].encode()
+
+
 def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
     if isinstance(value, str):
         return _json_text(value)
@@ -73,7 +83,7 @@ def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven ki
             "{" + ", ".join([f"{_json_text(k)}: {_json_value(v)}" for k, v in value.items()]) + "}"
         )
     if isinstance(value, (list, tuple)):
-        separator = ",\n  " if value and isinstance(value[0], dict) else ", "
+        separator = _NEXT_OBJECT if value and isinstance(value[0], dict) else ", "
         return "[" + separator.join([_json_value(one) for one in value]) + "]"
     raise TypeError(f"{type(value).__name__} has no form in a sidecar")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +14,9 @@ from picoqmail.layout import HISTORY_LENGTH
 from picoqmail.spool import sidecar
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message, Recipient
 from picoqmail.value import evolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ID = "1700000000.M000001P2Q3R00.me.test"
 
@@ -78,3 +84,39 @@ def test_history_is_bounded_and_keeps_the_latest() -> None:
     assert list(range(5, HISTORY_LENGTH + 5)) == [entry["when"] for entry in current.history]
     assert {"when": 24, "relay": "r", "outcome": "deferred", "reply": "451"} == current.history[-1]
     assert 24 == current.attempts
+
+
+@pytest.mark.parametrize("count", [1000, 1001, 2000, 2001])
+def test_very_many_recipients_are_written_as_few_are(count: int) -> None:
+    """In parts, which together are the text of the whole."""
+    recipients = [
+        Recipient(
+            f'"{n}"@d', PENDING, f"450 {n} \\ é" if n % 2 else None, {"x": n} if n % 3 else {}
+        )
+        for n in range(count)
+    ]
+    many = message(*recipients)
+    octets = many.to_sidecar()
+    assert many == Message.from_sidecar(octets, ID)
+    assert octets == sidecar.encode(json.loads(octets))
+
+
+def test_the_memory_for_very_many_recipients(tmp_path: Path) -> None:
+    """A message in memory takes less than 200 octets a recipient, and as much to write it."""
+    recipients = [f"{n:x}@d" for n in range(20_000)]
+    record = sidecar.new_record(
+        ID, "a@b", recipients, created=1, next_attempt=2, expires=3, size=4, crc32=5, origin={}
+    )
+    octets = sidecar.encode(record)
+    tracemalloc.start()
+    try:
+        read = Message.from_sidecar(octets, ID)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        (tmp_path / "sidecar").write_bytes(read.to_sidecar())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert octets == (tmp_path / "sidecar").read_bytes()
+    assert kept < 200 * len(recipients)
+    assert most - kept < 200 * len(recipients)
