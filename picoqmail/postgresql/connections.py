@@ -40,6 +40,8 @@ IDLE_SECONDS = 30
 # so that TCP's own limits see nothing.
 PATIENCE_SECONDS = 20.0
 NOTICE_SECONDS = 1.0
+# For who looks at all messages, and holds none meanwhile.
+LONG_STATEMENT_SECONDS = 300
 _TCP_MILLISECONDS = 10_000
 _KEPT = 4
 
@@ -176,20 +178,35 @@ class Connections:
     # --- Statements ----------------------------------------------------------------------------
 
     def run(
-        self, doing: str, text: str, parameters: Parameters | None = None, *, durable: bool = False
+        self,
+        doing: str,
+        text: str,
+        parameters: Parameters | None = None,
+        *,
+        durable: bool = False,
+        patient: bool = False,
     ) -> list[Row]:
         """Run one statement as a transaction of its own, in one round trip; return its rows.
 
         The statement must be one that may be repeated: if the connection broke, it is sent once
-        more. `durable`: what it changes is on the server's disk when this returns. Raises
+        more. `durable`: what it changes is on the server's disk when this returns. `patient`: it
+        may take minutes. Raises
         SpoolError, ConfigurationError.
         """
         settings = _SETTINGS + (_DURABLE if durable else _QUICK)
+        if patient:
+            settings += f"SET LOCAL statement_timeout = {LONG_STATEMENT_SECONDS * 1000}; "
         statement = named(text, self.address.schema)
         for is_last in (False, True):
             try:
                 with self._borrowed() as link:
-                    return _execute(link, settings + _bind(link, statement, parameters))
+                    usual = link.patience
+                    if patient:
+                        link.patience = LONG_STATEMENT_SECONDS + PATIENCE_SECONDS
+                    try:
+                        return _execute(link, settings + _bind(link, statement, parameters))
+                    finally:
+                        link.patience = usual
             except BrokenError as exc:
                 # A connection that was kept may have been dead for long. On a new one, too, the
                 # answer may have been lost on its way, and asking again gets it.

@@ -55,7 +55,7 @@ _CHUNK = """
 """
 _FINISH = """
     UPDATE picoqmail.message
-    SET state = %(state)s, due = %(due)s, sidecar = %(sidecar)s,
+    SET state = %(state)s, due = %(due)s, sidecar = %(sidecar)s, octets = %(size)s,
         entered = extract(epoch FROM clock_timestamp())
     WHERE id = %(id)s AND state = 'tmp' RETURNING id
 """
@@ -255,6 +255,7 @@ class TableIncoming:
             "state": self.state,
             "due": float(self.due),
             "sidecar": self._record,
+            "size": self.size,
         }
         found = transaction.run(_FINISH, values)
         for number, octets in enumerate(self._chunks if found else (), self._stored):
@@ -348,9 +349,10 @@ def _insert(
     fresh = [one.ready() for one in group if not one.is_stored]
     if len(fresh) >= _LEAST_FOR_COPY:
         transaction.copy(
-            "COPY picoqmail.message (id, state, due, sidecar, entered) FROM STDIN (FORMAT BINARY)",
-            ("text", "text", "float8", "bytea", "float8"),
-            [(one.id, one.state, float(one.due), one.sidecar, entered) for one in fresh],
+            "COPY picoqmail.message (id, state, due, sidecar, entered, octets)"
+            " FROM STDIN (FORMAT BINARY)",
+            ("text", "text", "float8", "bytea", "float8", "int8"),
+            [(one.id, one.state, float(one.due), one.sidecar, entered, one.size) for one in fresh],
         )
         transaction.copy(
             "COPY picoqmail.chunk (message, number, octets) FROM STDIN (FORMAT BINARY)",

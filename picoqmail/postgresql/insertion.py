@@ -24,8 +24,8 @@ CHUNK_OCTETS = 262144
 # notice, if there is to be one, wakes workers at the commit.
 _ENTER = """
     WITH entered AS (
-        INSERT INTO picoqmail.message (id, state, due, sidecar, entered)
-        VALUES (%(id)s, %(state)s, %(due)s, %(sidecar)s::bytea, %(entered)s)
+        INSERT INTO picoqmail.message (id, state, due, sidecar, entered, octets)
+        VALUES (%(id)s, %(state)s, %(due)s, %(sidecar)s::bytea, %(entered)s, %(size)s)
         RETURNING id
     ), body AS (
         INSERT INTO picoqmail.chunk (message, number, octets)
@@ -64,6 +64,11 @@ class ReadyMessage(Value):
         self.due: Final = due
         self.sidecar: Final = sidecar
         self.chunks: Final = chunks
+
+    @property
+    def size(self) -> int:
+        """Octets of the body."""
+        return sum(map(len, self.chunks))
 
 
 def state_and_due(created: int, extra: Mapping[str, Any]) -> tuple[str, int]:
@@ -105,6 +110,7 @@ def insert(  # noqa: PLR0913 - how a transaction is to end
         "due": float(message.due),
         "sidecar": message.sidecar,
         "entered": entered,
+        "size": message.size,
         "octets": message.chunks[0],
         "channel": channel_of(schema),
         "wakes": wakes,

@@ -130,7 +130,8 @@ _CLAIM = """
         RETURNING message.id, state, sidecar, doubt, due,
             judged.leased_until > '-infinity' AS expired, is_left, was_in_hand, was_suspect
     )
-    SELECT taken.id, state, sidecar, doubt, due, expired, is_left, was_in_hand, was_suspect, octets,
+    SELECT taken.id, state, sidecar, doubt, due, expired, is_left, was_in_hand, was_suspect,
+        chunk.octets,
         EXISTS (SELECT FROM picoqmail.progress WHERE message = taken.id),
         extract(epoch FROM clock_timestamp())::float8
     FROM taken LEFT JOIN picoqmail.chunk ON chunk.message = taken.id AND chunk.number = 0
@@ -280,12 +281,10 @@ _NAMES = """
     SELECT id, state FROM picoqmail.message
     WHERE state <> 'tmp' AND id > %(after)s ORDER BY id LIMIT %(most)s
 """
-# The size of a body is that of its chunks; the oldest is the oldest that is neither held nor in
-# doubt. Due times in doubt end in half a second (SUSPENDED_FRACTION).
+# The oldest is the oldest that is neither held nor in doubt. Due times in doubt end in half a second
+# (SUSPENDED_FRACTION).
 _FIGURES = """
-    WITH bodies AS (
-        SELECT message, sum(length(octets)) AS octets FROM picoqmail.chunk GROUP BY message
-    ), messages AS (
+    WITH messages AS (
         SELECT *, due < 'Infinity' AND due - floor(due) = 0.5 AS is_in_doubt FROM picoqmail.message
     )
     SELECT state, count(*), count(*) FILTER (WHERE due = 'Infinity'),
@@ -293,11 +292,10 @@ _FIGURES = """
         count(*) FILTER (
             WHERE due <= extract(epoch FROM statement_timestamp())::float8 AND NOT is_in_doubt
         ),
-        min(due) FILTER (WHERE due < 'Infinity' AND NOT is_in_doubt),
-        coalesce(sum(bodies.octets), 0)::bigint,
+        min(due) FILTER (WHERE due < 'Infinity' AND NOT is_in_doubt), sum(octets)::bigint,
         min(id) FILTER (WHERE due < 'Infinity' AND NOT is_in_doubt OR state = 'undelivered'),
         count(*) FILTER (WHERE id > %(day_ago)s)
-    FROM messages LEFT JOIN bodies ON bodies.message = id GROUP BY state
+    FROM messages GROUP BY state
 """
 _SWEEP = """
     DELETE FROM picoqmail.message WHERE id IN (
@@ -805,7 +803,8 @@ class PostgresStore:
         figures = Figures(now)
         for state in (NEW, CUR, UNDELIVERED):
             figures.heaps[state] = Heap()
-        rows = self.connections.run("count messages", _FIGURES, {"day_ago": f"{int(now) - 86400}"})
+        values = {"day_ago": f"{int(now) - 86400}"}
+        rows = self.connections.run("count messages", _FIGURES, values, patient=True)
         for state, messages, held, in_doubt, due, next_due, octets, oldest, fresh in rows:
             if state == TMP:
                 figures.writing = messages

@@ -37,6 +37,7 @@ _CHUNK = """
     INSERT INTO picoqmail.chunk (message, number, octets)
     VALUES (%(id)s, %(number)s, %(octets)s)
 """
+_SIZE = "UPDATE picoqmail.message SET octets = %(octets)s WHERE id = %(id)s"
 _RESULT = "INSERT INTO picoqmail.result (message, octets) VALUES (%(id)s, %(octets)s)"
 
 
@@ -74,13 +75,15 @@ def bring_in(  # noqa: PLR0913 - all that a message is
         arriving.queue(_FORGET_DRAFT, {"id": message_id})
         if not arriving.run(_ARRIVE, values):
             return False
-        held = 0
+        held = size = 0
         for number, octets in enumerate(_in_chunks(blocks)):
             arriving.queue(_CHUNK, {"id": message_id, "number": number, "octets": octets})
             held += len(octets)
+            size += len(octets)
             if held >= _HELD_OCTETS:
                 arriving.send()
                 held = 0
+        arriving.queue(_SIZE, {"id": message_id, "octets": size})
         if result:
             arriving.queue(_RESULT, {"id": message_id, "octets": result})
         if state == NEW and connections.may_notify():

@@ -473,27 +473,29 @@ def test_progress_is_merged_by_whoever_claims_next(
     assert not claimed(store, message_id).has_progress
 
 
-def test_an_idle_claim_touches_no_index(
-    postgresql: PrivatePostgreSQL, database: str, store: PostgresStore, accept: Accept
-) -> None:
+def test_an_idle_claim_touches_no_index(postgresql: PrivatePostgreSQL, own_database: str) -> None:
     """Claim, renewal, mark and release are HOT updates: no index grows by them."""
-    message_id = accept()
+    store = open_postgresql(postgresql.url(own_database))
+    incoming = store.incoming(Limits("me.test"), program="t", uid=0, pid=1)
+    incoming.write(b"Subject: x\n\n")
+    message_id = incoming.commit("a@example.org", ["b@example.net"])
     for _ in range(20):
         claim = claimed(store, message_id)
         store.renew()
         claim.mark_in_doubt()
         claim.clear_doubt()
         claim.release()
-
-    def counted() -> list[tuple[Any, ...]]:
-        return postgresql.execute(
-            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'message'",
-            database,
-        )
-
     store.close()
-    wait_until(lambda: counted()[0][0] >= 100, "the statistics arrived")
-    ((updates, hot),) = counted()
+
+    def counted() -> tuple[int, int]:
+        ((updates, hot),) = postgresql.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'message'",
+            own_database,
+        )
+        return updates, hot
+
+    wait_until(lambda: counted()[0] >= 100, "the statistics arrived")
+    updates, hot = counted()
     assert updates == hot
 
 

@@ -6,7 +6,7 @@
 -- One row is one message. `sidecar` is the JSON text that the directory store keeps in ID.json, byte
 -- for byte. `state` is new, cur or undelivered; tmp while it is being written: no message yet.
 -- `due` repeats the next attempt, infinity while it is held. `entered` is when it came into its
--- state. `doubt`: its end of data went to a relay whose reply is not yet recorded. `in_hand`: a run
+-- state, `octets` the size of its body. `doubt`: its end of data went to a relay whose reply is not yet recorded. `in_hand`: a run
 -- has it; if its lease has ended, that run died, and `suspect` takes its place. A claim changes the
 -- columns from `doubt` on; none of them is in an index, so that a claim is a HOT update, which touches
 -- no index and can be pruned without vacuum.
@@ -16,6 +16,7 @@ CREATE TABLE picoqmail.message (
     due double precision NOT NULL,
     sidecar bytea NOT NULL,
     entered double precision NOT NULL,
+    octets bigint NOT NULL DEFAULT 0,
     doubt boolean NOT NULL DEFAULT false,
     in_hand boolean NOT NULL DEFAULT false,
     suspect boolean NOT NULL DEFAULT false,
