@@ -68,6 +68,9 @@ _QUICK = "SET LOCAL synchronous_commit = off; "
 # SQLSTATE of errors after which the server has closed the connection.
 _ENDS_SESSION = ("08", "57P", "25P03")
 
+# After so long without a word from the server the clocks may have come apart.
+_TRUSTED_SECONDS = 600
+_NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"
 _HELLO = """
     SELECT extract(epoch FROM clock_timestamp())::float8, max(number), max(oldest_program)
     FROM picoqmail.migration
@@ -126,7 +129,7 @@ def _ready(events: int, wanted: int) -> int:
 class Connections:
     """The connections of one process to one database; threads may share them.
 
-    `offset` is what to add to this host's monotonic clock for the server's time.
+    They also have the server's time.
     """
 
     def __init__(self, address: DatabaseAddress) -> None:
@@ -137,6 +140,7 @@ class Connections:
         self._pid = os.getpid()
         self._is_checked = False
         self._offset: float | None = None
+        self._heard_at = 0.0
         self._notified = 0.0
 
     # --- Time ----------------------------------------------------------------------------------
@@ -147,17 +151,21 @@ class Connections:
         It is counted on from the last exchange, so it needs no other.
         """
         offset = self._offset
-        return time.time() if offset is None else time.monotonic() + offset
+        return time.time() if offset is None else _uptime() + offset
 
     def heard(self, server_time: float) -> None:
         """Take note of the time that the server has just given."""
-        self._offset = server_time - time.monotonic()
+        self._heard_at = _uptime()
+        self._offset = server_time - self._heard_at
 
     def measure(self) -> None:
         """Make sure that `clock` is the server's. Raises SpoolError, ConfigurationError."""
         if self._offset is None:
             with self._borrowed():
                 pass
+        elif _uptime() > self._heard_at + _TRUSTED_SECONDS:
+            ((now,),) = self.run("ask the database for its time", _NOW)
+            self.heard(now)
 
     def is_pooled(self, session: int) -> bool:
         """Say whether a pooler is in between: then a session has another number than it gave us.
@@ -352,6 +360,11 @@ class Connections:
             idle, self._idle = self._idle, []
         for link in idle:
             link.close()
+
+
+def _uptime() -> float:
+    """Return seconds of a clock that nobody sets, and that runs while the host is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class BrokenError(Exception):

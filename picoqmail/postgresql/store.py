@@ -281,8 +281,8 @@ _NAMES = """
     SELECT id, state FROM picoqmail.message
     WHERE state <> 'tmp' AND id > %(after)s ORDER BY id LIMIT %(most)s
 """
-# The oldest is the oldest that is neither held nor in doubt. Due times in doubt end in half a second
-# (SUSPENDED_FRACTION).
+# The oldest is the oldest that is neither held nor in doubt. Due times in doubt end in half a
+# second (SUSPENDED_FRACTION).
 _FIGURES = """
     WITH messages AS (
         SELECT *, due < 'Infinity' AND due - floor(due) = 0.5 AS is_in_doubt FROM picoqmail.message
