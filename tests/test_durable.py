@@ -290,13 +290,17 @@ def test_a_umask_is_obeyed_unless_told_otherwise(tmp_path: Path) -> None:
 
 
 def test_rights_that_cannot_be_restored_leave_no_file(tmp_path: Path) -> None:
-    """The file system refuses the mode: an error, no file and no descriptor."""
+    """The file system refuses the mode: an error, no file and no descriptor.
+
+    The mode of a directory is set by its name; it is made durable before its entry.
+    """
     calls = (
         "os.umask(0o777) * 0",
         "durable.create('file', any_umask=True)",
         "durable.make_directory('there')",
     )
     strace = "-e", "trace=fsync,fchmod", "-e", "inject=fchmod:error=EPERM"
-    said, _ = traced(tmp_path, calls, *strace)
+    said, synced = traced(tmp_path, calls, *strace)
+    assert ["there", "."] == synced
     assert [" 0 0", " PermissionError 0", " True 0 there"] == said
     assert 0o700 == stat.S_IMODE((tmp_path / "there").stat().st_mode)

@@ -141,7 +141,7 @@ def test_a_mutant_is_noticed_by_the_tests_of_its_module(tmp_path: Path) -> None:
     """The whole way: a wheel, an installation with one mistake, its tests, and the report."""
     pytest.importorskip("coverage", reason="no coverage here: pip install 'picoqmail[lint]'")
     command = [sys.executable, os.path.join(installation.CHECKOUT, "tests", "mutation")]
-    options = ["delivery/report_state", "--results", str(tmp_path), "--only", "=> return None"]
+    options = ["relay/breaker", "--results", str(tmp_path), "--only", "=> return None"]
     ran = subprocess.run(
         [*command, *options, "--sample", "2"],
         capture_output=True,
@@ -150,4 +150,4 @@ def test_a_mutant_is_noticed_by_the_tests_of_its_module(tmp_path: Path) -> None:
         check=False,
     )
     assert (0, 2) == (ran.returncode, ran.stdout.count(" killed (")), ran.stdout + ran.stderr
-    assert "| delivery/report_state | 2 | 2 |" in ran.stdout
+    assert "| relay/breaker | 2 | 2 |" in ran.stdout
