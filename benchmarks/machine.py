@@ -33,6 +33,7 @@ def facts(disk: Disk) -> dict[str, object]:
         "system": _first("/etc/os-release", "PRETTY_NAME", "=").strip('"'),
         "disk": disk.facts,
         "load before": os.getloadavg()[0],
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "fsync of a new 4 KiB file, ms": round(_fsync_seconds(disk.path) * 1000, 3),
     }
 

@@ -21,14 +21,14 @@ FALLBACK_SETTING = "fallback"
 _OTHERS = 0o077
 
 
-def database_of(home: Home) -> tuple[str, str]:
+def database_of(home: Home, control: Control | None = None) -> tuple[str, str]:
     """Return the URL of a home's database and where that stands; "" if its spool is a directory.
 
-    Raises ConfigurationError.
+    `control` as for read_limits. Raises ConfigurationError.
     """
     if home.database:
         return home.database, "PICOQMAIL_SPOOL"
-    value = Control(home.control).read(DATABASE_SETTING)
+    value = (control or Control(home.control)).read(DATABASE_SETTING)
     return ("", "") if value is None else (read_database(value), value.where())
 
 

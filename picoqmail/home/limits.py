@@ -42,9 +42,13 @@ class Limits:
         self.queuelifetime = queuelifetime
 
 
-def read_limits(home: Home) -> Limits:
-    """Read the limits from the control files of a home. Raises ConfigurationError."""
-    control = Control(home.control)
+def read_limits(home: Home, control: Control | None = None) -> Limits:
+    """Read the limits from the control files of a home. Raises ConfigurationError.
+
+    `control` is that of the home if the caller reads other settings, too: the way to it is checked
+    once.
+    """
+    control = control or Control(home.control)
     return Limits(
         own_host_name(control),
         databytes=number_of(control.read("databytes"), 0, "databytes", MOST_OCTETS),

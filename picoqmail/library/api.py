@@ -239,25 +239,29 @@ class Spool(Verbs):
         with importing:
             from picoqmail.library.transaction import enqueue_within
 
-        home, limits = self.home, self._limits()
+        home = self.home
+        limits = self._limits(home, Control(home.control))
         order = check(mail, time.time(), limits.queuelifetime, limits.host)
         return enqueue_within(connection, home, limits, order, PROGRAM)
 
     # --- Inside ------------------------------------------------------------------------------
 
     def _entrance(self) -> Entrance:
-        refuse_root(self.home)
-        return Entrance(self.home, self._limits(), self._key_lifetime, self._starts_sender())
+        home = self.home
+        refuse_root(home)
+        control = Control(home.control)
+        limits = self._limits(home, control)
+        return Entrance(home, limits, self._key_lifetime, self._starts_sender(), control)
 
-    def _limits(self) -> Limits:
+    def _limits(self, home: Home, control: Control) -> Limits:
         if self._me is not None:
             return Limits(self._me, **self._given)
         try:
-            limits = read_limits(self.home)
+            limits = read_limits(home, control)
         except ConfigurationError:
-            if not os.path.isdir(self.home.root):
+            if not os.path.isdir(home.root):
                 raise ConfigurationError(
-                    self.home.root, "there is no home", "make one with: picoqmail init"
+                    home.root, "there is no home", "make one with: picoqmail init"
                 ) from None
             raise
         for name, value in self._given.items():

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
+    from picoqmail.home.control import Control
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
     from picoqmail.library.mail import Mail, Outcome
@@ -124,12 +125,15 @@ class Entrance:
     """The way of one call of the library into one spool; its settings are read once.
 
     `key_lifetime_seconds` is called if a key is used. `send`: start the sender after acceptances.
+    `control` is the home's, which the limits were read from. The caller has refused root (owner.py)
+    where that is due.
     """
 
     home: Home
     limits: Limits
     key_lifetime_seconds: Callable[[], int]
     send: bool
+    control: Control
     program: str = field(init=False)
     """The home's queue program, if mail has to go through that, else ""."""
     database: tuple[str, str] = field(init=False)
@@ -137,8 +141,8 @@ class Entrance:
 
     def __attrs_post_init__(self) -> None:
         """Find out which way mail goes. Raises ConfigurationError if there is none."""
-        self.program = program_in_front(self.home)
-        self.database = ("", "") if self.program else database_of(self.home)
+        self.program = program_in_front(self.home, is_safe=True)
+        self.database = ("", "") if self.program else database_of(self.home, self.control)
 
     def need_the_spool(self, what: str) -> None:
         """Raise ConfigurationError where mail goes through the home's queue program."""

@@ -92,17 +92,19 @@ def _to_program(
         queue.commit(sender, recipients)
 
 
-def program_in_front(home: Home) -> str:
+def program_in_front(home: Home, *, is_safe: bool = False) -> str:
     """Return the queue program that stands in front of the spool for this process.
 
-    "" if this process should write to the spool itself. Raises ConfigurationError if it may not,
-    and the home has no such program.
+    "" if this process should write to the spool itself. With `is_safe` the caller has called
+    refuse_root for the home, which then need not be judged again. Raises ConfigurationError if this
+    process may not write, and the home has no such program.
     """
     program = f"{home.bin}/qmail-queue"
     # Who was given a database needs no right to a directory.
     if home.database or may_spool(home.spool):
         program = ""
-    refuse_root(home, program)
+    if program or not is_safe:
+        refuse_root(home, program)
     if not program:
         return ""
     if posix.access(program, posix.X_OK):

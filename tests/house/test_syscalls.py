@@ -109,7 +109,6 @@ FOR_A_MAIL = {
     "fchmod": 2,
     "write": 2,
     "unlink": 2,
-    "close": 2,
 }
 
 
@@ -118,6 +117,7 @@ def test_the_sender_makes_no_needless_call_for_a_mail(trial: Trial, tmp_path: Pa
     counts = []
     with Sink(keep=False) as sink:
         trial.setting("relayip", sink.address)
+        trial.setting("concurrencyremote", "1")
         trial.setting("log", str(tmp_path / "log"))
         # The first run also makes files that later ones only rewrite.
         for mails in (1, 10, 30):
@@ -230,6 +230,28 @@ def test_a_sync_that_fails_costs_its_message_alone(trial: Trial, tmp_path: Path)
     assert left < 10
     assert 2 * left == len(os.listdir(f"{trial.spool}/new"))
     assert [] == os.listdir(f"{trial.spool}/tmp")
+
+
+ENQUEUE = """
+import sys
+import picoqmail
+for _ in range(int(sys.argv[1])):
+    picoqmail.enqueue(b"Subject: x\\n\\nbody\\n", sender="a@b.example", recipients=["c@d.example"])
+"""
+
+
+def test_enqueue_judges_the_way_to_the_settings_once(trial: Trial, tmp_path: Path) -> None:
+    """However many settings it reads; root judges the whole home once more, before it reads any."""
+    counts = []
+    for calls_made in (2, 12):
+        trace = tmp_path / "trace"
+        strace = [find("strace", "strace"), "-f", "-qq", "-o", str(trace)]
+        command = [*strace, trial.installed.python, "-I", "-c", ENQUEUE, str(calls_made)]
+        subprocess.run(command, env=trial.variables(), check=True, timeout=SECONDS)
+        text = trace.read_text(errors="replace")
+        control = re.escape(f'"{trial.root}/control"')
+        counts.append(len(re.findall(rf"(?:lstat|newfstatat)\(.*{control}", text)))
+    assert (1 if os.geteuid() else 2) * 10 == counts[1] - counts[0]
 
 
 def test_an_idle_run_opens_no_sidecar(trial: Trial, tmp_path: Path) -> None:
