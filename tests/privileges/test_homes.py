@@ -368,12 +368,8 @@ def test_nothing_that_a_link_leads_to_is_to_be_given_away(host: Host, evil: str)
     os.symlink("/etc/shadow", f"{evil}/control/relaypass")
     os.chown(f"{evil}/control/relaypass", host.mallory.uid, host.mallory.gid, follow_symlinks=False)
     environ = {"PICOQMAIL_HOME": evil, "PATH": "/usr/bin:/bin"}
-    for words in (
-        ["picoqmail-send"],
-        ["picoqmail", "check", "--no-relay"],
-        ["picoqmail", "config"],
-    ):
-        command = [f"{host.bin}/{words[0]}", *words[1:]]
+    for words in (["check", "--no-relay"], ["config"]):
+        command = [f"{host.bin}/picoqmail", *words]
         root = subprocess.run(command, capture_output=True, env=environ, check=False, cwd="/")
         for done in (as_user(host.mallory, command, environ), root):
             said = done.stdout + done.stderr
