@@ -48,10 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     spool = open_store(open_whole_home())
     wanted = filter_of(arguments)
     now = time.time()
-    if arguments.ids and not arguments.json and arguments.sort == "age":
-        stems = selection.select_ids(spool, wanted)
-        stems = stems[::-1] if arguments.reverse else stems
-        for stem in stems[: arguments.limit]:
+    is_by_name = arguments.sort == "age" and not wanted.needs_reading
+    if arguments.ids and not arguments.json and is_by_name:
+        names = selection.walk(spool, wanted, newest_first=arguments.reverse)
+        for stem, _ in itertools.islice(names, arguments.limit):
             print(stem)
         return 0
     entries = itertools.islice(_sorted(spool, wanted, arguments), arguments.limit)

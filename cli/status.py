@@ -77,7 +77,7 @@ def _lines(spool: str, now: Status) -> Iterator[str]:
             oldest = f", the oldest {rough_duration(now.taken - heap.oldest)} old"
         yield (
             f"  {name:12} {words.count(heap.messages, 'message')}, "
-            f"{words.size(heap.octets)}{oldest}   ({what})"
+            f"{'about ' if heap.estimated else ''}{words.size(heap.octets)}{oldest}   ({what})"
         )
     if now.held:
         yield f"  {'held':12} {words.count(now.held, 'message')} of cur"

@@ -137,6 +137,17 @@ def entry_of(spool: Store, message_id: str, hint: str = "") -> Entry:
     return Entry(message_id, state, message)
 
 
+def walk(spool: Store, wanted: Filter, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield ID and state of messages that can meet the conditions, oldest first.
+
+    Names alone are read, and a bounded number of them is held. Raises SpoolError.
+    """
+    now = spool.clock()
+    for stem, state in spool.walk(newest_first=newest_first):
+        if wanted.may_match(state, accepted_at(stem), now):
+            yield stem, state
+
+
 def candidates(spool: Store, wanted: Filter) -> dict[str, str]:
     """Return the states by ID of messages that can meet the conditions, oldest first.
 
@@ -152,13 +163,13 @@ def select(
 ) -> Iterator[Entry]:
     """Yield the messages that meet the conditions, oldest first, each read when it is asked for.
 
-    `found` are candidates that the caller has already. What is delivered meanwhile is left out.
-    Raises SpoolError.
+    `found` are candidates that the caller has already, in the order wanted. What is delivered
+    meanwhile is left out. Raises SpoolError.
     """
-    found = candidates(spool, wanted) if found is None else found
-    for message_id in reversed(found) if newest_first else found:
+    names = walk(spool, wanted, newest_first=newest_first) if found is None else found.items()
+    for message_id, state in names:
         try:
-            entry = entry_of(spool, message_id, found[message_id])
+            entry = entry_of(spool, message_id, state)
         except NoSuchMessageError:
             continue
         if wanted.matches(entry):

@@ -789,14 +789,19 @@ class PostgresStore:
 
     def names(self) -> dict[str, str]:
         """Return the states of all messages by ID, oldest first. Raises SpoolError."""
-        found: dict[str, str] = {}
+        return dict(self.walk())
+
+    def walk(self, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield the IDs of all messages and their states, oldest first. Raises SpoolError."""
+        if newest_first:
+            yield from reversed(self.names().items())
+            return
         after = ""
         while rows := self.connections.run(
             "list messages", _NAMES, {"after": after, "most": _NAMES_AT_ONCE}
         ):
-            found.update(rows)
+            yield from rows
             after = rows[-1][0]
-        return found
 
     def figures(self, now: float) -> Figures:
         """Return how much mail there is. Raises SpoolError."""

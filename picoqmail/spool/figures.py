@@ -1,7 +1,7 @@
 """How much mail is in a store, and the same of a spool directory, by names and file times.
 
-No message is opened: names have the ages, file times the rest, so that a hundred thousand messages
-cost the time of as many stats. No lock is taken.
+No message is opened: names have the ages, file times the rest, so that a million messages cost the
+time of as many stats, and no memory. No lock is taken.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ from picoqmail.layout import (
     accepted_at,
 )
 
+SAMPLED_FROM = 20_000
+"""Behind so many bodies of a state only some are asked for their size: each is one more stat."""
+
+_ONE_IN = 32
 _DAY_SECONDS = 86400
+_SECONDS_DIGITS = 10
+_NEVER = "\x7f"  # behind every age
+_OF_TEN_DIGITS = "1"  # what sorts before it is the age of an odd name
+_FIGURES_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Heap:
     """The messages in one state; `octets` are those of the bodies.
 
     `oldest` is Unix seconds or None; `fresh` counts the messages accepted within the last day.
+    `octets` is `estimated` if there are many bodies (SAMPLED_FROM) and not each was asked.
     """
 
-    __slots__ = ("messages", "octets", "oldest", "fresh")
+    __slots__ = ("messages", "octets", "oldest", "fresh", "estimated")
 
     def __init__(
         self, messages: int = 0, octets: int = 0, oldest: int | None = None, fresh: int = 0
@@ -39,6 +48,7 @@ class Heap:
         self.octets = octets
         self.oldest = oldest
         self.fresh = fresh
+        self.estimated = False
 
 
 class Figures:
@@ -90,46 +100,83 @@ def figures_of(spool: str, now: float) -> Figures:
 
 
 def _walk(spool: str, state: str, figures: Figures) -> Heap:
-    heap = Heap()
-    day_ago = figures.now - _DAY_SECONDS
     try:
-        with os.scandir(f"{spool}/{state}") as entries:
-            for entry in entries:
-                if entry.name.endswith(BODY):
-                    heap.octets += _stat(entry)[0]
-                elif entry.name.endswith(SIDECAR):
-                    heap.messages += 1
-                    created = accepted_at(entry.name)
-                    heap.fresh += created > day_ago
-                    if state == CUR and _note_due(entry, figures):
-                        continue
-                    if heap.oldest is None or created < heap.oldest:
-                        heap.oldest = created
+        directory = os.open(f"{spool}/{state}", _FIGURES_DIRECTORY)
+        try:
+            return _read(directory, figures, is_timed=state == CUR)
+        finally:
+            os.close(directory)
     except OSError as exc:
         raise SpoolError("read", f"{spool}/{state}", exc, QUEUE_SPOOL) from exc
+
+
+def _read(directory: int, figures: Figures, *, is_timed: bool) -> Heap:
+    """Read one directory; with `is_timed` sidecars have the time at which they are due."""
+    # A loop over millions of names. Ages are compared as text, because that takes half the time,
+    # and that a name begins with one is checked only where it would count.
+    heap = Heap()
+    now = figures.now
+    day_ago = _seconds_text(int(now) - _DAY_SECONDS)
+    oldest, next_due = _NEVER, HELD_UNTIL
+    messages = held = in_doubt = due = fresh = bodies = octets = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.endswith(SIDECAR):
+                messages += 1
+                if name > day_ago or name < oldest or oldest < _OF_TEN_DIGITS:
+                    created = _age(name)
+                    fresh += created > day_ago
+                else:
+                    created = _NEVER
+                if is_timed:
+                    due_at = _due_time(entry)
+                    is_held = due_at == HELD_UNTIL
+                    if is_held or due_at % 1 == SUSPENDED_FRACTION:
+                        held += is_held
+                        in_doubt += not is_held
+                        continue
+                    due += due_at <= now
+                    if due_at < next_due:  # noqa: PLR1730 - half as quick by min()
+                        next_due = due_at
+                if created < oldest:  # noqa: PLR1730 - the same
+                    oldest = created
+            elif name.endswith(BODY):
+                bodies += 1
+                if bodies <= SAMPLED_FROM:
+                    octets += _size(entry)
+                elif not bodies % _ONE_IN:
+                    octets += _size(entry) * _ONE_IN
+    if is_timed:
+        figures.held, figures.in_doubt, figures.due = held, in_doubt, due
+        figures.next_attempt = int(next_due) if messages > held + in_doubt else None
+    heap.messages, heap.fresh, heap.octets = messages, fresh, octets
+    heap.estimated = bodies > SAMPLED_FROM
+    heap.oldest = int(oldest) if oldest != _NEVER else None
     return heap
 
 
-def _note_due(entry: os.DirEntry[str], figures: Figures) -> bool:
-    """Note when a message of cur/ is due, by its file's time; True if it is held or in doubt."""
-    due = _stat(entry)[1]
-    if due == HELD_UNTIL:
-        figures.held += 1
-        return True
-    if due % 1 == SUSPENDED_FRACTION:
-        figures.in_doubt += 1
-        return True
-    figures.due += due <= figures.now
-    if figures.next_attempt is None or due < figures.next_attempt:
-        figures.next_attempt = int(due)
-    return False
+def _age(name: str) -> str:
+    """Return when a message was accepted as text that sorts as IDs do."""
+    seconds = name[:_SECONDS_DIGITS]
+    is_plain = seconds.isdecimal() and name.find(".") == _SECONDS_DIGITS
+    return seconds if is_plain else _seconds_text(accepted_at(name))
 
 
-def _stat(entry: os.DirEntry[str]) -> tuple[int, float]:
-    """Return the size and the modification time."""
+def _seconds_text(seconds: int) -> str:
+    """Return a time as the ten digits that IDs begin with until the year 2286."""
+    return str(max(seconds, 0)).zfill(_SECONDS_DIGITS)
+
+
+def _due_time(entry: os.DirEntry[str]) -> float:
     try:
-        found = entry.stat(follow_symlinks=False)
+        return entry.stat(follow_symlinks=False).st_mtime
     except FileNotFoundError:
-        # Delivered after the directory was read.
-        return 0, HELD_UNTIL - 1
-    return found.st_size, found.st_mtime
+        return HELD_UNTIL - 1  # Delivered after the directory was read.
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0  # Delivered after the directory was read.

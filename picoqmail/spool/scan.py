@@ -28,6 +28,10 @@ from picoqmail.layout import (
     UNDELIVERED,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # A status change from the future means that the clock was set back since: then what the file
 # says of the future cannot be trusted either.
 _CLOCK_TOLERANCE_SECONDS = 60
@@ -41,10 +45,16 @@ _SCAN_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 DUE_AT_ONCE = 100_000
 """So many due messages are returned at most: their names take 11 MB."""
 
+# The first page of a list is shown at once. Each later one is ten times as long, up to the above.
+_FIRST_PAGE = 1000
+
 # Unpaired names are found by groups of names. So many groups there are, and of so many the names
 # are remembered at the same time: a quarter of all at most.
 _GROUPS = 4096
 _GROUPS_AT_ONCE = 1024
+
+
+_BEHIND_ALL = "\U0010ffff"
 
 
 class Page:
@@ -76,6 +86,11 @@ class Page:
         if len(self._names) >= 2 * self._most:
             self.names()
 
+    @property
+    def last(self) -> str:
+        """The last ID of a page that is full; before that one behind which there is none."""
+        return self._last or ("" if self._backwards else _BEHIND_ALL)
+
     def names(self) -> list[str]:
         """Return the IDs of the page, in their order."""
         names = self._names
@@ -88,6 +103,43 @@ class Page:
 
     def _follows(self, name: str, other: str) -> bool:
         return name < other if self._backwards else name > other
+
+
+def walk(spool: str, states: tuple[str, ...], *, backwards: bool) -> Iterator[tuple[str, str]]:
+    """Yield all messages with their states, oldest first or youngest first, page by page.
+
+    Of a message in two states, as after a crash, the first of `states` counts. What comes or moves
+    meanwhile may be left out. Raises OSError.
+    """
+    most, behind, before = _FIRST_PAGE, "", ""
+    while True:
+        page = Page(most, behind, backwards=backwards)
+        for order, state in enumerate(reversed(states) if backwards else states):
+            _add_names(f"{spool}/{state}", page, f"\0{order}", backwards=backwards)
+        names = page.names()
+        for name in names:
+            stem, _, order_text = name.partition("\0")
+            if stem != before:
+                number = int(order_text)
+                yield stem, states[len(states) - 1 - number if backwards else number]
+            before = stem
+        if not page.is_cut:
+            return
+        most, behind = min(most * 10, DUE_AT_ONCE), names[-1]
+
+
+def _add_names(path: str, page: Page, tag: str, *, backwards: bool) -> None:
+    """Put the messages of a directory on a page, each with a tag behind its ID."""
+    last = page.last
+    with posix.scandir(path) as entries:
+        for entry in entries:
+            name = entry.name
+            # Most names of a large directory are passed over by this alone.
+            if (name < last) if backwards else (name > last):
+                page.is_cut = page.is_cut or name.endswith(SIDECAR)
+            elif name.endswith(SIDECAR):
+                page.add(name[:_SIDECAR_CUT] + tag)
+                last = page.last
 
 
 class Sight:

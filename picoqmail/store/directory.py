@@ -189,6 +189,18 @@ class DirectoryStore:
                     found.setdefault(name[: -len(SIDECAR)], state)
         return {stem: found[stem] for stem in sorted(filter(is_id, found))}
 
+    def walk(self, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield the IDs of all messages and their states, oldest first; no file is opened.
+
+        Each page of names is another reading of the directories. Raises SpoolError.
+        """
+        try:
+            for message_id, state in scan.walk(self.path, STATES, backwards=newest_first):
+                if is_id(message_id):
+                    yield message_id, state
+        except OSError as exc:
+            raise SpoolError("read", exc.filename or self.path, exc, QUEUE_SPOOL) from exc
+
     def figures(self, now: float) -> Figures:
         """Return how much mail there is; no file is opened. Raises SpoolError."""
         from picoqmail.spool.figures import figures_of

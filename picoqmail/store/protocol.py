@@ -339,6 +339,9 @@ class Store(Protocol):
     def names(self) -> dict[str, str]:
         """Return the IDs of all messages, each with its state, oldest first."""
 
+    def walk(self, *, newest_first: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield the same one by one, or the newest first. Raises SpoolError."""
+
     def figures(self, now: float) -> Figures:
         """Return how much mail there is."""
 

@@ -1,6 +1,6 @@
 """A program: one process changes spools while another notes that they are idle. No change may hide.
 
-    python idle_race.py DIRECTORY SECONDS [COPY]
+    python idle_race.py DIRECTORY SECONDS [COPY]      at most so many seconds
 
 The writer renames a sidecar into the cur/ of one spool, some times within a few milliseconds, and
 goes on to the next. The reader does for each spool what an idle run of cron does. If it finds the
@@ -20,6 +20,8 @@ import time
 SPOOLS = 1200
 BURST = 6
 PAUSE_SECONDS = 0.0005
+# So many notes that a change made void, or should have, are enough.
+ENOUGH = 300
 _COUNTER_OCTETS = 8
 
 
@@ -60,7 +62,7 @@ def read(spools: list[str], begun: Counters, done: Counters, seconds: float) -> 
     seen: dict[int, int] = {}
     noted = void = hidden = 0
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while time.monotonic() < until and void + hidden < ENOUGH:
         for number, spool in enumerate(spools):
             finished = done[number]
             now = time.time()

@@ -15,6 +15,7 @@ from picoqmail.admin.filesystem import type_of
 from picoqmail.layout import CUR, HELD_UNTIL, IDLE, NEW, SIDECAR
 from picoqmail.spool import idle, scan
 from picoqmail.store.directory import DirectoryStore
+from proof.idling import await_step
 from rig.programs import find
 from temporary_home import TemporaryHome
 
@@ -38,6 +39,7 @@ def home(tmp_path: Path) -> TemporaryHome:
 
 def look(spool: str, now: float) -> list[str]:
     """Do what a run of cron does; return what is due."""
+    await_step(spool)
     before = idle.observe(spool)
     sights = [scan.look(spool, state, now) for state in (NEW, CUR)]
     due = [one for sight in sights for one in sight.due]

@@ -315,3 +315,14 @@ def test_old_failures_go(store: Store, opener: Opener, accepted: Accepting) -> N
     store.record(claim, claim.message, UNDELIVERED).release()
     assert 0 == store.purge(3600)
     assert 2 == len(opener().names())
+
+
+def test_all_messages_are_walked_in_both_directions(store: Store, accepted: Accepting) -> None:
+    """Each once with its state, oldest first or newest first."""
+    ids = [accepted() for _ in range(4)]
+    claim = claimed(store, ids[2])
+    store.record(claim, claim.message, CUR).release()
+    expected = [(one, CUR if one == ids[2] else NEW) for one in ids]
+    assert expected == list(store.walk())
+    assert expected[::-1] == list(store.walk(newest_first=True))
+    assert expected == list(store.names().items())
