@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _OUR_LINE = re.compile(rb"Received: by [^\n]* id (?P<id>[^ ;\n]+); [^\n]*\n")
 _DIGEST = re.compile(rb"^Subject: \d+ more of your mails could not be delivered$", re.MULTILINE)
+_NOTICE = re.compile(rb"^Action: delayed$", re.MULTILINE)
 _TOKEN = re.compile(rb"^X-Token: (?P<token>[^\n]+)\n", re.MULTILINE)
 
 
@@ -115,12 +116,7 @@ def _check_mail(
 ) -> None:
     token = token_of(mail.unix)
     promise = promises.get(token)
-    if promise is None and not mail.sender and _DIGEST.search(mail.unix):
-        match = _OUR_LINE.match(mail.unix)
-        name = match["id"].decode() if match else "?"
-        finding.digests.setdefault(name, []).append(mail.unix.decode(errors="replace"))
-        if not any(mail.recipients == (one.sender,) for one in promises.values()):
-            finding.breaches.append(f"a digest went to {mail.recipients}")
+    if not mail.sender and _is_notice(mail, promise, promises, finding):
         return
     if promise is None:
         finding.breaches.append(f"a message that nobody handed in: {mail.content[:200]!r}")
@@ -146,6 +142,24 @@ def _check_mail(
         if recipient not in promise.recipients:
             finding.breaches.append(f"{token} went to {recipient}, who is no recipient of it")
         arrived[token, recipient] += 1
+
+
+def _is_notice(
+    mail: Received, promise: Promise | None, promises: dict[str, Promise], finding: Finding
+) -> bool:
+    """Say whether this is a digest, or about a delay, or of a mail that may have been delivered."""
+    if promise is None and _DIGEST.search(mail.unix):
+        match = _OUR_LINE.match(mail.unix)
+        name = match["id"].decode() if match else "?"
+        finding.digests.setdefault(name, []).append(mail.unix.decode(errors="replace"))
+        senders = {one.sender for one in promises.values()}
+    elif promise is not None and _NOTICE.search(mail.unix):
+        senders = {promise.sender}
+    else:
+        return False
+    if not set(mail.recipients) <= senders:
+        finding.breaches.append(f"a notice or digest went to {mail.recipients}")
+    return True
 
 
 def _spooled(
