@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -98,11 +97,3 @@ class WakeUps:
         while link.pgconn.notifies() is not None:
             is_woken = True
         return is_woken
-
-
-def notify(connections: Connections) -> None:
-    """Wake workers now, unless that was done within the last second. Raises nothing."""
-    if connections.may_notify():
-        values = {"channel": channel_of(connections.address.schema)}
-        with suppress(PicoqmailError):
-            connections.run("wake workers", "SELECT pg_notify(%(channel)s, '')", values)
