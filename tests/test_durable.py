@@ -16,8 +16,10 @@ from proof import tracing
 from rig.programs import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    Replace = Callable[[str, str, bytes], None]
 
 
 def test_a_new_file_is_private(tmp_path: Path) -> None:
@@ -81,20 +83,22 @@ def test_replace_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     assert ["file"] == os.listdir(tmp_path)
 
 
-def test_a_scratch_file_of_a_crash_is_in_nobodys_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replace", [durable.replace, durable.replace_unsynced])
+def test_a_scratch_file_of_a_crash_is_in_nobodys_way(tmp_path: Path, replace: Replace) -> None:
     """What a killed process left under the scratch name goes first."""
     (tmp_path / "scratch").write_bytes(b"half")
-    durable.replace(str(tmp_path / "scratch"), str(tmp_path / "file"), b"whole")
+    replace(str(tmp_path / "scratch"), str(tmp_path / "file"), b"whole")
     assert b"whole" == (tmp_path / "file").read_bytes()
     assert ["file"] == os.listdir(tmp_path)
 
 
-def test_a_failed_replace_tidies_up_and_keeps_the_old(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replace", [durable.replace, durable.replace_unsynced])
+def test_a_failed_replace_tidies_up_and_keeps_the_old(tmp_path: Path, replace: Replace) -> None:
     """Where the rename fails (the target is a directory) nothing of the attempt stays."""
     os.mkdir(tmp_path / "target")
     (tmp_path / "target" / "x").write_bytes(b"")
     with pytest.raises(OSError, match="directory"):
-        durable.replace(str(tmp_path / "scratch"), str(tmp_path / "target"), b"new")
+        replace(str(tmp_path / "scratch"), str(tmp_path / "target"), b"new")
     assert ["target"] == os.listdir(tmp_path)
 
 
@@ -218,6 +222,7 @@ def test_what_is_durable_was_synced(tmp_path: Path) -> None:
         "durable.make_directory('new')",
         "durable.make_directory('new')",
         "durable.make_directories('new/a/b')",
+        "durable.replace_unsynced('scratch', 'quick', b'z')",
     )
     said, synced = traced(tmp_path, calls)
     assert [
@@ -227,9 +232,11 @@ def test_what_is_durable_was_synced(tmp_path: Path) -> None:
         " True 0 new whole",
         " False 0 new whole",
         " None 0 new whole",
+        " None 0 new quick whole",
     ] == said
     assert ["whole", "scratch", ".", ".", "new", "new/a"] == synced
     assert b"y" == (tmp_path / "whole").read_bytes()
+    assert b"z" == (tmp_path / "quick").read_bytes()
     assert 7 == (tmp_path / "whole").stat().st_mtime
 
 
@@ -254,12 +261,14 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     calls = (
         "durable.create_written('file', b'x', 1e300)",
         "durable.replace('scratch', 'there', b'x')",
+        "durable.replace_unsynced('scratch', 'there', b'x')",
         "durable.sync_directory('absent')",
         "durable.make_directories('/proc/self/absent/x')",
     )
     said, synced = traced(tmp_path, calls)
     assert [
         " OverflowError 0 there",
+        " IsADirectoryError 0 there",
         " IsADirectoryError 0 there",
         " FileNotFoundError 0 there",
         " FileNotFoundError 0 there",
