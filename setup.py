@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import os
 import shutil
 import symtable
@@ -29,6 +30,10 @@ PROGRAMS = {
     "send": ("picoqmail.cli.start", "picoqmail.cli.send", "picoqmail.delivery.run"),
     "cron": ("picoqmail.cli.start", "picoqmail.cli.cron"),
 }
+# What a program that accepted mail loads after its fork, when it becomes the sender. Left out are
+# the modules that each of these programs has already; they must be the same for all of them.
+SENDER = ("picoqmail.cli.send", "picoqmail.delivery.run", "picoqmail.submission.process_title")
+FORKING = ("queue", "inject", "sendmail")
 # Shared objects of the standard library, which merged files load by `start.load_extension`.
 EXTENSIONS = ("fcntl", "zlib")
 
@@ -39,20 +44,61 @@ class MergeError(Exception):
 
 def merge(root: str, modules: tuple[str, ...]) -> str:
     """Return one file with these modules of the package in `root`. Raises MergeError."""
-    merger = _Merger(root)
+    return _merged(root, modules).text()
+
+
+def merge_all(root: str) -> dict[str, str]:
+    """Return all merged files of the package in `root`, by name. Raises MergeError.
+
+    Those that meet in one process know what they were built from, and a file for the sender does
+    not load where others are.
+    """
+    programs = {name: _merged(root, modules) for name, modules in PROGRAMS.items()}
+    wanted = _merged(root, SENDER).modules
+    shared = {frozenset(wanted & programs[name].modules) for name in FORKING}
+    if len(shared) > 1:
+        odd = ", ".join(sorted(frozenset.union(*shared) - frozenset.intersection(*shared)))
+        raise MergeError(f"{odd}: not in all of {FORKING}, and needed by the sender")
+    (present,) = shared
+    texts = {name: merger.text() for name, merger in programs.items()}
+    sender = _merged(root, SENDER, present).text()
+    build = hashlib.sha256("".join([*texts.values(), sender]).encode()).hexdigest()[:16]
+    for name in FORKING:
+        if texts[name].count(_NO_BUILD) != 1:
+            raise MergeError(f"{name}: {_NO_BUILD.strip()} is not there once")
+        texts[name] = texts[name].replace(_NO_BUILD, f"\nBUILD = {build!r}\n")
+    check = f"from {_START_SENDER} import BUILD\nif BUILD != {build!r}:\n    raise ImportError\n"
+    texts["sender"] = sender.replace("import sys\n", f"import sys\n{check}", 1)
+    return texts
+
+
+def _merged(root: str, modules: tuple[str, ...], present: frozenset[str] = frozenset()) -> _Merger:
+    merger = _Merger(root, present)
     for module in modules:
         merger.add(module)
-    return merger.text()
+    return merger
+
+
+_START = "picoqmail.cli.start"
+_START_SENDER = "picoqmail.submission.start_sender"
+_NO_BUILD = "\nBUILD = ''\n"
 
 
 class _Merger:
     """Puts modules one behind the other, each behind those that it imports."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, present: frozenset[str]) -> None:
+        """`present` are modules that the process has already, in another merged file."""
         self._root = root
+        self._present = present
         self._texts: dict[str, str] = {}
         # What each name of the common namespace means, and the module that brought it.
         self._meanings = {"sys": ("import sys", "every merged file")}
+
+    @property
+    def modules(self) -> set[str]:
+        """The names of all that was merged."""
+        return set(self._texts)
 
     def text(self) -> str:
         names = "".join([f"    {module!r},\n" for module in self._texts])
@@ -65,7 +111,7 @@ class _Merger:
 
     def add(self, module: str) -> None:
         """Merge a module, unless that was done."""
-        if module in self._texts:
+        if module in self._texts or module in self._present:
             return
         path = self._path(module)
         if not os.path.exists(path):
@@ -101,8 +147,11 @@ class _Merger:
             line = ast.unparse(ast.Import([alias]))
         elif not str(statement.module).startswith("picoqmail"):
             line = ast.unparse(ast.ImportFrom(statement.module, [alias], 0))
-        elif self._source(statement, alias) != statement.module:
-            line = f"{bound} = sys.modules[__name__]"
+        elif (source := self._source(statement, alias)) != statement.module:
+            place = repr(source) if source in self._present else "__name__"
+            line = f"{bound} = sys.modules[{place}]"
+        elif source in self._present:
+            line = ast.unparse(ast.ImportFrom(source, [alias], 0))
         elif bound == alias.name:
             return ""
         else:
@@ -111,7 +160,8 @@ class _Merger:
             return ""
         source = alias.name if isinstance(statement, ast.Import) else statement.module
         if source in EXTENSIONS:
-            line = f"load_extension({source!r})\n{line}"
+            start = "" if _START in self._texts else f"sys.modules[{_START!r}]."
+            line = f"{start}load_extension({source!r})\n{line}"
         return line
 
     def _define(self, name: str, meaning: str, module: str) -> bool:
@@ -194,10 +244,10 @@ class BuildModules(build_py):
             return
         directory = os.path.join(self.build_lib, "picoqmail", "merged")
         os.makedirs(directory, exist_ok=True)
-        for program, modules in PROGRAMS.items():
+        for program, text in merge_all(self.build_lib).items():
             path = os.path.join(directory, f"picoqmail_{program}.py")
             with open(path, "w", encoding="utf-8") as file:
-                file.write(merge(self.build_lib, modules))
+                file.write(text)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ import gc
 import posix
 import sys
 from _frozen_importlib import ModuleSpec, module_from_spec
-from _frozen_importlib_external import EXTENSION_SUFFIXES, ExtensionFileLoader
+from _frozen_importlib_external import (
+    EXTENSION_SUFFIXES,
+    ExtensionFileLoader,
+    SourceFileLoader,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -35,10 +39,57 @@ def run_program(name: str) -> None:
     sys.meta_path.append(sys.modules[__name__])
     module: Any = __import__(f"picoqmail.cli.{name}", fromlist=["main"])
     status: int = module.main(sys.argv[1:])
+    if status < 0:
+        # BECOME_SENDER, which is no exit code.
+        status = _send()
     for stream in (sys.stdout, sys.stderr):
         if stream:
             stream.flush()
     posix._exit(status)  # noqa: SLF001 - the documented name of it is os._exit
+
+
+def _send() -> int:
+    """Do what picoqmail-send does, in the forked child of a program that accepted mail.
+
+    Return its exit code. The sender that was installed beside this program is started instead if
+    its modules cannot be loaded, or are of another version: an upgrade may have come meanwhile.
+    """
+    # This module is the first of a merged file, and imports nothing of ours at its start.
+    from picoqmail.submission.start_sender import LOCK_DESCRIPTOR, LOCK_OPTION, sender_command
+
+    main = _load_sender()
+    if main is None:
+        command = [*sender_command(), LOCK_OPTION]
+        posix.set_inheritable(LOCK_DESCRIPTOR, True)  # noqa: FBT003 - it takes no keywords
+        posix.execve(command[0], command, posix.environ)
+    from picoqmail.submission.process_title import show_as
+
+    sys.argv[:] = ["picoqmail-send", LOCK_OPTION]
+    show_as([word.encode() for word in sys.argv], posix.environ)
+    return main([LOCK_OPTION])
+
+
+def _load_sender() -> Callable[[list[str]], int] | None:
+    """Return `main` of picoqmail-send from its merged file, with the modules that are here already.
+
+    None if that file is not there or damaged, or was not built together with ours.
+    """
+    path = f"{__file__.rpartition('/')[0]}/picoqmail_sender.py"
+    loader = SourceFileLoader("picoqmail_sender", path)
+    spec = ModuleSpec(loader.name, loader, origin=path)
+    spec.has_location = True
+    gc.disable()
+    try:
+        module = sys.modules[loader.name] = module_from_spec(spec)
+        loader.exec_module(module)
+        # The last line of the file registers it, so a file that was cut has no such module.
+        main: Callable[[list[str]], int] = sys.modules["picoqmail.cli.send"].main
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the installed program knows better
+        return None
+    finally:
+        gc.freeze()
+        gc.enable()
+    return main
 
 
 def find_spec(

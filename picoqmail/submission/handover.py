@@ -6,7 +6,6 @@ Hot; plain stdlib. What is in the message does not matter here.
 from __future__ import annotations
 
 import posix
-import time
 
 from picoqmail.errors import ConfigurationError
 from picoqmail.home.hands import DIRECTORY_TYPE, TYPE_BITS
@@ -15,7 +14,6 @@ from picoqmail.home.owner import refuse_root
 from picoqmail.home.paths import is_privileged
 from picoqmail.layout import NEW, TMP
 from picoqmail.message import envelope
-from picoqmail.submission.start_sender import start_sender
 from picoqmail.submission.way_in import begin
 
 TYPE_CHECKING = False
@@ -40,9 +38,10 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     *,
     extra: dict[str, Any] | None = None,
     program: str = "inject",
-    leaving: bool = True,
-) -> None:
+) -> bool:
     """Hand one message over; return when another program, or the spool, has it durably.
+
+    Return True if the caller has to start a sender.
 
     It goes to the program that QMAILQUEUE names (not for a set-id process, whose caller chose it);
     else into the spool, if that is ours and we may write there; else to the home's bin/qmail-queue.
@@ -50,21 +49,21 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
 
     The octets of the message come from `pieces`, which is asked for the first one when the way is
     open; an error that it raises takes the message back. `extra` are further keys of the sidecar,
-    which a queue program does not get. `program` is recorded as the origin. `leaving` says that
-    this process does nothing else afterwards. Raises PicoqmailError; nothing was accepted then.
+    which a queue program does not get. `program` is recorded as the origin. Raises PicoqmailError;
+    nothing was accepted then.
     """
     named = named_program(environ)
     if named:
         _to_program(named, home, sender, recipients, pieces)
-        return
+        return False
     if not recipients:
         for _ in pieces:
             pass
-        return
+        return False
     fronted = program_in_front(home)
     if fronted:
         _to_program(fronted.encode("utf-8", "surrogateescape"), home, sender, recipients, pieces)
-        return
+        return False
     # A wrong setting is reported before the bad addresses that follow from it, and those before any
     # file exists.
     limits = read_limits(home)
@@ -75,8 +74,7 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
         for piece in pieces:
             incoming.write(piece)
         incoming.commit(checked_sender, checked_recipients, extra)
-    if environ.get(b"PICOQMAIL_SEND", b"") != b"off":
-        start_sender(home, time.time(), leaving=leaving)
+    return environ.get(b"PICOQMAIL_SEND", b"") != b"off"
 
 
 def _to_program(

@@ -48,6 +48,7 @@ from picoqmail.message.tokens import (
 )
 from picoqmail.submission.caller import ACCEPTED, PERMANENT, TEMPORARY, read_stdin, say
 from picoqmail.submission.handover import hand_over, is_directory, may_spool, named_program
+from picoqmail.submission.start_sender import BECOME_SENDER, leave_a_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -656,14 +657,13 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
     now: float,
     pid: int,
     warn: Callable[[str], None],
-    leaving: bool = True,
-) -> None:
+) -> bool:
     """Read one message from `read` and hand it over, or print it if the request says so.
 
-    Return only when the spool, or another program, has the message durably. Memory: the header,
-    and one buffer of the body. `now` is Unix seconds; `warn` gets one text at a time; `leaving`:
-    this process does nothing else afterwards. Raises PicoqmailError, after which nothing was
-    accepted; OSError if printing fails.
+    Return only when the spool, or another program, has the message durably; True if the caller has
+    to start a sender. Memory: the header, and one buffer of the body. `now` is Unix seconds; `warn`
+    gets one text at a time. Raises PicoqmailError, after which nothing was accepted; OSError if
+    printing fails.
     """
     # In front of another program's queue, the octets are those of qmail-inject. Our own spool gets
     # what the caller meant: PHP 8, Ruby and others end header and blank line with CRLF, and a name
@@ -704,7 +704,7 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
             warn(text)
 
     if request.queue:
-        hand_over(
+        return hand_over(
             home,
             environ,
             sender,
@@ -712,22 +712,24 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
             pieces(),
             extra=request.extra,
             program=request.program,
-            leaving=leaving,
         )
-    else:
-        write_all(_STDOUT, b"Return-Path: <" + quote_address(sender) + b">\n")
-        for piece in pieces():
-            write_all(_STDOUT, piece)
+    write_all(_STDOUT, b"Return-Path: <" + quote_address(sender) + b">\n")
+    for piece in pieces():
+        write_all(_STDOUT, piece)
+    return False
 
 
 def run(
     request: Request, environ: Mapping[bytes, bytes], read: Callable[[], bytes] = read_stdin
 ) -> int:
-    """Inject the message that `read` gives, and say what went wrong; return the exit code."""
+    """Inject the message that `read` gives, and say what went wrong; return the exit code.
+
+    It is BECOME_SENDER in a child that has to become the sender (start_sender.py).
+    """
     try:
         home = locate()
         become_submitter(home)
-        inject(
+        sends = inject(
             request,
             environ,
             home,
@@ -751,4 +753,5 @@ def run(
     except Exception as exc:  # noqa: BLE001 - a traceback would exit 1, which no caller of inject knows
         say(f"qmail-inject: fatal: internal bug, please report it: {exc!r}")
         return TEMPORARY
-    return ACCEPTED
+    # All that belonged to the message is free again.
+    return BECOME_SENDER if sends and leave_a_sender(home, time.time()) else ACCEPTED

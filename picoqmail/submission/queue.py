@@ -32,7 +32,7 @@ from picoqmail.home.paths import (
 )
 from picoqmail.layout import DROP, PIPE_BLOCK_OCTETS, QUEUE_TIME_LIMIT_SECONDS
 from picoqmail.message.envelope import EnvelopeParser, decode_recipients, decode_sender
-from picoqmail.submission.start_sender import start_in_front, start_sender
+from picoqmail.submission.start_sender import BECOME_SENDER, leave_a_sender, start_in_front
 from picoqmail.submission.way_in import begin
 
 TYPE_CHECKING = False
@@ -54,7 +54,8 @@ def receive() -> int:
     """Take one message from descriptors 0 and 1 into the spool; return the exit code.
 
     Then start the sender, unless PICOQMAIL_SEND is off. The process does nothing else after this:
-    its umask, signals and descriptors are changed.
+    its umask, signals and descriptors are changed. The code is BECOME_SENDER in a child that has to
+    become the sender (start_sender.py).
     """
     explain_to = _settle_descriptors()
     # Set by the set-id program: the caller's part of the drop, which this process is in.
@@ -86,9 +87,8 @@ def receive() -> int:
         return _complain(explain_to, QUEUE_BUG, f"internal error, please report it: {exc!r}")
     if accepted and drop:
         start_in_front(home)
-    elif accepted and (privileged or environment().get("PICOQMAIL_SEND") != "off"):
-        start_sender(home, time.time(), leaving=True)
-    return 0
+    sends = not drop and (privileged or environment().get("PICOQMAIL_SEND") != "off")
+    return BECOME_SENDER if accepted and sends and leave_a_sender(home, time.time()) else 0
 
 
 def _settle_descriptors() -> int:

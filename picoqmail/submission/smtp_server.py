@@ -20,6 +20,7 @@ from picoqmail.message.tokens import AT, COLON, COMMA, DOT, WORDS, parse, unquot
 from picoqmail.submission.caller import ACCEPTED, TEMPORARY, read_stdin
 from picoqmail.submission.inject import FROM_ARGUMENTS, Request, inject
 from picoqmail.submission.sendmail import make_author
+from picoqmail.submission.start_sender import start_sender
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ class Submission:
         if self._sender:
             make_author(environ, self._sender)
         try:
-            inject(
+            sends = inject(
                 request,
                 environ,
                 self._home,
@@ -396,7 +397,6 @@ class Submission:
                 now=time.time(),
                 pid=posix.getpid(),
                 warn=lambda _text: None,
-                leaving=False,
             )
         except _LostClientError:
             raise
@@ -407,6 +407,8 @@ class Submission:
             return f"451 4.3.0 {' '.join(str(exc).split()) or 'out of memory'}"
         except Exception as exc:  # noqa: BLE001 - the client keeps the message, and says why
             return f"451 4.3.0 internal bug, please report it: {' '.join(repr(exc).split())}"
+        if sends:
+            start_sender(self._home, time.time())
         return "250 2.0.0 Accepted"
 
     def _rset(self, _argument: bytes) -> None:

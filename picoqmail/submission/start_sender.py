@@ -4,10 +4,14 @@ The sender's lock decides which process starts one. A process that has just acce
 takes the lock and hands it to the sender that it starts, so the lock is never free in between. A
 process that finds it taken need not start anything: the holder reads new/ once more after it has
 released the lock (delivery/sender.py), and finds the message. INTERNALS.md has the whole argument.
+
+An application starts the sender as another program. A program that ends with its mail forks: its
+child becomes the sender, and no second interpreter is started (INTERNALS.md, "One interpreter").
 """
 
 from __future__ import annotations
 
+import _signal
 import fcntl
 import posix
 import sys
@@ -28,48 +32,148 @@ if TYPE_CHECKING:
 
 LOCK_DESCRIPTOR = 3
 LOCK_OPTION = f"--lock={LOCK_DESCRIPTOR}"
+BECOME_SENDER = -1
+"""What the `main` of a program returns in the child that has to become the sender."""
+BUILD = ""
+"""In merged files (setup.py) what they were built from; empty in modules."""
 # What a relay's password command, name lookup or certificate store may need. Nothing else of the
 # caller's environment reaches the sender, which behaves as it does when cron starts it.
 _ENVIRONMENT = ("HOME", "LANG", "LOGNAME", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TZ", "USER")
 # Where libpq finds a password or a service that the URL of a database does not hold.
 _OF_DATABASES = ("PGPASSFILE", "PGSERVICEFILE", "PGSYSCONFDIR")
 
+# Variables that take effect when a process begins: a copy of it could not get rid of that. They
+# are those of the dynamic linker and of glibc's memory and character sets.
+_OBEYED_AT_START = (b"LD_", b"MALLOC_", b"GLIBC_TUNABLES", b"LOCPATH", b"GCONV_PATH")
+_DATABASE = "picoqmail.store.acceptance"
+_IDENTITY_AT_START = posix.getuid(), posix.geteuid(), posix.getgid(), posix.getegid()
 
-def start_sender(home: Home, now: float, *, leaving: bool = False) -> bool:
+
+def start_sender(home: Home, now: float) -> bool:
     """Start the sender if none is active; return at once, True if one was started.
 
     The mail was accepted before, so no failure here is an error: cron will send it. Safe in
-    threads: nothing is forked. `leaving` says that this process does nothing else afterwards. Then
-    its descriptors are closed first, those of its caller above all, and init adopts the sender.
-    Otherwise detached_sender.py finds the sender and leaves no child, and the sender closes what
-    it inherited.
+    threads: nothing is forked. detached_sender.py finds the sender and leaves no child, and the
+    sender closes what it inherited.
     """
     try:
         if relay_is_down(home.spool, now):
             return False
-        if leaving:
-            posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
-        # A process that goes on afterwards is an application, and its umask is its own.
-        lock = take_lock(f"{home.spool}/{SENDER_LOCK}", any_umask=not leaving)
+        # An application's umask is its own.
+        lock = take_lock(f"{home.spool}/{SENDER_LOCK}", any_umask=True)
         if lock < 0:
             return False
         try:
-            if leaving:
-                _spawn(home, lock, [*sender_command(), LOCK_OPTION])
-            else:
-                from picoqmail.importing import importing
+            from picoqmail.importing import importing
 
-                with importing:
-                    from picoqmail.submission import detached_sender
-                return detached_sender.start(
-                    home, LOCK_OPTION, lambda command: _spawn(home, lock, command)
-                )
+            with importing:
+                from picoqmail.submission import detached_sender
+            return detached_sender.start(
+                home, LOCK_OPTION, lambda command: _spawn(home, lock, command)
+            )
         finally:
             posix.close(lock)
     except OSError:
         # There is no descriptor, memory or process left: the message is safe and waits for cron.
         return False
-    return True
+
+
+def leave_a_sender(home: Home, now: float) -> bool:
+    """Leave a sender behind if none is active; True in the process that has to become it.
+
+    For programs that do nothing afterwards but end: in their own process this closes all that the
+    caller gave, so that the caller's pipes end now, and returns False. In the child it returns
+    True; the child has nothing of the caller's, and the sender's lock as LOCK_DESCRIPTOR. All
+    frames return there, so that no message stays in memory, and `start.run_program` goes on. Where
+    a fork would not do the same as a start, the sender is started as another program.
+
+    The mail was accepted before, so no failure here is an error: cron will send it.
+    """
+    try:
+        return not relay_is_down(home.spool, now) and _leave(home)
+    except OSError:
+        # There is no descriptor, memory or process left: the message is safe and waits for cron.
+        return False
+
+
+def _leave(home: Home) -> bool:
+    _leave_caller()
+    # As everything below is taken, its number is LOCK_DESCRIPTOR.
+    if take_lock(f"{home.spool}/{SENDER_LOCK}") != LOCK_DESCRIPTOR:
+        return False
+    child = -1
+    if _may_fork():
+        try:
+            child = posix.fork()
+        except OSError:
+            # There is no memory for a copy of this process. Another program takes less.
+            child = -1
+    if child < 0:
+        _spawn(home, LOCK_DESCRIPTOR, [*sender_command(), LOCK_OPTION])
+    elif not child:
+        _begin_anew(home)
+    return not child
+
+
+def _leave_caller() -> None:
+    """Close all that the caller gave, and put null in the place of 0 to 2. Raises OSError."""
+    opened = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    # Out of the way of the numbers that it is about to get.
+    null = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD)
+    for standard in (0, 1, 2):
+        posix.dup2(null, standard)
+    posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
+
+
+def _may_fork() -> bool:
+    """Say whether a copy of this process makes the same sender as another program would.
+
+    Not if this process is no merged program: only there it is known that all modules are of one
+    version. Not if it had or has other rights than its caller. Not if it talked to a database,
+    whose library may have threads. Not if the C library, Python or the dynamic linker obeyed a
+    variable when this process began that a sender does not get.
+    """
+    identity = posix.getuid(), posix.geteuid(), posix.getgid(), posix.getegid()
+    return (
+        BUILD != ""
+        and _DATABASE not in sys.modules
+        and identity == _IDENTITY_AT_START
+        and identity[0] == identity[1]
+        and identity[2] == identity[3]
+        and sys.getfilesystemencoding() == "utf-8"
+        and not any(name.startswith(_OBEYED_AT_START) for name in posix.environ)
+    )
+
+
+def _begin_anew(home: Home) -> None:
+    """Give the forked child what a started sender has: session, signals, environment.
+
+    Umask, limits and priorities are inherited either way. Raises OSError.
+    """
+    posix.setsid()
+    for number in _signal.valid_signals():
+        if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
+            _signal.signal(number, _signal.SIG_DFL)
+    for number in IGNORED_BY_PYTHON:
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    kept = sender_environment(home, environment())
+    if kept.get("LANG", "C") in ("C", "POSIX"):
+        # As Python does for its own children where the locale is C (PEP 538).
+        kept["LC_CTYPE"] = "C.UTF-8"
+    # First all go, also a second entry of the same name: then C's getenv(3) finds these alone.
+    for name in posix.environ:
+        if name:
+            posix.unsetenv(name)
+    posix.environ.clear()
+    for word, value in kept.items():
+        posix.putenv(word, value)
+        posix.environ[word.encode()] = value.encode("utf-8", "surrogateescape")
+    if "os" in sys.modules:
+        environ = sys.modules["os"].environ
+        environ.clear()
+        environ.update(kept)
 
 
 def start_in_front(home: Home) -> None:
@@ -122,10 +226,12 @@ def sender_command() -> list[str]:
 
 def sender_environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a sender: what it may need, and this home."""
-    kept = {name: environ[name] for name in _ENVIRONMENT if name in environ}
-    kept["PICOQMAIL_HOME"] = home.root
-    kept["PICOQMAIL_CONTROL"] = home.control
-    kept["PICOQMAIL_SPOOL"] = home.database or home.spool
+    kept = {
+        "PICOQMAIL_HOME": home.root,
+        "PICOQMAIL_CONTROL": home.control,
+        "PICOQMAIL_SPOOL": home.database or home.spool,
+    }
+    kept.update({name: environ[name] for name in _ENVIRONMENT if name in environ})
     if home.database:
         kept.update({name: environ[name] for name in _OF_DATABASES if name in environ})
     return kept
@@ -154,7 +260,7 @@ def _spawn(home: Home, lock: int, command: list[str]) -> int:
             ],
             setsid=True,
             setsigmask=(),
-            setsigdef=IGNORED_BY_PYTHON,
+            setsigdef=_signal.valid_signals(),
         )
     finally:
         for descriptor in opened:

@@ -144,13 +144,15 @@ def python(
     return ran
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_installed_file_is_what_the_build_makes_of_the_modules(
-    installed: Installation, build: Any, program: str
+def test_the_installed_files_are_what_the_build_makes_of_the_modules(
+    installed: Installation, build: Any
 ) -> None:
-    """Nothing else is in it: merging the installed modules once more gives the same text."""
-    with open(merged_file(installed, program), encoding="utf-8") as file:
-        assert build.merge(site_packages(installed), build.PROGRAMS[program]) == file.read()
+    """Nothing else is in them: merging the installed modules once more gives the same texts."""
+    texts = build.merge_all(site_packages(installed))
+    assert {*PROGRAMS, "sender"} == set(texts)
+    for program, text in texts.items():
+        with open(merged_file(installed, program), encoding="utf-8") as file:
+            assert text == file.read()
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -244,6 +246,37 @@ def test_no_class_exists_twice_whatever_is_imported_later(
         + TWICE.format(program=program, late="picoqmail.library.api"),
     )
     assert [] == json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("program", ["queue", "inject", "sendmail"])
+def test_no_class_exists_twice_in_a_program_that_becomes_the_sender(
+    installed: Installation, program: str
+) -> None:
+    """The sender's modules come to those that a program has, and what they import later, too."""
+    ran = python(
+        installed,
+        BEGIN.format(program=program)
+        + "sys.path.insert(0, packages + '/picoqmail/merged')\n"
+        + "import picoqmail_sender, picoqmail.relay.tls\n"
+        + "assert sys.modules['picoqmail.cli.send'] is picoqmail_sender\n"
+        + f"assert picoqmail_sender.SpoolError is picoqmail_{program}.SpoolError\n"
+        + TWICE.format(program=program, late="picoqmail.relay.tls")
+        + TWICE.format(program="sender", late="picoqmail.relay.tls"),
+    )
+    assert ["[]", "[]"] == ran.stdout.splitlines()
+
+
+def test_the_build_refuses_a_sender_that_programs_share_unequally(
+    build: Any, modules: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that the sender needs, one program has and another has not, would exist twice."""
+    root = modules(one=ONE, two="LIMIT = 1\n", three="from picoqmail.room.one import first\n")
+    monkeypatch.setattr(build, "FORKING", ("two", "three"))
+    monkeypatch.setattr(build, "SENDER", ("picoqmail.room.one",))
+    programs = {name: (f"picoqmail.room.{name}",) for name in ("two", "three")}
+    monkeypatch.setattr(build, "PROGRAMS", programs)
+    with pytest.raises(build.MergeError, match=r"picoqmail\.room\.one: not in all of"):
+        build.merge_all(root)
 
 
 def test_no_class_exists_twice_where_the_sender_imports_late(

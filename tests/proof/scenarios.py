@@ -271,6 +271,13 @@ SCENARIOS = (
         submits=("to@there.test",),
         environ={"PICOQMAIL_SEND": "on"},
     ),
+    Scenario(
+        "sendmail, starting the sender",
+        "sendmail",
+        _empty,
+        submits=("to@there.test",),
+        environ={"PICOQMAIL_SEND": "on"},
+    ),
     Scenario("send, 231 recipients", "send", _many),
     Scenario(
         "prepare and commit",

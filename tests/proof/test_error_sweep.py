@@ -53,6 +53,8 @@ SEED = int(os.environ.get("PROOF_SEED", "1"))
         ("check --repair, after a crash", 12),
         ("check --repair, after a restore", 12),
         ("import-config", 20),
+        ("queue, starting the sender", 16),
+        ("sendmail, starting the sender", 16),
     ],
 )
 def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sample: int) -> None:

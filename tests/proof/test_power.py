@@ -64,6 +64,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ("purge", 0),
         ("check --repair, after a crash", 40),
         ("check --repair, after a restore", 30),
+        ("queue, starting the sender", 0),
+        ("sendmail, starting the sender", 0),
     ],
 )
 def test_power_lost_anywhere_loses_nothing(stage: Stage, name: str, sample: int) -> None:
