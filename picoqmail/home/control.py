@@ -57,9 +57,9 @@ class ControlValue:
 
 
 class Control:
-    """The control directory of one home; minivars is read at most once, and only if needed."""
+    """The control directory of one home; each file is read at most once, and only if needed."""
 
-    __slots__ = ("_is_checked", "_minivars", "_trusted", "_uid", "directory")
+    __slots__ = ("_is_checked", "_minivars", "_trusted", "_uid", "_values", "directory")
 
     def __init__(self, directory: str, trusted: Iterable[int] = ()) -> None:
         """`directory` is `Home.control`.
@@ -68,6 +68,7 @@ class Control:
         """
         self.directory = directory
         self._minivars: dict[str, ControlValue] | None = None
+        self._values: dict[str, ControlValue] = {}
         self._uid = posix.geteuid()
         self._trusted = {0, self._uid, *trusted}
         self._is_checked = False
@@ -78,11 +79,15 @@ class Control:
         Raises ConfigurationError for a file that cannot be read, is not UTF-8, or could have been
         written by others.
         """
+        if name in self._values:
+            return self._values[name]
         found = self._read(name)
-        if found is not None:
-            text, mode = found
-            return ControlValue(f"{self.directory}/{name}", plain_lines(text), mode)
-        return self.minivars().get(name.upper())
+        if found is None:
+            return self.minivars().get(name.upper())
+        text, mode = found
+        value = ControlValue(f"{self.directory}/{name}", plain_lines(text), mode)
+        self._values[name] = value
+        return value
 
     def text(self, name: str) -> str | None:
         """Return the text of one file, None if there is none. Raises as `read` does."""

@@ -34,14 +34,18 @@ class HandsError(ConfigurationError):
     """A part of a home could have been changed by others than its user, so it is not obeyed."""
 
 
-def steps_to(path: str) -> Iterator[tuple[str, posix.stat_result]]:
+def steps_to(
+    path: str, known: dict[str, posix.stat_result] | None = None
+) -> Iterator[tuple[str, posix.stat_result]]:
     """Yield every directory and link on the way to a path, and the path itself, with lstat(2).
 
-    Links are followed step by step. The way ends early at what is not there. Raises OSError.
+    Links are followed step by step. The way ends early at what is not there. `known` is for several
+    ways that are examined at one time: what is in it is not asked again. Raises OSError.
     """
+    known = {} if known is None else known
     pending = _parts(path)
     place = "/"
-    yield place, posix.lstat(place)
+    yield place, known.get(place) or known.setdefault(place, posix.lstat(place))
     links_left = _MOST_LINKS
     while pending:
         part = pending.pop()
@@ -50,7 +54,7 @@ def steps_to(path: str) -> Iterator[tuple[str, posix.stat_result]]:
             continue
         step = f"{place.rstrip('/')}/{part}"
         try:
-            status = posix.lstat(step)
+            status = known.get(step) or known.setdefault(step, posix.lstat(step))
         except (FileNotFoundError, NotADirectoryError):
             return
         yield step, status
@@ -70,13 +74,13 @@ def _parts(path: str) -> list[str]:
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
-def check_way(path: str, uid: int) -> None:
+def check_way(path: str, uid: int, known: dict[str, posix.stat_result] | None = None) -> None:
     """Check that nobody but root and a user can put something else in the place of a path.
 
-    Raises HandsError, OSError.
+    `known` as for `steps_to`. Raises HandsError, OSError.
     """
     trusted = {0, uid}
-    for step, status in steps_to(path):
+    for step, status in steps_to(path, known):
         if step == "/":
             trusted.add(status.st_uid)
         check_hands(step, status, uid, trusted)

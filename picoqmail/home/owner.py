@@ -51,9 +51,10 @@ def check_roots_own(home: Home) -> None:
     Home and control are root's on every step of the way. So is the way to the spool, but the spool
     itself may belong to a separate user, as in a shared home.
     """
+    known: dict[str, posix.stat_result] = {}
     for path in (home.root, home.control):
-        check_way(path, 0)
-    way = list(steps_to(home.spool))
+        check_way(path, 0, known)
+    way = list(steps_to(home.spool, known))
     trusted = {0, way[0][1].st_uid}
     for step, status in way[:-1]:
         check_hands(step, status, 0, trusted)

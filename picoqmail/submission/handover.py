@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from picoqmail.home.control import Control
     from picoqmail.home.paths import Home
 
 
@@ -38,6 +39,7 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     *,
     extra: dict[str, Any] | None = None,
     program: str = "inject",
+    control: Control | None = None,
 ) -> bool:
     """Hand one message over; return when another program, or the spool, has it durably.
 
@@ -49,8 +51,9 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
 
     The octets of the message come from `pieces`, which is asked for the first one when the way is
     open; an error that it raises takes the message back. `extra` are further keys of the sidecar,
-    which a queue program does not get. `program` is recorded as the origin. Raises PicoqmailError;
-    nothing was accepted then.
+    which a queue program does not get. `program` is recorded as the origin. `control` are the
+    settings of the home, if they were read before. Root has become the home's user if it has to
+    (`become_submitter`). Raises PicoqmailError; nothing was accepted then.
     """
     named = named_program(environ)
     if named:
@@ -60,13 +63,13 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
         for _ in pieces:
             pass
         return False
-    fronted = program_in_front(home)
+    fronted = program_in_front(home, is_safe=True)
     if fronted:
         _to_program(fronted.encode("utf-8", "surrogateescape"), home, sender, recipients, pieces)
         return False
     # A wrong setting is reported before the bad addresses that follow from it, and those before any
     # file exists.
-    limits = read_limits(home)
+    limits = read_limits(home, control)
     checked_sender = envelope.decode_sender(sender)
     checked_recipients = envelope.decode_recipients(recipients)
     uid, pid = posix.getuid(), posix.getpid()

@@ -286,7 +286,7 @@ def _as_phrase(name: bytes) -> bytes | None:
 class InjectSettings:
     """The control files that injection uses, with the variables that override them."""
 
-    __slots__ = ("_admin", "_local", "_rules", "completion", "id_host")
+    __slots__ = ("_admin", "_local", "_rules", "completion", "control", "id_host")
 
     def __init__(
         self, home: Home, environ: Mapping[bytes, bytes], *, qmail_form: bool = True
@@ -296,7 +296,7 @@ class InjectSettings:
             raise ConfigurationError(
                 home.root, "there is no such home", "make one with: picoqmail init"
             )
-        control = Control(home.control)
+        self.control = control = Control(home.control)
         me = _qmail_value(control, "me")
         domain, host, plus, self.id_host = (
             _override(control, environ, name, me)
@@ -712,6 +712,7 @@ def inject(  # noqa: PLR0913 - the world of one message, all of it injected
             pieces(),
             extra=request.extra,
             program=request.program,
+            control=settings.control,
         )
     write_all(_STDOUT, b"Return-Path: <" + quote_address(sender) + b">\n")
     for piece in pieces():

@@ -45,6 +45,7 @@ HOT = [
 ALLOWED = {
     "__future__",
     "_json",
+    "_signal",
     "binascii",
     "errno",
     "fcntl",
