@@ -73,7 +73,7 @@ def hand_over(  # noqa: PLR0913 - the envelope and where it came from
     checked_sender = envelope.decode_sender(sender)
     checked_recipients = envelope.decode_recipients(recipients)
     uid, pid = posix.getuid(), posix.getpid()
-    with begin(home, limits, program=program, uid=uid, pid=pid) as incoming:
+    with begin(home, limits, program=program, uid=uid, pid=pid, control=control) as incoming:
         for piece in pieces:
             incoming.write(piece)
         incoming.commit(checked_sender, checked_recipients, extra)

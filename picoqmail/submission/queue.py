@@ -21,6 +21,7 @@ from picoqmail.errors import (
     PicoqmailError,
     SpoolError,
 )
+from picoqmail.home.control import Control
 from picoqmail.home.limits import read_limits
 from picoqmail.home.owner import become_owner
 from picoqmail.home.paths import (
@@ -141,9 +142,15 @@ def _accept(home: Home, drop: str) -> bool:
 
         share = Share(home, uid)
         share.charge(spool, time.time())
-    limits = read_limits(home)
+    control = Control(home.control)
     with begin(
-        home, limits, program="picoqmail-queue", uid=uid, pid=posix.getpid(), drop=drop
+        home,
+        read_limits(home, control),
+        program="picoqmail-queue",
+        uid=uid,
+        pid=posix.getpid(),
+        drop=drop,
+        control=control,
     ) as incoming:
         while block := _read(MESSAGE, "message"):
             incoming.write(block)

@@ -11,6 +11,7 @@ from picoqmail.spool.incoming import Incoming
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from picoqmail.home.control import Control
     from picoqmail.home.limits import Limits
     from picoqmail.home.paths import Home
     from picoqmail.store.protocol import IncomingMessage
@@ -24,16 +25,17 @@ def begin(  # noqa: PLR0913 - all that an origin is
     uid: int,
     pid: int,
     drop: str = "",
+    control: Control | None = None,
 ) -> IncomingMessage:
     """Begin a message of a home; the end of its `with` block takes it back unless committed.
 
-    `drop` is the part of the drop that this process may write to, "" if that is the spool. Raises
-    SpoolError, ConfigurationError.
+    `drop` is the part of the drop that this process may write to, "" if that is the spool;
+    `control` are the settings, if they were read before. Raises SpoolError, ConfigurationError.
     """
     if drop:
         # The owner of the spool takes it from there, into the database if there is one.
         return Incoming(drop, limits, program=program, uid=uid, pid=pid, mode=DROP_FILE_MODE)
-    url, where = database_of(home)
+    url, where = database_of(home, control)
     if url:
         from picoqmail.store.acceptance import begin_in_database
 
