@@ -101,11 +101,16 @@ class Leases:
         """How long a lease lasts."""
         return self.connections.address.lease_seconds
 
+    @property
+    def is_renewing(self) -> bool:
+        """Whether this process has a thread that renews leases."""
+        return self._thread is not None and self._thread.is_alive()
+
     def add(self, lease: Lease) -> None:
         """Renew a lease from now on."""
         self._own()
         self._held[lease.id] = lease
-        if self._thread is None or not self._thread.is_alive():
+        if not self.is_renewing:
             self._changed = threading.Event()
             self._thread = threading.Thread(
                 target=self._keep_renewing,

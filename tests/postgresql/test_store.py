@@ -222,11 +222,11 @@ def test_leases_are_renewed_by_a_thread(url: str, other: PostgresStore, accept: 
         return bool((now - before).total_seconds() > 4)
 
     wait_until(is_renewed, "the lease was renewed several times")
-    assert store._leases._thread is not None
     assert other.claim(message_id) is None
     claim.release()
+    assert store._leases.is_renewing
     store.flush()
-    assert store._leases._thread is None
+    assert not store._leases.is_renewing
     claimed(other, message_id)
 
 
