@@ -313,3 +313,13 @@ def test_rights_that_cannot_be_restored_leave_no_file(tmp_path: Path) -> None:
     assert ["there", "."] == synced
     assert [" 0 0", " PermissionError 0", " True 0 there"] == said
     assert 0o700 == stat.S_IMODE((tmp_path / "there").stat().st_mode)
+
+
+def test_a_umask_may_withhold_a_directory_from_others(tmp_path: Path) -> None:
+    """Only the owner's rights are given back."""
+    before = os.umask(0o027)
+    try:
+        assert durable.make_directory(f"{tmp_path}/made", 0o755)
+    finally:
+        os.umask(before)
+    assert 0o750 == stat.S_IMODE((tmp_path / "made").stat().st_mode)
