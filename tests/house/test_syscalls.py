@@ -36,7 +36,8 @@ ENVELOPE = b"Fa@example.org\0Tb@example.net\0\0"
 SECONDS = 60
 
 OTHER_SETTINGS = ["openat"] * 4  # databytes, minfree, queuelifetime and minivars are not there
-IDENTITY = ["getpid", "getrandom"]
+# Between the two, the setting spool is not there: no database keeps the mail.
+IDENTITY = ["getpid", "openat", "getrandom"]
 # transitions.ACCEPT, call by call; the lock goes before its descriptor.
 BODY = ["openat", "flock"]
 # The hint has the disk begin with the sidecar; the body's sync waits for both.
