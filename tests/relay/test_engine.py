@@ -635,7 +635,10 @@ def test_a_connection_that_waits_for_a_login_hears_the_relay(rig: Callable[..., 
         line.send(ordinary)
         return True
 
-    steps = {"AUTH": [answer], "EHLO": [None, greet_and_regret]}
+    steps: dict[str, list[faults.Fault | None]] = {
+        "AUTH": [answer],
+        "EHLO": [None, greet_and_regret],
+    }
     relay = rig(HostileRelay(steps, offers=(*OFFERS, "AUTH PLAIN")))
     endpoint = Endpoint(parse_relay(relay.address), OFF, ALICE)
     served = Served(mails(40), endpoint, cleartext_auth=True)
