@@ -105,7 +105,12 @@ def values_of_the_package() -> list[type]:
 
 @pytest.mark.parametrize("cls", values_of_the_package(), ids=lambda cls: cls.__name__)
 def test_the_constructor_takes_the_fields(cls: type) -> None:
-    """Under the same names and in the same order, so that the class reads once."""
+    """Under the same names and in the same order, so that the class reads once.
+
+    A claim also has what follows from its marks, behind the fields that are given.
+    """
     fields = [name.removeprefix("_") for name in vars(cls)["__slots__"]]
-    assert fields == list(inspect.signature(cls).parameters)
+    given = list(inspect.signature(cls).parameters)
+    assert fields[: len(given)] == given
+    assert ["is_in_hand", "was_in_doubt"] * (cls is Claim) == fields[len(given) :]
     assert "__dict__" not in vars(cls)

@@ -330,10 +330,13 @@ class Reporter:
         """
         told: dict[str, Message | None] = {}
         for message_id in dict.fromkeys([str(one.get("id")) for one in kept]):
+            # Nothing but the digest will report a message that is gone, or an ID that is none.
+            told[message_id] = None
+            if not is_id(message_id):
+                continue
             try:
                 _, message = self.spool.read(message_id)
             except (NoSuchMessageError, DamagedMessageError):
-                told[message_id] = None  # Nothing will report it but the digest.
                 continue
             indexes = [one.get("index") for one in kept if one.get("id") == message_id]
             if not all(_is_in_digest(message, index) for index in indexes):

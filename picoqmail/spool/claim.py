@@ -87,13 +87,13 @@ class Claim:
         "message",
         "state",
         "_descriptor",
-        "_marks",
-        "is_in_hand",
         "_data",
+        "_marks",
         "newlines",
         "eight_bit",
-        "was_in_doubt",
         "has_progress",
+        "is_in_hand",
+        "was_in_doubt",
     )
 
     def __init__(  # noqa: PLR0913 - an argument a field
