@@ -119,10 +119,27 @@ class SpoolFiles:
             if not durable.is_there(source):
                 continue
             if directory != target and not is_same_file(source, path):
-                # Another file of that name is a copy, left by a restore from backup.
-                durable.unlink_if_there(path)
-                link_or_rename(source, path)
+                if directory != TMP and durable.is_there(path):
+                    self._replace_copy(message_id, source, path)
+                else:
+                    durable.unlink_if_there(path)
+                    link_or_rename(source, path)
             return
+
+    def _replace_copy(self, message_id: str, source: str, path: str) -> None:
+        """Put the body in the place of another file of that name, left by a restore from backup.
+
+        In one step: a sidecar never stands there without a body.
+        """
+        scratch = self.join(TMP, message_id + BODY)
+        durable.unlink_if_there(scratch)
+        try:
+            durable.link(source, scratch)
+        except OSError as exc:
+            if exc.errno not in _NO_LINKS:
+                raise
+            scratch = source
+        durable.rename(scratch, path)
 
     def drop_body(self, message_id: str, state: str) -> None:
         """Unlink the body in a state, if there is one."""
