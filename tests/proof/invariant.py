@@ -96,7 +96,7 @@ def judge(
     for promise in world.promises:
         _check_promise(promise, arrived, kept, finding, (may_wait, may_fail, may_vanish))
     marks = "\n".join(line for line in world.events() if "in_doubt" in line or "maybe_" in line)
-    told = _check_digests(finding, spooled_ids, marks)
+    told = _check_digests(finding, spooled_ids, marks, may_repeat)
     may = may_repeat, may_fail_again, unreported
     _check_bounces(kept, finding, marks, may, told, requeued=requeued)
     for (token, recipient), count in arrived.items():
@@ -192,11 +192,17 @@ def _spooled(
     return found, ids
 
 
-def _check_digests(finding: Finding, ids: dict[str, str], marks: str) -> set[str]:
-    """Return the tokens of the messages that digests report; each must be in one digest only."""
+def _check_digests(
+    finding: Finding, ids: dict[str, str], marks: str, may_repeat: Collection[str]
+) -> set[str]:
+    """Return the tokens of the messages that digests report; each must be in one digest only.
+
+    A digest may come twice for the reason for which any mail may (`may_repeat`).
+    """
     told: dict[str, str] = {}
     for name, texts in finding.digests.items():
-        if len(texts) > 1 and name not in marks:
+        is_allowed = name in marks or token_of(texts[0].encode()) in may_repeat
+        if len(texts) > 1 and not is_allowed:
             finding.breaches.append(f"a digest came {len(texts)} times, unmarked")
         for token in {token for one, token in ids.items() if one in texts[0]}:
             if token in told:

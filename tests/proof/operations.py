@@ -213,6 +213,8 @@ class _Reader:
 
     def utime(self, rest: str, number: int, _result: int) -> None:
         """Set the time of an open file or of a name."""
+        if not _TIME.search(rest):
+            return  # That of a directory becomes now: the model has no times of directories.
         names = _strings(rest)
         if number in self.files:
             self._touch("utime", number, offset=int(_last(_TIME, rest)))
