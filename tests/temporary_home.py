@@ -100,6 +100,7 @@ class TemporaryHome:
         due = record["next_attempt"]
         if isinstance(due, int) and 0 <= due < 2**33:
             os.utime(self.path(state, message_id), (due, due))
+        os.utime(f"{self.spool}/{state}")
 
     def deferred(self, **values: object) -> str:
         """Put a message into cur/ as one that was tried before and is due; returns its ID."""
@@ -185,6 +186,7 @@ class TemporaryHome:
 
 
 def age(path: str, seconds: float) -> None:
-    """Make a file that much older."""
+    """Make a file that much older; its directory shows that something changed."""
     then = time.time() - seconds
     os.utime(path, (then, then), follow_symlinks=False)
+    os.utime(os.path.dirname(path))
