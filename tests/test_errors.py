@@ -36,6 +36,7 @@ TREE = [
     (errors.DamagedMessageError, ValueError, 81, 65),
     (errors.NoSuchMessageError, LookupError, 81, 66),
     (errors.SpoolError, OSError, 53, 74),
+    (errors.LostClaimError, OSError, 53, 74),
 ]
 
 

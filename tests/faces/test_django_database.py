@@ -38,7 +38,7 @@ def send(subject):
     assert 1 == send_mail(subject, "body", "a@example.org", ["b@example.net"])
 
 with connection.cursor() as cursor:
-    cursor.execute("CREATE TABLE trial_order (subject text)")
+    cursor.execute("CREATE TEMPORARY TABLE trial_order (subject text)")
 send("alone")
 try:
     with transaction.atomic():

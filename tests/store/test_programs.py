@@ -195,7 +195,7 @@ def test_within_a_transaction_of_psycopg(url: str, store: PostgresStore, trial: 
     """Committed with the caller's rows, or not at all."""
     spool = picoqmail.Spool(Home(trial.root, database=url))
     with psycopg.connect(url) as connection:
-        connection.execute("CREATE TABLE trial_order (number integer)")
+        connection.execute("CREATE TEMPORARY TABLE trial_order (number integer)")
         connection.commit()
         connection.execute("INSERT INTO trial_order VALUES (1)")
         receipt = spool.enqueue(MESSAGE, connection=connection)
