@@ -652,7 +652,11 @@ def _about_the_owner(path: str) -> ConfigurationError | None:
         return None
     if stat.S_ISLNK(found.st_mode):
         # Never to advise a chown: it would give away what the link leads to.
-        return ConfigurationError(path, "must not be a link", "put a file in its place")
+        return ConfigurationError(
+            path,
+            "must not be a link",
+            "put a file in its place, with the password or a command that prints it: !cat /path",
+        )
     owner = found.st_uid
     if owner == os.geteuid():
         return None

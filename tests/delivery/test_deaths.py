@@ -117,9 +117,9 @@ def test_others_go_on(trial: Trial, rig: Rig, program: str, step: str) -> None:
     assert (suspect, None) == (first["id"], first.get("next_attempt"))
     assert (suspect, due_at(trial, suspect)) == (second["id"], second["next_attempt"])
     # While it waits, no run touches it.
-    tried = len(relay.commands)
+    tried = relay.verbs().count("MAIL")
     assert 0 == killer.run(trial, "send") == killer.run(trial, "cron")
-    assert tried == len(relay.commands)
+    assert tried == relay.verbs().count("MAIL")
     # After that hour one death is enough for another hour.
     age(trial.path(CUR, suspect), 1)
     assert -signal.SIGKILL == killer.run(trial, "cron")
