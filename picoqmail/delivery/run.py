@@ -18,12 +18,12 @@ from picoqmail.errors import (
     SpoolError,
 )
 from picoqmail.home import settings as settings_module
-from picoqmail.home.database import database_of
 from picoqmail.home.limits import Limits
 from picoqmail.home.paths import exists
 from picoqmail.layout import CUR, DROP, NEW, STATES, UNDELIVERED
 from picoqmail.ledger import counters
 from picoqmail.log.logger import open_log
+from picoqmail.store.directory import DirectoryStore
 from picoqmail.store.opening import open_store
 
 TYPE_CHECKING = False
@@ -78,7 +78,6 @@ class Run:
             program=program,
             privacy=self.settings.logprivacy,
         )
-        self._forwards = bool(database_of(home)[0])
         self.spool = open_store(home, on_damage=self._on_damage, on_copy=self._on_copy)
         self._lanes = Lanes(self.settings, self.log, self.spool)
         for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
@@ -229,7 +228,7 @@ class Run:
             queuelifetime=self.settings.queuelifetime,
         )
         try:
-            if self._forwards:
+            if not isinstance(self.spool, DirectoryStore):
                 from picoqmail.store.forwarding import forward
 
                 return len(forward(self.home, self.spool, limits, self._on_trouble))

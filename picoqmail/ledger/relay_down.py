@@ -15,8 +15,13 @@ BREAKER_LIMIT_SECONDS = 600
 
 def relay_is_down(spool: str, now: float) -> bool:
     """Return whether the breaker is open at `now` (Unix seconds)."""
+    return is_noted_until(f"{spool}/{BREAKER}", now, BREAKER_LIMIT_SECONDS)
+
+
+def is_noted_until(path: str, now: float, limit_seconds: float) -> bool:
+    """Say whether the time of a file is still to come, and no further off than the limit."""
     try:
-        until = posix.stat(f"{spool}/{BREAKER}").st_mtime
+        until = posix.stat(path).st_mtime
     except OSError:
         return False
-    return now < until <= now + BREAKER_LIMIT_SECONDS
+    return now < until <= now + limit_seconds

@@ -156,23 +156,23 @@ def _wait(path: str, seconds: float, *, any_umask: bool) -> int:
         return fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
 
 
-class LockedFile:
-    """A small file that one process at a time reads and rewrites; it is locked while it is open.
+class _Locked:
+    """Something that is locked while it is open: a context manager.
 
-    A context manager. A process holds the lock for microseconds only, so entering waits without a
-    time limit. Nothing is synced: a crash may leave the file empty or cut, and its readers must
-    take that for a file that says nothing. Raises OSError.
+    A process holds the lock for microseconds only, so entering waits without a time limit.
     """
 
     __slots__ = ("_descriptor", "_path")
 
     def __init__(self, path: str) -> None:
-        """The file at `path` is made if it is not there."""
         self._path = path
         self._descriptor = -1
 
+    def _open_it(self) -> int:
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
-        self._descriptor = _open(self._path)
+        self._descriptor = self._open_it()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         except BaseException:
@@ -185,6 +185,19 @@ class LockedFile:
             unlock(self._descriptor)
         finally:
             posix.close(self._descriptor)
+
+
+class LockedFile(_Locked):
+    """A small file that one process at a time reads and rewrites; it is locked while it is open.
+
+    The file at `path` is made if it is not there. Nothing is synced: a crash may leave the file
+    empty or cut, and its readers must take that for a file that says nothing. Raises OSError.
+    """
+
+    __slots__ = ()
+
+    def _open_it(self) -> int:
+        return _open(self._path)
 
     def read(self) -> bytes:
         """Return what the file holds, at most 64 KiB."""
@@ -205,36 +218,17 @@ def rewrite(descriptor: int, data: bytes) -> None:
     posix.ftruncate(descriptor, len(data))
 
 
-class LockedDirectory:
-    """A directory that one process at a time changes small files of; a context manager.
+class LockedDirectory(_Locked):
+    """A directory, which must be there, that one process at a time changes small files of.
 
-    As for `LockedFile`, a process holds the lock for microseconds only. A file that is replaced
-    whole cannot have a lock of its own: its next holder would lock a file without a name. Raises
-    OSError.
+    A file that is replaced whole cannot have a lock of its own: its next holder would lock a file
+    without a name. Raises OSError.
     """
 
-    __slots__ = ("_descriptor", "_path")
+    __slots__ = ()
 
-    def __init__(self, path: str) -> None:
-        """The directory at `path` must be there."""
-        self._path = path
-        self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
-        self._descriptor = posix.open(self._path, flags)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        except BaseException:
-            posix.close(self._descriptor)
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            unlock(self._descriptor)
-        finally:
-            posix.close(self._descriptor)
+    def _open_it(self) -> int:
+        return posix.open(self._path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
 
 
 # --- one run of cron at a time ---

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from picoqmail.errors import ConfigurationError, SpoolError
 from picoqmail.layout import DATABASE_DOWN, NEW, PRIVATE_FILE_MODE, TMP
+from picoqmail.ledger.relay_down import is_noted_until
 from picoqmail.postgresql.incoming import publish
 from picoqmail.spool.incoming import Incoming
 from picoqmail.spool.incoming import publish as publish_local
@@ -49,7 +50,6 @@ class FallbackIncoming:
         "_spool",
         "_table",
         "committed",
-        "is_local",
     )
 
     def __init__(  # noqa: PLR0913 - all that an origin is
@@ -70,8 +70,6 @@ class FallbackIncoming:
         self._spool = home.spool
         self._table: TableIncoming | None = None
         self.committed = False
-        self.is_local = False
-        """Whether it was the directory that accepted it."""
         self._envelope: tuple[str, list[str], dict[str, Any]] = ("", [], {})
         self._is_prepared = False
         now_ns = time.time_ns()
@@ -238,16 +236,12 @@ def publish_either(group: Sequence[FallbackIncoming]) -> None:
             one._local.prepare(*one._envelope)  # noqa: SLF001 - as above
     publish_local([one._local for one in group])  # noqa: SLF001 - as above
     for one in group:
-        one.committed = one.is_local = True
+        one.committed = True
 
 
 def database_is_away(spool: str, now: float) -> bool:
     """Say whether the database was found to be away a moment ago. Costs one stat."""
-    try:
-        until = posix.stat(f"{spool}/{DATABASE_DOWN}").st_mtime
-    except OSError:
-        return False
-    return now < until <= now + _NOTE_LIMIT_SECONDS
+    return is_noted_until(f"{spool}/{DATABASE_DOWN}", now, _NOTE_LIMIT_SECONDS)
 
 
 def can_fall_back(spool: str) -> bool:

@@ -56,8 +56,8 @@ def forward(
         if claim is None:
             continue
         try:
-            _bring_over(store, claim, here.read_result(message_id))
-            here.hand_over(claim)
+            # It may be there, or may have been: if the answer to the first COMMIT was lost.
+            bring_over(here, store, claim)
             gone.append(message_id)
         finally:
             claim.release()
@@ -65,12 +65,14 @@ def forward(
     return gone
 
 
-def _bring_over(store: Store, claim: ClaimedMessage, result: str) -> None:
-    # It may be there already, or may have been: if the answer to the first COMMIT was lost.
-    store.bring_in(due_by(store, claim.message), claim.state, claim, result)
+def bring_over(source: Store, target: Store, claim: ClaimedMessage) -> None:
+    """Put a claimed message into another store, then let it go here. Raises SpoolError."""
+    result = source.read_result(claim.message.id)
+    target.bring_in(_due_by(target, claim.message), claim.state, claim, result)
+    source.hand_over(claim)
 
 
-def due_by(store: Store, message: Message) -> Message:
+def _due_by(store: Store, message: Message) -> Message:
     """Return a message of this host's clock as it is due by the clock of its new store.
 
     What is due there and then is due now. A time that somebody gave stays.

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, PicoqmailError
 from picoqmail.layout import STATES
-from picoqmail.store.forwarding import due_by
+from picoqmail.store.forwarding import bring_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +49,7 @@ def move(source: Store, target: Store, is_stopped: Callable[[], bool] = bool) ->
             _note_left(source, message_id, moved)
             continue
         try:
-            target.bring_in(
-                due_by(target, claim.message), claim.state, claim, source.read_result(message_id)
-            )
-            source.hand_over(claim)
+            bring_over(source, target, claim)
             moved.gone.append(message_id)
         finally:
             claim.release()
