@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from picoqmail.home.limits import Limits
 from picoqmail.layout import CUR
 from picoqmail.postgresql.connections import Link
 from picoqmail.postgresql.opening import open_postgresql
+from rig.silent_line import SilentLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,49 +29,11 @@ SETTINGS = {
 }
 
 
-class SilentLine:
-    """A line to the server that can go silent: nothing comes through, and nobody hangs up."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self.is_silent = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.socket(socket.AF_UNIX)
-            far.connect(self._target)
-            self._open += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                if not self.is_silent.is_set():
-                    target.sendall(data)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        """Close all of it."""
-        for one in (self._listener, *self._open):
-            one.close()
-
-
 @pytest.fixture
 def line(postgresql: PrivatePostgreSQL) -> Iterator[SilentLine]:
     """A line to the server."""
-    made = SilentLine(f"{postgresql.directory}/.s.PGSQL.5432")
-    yield made
-    made.close()
+    with SilentLine(f"{postgresql.directory}/.s.PGSQL.5432") as made:
+        yield made
 
 
 def accept(store: PostgresStore) -> str:

@@ -7,6 +7,7 @@ shifted, for later runs.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -122,6 +123,8 @@ def _child(main: object, asked: dict[str, object], writer: int) -> None:
         os.dup2(null, 1)
         os.dup2(writer, 2)
         os.closerange(3, 64)
+        # A program that hangs says where before the alarm ends it.
+        faulthandler.register(signal.SIGALRM, file=2, chain=True)
         environ = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
         os.environ.clear()
         os.environ.update(environ, PICOQMAIL_HOME=str(asked["home"]), PICOQMAIL_SEND="off")
