@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from picoqmail.delivery import policy
 from picoqmail.delivery.policy import Judgement, next_attempt
+from picoqmail.delivery.report_state import DOUBT_TOLD
 from picoqmail.smtp.transaction import RecipientResult
 from picoqmail.spool.message import (
     DELIVERED,
@@ -347,3 +348,178 @@ def test_a_reply_of_its_own_for_each_recipient_is_judged_in_one_pass() -> None:
     """Eight times as many recipients take eight times as long, and not sixty-four times."""
     small = min(judging_seconds(2000) for _ in range(3))
     assert judging_seconds(16_000) < 25 * small
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["delivered"], "delivered"),
+        (["failed"], "failed"),
+        (["delivered", "failed"], "failed"),
+        (["untried", "deferred"], "deferred"),
+    ],
+)
+def test_the_history_names_the_worst(outcomes: list[Outcome], expected: str) -> None:
+    """One line for an attempt; who was not tried changes nothing for those behind."""
+    found = judged(*outcomes)
+    assert expected == found.message.history[-1]["outcome"]
+    assert not found.expired
+
+
+def test_how_much_of_what_relays_say_is_kept() -> None:
+    """500 characters for a recipient, 1000 for the attempt."""
+    results = {i: RecipientResult("deferred", None, letter * 600) for i, letter in enumerate("abc")}
+    found = policy.judge(message(3), results, now=CREATED, relay="r").message
+    assert "a" * 500 == found.recipients[0].reply
+    assert "a" * 500 + "; " + "b" * 498 == found.history[-1]["reply"]
+
+
+def test_a_clock_before_the_acceptance() -> None:
+    """The schedule begins with the acceptance, although that is still to come."""
+    assert 1400 == next_attempt(1000, 500, 1, None)
+
+
+def test_a_clock_that_was_set_back_by_little_is_none() -> None:
+    """Hosts whose clocks differ by seconds share spools."""
+    for seconds, expected in ((20, False), (21, True)):
+        history = ({"when": CREATED + seconds},)
+        current = evolve(message(), next_attempt=CREATED + 400, history=history)
+        assert expected == policy.is_due(current, CREATED)
+
+
+def test_the_end_of_the_fair_part_belongs_to_it() -> None:
+    """An attempt just then counts."""
+    assert 2 == policy.fair_attempts(600, (60,))
+
+
+def lived(lifetime: int, attempts: int = 0) -> Message:
+    """A message with this lifetime."""
+    return evolve(message(attempts=attempts), expires=CREATED + lifetime)
+
+
+def test_too_old_at_the_last_second_with_the_last_attempt() -> None:
+    """Both are reached, neither has to be passed."""
+    assert policy.is_over(lived(WEEK, 13), CREATED + WEEK, None)
+    assert not policy.is_over(lived(WEEK, 12), CREATED + WEEK, None)
+    assert not policy.is_over(lived(WEEK, 13), CREATED + WEEK - 1, None)
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "unreached", "expected"),
+    [(600, 60, True), (600, 59, False), (10, 1, True), (11, 1, False), (WEEK, 1, False)],
+)
+def test_as_long_in_front_of_a_dead_relay(
+    lifetime: int,
+    unreached: int,
+    expected: bool,  # noqa: FBT001 - a table
+) -> None:
+    """A tenth of the lifetime is enough, if the relay was tried in vain for so long."""
+    current = lived(lifetime)
+    now = current.expires
+    assert expected == policy.is_over(current, now, None, unreached_seconds=unreached)
+    assert not policy.is_over(current, now, None)
+    assert not policy.is_over(lived(0), CREATED, None)
+
+
+def test_after_the_lifetime_the_pace_is_that_of_the_attempts() -> None:
+    """Not that of an age which a clock made: as if each attempt had come in its time."""
+    for attempts, seconds in ((0, 1200), (1, 2000)):
+        found = judged("deferred", now=CREATED + WEEK, attempts=attempts)
+        assert ("defer", CREATED + WEEK + seconds) == (found.step, found.message.next_attempt)
+
+
+def test_a_pause_of_no_time_leaves_it_to_the_schedule() -> None:
+    """It is over at once, and the message waits like any other."""
+    limit = policy.DoubtLimit(1, 0)
+    assert CREATED + 400 == in_doubt(message(), limit).next_attempt
+
+
+def test_what_is_due_first_decides() -> None:
+    """A pause that ends before the next attempt by the schedule."""
+    found = policy.judge(
+        message(2),
+        {1: RESULTS["deferred"]},
+        now=CREATED,
+        relay="r",
+        doubts={0: 1},
+        limit=policy.DoubtLimit(1, 100),
+    )
+    assert CREATED + 100 == found.message.next_attempt
+
+
+@pytest.mark.parametrize("lifetime", [WEEK, 5])
+def test_the_end_of_the_lifetime_is_seen_at_its_second(lifetime: int) -> None:
+    """From then on a tenth of it is left, a second at least; that is recorded as a revision."""
+    waits = evolve(in_doubt(lived(lifetime), policy.DoubtLimit(1)), attempts=0)
+    assert policy.wait_on(waits, waits.expires - 1, None) is None
+    seen = policy.wait_on(waits, waits.expires, None)
+    assert seen is not None
+    assert waits.expires + max(lifetime // 10, 1) == seen.message.next_attempt
+    assert waits.revision + 1 == seen.message.revision
+
+
+def test_a_suspension_ends_and_the_copies_stay_counted() -> None:
+    """By a retry; a message that gets a new life is counted anew."""
+    other = Recipient("other@d", unknown={"mine": 1})
+    (one,) = in_doubt(in_doubt(message())).recipients
+    told = evolve(one, unknown={**one.unknown, DOUBT_TOLD: "a report", "mine": 1})
+    resumed = policy.resumed(evolve(message(), recipients=(told, other)))
+    assert {DOUBTS: 2, DOUBT_TOLD: "a report", "mine": 1} == resumed[0].unknown
+    assert other == resumed[1]
+    assert {"mine": 1} == policy.without_doubts(told).unknown
+
+
+def test_what_is_said_of_a_message_that_is_given_up() -> None:
+    """How old it is, and why, in its history too."""
+    found = policy.expire(message(), now=CREATED + 100_000 * 86400)
+    assert "expired after 100000.0 days in the queue" == found.message.recipients[0].reply
+    assert "too old: the queue lifetime is over" == found.message.history[-1]["reply"]
+    assert 1 == found.message.revision
+    told = policy.expire(message(), now=CREATED - 5, because="no route").message
+    assert "expired after 0.0 days in the queue; last: no route" == told.recipients[0].reply
+    assert "no route" == told.history[-1]["reply"]
+
+
+@pytest.mark.parametrize(
+    ("states", "step"),
+    [
+        ([DELIVERED, DELIVERED], "remove"),
+        ([DELIVERED, FAILED], "fail"),
+        ([FAILED], "fail"),
+    ],
+)
+def test_what_was_recorded_and_not_ended(states: list[str], step: str) -> None:
+    """A crash came in between: the sidecar says what is to be done."""
+    recipients = tuple(Recipient("a@b", state) for state in states)
+    found = policy.judged_before(evolve(message(), recipients=recipients))
+    assert (step, 1) == (found.step, found.message.revision)
+
+
+def test_only_faults_in_a_row_lengthen_the_delay() -> None:
+    """Anything else that came of it begins anew."""
+    current = message()
+    for _ in range(2):
+        current = policy.postpone(current, now=CREATED, relay="r", reply="lost")
+    assert (CREATED + 120, 2) == (current.next_attempt, current.revision)
+    between = policy.judge(current, {0: RESULTS["deferred"]}, now=CREATED, relay="r").message
+    again = policy.postpone(between, now=CREATED, relay="r", reply="lost")
+    assert CREATED + 60 == again.next_attempt
+
+
+def test_doubts_that_a_dead_sender_left_are_counted() -> None:
+    """Those that were noted; else one for each that was sent to. At the limit it is suspended."""
+    anybody = policy.found_in_doubt(message(2), now=CREATED, schedule=None, limit=TWO)
+    assert [1, 1] == [one.doubts for one in anybody.recipients]
+    assert ((), 1) == (anybody.suspended, anybody.revision)
+    known = policy.found_in_doubt(anybody, now=CREATED, schedule=None, limit=TWO, doubts={1: 1})
+    assert [1, 2] == [one.doubts for one in known.recipients]
+    assert ((1,), 2) == (known.suspended, known.revision)
+
+
+def test_what_goes_out_again_at_once_is_counted_before() -> None:
+    """It is due now, unless too many copies may be out."""
+    once = policy.goes_again(message(2), {1: 1}, TWO, CREATED + 7)
+    assert ([0, 1], ()) == ([one.doubts for one in once.recipients], once.suspended)
+    assert (CREATED + 7, 1) == (once.next_attempt, once.revision)
+    assert "in_doubt" == once.history[-1]["outcome"]
+    assert (1,) == policy.goes_again(once, {1: 1}, TWO, CREATED + 7).suspended

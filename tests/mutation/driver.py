@@ -8,13 +8,17 @@ must be explained in survivors.toml; an explanation of what does not survive any
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
+import queue
 import random
 import signal
 import sys
 import tempfile
+import threading
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -59,25 +63,32 @@ class Result:
 
 @frozen
 class Reach:
-    """How tests reach a module: their seconds, and the lines of the module that each runs."""
+    """How tests reach a module: their seconds, and the lines of the module that each runs.
+
+    Those of `starting` start other processes, which may run any line.
+    """
 
     seconds: dict[str, float]
     lines: dict[str, frozenset[int]]
+    starting: frozenset[str] = frozenset()
 
     def choose(self, mutant: Mutant, killers: Sequence[str], most: float) -> list[str]:
-        """Return the tests for a mutant, the likeliest first; together at most `most` seconds."""
+        """Return the tests for a mutant, the likeliest first; together at most `most` seconds.
+
+        One takes part even if it takes longer. What cannot notice the mutant is left out.
+        """
         own = range(mutant.first, mutant.last + 1)
         runs = {test for test, lines in self.lines.items() if test and not lines.isdisjoint(own)}
-        if not runs and not self.lines.get("", frozenset()).isdisjoint(own):
+        if not self.lines.get("", frozenset()).isdisjoint(own):
             # Run by the import; so whatever uses the module may notice it.
-            runs = {test for test in self.lines if test}
+            runs |= {test for test in self.lines if test}
 
         def rank(test: str) -> tuple[bool, bool, float]:
             return test not in killers, test not in runs, self.seconds[test]
 
         chosen: list[str] = []
         spent = 0.0
-        for test in sorted(self.seconds, key=rank):
+        for test in sorted((runs | self.starting) & set(self.seconds), key=rank):
             spent += self.seconds[test]
             if chosen and spent > most:
                 break
@@ -142,69 +153,105 @@ def digest_of_tests(files: Sequence[str]) -> str:
 
 @define
 class Trial:
-    """One run of the driver."""
+    """One run of the driver: several grounds, each with a thread of its own."""
 
-    ground: Ground
     known: Knowledge
     most: float
     reaches: dict[str, Reach] = field(factory=dict)
+    killers: dict[str, list[str]] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock)
+    _done: int = 0
+    _all: int = 0
 
-    def _reach(self, module: str) -> Reach:
+    def try_all(self, grounds: Sequence[Ground], work: Sequence[tuple[str, Mutant]]) -> None:
+        """Try mutants that are not known yet, module by module."""
+        digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
+        sources = {module: _short_digest(source_of(module)) for module in digests}
+        todo: queue.SimpleQueue[tuple[str, Mutant]] = queue.SimpleQueue()
+        for module, mutant in work:
+            before = self.known.found.get((module, mutant.name))
+            if before is None or not before.counts(sources[module], digests[module]):
+                todo.put((module, mutant))
+        self._all = todo.qsize()
+
+        def take(ground: Ground) -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    module, mutant = todo.get_nowait()
+                    result, by, took = self._try(ground, module, mutant)
+                    found = (sources[module], digests[module], result, by, round(took, 2))
+                    self._note(Result(module, mutant.name, *found))
+
+        with concurrent.futures.ThreadPoolExecutor(len(grounds)) as threads:
+            try:
+                for one in [threads.submit(take, ground) for ground in grounds]:
+                    one.result()
+            finally:
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        todo.get_nowait()
+
+    def _note(self, result: Result) -> None:
+        with self._lock:
+            recent = self.killers.setdefault(result.module, [])
+            if result.by in self.reaches[result.module].seconds:
+                others = [one for one in recent if one != result.by]
+                recent[:] = [result.by, *others][:_PRIOR_KILLERS]
+            self.known.add(result)
+            self._done += 1
+            say(
+                f"{self._done}/{self._all} {result.result} ({result.took:.1f} s) "
+                f"{result.module} {result.mutant}"
+            )
+
+    def _try(self, ground: Ground, module: str, mutant: Mutant) -> tuple[str, str, float]:
+        files = MODULES[module]
+        with self._lock:
+            if module not in self.reaches:
+                self.reaches[module] = self._reach(ground, module)
+            reach = self.reaches[module]
+            killers = tuple(self.killers.get(module, ()))
+        if ground.collected != tuple(files):
+            ground.collect(files, _MOST_BASELINE_SECONDS, run=False)
+        tests = reach.choose(mutant, killers, self.most)
+        if not tests:
+            return SURVIVED, "", 0.0
+        run = ground.try_mutant(module, mutant.text, tests, reach.seconds)
+        if not run.ended:
+            return TIMED_OUT, "", run.took
+        return (KILLED if run.failed else SURVIVED), run.failed, run.took
+
+    def _reach(self, ground: Ground, module: str) -> Reach:
         """Find out which tests run which lines of a module, without a mistake."""
         files = MODULES[module]
-        sources = hashlib.sha256("".join(map(source_of, MODULES)).encode()).hexdigest()[:16]
-        name = hashlib.sha256(f"{sources} {digest_of_tests(files)} {files}".encode()).hexdigest()
-        path = f"{os.path.dirname(self.known.path)}/reach-{name[:16]}"
+        every = "".join(map(source_of, MODULES))
+        name = _short_digest(f"{_short_digest(every)} {digest_of_tests(files)} {files}")
+        path = f"{os.path.dirname(self.known.path)}/reach-{name}"
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
         else:
-            found = self._trace(files)
+            found = self._trace(ground, files)
             with open(f"{path}.new", "w", encoding="utf-8") as file:
                 json.dump(found, file)
             os.rename(f"{path}.new", path)
-        lines = found["lines"].get(module, {})
-        return Reach(found["seconds"], {test: frozenset(one) for test, one in lines.items()})
+        lines = {test: frozenset(one) for test, one in found["lines"].get(module, {}).items()}
+        return Reach(found["seconds"], lines, frozenset(found["starting"]))
 
-    def _trace(self, files: Sequence[str]) -> dict[str, Any]:
-        run = self.ground.run(files, limit=_MOST_BASELINE_SECONDS, traced=list(MODULES))
-        seconds = {test: one for test, one in run.seconds.items() if test not in run.broken}
-        if not run.ended or not seconds:
-            raise RuntimeError(f"the tests do not run: {self.ground.output()[-2000:]}")
-        for test in sorted(run.broken):
+    def _trace(self, ground: Ground, files: Sequence[str]) -> dict[str, Any]:
+        """Run tests as they will be run, and once more to see their lines, which takes longer."""
+        plain = ground.collect(files, _MOST_BASELINE_SECONDS, run=True)
+        traced = ground.trace(files, list(MODULES), _MOST_BASELINE_SECONDS)
+        seconds = {test: one for test, one in plain.seconds.items() if test not in plain.broken}
+        if not plain.ended or not traced.ended or not seconds:
+            raise RuntimeError(f"the tests do not run: {ground.output()[-2000:]}")
+        for test in sorted(plain.broken):
             say(f"left out, for it fails without a mistake: {test}")
-        return {"seconds": seconds, "lines": run.lines}
+        return {"seconds": seconds, "lines": traced.lines, "starting": traced.starting}
 
-    def try_all(self, work: Sequence[tuple[str, Mutant]]) -> None:
-        """Try mutants that are not known yet."""
-        digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
-        killers: dict[str, list[str]] = {}
-        for number, (module, mutant) in enumerate(work, 1):
-            source = hashlib.sha256(source_of(module).encode()).hexdigest()[:16]
-            before = self.known.found.get((module, mutant.name))
-            if before is not None and before.counts(source, digests[module]):
-                continue
-            if module not in self.reaches:
-                self.reaches[module] = self._reach(module)
-            recent = killers.setdefault(module, [])
-            result, by, took = self._try(module, mutant, recent)
-            if by in self.reaches[module].seconds:
-                recent[:] = [by, *[one for one in recent if one != by]][:_PRIOR_KILLERS]
-            self.known.add(
-                Result(module, mutant.name, source, digests[module], result, by, round(took, 2))
-            )
-            say(f"{number}/{len(work)} {result} ({took:.1f} s) {module} {mutant.name}")
 
-    def _try(self, module: str, mutant: Mutant, killers: Sequence[str]) -> tuple[str, str, float]:
-        reach = self.reaches[module]
-        tests = reach.choose(mutant, killers, self.most)
-        files = [one for one in MODULES[module] if any(f"tests/{one}::" in test for test in tests)]
-        limit = 15 + 3 * sum(reach.seconds[test] for test in tests)
-        with self.ground.planted(module, mutant.text):
-            run = self.ground.run(files, tests, limit=limit)
-        if not run.ended:
-            return TIMED_OUT, "", run.took
-        return (KILLED if run.failed else SURVIVED), run.failed, run.took
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def say(text: str) -> None:
@@ -242,6 +289,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each module")
     parser.add_argument("--seed", type=int, default=1, help="for the sample")
     parser.add_argument("--most", type=float, default=20.0, help="seconds of tests for a mutant")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (%(default)s)")
     parser.add_argument("--only", default="", help="mutants whose name has this text")
     parser.add_argument("--results", default=RESULTS, help="where results are kept (%(default)s)")
     parser.add_argument("--page", action="store_true", help="write the scores into docs/proof.md")
@@ -264,12 +312,15 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = Knowledge.load(options.results)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with (
-        tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory) as root,
-        Ground.prepared(root) as ground,
-    ):
-        trial = Trial(ground, known, options.most)
-        trial.try_all(work)
+    with contextlib.ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory)
+        root = stack.enter_context(temporary)
+        wheel = installation.build_wheel(root)
+        grounds = []
+        for number in range(options.jobs):
+            os.mkdir(f"{root}/{number}")
+            grounds.append(stack.enter_context(Ground.prepared(f"{root}/{number}", wheel)))
+        Trial(known, options.most).try_all(grounds, work)
     tried = {(module, one.name): known.found[module, one.name] for module, one in work}
     names = {module: frozenset(one.name for one in mutants[module]) for module in modules}
     reasons = explained()

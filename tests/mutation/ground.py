@@ -1,7 +1,7 @@
 """An installation whose modules are mutated, and the process that tests it.
 
-The wheel is built and installed once. Then one file at a time is overwritten in `site-packages`,
-with its compiled form. The merged files are removed, so that the programs use the modules, too.
+The wheel is installed once. Then one file at a time is overwritten in `site-packages`, with its
+compiled form. The merged files are removed, so that the programs use the modules, too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from attrs import define, field, frozen
 import installation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+# A whole run gets so many seconds, and so many times what its tests take without a mistake. Each
+# test has a limit of its own, too (worker.py).
+_LEAST_LIMIT_SECONDS, _TIMES_LONGER = 30.0, 5.0
 # The name of the variable by which conftest.py is told which installation to test.
 VARIABLE = "PICOQMAIL_INSTALLED"
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -42,7 +45,11 @@ _PYTEST = (
 
 @frozen
 class Run:
-    """What became of a run of tests. `lines` are the lines that each test ran, by module."""
+    """What became of a run of tests.
+
+    `lines` are the lines that each test ran, by module; `starting` are the tests that started other
+    processes.
+    """
 
     ended: bool
     took: float
@@ -50,6 +57,7 @@ class Run:
     broken: frozenset[str] = frozenset()
     seconds: dict[str, float] = field(factory=dict)
     lines: dict[str, dict[str, list[int]]] = field(factory=dict)
+    starting: list[str] = field(factory=list)
 
 
 @define
@@ -59,13 +67,15 @@ class Ground:
     root: str
     package: str
     worker: subprocess.Popen[str]
+    collected: tuple[str, ...] = ()
+    """The files of tests that the worker has collected, and with them imported the package."""
 
     @classmethod
     @contextlib.contextmanager
-    def prepared(cls, root: str) -> Iterator[Ground]:
-        """Install the checkout below `root`, an empty directory, and start the worker."""
+    def prepared(cls, root: str, wheel: str) -> Iterator[Ground]:
+        """Install the wheel below `root`, an empty directory, and start the worker."""
         environment = installation.make_environment(f"{root}/environment")
-        installation.install(installation.build_wheel(root), environment.python)
+        installation.install(wheel, environment.python)
         installation.share_dependencies(environment.python)
         (package,) = glob.glob(f"{root}/environment/lib/python3*/site-packages/picoqmail")
         shutil.rmtree(f"{package}/merged")
@@ -86,14 +96,14 @@ class Ground:
         return f"{self.package}/{module}.py"
 
     @contextlib.contextmanager
-    def planted(self, module: str, text: str) -> Iterator[None]:
-        """Have a module be this text for a while."""
+    def _planted(self, module: str, text: str) -> Iterator[str]:
+        """Have a module be this text for a while; yield what it was before."""
         path = self.path_of(module)
         with open(path, encoding="utf-8") as file:
             before = file.read()
         self._put(path, text)
         try:
-            yield
+            yield before
         finally:
             self._put(path, before)
 
@@ -104,24 +114,49 @@ class Ground:
         # Python compares times in seconds and sizes: another text may have both of them.
         py_compile.compile(path, doraise=True)
 
-    def run(
-        self,
-        files: Sequence[str],
-        tests: Sequence[str] = (),
-        *,
-        limit: float,
-        traced: Sequence[str] = (),
-    ) -> Run:
-        """Run tests, all of the files or those named, in this order; `limit` in seconds.
+    def trace(self, files: Sequence[str], modules: Sequence[str], limit: float) -> Run:
+        """Run all tests of files; note the lines of these modules that each of them runs."""
+        return self._run({"files": files, "modules": modules, "limit": limit})
 
-        The first failure ends the run, unless modules are `traced`: then all tests are run, and the
-        lines of these modules that each of them runs are noted.
+    def collect(self, files: Sequence[str], limit: float, *, run: bool) -> Run:
+        """Have the worker collect these files, before anything is planted.
+
+        With `run` it also runs all tests, without a mistake, as it will for each mutant.
         """
+        self.collected = tuple(files)
+        tests = () if run else ("none",)
+        # No module is at this path, so nothing is exchanged.
+        return self._run({"files": files, "tests": tests, "path": "none", "limit": limit})
+
+    def try_mutant(
+        self, module: str, text: str, tests: Sequence[str], seconds: Mapping[str, float]
+    ) -> Run:
+        """Run tests of the collected files, in this order, while a module is this text.
+
+        The first failure ends the run. `seconds` is what each takes without a mistake.
+        """
+        usual = {test: seconds[test] for test in tests}
+        with self._planted(module, text) as before:
+            asked = {"tests": tests, "path": self.path_of(module), "before": before, "text": text}
+            limit = _LEAST_LIMIT_SECONDS + _TIMES_LONGER * sum(usual.values())
+            files = [one for one in self.collected if any(f"/{one}::" in test for test in tests)]
+            more = {"files": self.collected, "few": files, "seconds": usual, "limit": limit}
+            return self._run({**asked, **more})
+
+    def _run(self, given: Mapping[str, Any]) -> Run:
+        def paths(files: Sequence[str]) -> list[str]:
+            return [os.path.join(installation.CHECKOUT, "tests", one) for one in files]
+
+        traced = [self.path_of(module) for module in given.get("modules", ())]
         asked = {
-            "files": [os.path.join(installation.CHECKOUT, "tests", one) for one in files],
-            "tests": list(tests),
-            "limit": limit,
-            "traced": [self.path_of(module) for module in traced],
+            "path": "",
+            "tests": [],
+            "seconds": {},
+            **given,
+            "files": paths(given["files"]),
+            "few": paths(given.get("few", given["files"])),
+            "traced": traced,
+            "imported": [f"picoqmail.{one.replace('/', '.')}" for one in given.get("modules", ())],
             "arguments": [
                 f"--rootdir={installation.CHECKOUT}",
                 f"--config-file={installation.CHECKOUT}/pyproject.toml",
@@ -137,7 +172,7 @@ class Ground:
         self.worker.stdin.flush()
         line = self.worker.stdout.readline()
         if not line:
-            raise RuntimeError("the worker is gone")
+            raise RuntimeError(f"the worker is gone: {self.output()[-2000:]}")
         return self._read(json.loads(line))
 
     def _read(self, found: dict[str, Any]) -> Run:
@@ -156,6 +191,7 @@ class Ground:
             frozenset(found.get("broken", ())),
             found.get("seconds", {}),
             lines,
+            found.get("starting", []),
         )
 
     def output(self) -> str:

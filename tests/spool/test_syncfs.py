@@ -99,13 +99,15 @@ def test_what_is_not_trusted_is_not_opened(tmp_path: Path) -> None:
     assert before == len(os.listdir("/proc/self/fd"))
 
 
-def test_a_sync_that_succeeds_can_be_repeated(trusted: FileSystemSync, tmp_path: Path) -> None:
+def test_a_sync_that_succeeds_can_be_repeated(
+    trusted: FileSystemSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is of one descriptor from its opening on."""
     for number in range(3):
         (tmp_path / f"{number}").write_bytes(b"x")
         trusted.sync()
-    os.sync()
-    assert trusted.pays(LEAST_MESSAGES) == (dirty_octets() <= MOST_DIRTY_OCTETS)
+    monkeypatch.setattr(syncfs, "dirty_octets", lambda: 0)
+    assert trusted.pays(LEAST_MESSAGES)
     assert not trusted.pays(LEAST_MESSAGES - 1)
     trusted.close()
 
@@ -135,9 +137,34 @@ def test_much_that_is_not_written_yet_is_not_waited_for(
     trusted: FileSystemSync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group is not to wait for another program's gigabytes."""
-    monkeypatch.setattr(syncfs, "MOST_DIRTY_OCTETS", -1)
-    assert not trusted.pays(1000)
+    for octets, expected in ((MOST_DIRTY_OCTETS, True), (MOST_DIRTY_OCTETS + 1, False)):
+        monkeypatch.setattr(syncfs, "dirty_octets", lambda octets=octets: octets)
+        assert expected == trusted.pays(1000)
     trusted.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"MemTotal: 9 kB\nDirty:  12 kB\nWriteback: 3 kB\nWritebackTmp: 5 kB\n", 15 * 1024),
+        (b"Dirty: 12 kB\n", MOST_DIRTY_OCTETS + 1),
+        (b"Dirty: x kB\nWriteback: 3 kB\n", MOST_DIRTY_OCTETS + 1),
+        (b"Dirty:\nWriteback: 3 kB\n", MOST_DIRTY_OCTETS + 1),
+        (None, MOST_DIRTY_OCTETS + 1),
+    ],
+)
+def test_what_the_kernel_says_of_its_writing(
+    monkeypatch: pytest.MonkeyPatch, text: bytes | None, expected: int
+) -> None:
+    """As proc_meminfo(5) has it; much, where it says nothing."""
+
+    def opened(*_: object) -> io.BytesIO:
+        if text is None:
+            raise PermissionError
+        return io.BytesIO(text)
+
+    monkeypatch.setattr(syncfs, "open", opened, raising=False)
+    assert expected == dirty_octets()
 
 
 def test_without_ctypes_each_message_is_synced_alone(home: TemporaryHome) -> None:
