@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = 0
     for name in arguments.id:
         try:
-            entry, text = explain_message(spool, spool.find(name), time.time())
+            entry, text = explain_message(spool, spool.find(name), spool.clock())
         except NoSuchMessageError as exc:
             complain(printable(str(exc)))
             complain("a delivered message is no longer in the spool: see the log")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from functools import partial
 from itertools import zip_longest
 
@@ -274,7 +273,7 @@ class Run:
 
         Raises SpoolError.
         """
-        reporter = Reporter(self.spool, self.settings, self.log)
+        reporter = Reporter(self.spool, self.settings, self.log, self.spool.clock)
         try:
             reporter.make_digests()
         finally:
@@ -292,7 +291,13 @@ class Run:
 
     def _deliver(self, ids: Iterable[str], summary: Summary, *, forced: bool) -> Delivery:
         delivery = Delivery(
-            self.spool, self.settings, self.log, self._lanes.serve, stop=self._lanes.is_stopped
+            self.spool,
+            self.settings,
+            self.log,
+            self._lanes.serve,
+            # That of the store: hosts that share one may have clocks that differ.
+            clock=self.spool.clock,
+            stop=self._lanes.is_stopped,
         )
         delivery.summary = summary
         if self.look is not None:
@@ -321,7 +326,7 @@ class Run:
     def _count(self, before: dict[str, int], after: dict[str, int]) -> None:
         counts = {name: after[name] - before[name] for name in after}
         try:
-            self.spool.totals.add(counts, int(time.time()))
+            self.spool.totals.add(counts, int(self.spool.clock()))
         except OSError as exc:
             # The mail goes on; only the figures lack something.
             self.log.event("error", level="warning", error=f"cannot count in the spool: {exc}")

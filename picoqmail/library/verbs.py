@@ -7,7 +7,6 @@ imported when it is used, for a program that only enqueues needs none of it.
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from picoqmail.errors import NoSuchMessageError
@@ -76,7 +75,7 @@ class Verbs:
         from picoqmail.admin.explain import explain_message
 
         spool = self._store()
-        return explain_message(spool, spool.find(message_id), time.time())[1]
+        return explain_message(spool, spool.find(message_id), spool.clock())[1]
 
     def body(self, message_id: str) -> Iterator[bytes]:
         """Return the octets of a message as spooled, in blocks, our Received line first.
@@ -138,7 +137,6 @@ class Verbs:
         """
         from picoqmail.delivery.run import Run
         from picoqmail.layout import CUR, NEW
-        from picoqmail.spool import scan
 
         events = None
         if on_event is not None:
@@ -147,10 +145,7 @@ class Verbs:
             events = Listening(on_event)
         run = Run(self._own_home(), "python", signals=False, events=events)
         if ids is None:
-            now = time.time()
-            ids = []
-            for state in (CUR, NEW):
-                ids += scan.look(self.home.spool, state, now, most=sys.maxsize).due
+            ids = run.spool.due(sys.maxsize, (NEW, CUR))
         run.deliver([run.spool.find(one) for one in ids], forced=forced)
         if events is not None:
             events.raise_what_came()

@@ -141,7 +141,7 @@ class Connections:
         self._is_checked = False
         self._offset: float | None = None
         self._heard_at = 0.0
-        self._notified = 0.0
+        self._notified = float("-inf")
 
     # --- Time ----------------------------------------------------------------------------------
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
+from picoqmail import Spool
 from picoqmail.delivery.run import Run
-from picoqmail.home.paths import locate
+from picoqmail.home.paths import Home, locate
 from picoqmail.layout import CUR, NEW
+from proof.world import Programs
+from rig import faults
+from rig.hostile import HostileRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +25,36 @@ if TYPE_CHECKING:
     from rig.postgresql import PrivatePostgreSQL
     from rig.recording import RecordingRelay
     from temporary_home import TemporaryHome
+
+
+def test_the_times_are_those_of_the_server(
+    home: TemporaryHome, url: str, store: PostgresStore, accept: Accept
+) -> None:
+    """A host whose clock is an hour ahead plans the next attempt by the server's clock."""
+    message_id = accept()
+    home.setting("retryschedule", "60")
+    with HostileRelay({"RCPT": faults.reply("451 4.3.0 later")}) as relay:
+        home.setting("relayip", relay.address)
+        ran = subprocess.run(
+            Programs().command("send", late_seconds=3600),
+            env=home.variables(PICOQMAIL_SPOOL=url),
+            check=False,
+        )
+    assert 75 == ran.returncode
+    _, message = store.read(message_id)
+    assert 0 < message.next_attempt - store.clock() <= 60
+
+
+def test_the_library_delivers_all_that_is_due(
+    home: TemporaryHome, url: str, relay: RecordingRelay, store: PostgresStore, accept: Accept
+) -> None:
+    """`Spool.deliver` without IDs: what is in the tables, not in the host's directory."""
+    home.setting("relayip", relay.address)
+    accept()
+    later = accept(next_attempt=int(store.clock()) + 3600)
+    summary = Spool(Home(home.root, database=url)).deliver()
+    assert 1 == summary.delivered
+    assert [later] == list(store.names())
 
 
 class RelayThatWaits:
