@@ -8,6 +8,9 @@ Each call runs in a thread, because a file system has no asynchronous interface.
 cancels a call cannot know whether the message was accepted. With an idempotency key it can safely
 call again.
 
+With `connection=` the message is put into the caller's own transaction, by the caller's connection
+and in the loop that this belongs to.
+
 Under asyncio nothing else is needed; under trio, anyio is (extra `anyio`).
 """
 
@@ -176,11 +179,30 @@ class Spool:
         not_before: Moment | None = None,
         expires: Moment | None = None,
         add_missing: bool = False,
+        connection: object = None,
     ) -> Receipt:
         """Put one message into the spool; see `picoqmail.Spool.enqueue`.
 
-        The thread reads the stream, so it must be a blocking one.
+        The thread reads the stream, so it must be a blocking one. `connection` puts the message
+        into the tables in your own transaction: a psycopg AsyncConnection, or an AsyncConnection
+        or AsyncSession of SQLAlchemy with that driver. It is durable, and on its way, when you
+        commit.
         """
+        if connection is not None:
+            mail = api.Mail(
+                message,
+                sender,
+                recipients,
+                idempotency_key=idempotency_key,
+                on_reuse=on_reuse,
+                not_before=not_before,
+                expires=expires,
+                add_missing=add_missing,
+            )
+            insertion = await _in_thread(self._spool._insertion, mail)  # noqa: SLF001 - its other face
+            with importing:
+                from picoqmail.library.transaction import enqueue_within_async
+            return await enqueue_within_async(connection, insertion)
         return await _in_thread(
             self._spool.enqueue,
             message,
@@ -317,23 +339,23 @@ async def enqueue(  # noqa: PLR0913 - as api.enqueue
     not_before: Moment | None = None,
     expires: Moment | None = None,
     add_missing: bool = False,
+    connection: object = None,
 ) -> Receipt:
     """Put one message into the spool; see `picoqmail.enqueue` for arguments and errors.
 
-    The thread reads the stream, so it must be a blocking one, not one of asyncio's.
+    The thread reads the stream, so it must be a blocking one, not one of asyncio's. `connection` is
+    one of asyncio: see `Spool.enqueue`.
     """
-    return await _in_thread(
-        api.enqueue,
+    return await Spool(home, send=send).enqueue(
         message,
         sender,
         recipients,
-        home=home,
-        send=send,
         idempotency_key=idempotency_key,
         on_reuse=on_reuse,
         not_before=not_before,
         expires=expires,
         add_missing=add_missing,
+        connection=connection,
     )
 
 

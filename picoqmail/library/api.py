@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from picoqmail.home.paths import Home
     from picoqmail.library.groups import Draft
     from picoqmail.library.mail import AddressLike, OnReuse, Recipients
+    from picoqmail.library.transaction import Insertion
 
 HomeLike: TypeAlias = "Home | str | os.PathLike[str]"
 
@@ -172,7 +173,10 @@ class Spool(Verbs):
             add_missing=add_missing,
         )
         if connection is not None:
-            return self._enqueue_within(connection, mail)
+            insertion = self._insertion(mail)
+            with importing:
+                from picoqmail.library.transaction import enqueue_within
+            return enqueue_within(connection, insertion)
         (outcome,) = self._entrance().enqueue([mail])
         if isinstance(outcome, Exception):
             raise outcome
@@ -235,14 +239,18 @@ class Spool(Verbs):
         """
         return self._entrance().commit(pendings)
 
-    def _enqueue_within(self, connection: object, mail: Mail) -> Receipt:
+    def _insertion(self, mail: Mail) -> Insertion:
+        """Return the statements that put a message into the tables, for `enqueue(connection=)`.
+
+        Nothing is done yet. Raises what `enqueue` raises for the message and the settings.
+        """
         with importing:
-            from picoqmail.library.transaction import enqueue_within
+            from picoqmail.library.transaction import insertion_of
 
         home = self.home
         limits = self._limits(home, Control(home.control))
         order = check(mail, time.time(), limits.queuelifetime, limits.host)
-        return enqueue_within(connection, home, limits, order, PROGRAM)
+        return insertion_of(home, limits, order, PROGRAM)
 
     # --- Inside ------------------------------------------------------------------------------
 

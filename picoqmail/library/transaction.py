@@ -3,15 +3,20 @@
 The message is rows of the database that the caller writes to anyway. It is committed or rolled back
 with the caller's own rows, so it costs no fsync, and one round trip for most mails. The statement
 also sees to it that a commit with synchronous_commit off waits for the disk this time.
+
+What is to be run is made first (`insertion_of`); then it is run by a connection that blocks, or by
+one of asyncio.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING
 from zlib import crc32
+
+from attrs import frozen
 
 from picoqmail.errors import ConfigurationError, MessageError, MessageTooLargeError, SpoolError
 from picoqmail.home.database import database_of
@@ -21,7 +26,7 @@ from picoqmail.message.dates import header_date
 from picoqmail.spool import sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from picoqmail.home.limits import Limits
@@ -29,23 +34,33 @@ if TYPE_CHECKING:
     from picoqmail.library.orders import Order
 
     Run = Callable[[str, Mapping[str, Any]], object]
+    AsyncRun = Callable[[str, Mapping[str, Any]], Awaitable[object]]
 
 _ENTROPY_OCTETS = 8
 _TAKES = (
     "a psycopg Connection, a Connection or Session of SQLAlchemy, or the alias of a Django database"
 )
+_TAKES_ASYNC = (
+    "a psycopg AsyncConnection, or an AsyncConnection or AsyncSession of SQLAlchemy; a connection "
+    "that blocks is for picoqmail.enqueue, in the thread that it belongs to"
+)
 # SQLSTATE: undefined_table, invalid_schema_name.
 _MISSING = frozenset({"42P01", "3F000"})
 
 
-def enqueue_within(
-    connection: object, home: Home, limits: Limits, order: Order, program: str
-) -> Receipt:
-    """Put a message into the tables through a connection of the caller's.
+@frozen
+class Insertion:
+    """The statements of one message, with their values, and the receipt for when they are run."""
 
-    Nothing is committed, unless the connection commits each statement by itself. Raises
-    ConfigurationError, MessageError, MessageTooLargeError, SpoolError. After an error of the
-    database the caller's transaction can only be rolled back.
+    receipt: Receipt
+    schema: str
+    statements: Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def insertion_of(home: Home, limits: Limits, order: Order, program: str) -> Insertion:
+    """Return what puts a message into the tables.
+
+    Raises ConfigurationError, MessageError, MessageTooLargeError.
     """
     if order.key is not None:
         raise MessageError(
@@ -85,12 +100,13 @@ def enqueue_within(
     # Due at once, whatever the clock of the server says: 0 is past on every clock.
     due = due if due > created else 0
     ready = ReadyMessage(message_id, state, due, sidecar.encode(record), chunks)
-    with _running(connection) as run:
-        try:
-            insert(run, ready, schema, entered=created, lasting=True)
-        except Exception as exc:
-            raise _translated(exc, schema) from exc
-    return Receipt(
+    statements: list[tuple[str, Mapping[str, Any]]] = []
+
+    def keep(text: str, values: Mapping[str, Any]) -> None:
+        statements.append((text, values))
+
+    insert(keep, ready, schema, entered=created, lasting=True)
+    receipt = Receipt(
         id=message_id,
         sender=order.sender,
         recipients=tuple(order.recipients),
@@ -99,6 +115,34 @@ def enqueue_within(
         next_attempt=record["next_attempt"],
         durable=False,
     )
+    return Insertion(receipt, schema, statements)
+
+
+def enqueue_within(connection: object, insertion: Insertion) -> Receipt:
+    """Put a message into the tables through a connection of the caller's.
+
+    Nothing is committed, unless the connection commits each statement by itself. Raises
+    ConfigurationError, MessageError, SpoolError. After an error of the database the caller's
+    transaction can only be rolled back.
+    """
+    with _running(connection) as run:
+        try:
+            for text, values in insertion.statements:
+                run(text, values)
+        except Exception as exc:
+            raise _translated(exc, insertion.schema) from exc
+    return insertion.receipt
+
+
+async def enqueue_within_async(connection: object, insertion: Insertion) -> Receipt:
+    """Do the same through a connection of asyncio."""
+    async with _running_async(connection) as run:
+        try:
+            for text, values in insertion.statements:
+                await run(text, values)
+        except Exception as exc:
+            raise _translated(exc, insertion.schema) from exc
+    return insertion.receipt
 
 
 def _bounded(first: list[bytes], blocks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
@@ -126,31 +170,86 @@ def _running(connection: object) -> Iterator[Run]:
 
     Where the connection commits each statement by itself, all of ours are one transaction.
     """
-    module = type(connection).__module__.partition(".")[0]
+    package = _package_of(connection)
     with ExitStack() as opened:
         if isinstance(connection, str):
             yield opened.enter_context(_django(connection))
-        elif module == "psycopg" and hasattr(connection, "transaction"):
+        elif package == "psycopg" and hasattr(connection, "transaction"):
             yield opened.enter_context(_psycopg(connection))
-        elif module == "sqlalchemy" and hasattr(connection, "exec_driver_sql"):
-            yield connection.exec_driver_sql
-        elif module == "sqlalchemy" and hasattr(connection, "connection"):
-            yield connection.connection().exec_driver_sql
+        elif package == "sqlalchemy" and (one := _of_sqlalchemy(connection)) is not None:
+            yield one.exec_driver_sql
         elif hasattr(connection, "vendor") and hasattr(connection, "alias"):
             yield opened.enter_context(_django(connection.alias))
         else:
-            raise MessageError(f"connection is a {type(connection).__name__}; give {_TAKES}")
+            raise _refuse(connection, _TAKES)
+
+
+@asynccontextmanager
+async def _running_async(connection: Any) -> AsyncIterator[AsyncRun]:  # noqa: ANN401 - not ours
+    """Do the same for a connection of asyncio."""
+    package = _package_of(connection)
+    async with AsyncExitStack() as opened:
+        if package == "psycopg" and _is_async(connection, "execute"):
+            yield await opened.enter_async_context(_psycopg_async(connection))
+        elif package == "sqlalchemy" and _is_async(connection, "connection"):
+            yield _with_our_values(await connection.connection()).exec_driver_sql
+        elif package == "sqlalchemy" and _is_async(connection, "exec_driver_sql"):
+            yield _with_our_values(connection).exec_driver_sql
+        else:
+            raise _refuse(connection, _TAKES_ASYNC)
+
+
+def _package_of(connection: object) -> str:
+    return type(connection).__module__.partition(".")[0]
+
+
+def _refuse(connection: object, takes: str) -> MessageError:
+    return MessageError(f"connection is a {type(connection).__name__}; give {takes}")
+
+
+def _is_async(connection: object, method: str) -> bool:
+    import inspect
+
+    # Of the class: some attributes of an instance refuse to be looked at.
+    return inspect.iscoroutinefunction(getattr(type(connection), method, None))
+
+
+def _of_sqlalchemy(connection: Any) -> Any:  # noqa: ANN401 - a package that need not be there
+    """Return the Connection of a Connection or Session; None for anything else."""
+    if any(_is_async(connection, one) for one in ("connection", "exec_driver_sql")):
+        raise MessageError("connection is one for asyncio: use picoqmail.aio.enqueue")
+    if hasattr(connection, "exec_driver_sql"):
+        return _with_our_values(connection)
+    return _with_our_values(connection.connection()) if hasattr(connection, "connection") else None
+
+
+def _with_our_values(connection: Any) -> Any:  # noqa: ANN401 - the same
+    """Return it if its driver takes values as ours do: `%(name)s`. Raises MessageError."""
+    dialect = connection.dialect
+    if dialect.name != "postgresql" or dialect.paramstyle != "pyformat":
+        raise MessageError(
+            f"connection uses {dialect.name} with the driver {dialect.driver}; mail within a "
+            "transaction needs PostgreSQL with psycopg (postgresql+psycopg://)"
+        )
+    return connection
 
 
 @contextmanager
 def _psycopg(connection: Any) -> Iterator[Run]:  # noqa: ANN401 - a package that need not be there
-    import inspect
-
-    if inspect.iscoroutinefunction(connection.execute):
-        raise MessageError("connection is one for asyncio; give a psycopg Connection")
+    if _is_async(connection, "execute"):
+        raise MessageError("connection is one for asyncio: use picoqmail.aio.enqueue")
     if connection.autocommit:
         # Within a transaction of the caller's this is a savepoint, else it commits at its end.
         with connection.transaction():
+            yield connection.execute
+    else:
+        yield connection.execute
+
+
+@asynccontextmanager
+async def _psycopg_async(connection: Any) -> AsyncIterator[AsyncRun]:  # noqa: ANN401 - the same
+    if connection.autocommit:
+        async with connection.transaction():
             yield connection.execute
     else:
         yield connection.execute
