@@ -1,7 +1,8 @@
-"""A program that uses the library, for the sweeps: many.py COPY [--prepared].
+"""A program that uses the library, for the sweeps: many.py COPY [--prepared | --within URL].
 
 It calls enqueue_many once; with --prepared it prepares each message, and then commits them, the
-first one alone. COPY is a copy of the package; "" stands for the installed one.
+first one alone; with --within it enqueues them in one transaction of its own. COPY is a copy of the
+package; "" stands for the installed one.
 
 Standard input is a JSON list of messages. Each is a list: body (latin-1), sender, recipients, key
 or null. The outcomes go to standard output at the end, as one JSON list.
@@ -37,7 +38,10 @@ def main() -> int:
     # Otherwise unwritten data of other programs could prevent the use of syncfs.
     os.sync()
     try:
-        outcomes = prepared(picoqmail, mails) if flags else picoqmail.enqueue_many(mails)
+        if flags[:1] == ["--within"]:
+            outcomes = within(picoqmail, mails, flags[1])
+        else:
+            outcomes = prepared(picoqmail, mails) if flags else picoqmail.enqueue_many(mails)
     except picoqmail.PicoqmailError as exc:
         outcomes = [exc]
     errors = [one for one in outcomes if not isinstance(one, picoqmail.Receipt)]
@@ -84,6 +88,17 @@ def prepared(picoqmail: Any, mails: list[Any]) -> list[Any]:
         for number, outcome in zip(some, told, strict=True):
             outcomes[number] = outcome
     return outcomes
+
+
+def within(picoqmail: Any, mails: list[Any], url: str) -> list[Any]:
+    """Enqueue messages in a transaction of our own; what the driver raises ends the program."""
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        return [
+            picoqmail.enqueue(one.message, one.sender, one.recipients, connection=connection)
+            for one in mails
+        ]
 
 
 if __name__ == "__main__":

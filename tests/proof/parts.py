@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from proof import device, error_sweep, idling, kill_sweep, power, races, soak
+from proof import database, device, error_sweep, idling, kill_sweep, power, races, soak, statements
+from proof.database_mistakes import MISTAKES as DATABASE_MISTAKES
+from proof.database_mistakes import DatabaseMistake, lazy_server, notice
+from proof.forwarder import forward_and_kill
 from proof.kill_sweep import Stage
 from proof.mistakes import MISTAKES, Mistake
 from proof.page import plain
 from proof.planted import PLANTS, Plant, plant
 from proof.scenarios import BY_NAME, SCENARIOS, Scenario
+from proof.shared import Hall
+from proof.world import Programs
+from rig.postgresql import PrivatePostgreSQL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +60,9 @@ DEVICE_SCENARIOS = tuple(
         "check --repair, after a crash",
     )
 )
+# Of the fleet, the trial that takes longest.
+FLEET_SECONDS = 600
+FORWARDER_KILLS = 60
 # Less than the queue's lifetime: a clock that jumps further would rightly expire messages.
 JUMP_SECONDS = 300000.0
 _CROWDS: tuple[tuple[str, bool, tuple[float, ...]], ...] = (
@@ -191,6 +200,29 @@ def kinds(size: Size) -> list[Kind]:
             soak.HEAD,
             [Part(soak.NAME, partial(_soak, size), f"{size.soak_seconds} seconds")],
         ),
+        Kind(
+            "database",
+            "A database",
+            "The same promise where PostgreSQL keeps the mail. Programs are killed, and their "
+            "lines cut, before each statement and before its answer; a forwarder is killed again "
+            "and again while the server is restarted; and a fleet on three hosts, the clocks of "
+            "two of them an hour off, meets everything at random: kills, suspensions, lines that "
+            "go silent, crashes of the server, a full disk, callers that roll back. Bugs are "
+            "planted here, too.",
+            ("Trial", "Tried", "Missed", "Twice, marked", "What befell, or the first breach"),
+            [
+                *[
+                    Part(f"at every statement: {one.name}", partial(_statements, size, one))
+                    for one in statements.JOURNEYS
+                ],
+                Part("the forwarder, killed again and again", partial(_forwarder, size)),
+                Part("a fleet", partial(_fleet, size)),
+                *[
+                    Part(f"planted: {one.name}", partial(_database_mistake, one))
+                    for one in DATABASE_MISTAKES
+                ],
+            ],
+        ),
     ]
 
 
@@ -316,3 +348,55 @@ def _soak(size: Size, root: str, bar: Bar) -> Found:
             stage, seconds=size.soak_seconds, seed=size.seed, announce=bar.announce, step=bar.step
         )
     return report.row(), report.breaches
+
+
+def _statements(size: Size, journey: statements.Journey, root: str, bar: Bar) -> Found:
+    with Hall(root) as hall:
+        report = statements.sweep(
+            hall,
+            [journey.name],
+            sample=size.sample(8),
+            seed=size.seed,
+            announce=bar.announce,
+            step=bar.step,
+        )
+    figures = report.points, report.missed, report.duplicates
+    return _row(f"at every statement: {journey.name}", *figures), report.breaches
+
+
+def _forwarder(size: Size, root: str, bar: Bar) -> Found:
+    kills = 10 if size.quick else FORWARDER_KILLS
+    bar.announce(kills)
+    with lazy_server() as server, Hall(root, Programs(), server) as hall:
+        report = forward_and_kill(
+            hall, kills=kills, restarts=kills // 5, seed=size.seed, step=bar.step
+        )
+    befell = f"{report.messages} messages, {report.restarts} restarts of the server"
+    return _row(
+        "the forwarder, killed again and again", report.kills, 0, report.duplicates, befell
+    ), report.breaches
+
+
+def _fleet(size: Size, _root: str, bar: Bar) -> Found:
+    bar.announce(1)
+    books, breaches = database.search(10 if size.quick else FLEET_SECONDS, size.seed)
+    bar.step()
+    befell = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in books.befell.items())
+    told = f"{len(books.acknowledged)} accepted, {len(books.rolled_back)} rolled back"
+    twice = books.befell["came twice, in doubt"]
+    return _row("a fleet", books.last, 0, twice, f"{told}; {befell}"), breaches
+
+
+def _database_mistake(mistake: DatabaseMistake, root: str, _bar: Bar) -> Found:
+    """Run the trial of a mistake on the programs as they are, and on a copy that has it."""
+    os.mkdir(f"{root}/as they are")
+    with lazy_server() if mistake.crashes else PrivatePostgreSQL() as server:
+        with Hall(f"{root}/as they are", Programs(), server) as hall:
+            breaches = mistake.trial(hall)
+        copy = plant(mistake.plant, f"{root}/copy", compiled=False)
+        with Hall(f"{root}/copy", copy, server) as hall:
+            found = notice(mistake, hall)
+    if not found:
+        breaches = [*breaches, f"the mistake '{mistake.name}' was not found"]
+    first = plain((found or ["NOTHING"])[0])
+    return _row(f"planted: {mistake.name}", 1, 0, 0, first), breaches

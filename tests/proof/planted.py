@@ -182,10 +182,11 @@ PLANTS: Sequence[Plant] = (
 )
 
 
-def plant(bug: Plant, directory: str) -> Programs:
+def plant(bug: Plant, directory: str, *, compiled: bool = True) -> Programs:
     """Copy the package into `directory`, plant the bug, and return the programs of the copy.
 
-    Raises LookupError if the text that the bug replaces does not occur exactly once.
+    `compiled`: all of it is compiled now, for trials that count calls. Raises LookupError if the
+    text that the bug replaces does not occur exactly once.
     """
     package = os.path.dirname(picoqmail.__file__ or "")
     cli = os.path.dirname(picoqmail.cli.__file__ or "")
@@ -208,6 +209,12 @@ def plant(bug: Plant, directory: str) -> Programs:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace(bug.good, bug.bad))
     # Compiled now, because a run that compiles makes other calls than a later run.
-    if not compileall.compile_dir(directory, quiet=2):
+    done = compileall.compile_dir(directory, quiet=2) if compiled else _compiles(path)
+    if not done:
         raise SyntaxError(f"the plant '{bug.name}' does not compile")
     return Programs(directory)
+
+
+def _compiles(path: str) -> bool:
+    """Compile the module that was changed: a bug that is no Python would be found by any trial."""
+    return bool(compileall.compile_file(path, quiet=2))

@@ -82,7 +82,7 @@ class Ledger(Mailbox):
 class LedgerRelay(HostileRelay):
     """A strict relay whose mailbox is a ledger."""
 
-    def __init__(self, faults: Mapping[str, Fault] | None = None) -> None:
+    def __init__(self, faults: Mapping[str, Fault | Sequence[Fault | None]] | None = None) -> None:
         super().__init__(faults)
         self.ledger = Ledger()
         self.mailbox = self.ledger
@@ -98,14 +98,15 @@ class Programs:
     copy: str = ""
     bin: str = ""
 
-    def command(self, name: str, late_seconds: int = 0) -> list[str]:
+    def command(self, name: str, late_seconds: int = 0, *, through: bool = False) -> list[str]:
         """Return the command of picoqmail-NAME, of picoqmail without a name, or of many.py.
 
-        The clock of the program is `late_seconds` ahead.
+        The clock of the program is `late_seconds` ahead. With `through` it is started by runner.py
+        in any case, which obeys its own variables.
         """
         if name == "many":
             return [sys.executable, "-I", f"{_HERE}/many.py", self.copy]
-        if self.copy or late_seconds:
+        if self.copy or late_seconds or through:
             words = [sys.executable, "-I", f"{_HERE}/runner.py", f"{late_seconds}", self.copy]
             return [*words, name or "main"]
         program = f"picoqmail-{name}" if name else "picoqmail"

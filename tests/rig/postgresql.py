@@ -5,6 +5,7 @@ Neither runs as root: where the tests do, Debian's user `postgres` runs them.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -22,6 +23,7 @@ from rig.programs import START_SECONDS, STOP_SECONDS, discard, find, missing
 from rig.waiting import POLL_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Self
 
 SUPERUSER = "postgres"
@@ -48,9 +50,9 @@ def _account() -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _make_directory(prefix: str) -> str:
+def _make_directory(prefix: str, within: str = "/tmp") -> str:
     """Make a directory for a server and its socket; the path of a socket has 107 octets at most."""
-    directory = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+    directory = tempfile.mkdtemp(prefix=prefix, dir=within)
     account = _account()
     if account:
         os.chown(directory, account["user"], account["group"])
@@ -66,8 +68,12 @@ class PrivatePostgreSQL:
     but a crash of the server nothing. `settings` are more of its settings.
     """
 
-    def __init__(self, *, durable: bool = False, port: int = 0, **settings: str) -> None:
+    def __init__(
+        self, *, durable: bool = False, port: int = 0, within: str = "/tmp", **settings: str
+    ) -> None:
+        """`within` is the directory in which it makes its own, on the disk that is to be used."""
         self.directory = ""
+        self._within = within
         self._settings = {**_SETTINGS, **({} if durable else _QUICK), **settings}
         self._port = port
         if port:
@@ -78,7 +84,7 @@ class PrivatePostgreSQL:
         self._idle: list[str] = []
 
     def __enter__(self) -> Self:
-        self.directory = _make_directory("pg-")
+        self.directory = _make_directory("pg-", self._within)
         words = ["-A", "trust", "-U", SUPERUSER, "-E", "UTF8", "--locale=C", "--no-sync"]
         subprocess.run(
             [self._program("initdb"), "-D", self.data, *words],
@@ -101,7 +107,12 @@ class PrivatePostgreSQL:
 
     @staticmethod
     def _program(name: str) -> str:
-        """Return the newest of Debian's servers, which are not in PATH."""
+        """Return a program of the newest of Debian's servers, which are not in PATH.
+
+        PICOQMAIL_POSTGRESQL names the directory of the programs of another one.
+        """
+        if asked := os.environ.get("PICOQMAIL_POSTGRESQL"):
+            return f"{asked}/{name}"
         found = glob.glob(f"/usr/lib/postgresql/*/bin/{name}")
         if not found:
             return find(name, "postgresql")
@@ -168,10 +179,11 @@ class PrivatePostgreSQL:
             cursor = connection.execute(text.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def make_database(self, template: str = "template0") -> str:
+    def make_database(self, template: str = "template0", tablespace: str = "") -> str:
         """Make a database that no other test uses; return its name. A copy takes little time."""
         name = f"test{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        where = f" TABLESPACE {tablespace}" if tablespace else ""
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}{where}")
         return name
 
     def lend_database(self, template: str) -> str:
@@ -197,6 +209,57 @@ class PrivatePostgreSQL:
         """Return the server's log so far."""
         with open(f"{self.directory}/log", encoding="utf-8", errors="replace") as log:
             return log.read()
+
+
+class SmallDisk:
+    """A file system of its own for tables of a server, in memory, that can be full for a while.
+
+    It needs root. What the server writes ahead is elsewhere, so a full one is an error of some
+    statements and no end of the server.
+    """
+
+    def __init__(self, server: PrivatePostgreSQL, octets: int = 32 << 20) -> None:
+        """It has room for so many `octets`."""
+        self._server = server
+        self._octets = octets
+        self._directory = ""
+
+    @staticmethod
+    def why_not() -> str | None:
+        """Return why there can be none here; None if there can."""
+        return None if os.getuid() == 0 else "only root can mount a file system"
+
+    def __enter__(self) -> Self:
+        self._directory = _make_directory("small-")
+        words = ["-o", f"size={self._octets},mode=0711", "none", self._directory]
+        subprocess.run(["mount", "-t", "tmpfs", *words], check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Lazily: the server may still have files open.
+        subprocess.run(["umount", "-l", self._directory], check=True)
+        discard(self._directory)
+
+    def tablespace(self) -> str:
+        """Make a tablespace there; return its name."""
+        path = f"{self._directory}/tables"
+        os.mkdir(path, 0o700)
+        account = _account()
+        os.chown(path, account["user"], account["group"])
+        self._server.execute(f"CREATE TABLESPACE small LOCATION '{path}'")
+        return "small"
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Leave no room at all for the block."""
+        ballast = f"{self._directory}/ballast"
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        try:
+            yield
+        finally:
+            os.unlink(ballast)
 
 
 class PrivatePgBouncer:

@@ -93,16 +93,20 @@ class LoopServer(Server):
 
 
 class ThreadServer(Server):
-    """A server with a thread for each connection; it has its port before it is started."""
+    """A server with a thread for each connection; it has its port before it is started.
 
-    def __init__(self) -> None:
+    `listener` is the socket to listen on, if that is no free port of `host`.
+    """
+
+    def __init__(self, listener: socket.socket | None = None) -> None:
         self.connections = 0
         self.stopping = threading.Event()
         self.lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server((self.host, 0), backlog=128)
-        self.port = self._listener.getsockname()[1]
+        self._listener = listener or socket.create_server((self.host, 0), backlog=128)
+        if listener is None:
+            self.port = self._listener.getsockname()[1]
 
     @abstractmethod
     def serve(self, connection: socket.socket, number: int) -> None:
@@ -157,7 +161,8 @@ class ThreadServer(Server):
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 self.connections += 1
                 number = self.connections
