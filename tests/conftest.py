@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 import installation
 from rig.dovecot import DovecotLmtp
@@ -33,6 +34,20 @@ hypothesis.settings.register_profile(
     "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("loaded")
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """Where tests run side by side (`-n`), those of a file, and all that make users, do not."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "tests/privileges" if file.startswith("tests/privileges/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByFile:
+    """Say which tests run side by side."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

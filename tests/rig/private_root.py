@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
+import portalocker
+
 from rig.programs import missing
 
 if TYPE_CHECKING:
@@ -37,22 +39,29 @@ def cache() -> str:
 def download(package: str) -> str:
     """Return the path of a Debian package, fetched once by apt-get."""
     pattern = os.path.join(cache(), f"{package}_*.deb")
-    if not glob.glob(pattern):
-        try:
-            ran = subprocess.run(
-                ["apt-get", "-qq", "download", package],
-                cwd=cache(),
-                capture_output=True,
-                text=True,
-                timeout=DOWNLOAD_SECONDS,
-                check=False,
-            )
-            said = ran.stderr
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            said = str(exc)
+    # Tests that run side by side take turns: none sees a package of which another has a part.
+    with portalocker.Lock(os.path.join(cache(), "lock"), timeout=2 * DOWNLOAD_SECONDS):
         if not glob.glob(pattern):
-            missing(f"cannot get Debian's {package} (apt-get update first?): {said}")
+            said = _fetch(package)
+            if not glob.glob(pattern):
+                missing(f"cannot get Debian's {package} (apt-get update first?): {said}")
     return max(glob.glob(pattern))
+
+
+def _fetch(package: str) -> str:
+    """Fetch a package into the cache, and return what went wrong."""
+    try:
+        ran = subprocess.run(
+            ["apt-get", "-qq", "download", package],
+            cwd=cache(),
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return str(exc)
+    return ran.stderr
 
 
 class PrivateRoot:
