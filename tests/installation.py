@@ -79,7 +79,11 @@ def build_wheel(directory: str) -> str:
     """
     copy = copy_sources(os.path.join(directory, "sources"))
     # Where setuptools is here it serves; else pip fetches it into an environment for the build.
-    here = importlib.util.find_spec("setuptools") and importlib.util.find_spec("wheel")
+    # From 70.1 on it makes wheels itself.
+    here = importlib.util.find_spec("setuptools") and (
+        importlib.util.find_spec("wheel")
+        or importlib.util.find_spec("setuptools.command.bdist_wheel")
+    )
     isolation = ["--no-build-isolation"] if here else []
     pip("wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", directory, copy)
     (wheel,) = glob.glob(os.path.join(directory, "*.whl"))

@@ -26,7 +26,7 @@ from attrs import asdict, define, field, frozen
 
 import installation
 from mutation import scores
-from mutation.ground import Ground
+from mutation.ground import Ground, wheel_of_checkout
 from mutation.mutants import mutants_of
 from mutation.tables import MODULES, QUICK
 
@@ -144,8 +144,13 @@ def digest_of_tests(files: Sequence[str]) -> str:
     """Return what changes when a test or the rig does."""
     tests = os.path.join(installation.CHECKOUT, "tests")
     digest = hashlib.sha256()
-    rig = [f"rig/{name}" for name in sorted(os.listdir(f"{tests}/rig")) if name.endswith(".py")]
-    for name in (*files, *rig, "conftest.py", "trial.py", "temporary_home.py"):
+    for where in ("rig", "vectors", *sorted({os.path.dirname(one) for one in files})):
+        for name in sorted(os.listdir(f"{tests}/{where}")):
+            path = f"{tests}/{where}/{name}"
+            if os.path.isfile(path) and not name.startswith("test_"):
+                with open(path, "rb") as file:
+                    digest.update(file.read())
+    for name in (*files, "conftest.py", "trial.py", "temporary_home.py"):
         with open(f"{tests}/{name}", "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()[:16]
@@ -186,10 +191,13 @@ class Trial:
             try:
                 for one in [threads.submit(take, ground) for ground in grounds]:
                     one.result()
-            finally:
+            except BaseException:
                 with contextlib.suppress(queue.Empty):
                     while True:
                         todo.get_nowait()
+                for ground in grounds:
+                    ground.worker.terminate()
+                raise
 
     def _note(self, result: Result) -> None:
         with self._lock:
@@ -315,7 +323,7 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory)
         root = stack.enter_context(temporary)
-        wheel = installation.build_wheel(root)
+        wheel = wheel_of_checkout(options.results)
         grounds = []
         for number in range(options.jobs):
             os.mkdir(f"{root}/{number}")

@@ -1,0 +1,390 @@
+"""Episodes of delivery, replayed in one process: what was offered, logged, recorded, and counted.
+
+`tests/vectors/episodes.txt` has them. An episode begins with its settings (`set`), its messages
+(`mail`) and what else there is; then come its runs (`run`). The test repeats those lines, and the
+rest must come out as it stands there. `python tests/delivery/episodes.py` writes the file anew;
+read the difference. What the relays do is in the local part of a recipient's address:
+
+    ok no later       each recipient gets 250, 550 or 451 after the data
+    lost              the connection breaks in the middle of a message
+    early session     it breaks before anything was said, or the relay wants a login: no more mail
+    doubt             it breaks behind the final dot
+    lmtp              the same, after a 250 for the first recipient
+    again             the first time something is in the way that is avoided the second time
+    chunk             the same, behind the end of the data
+    few               one recipient a transaction
+    broken            the mark of doubt cannot be made
+    stop              the run is stopped meanwhile
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from ast import literal_eval
+
+from attrs import define, field
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from typing import TYPE_CHECKING, Any
+
+from picoqmail.delivery.deliver import Delivery, Summary
+from picoqmail.errors import PicoqmailError
+from picoqmail.home.limits import Limits
+from picoqmail.home.settings import load
+from picoqmail.layout import BODY, IN_DOUBT_BIT, IN_HAND_BIT, NEW, STATES, SUSPECT_BIT
+from picoqmail.relay.lane_options import LaneSummary
+from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
+from picoqmail.spool.incoming import Incoming
+from picoqmail.store.directory import DirectoryStore
+from temporary_home import MESSAGE, TemporaryHome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from picoqmail.delivery.deliver import Outbox
+    from picoqmail.smtp.transaction import Outcome, Transaction
+
+PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vectors", "episodes.txt")
+NOW = 1_700_000_000
+MOST_SHOWN = 120
+LEVELS = ("debug", "info", "warning", "error")
+MARKS = {"doubt": IN_DOUBT_BIT, "hand": IN_HAND_BIT, "suspect": SUSPECT_BIT}
+REPLIES: dict[str, tuple[Outcome, str]] = {
+    "ok": ("delivered", "250 ok"),
+    "no": ("failed", "550 no"),
+    "later": ("deferred", "451 later"),
+}
+FAULTS = {
+    "lost": RelayFault("rcpt", "the connection was lost"),
+    "early": RelayFault("mail", "the connection was lost"),
+    "session": RelayFault("mail", "it wants a login", is_session=True),
+    "doubt": RelayFault("final-dot", "no reply"),
+    "again": RelayFault("mail", "pipelining", again=True),
+    "chunk": RelayFault("final-dot", "no BDAT", again=True),
+    "broken": None,
+}
+
+
+def keywords(text: str) -> dict[str, Any]:
+    """Return what `a=1 b='c'` says."""
+    pairs = (word.partition("=") for word in text.split() if "=" in word)
+    return {key: literal_eval(value.replace("~", " ")) for key, _, value in pairs}
+
+
+def episodes() -> dict[str, list[str]]:
+    """Return the lines of each episode by its name."""
+    found: dict[str, list[str]] = {}
+    with open(PATH, encoding="utf-8") as file:
+        for line in file.read().splitlines():
+            if line.startswith("== "):
+                found[line[3:]] = lines = []
+            elif line:
+                lines.append(line)
+    return found
+
+
+def short(value: object) -> str:
+    """Return how a value is shown: of a long one the beginning and the length."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... {len(text)}"
+
+
+@define
+class Recorder:
+    """A log that remembers its events."""
+
+    said: list[str]
+    level: str = "debug"
+
+    def is_on(self, level: str) -> bool:
+        """Say whether a level is written."""
+        return LEVELS.index(level) >= LEVELS.index(self.level)
+
+    def event(self, name: str, *, level: str = "info", **facts: object) -> None:
+        """Note an event."""
+        if self.is_on(level):
+            # The size is that of our Received: line, too, whose ID has digits of chance.
+            shown = " ".join(f"{k}={short(v)}" for k, v in facts.items() if k != "size")
+            self.said.append(f"! {name} {level}: {shown}")
+
+
+@define
+class Episode:
+    """One episode, and what came out so far."""
+
+    home: TemporaryHome
+    said: list[str] = field(factory=list)
+    now: float = NOW
+    again: set[str] = field(factory=set)
+    """Addresses whose relay has failed once."""
+    coming: list[str] = field(factory=list)
+    """Messages that come during the run."""
+    is_stopped: bool = False
+    down: set[str] = field(factory=set)
+    level: str = "debug"
+
+    def path_free(self, text: str) -> str:
+        """Return a text without the place of the home, and without the IDs of reports."""
+        return re.sub(r"\b\d{10}\.M\w+\.me\.test", "REPORT", text.replace(self.home.root, "HOME"))
+
+    def mail(self, name: str, rest: str) -> None:
+        """Put a message into the spool: recipients, then what its sidecar says besides."""
+        told = keywords(rest)
+        recipients = [word for word in rest.split() if "=" not in word]
+        times = told.pop("times", 1)
+        state, age = told.pop("state", NEW), told.pop("age", 10)
+        states = told.pop("states", {})
+        incoming = Incoming(
+            self.home.spool, Limits("me.test"), program="trial", uid=1000, pid=7, now_ns=NOW * 10**9
+        )
+        incoming.write(MESSAGE)
+        message_id = incoming.commit(told.pop("sender", "s@here.test"), recipients * times)
+        created = NOW - age
+        new_name = f"{created}.{name}.me.test"
+        if states:
+            record = self.home.sidecar(message_id)
+            for index, recipient_state in states.items():
+                record["recipients"][index].update(state=recipient_state, reply="before")
+            told["recipients"] = record["recipients"]
+        dates = {"created": created, "next_attempt": created, "expires": created + 604800}
+        self.home.edit(message_id, **{**dates, **told})
+        self.home.rename(message_id, new_name)
+        if state != NEW:
+            for suffix in (BODY, ".json"):
+                source, target = (self.home.path(one, new_name, suffix) for one in (NEW, state))
+                os.rename(source, target)
+
+    def ids(self) -> list[str]:
+        """Return the IDs of all messages."""
+        return sorted({one for state in STATES for one in self.home.ids(state)})
+
+    def id_of(self, name: str) -> str:
+        """Return the ID of a message."""
+        return next(one for one in self.ids() if one.split(".")[1] == name)
+
+    def line(self, line: str) -> None:
+        """Do what a line says."""
+        self.said.append(line)
+        what, _, rest = line.partition(" ")
+        name, _, more = rest.partition(" ")
+        if what == "set":
+            self.home.setting(name, more.replace("\\", "\n"))
+        elif what == "mail":
+            self.mail(name, more)
+        elif what == "mark":
+            path = self.home.path(self.home.state(self.id_of(name)), self.id_of(name), BODY)
+            os.chmod(path, 0o600 | sum(MARKS[one] for one in more.split()))
+        elif what == "note":
+            message_id = self.id_of(name)
+            path = self.home.path(self.home.state(message_id), message_id, ".progress")
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(more + "\n")
+        elif what == "damage":
+            with open(self.home.path(NEW, self.id_of(name), BODY), "ab") as file:
+                file.write(b"x")
+        elif what in ("block", "unblock"):
+            do = os.mkdir if what == "block" else os.rmdir
+            do(f"{self.home.spool}/{name.replace('ID', self.id_of(more))}")
+        else:
+            self._circumstance(what, rest)
+
+    def _circumstance(self, what: str, rest: str) -> None:
+        if what == "down":
+            self.down = set(rest.split())
+        elif what == "later":
+            self.now += int(rest)
+        elif what == "quiet":
+            self.level = "warning"
+        elif what == "come":
+            self.coming = [self.id_of(one) for one in rest.split()]
+        elif what == "run":
+            self.run(**keywords(rest))
+
+    def run(self, *, forced: bool = False, look: bool = False, ids: str = "") -> None:
+        """Deliver all that there is, or the messages named."""
+        damages: list[str] = []
+        store = DirectoryStore(
+            self.home.spool,
+            clock=lambda: self.now,
+            on_damage=lambda one: damages.append(f"{one.id} {one.reason}"),
+        )
+        log: Any = Recorder(self.said, self.level)
+        delivery = Delivery(
+            store,
+            load(self.home.home),
+            log,
+            lambda boxes: self.serve(delivery, boxes),
+            lambda: self.now,
+            lambda: self.is_stopped,
+        )
+        if look:
+            delivery.look = self.look
+            delivery.take_turns = lambda waiting: sorted(waiting, reverse=True)
+        all_ids = [one for one in self.ids() if one not in self.coming]
+        wanted = [self.id_of(one) for one in ids.split(",")] if ids else all_ids
+        try:
+            found = delivery.deliver(wanted, forced=forced)
+        except PicoqmailError as exc:
+            self.said.append(f"# {self.path_free(str(exc))}")
+            found = delivery.summary
+        counts = {key: value for key, value in vars(found).items() if value}
+        self.said.append(f"# {counts} {Summary() == found}")
+        for name in ("busy", "unserved"):
+            if getattr(delivery, name):
+                self.said.append(f"# {name}: {sorted(getattr(delivery, name))}")
+        self.said += [f"# damaged: {one}" for one in damages]
+        self.said += self.spool()
+        self.is_stopped = False
+
+    def look(self) -> list[str]:
+        """Return what has come."""
+        found, self.coming = self.coming, []
+        return found
+
+    def spool(self) -> list[str]:
+        """Return what is in the spool."""
+        lines = []
+        for state in STATES:
+            for name in self.home.names(state):
+                path = f"{self.home.spool}/{state}/{name}"
+                mode = os.stat(path).st_mode & 0o777
+                if name.endswith(BODY):
+                    marks = [one for one, bit in MARKS.items() if mode & bit]
+                    lines.append(" ".join([f"  {state}/{name}", *marks]))
+                elif name.endswith(".json"):
+                    record = self.home.sidecar(name.removesuffix(".json"))
+                    due = record["next_attempt"] - int(self.now)
+                    hint = os.stat(path).st_mtime - self.now
+                    hint_text = "" if state == NEW or hint == due else f" hint {hint:+}"
+                    numbers = f"due {due:+} attempts {record['attempts']}"
+                    lines.append(f"  {state}/{name} {numbers}{hint_text}")
+                    lines += [
+                        f"    {one['address']} {one['state']} {one['reply']!r}"
+                        + "".join(f" {k}={v!r}" for k, v in one.items() if k in ("doubts", "told"))
+                        for one in record["recipients"][:4]
+                    ]
+                    lines += [f"    {one}" for one in record["history"][-2:]]
+                elif not os.path.isdir(path):
+                    with open(path, encoding="utf-8") as file:
+                        lines.append(f"  {state}/{name}")
+                        lines += [f"    | {one}".rstrip() for one in file.read().splitlines()[:12]]
+        return lines
+
+    # --- The relays ---
+
+    def serve(self, delivery: Delivery, boxes: Sequence[Outbox]) -> list[LaneSummary]:
+        """Act as the relays of these outboxes."""
+        offered = [(one.name, one.backlog(), one.is_probe, one.was_throttled) for one in boxes]
+        self.said.append(f"> serve {offered}")
+        summaries = []
+        for box in boxes:
+            fault: RelayFault | None = None
+            is_down = box.name in self.down
+            gave_up = is_down
+            while not gave_up and (transaction := box.take()):
+                found = self.answer(box, transaction)
+                fault = found or fault
+                gave_up = found in (FAULTS["early"], FAULTS["session"])
+            if self.coming and delivery.look_for_more():
+                self.said.append(f"> more: {box.backlog()}")
+                while transaction := box.take():
+                    fault = self.answer(box, transaction) or fault
+            if is_down:
+                fault = RelayFault("connect", "connection refused")
+            summaries.append(
+                LaneSummary(
+                    box.name,
+                    reached=not is_down,
+                    gave_up=gave_up,
+                    fault=fault,
+                    connections=1,
+                    too_fast=False,
+                )
+            )
+        return summaries
+
+    def answer(self, box: Outbox, transaction: Transaction) -> RelayFault | None:
+        """Answer one transaction as its first recipient wants it; return the fault."""
+        kinds = [one.partition("@")[0].rstrip("0123456789") for one in transaction.recipients]
+        kind = kinds[0]
+        count = len(kinds)
+        shown = transaction.recipients if count < 4 else f"{count} from {transaction.recipients[0]}"
+        self.said.append(f"> {box.name} {transaction.sender} {shown} dsn={transaction.dsn}")
+        if kind in ("again", "chunk"):
+            if transaction.recipients[0] in self.again:
+                kind = "ok"
+            self.again.add(transaction.recipients[0])
+        if kind == "stop":
+            self.is_stopped = True
+            kind = "ok"
+        fault = FAULTS.get(kind)
+        results = [UNTRIED] * count
+        withheld: tuple[int, ...] = ()
+        in_doubt = kind in ("doubt", "chunk", "lmtp")
+        if kind in REPLIES or in_doubt:
+            self.mark(transaction)
+        if kind == "broken":
+            os.mkdir(self.progress_of(transaction))
+            self.mark(transaction)
+            os.rmdir(self.progress_of(transaction))
+        if kind in REPLIES:
+            replies = [REPLIES.get(one, REPLIES["ok"]) for one in kinds]
+            results = [RecipientResult(outcome, None, text) for outcome, text in replies]
+        elif kind == "few":
+            self.mark(transaction)
+            results[0] = RecipientResult("delivered", None, "250 ok")
+            withheld = tuple(range(1, count))
+        elif kind == "lmtp":
+            results[0] = RecipientResult("delivered", None, "250 ok")
+            fault = FAULTS["doubt"]
+        said = () if kind == "early" else (f"C: MAIL FROM:<{transaction.sender}>",)
+        verdict = Verdict(
+            tuple(results), fault, in_doubt=in_doubt, transcript=said, relay=box.name,
+            withheld=withheld,
+        )  # fmt: skip
+        box.done(transaction, verdict)
+        return fault
+
+    def progress_of(self, transaction: Transaction) -> str:
+        """Return the path of the progress of a message."""
+        message_id = transaction.key.work.claim.message.id  # type: ignore[attr-defined]
+        return self.home.path(self.home.state(message_id), message_id, ".progress")
+
+    def mark(self, transaction: Transaction) -> None:
+        """Let the end of the data be sent."""
+        try:
+            transaction.mark_in_doubt()
+        except (OSError, PicoqmailError) as exc:
+            self.said.append(f"> not marked: {type(exc).__name__}")
+
+
+def replayed(lines: list[str]) -> list[str]:
+    """Replay an episode; return its lines as they come out."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=memory) as root:
+        home = TemporaryHome(f"{root}/home").make(relay="one.test")
+        home.setting("bounces", "off")
+        episode = Episode(home)
+        verbs = (
+            "set", "mail", "mark", "note", "damage", "block", "unblock", "down", "later", "quiet",
+            "come", "run",
+        )  # fmt: skip
+        for line in lines:
+            if line.partition(" ")[0] in verbs:
+                episode.line(line)
+        return [episode.path_free(line) for line in episode.said]
+
+
+def main() -> None:
+    """Write the file anew."""
+    texts = [f"== {name}\n" + "\n".join(replayed(lines)) for name, lines in episodes().items()]
+    with open(PATH, "w", encoding="utf-8") as file:
+        file.write("\n\n".join(texts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
