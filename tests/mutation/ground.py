@@ -112,7 +112,8 @@ class Ground:
         ) as worker:
             yield cls(root, package, worker)
             assert worker.stdin is not None
-            worker.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
 
     def path_of(self, module: str) -> str:
         """Return the path of a module, as `spool/claim`, in the installation."""
