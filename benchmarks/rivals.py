@@ -410,11 +410,23 @@ def _empty(directory: str) -> None:
 
 def python_environment() -> str:
     """Return the Python of an environment with the Python rivals, made once in the cache."""
-    directory = os.path.join(cache(), "python-rivals")
+    return _environment(
+        "python-rivals", ["repoze.sendmail", "django-mailer", "django", "transaction"]
+    )
+
+
+def database_environment() -> str:
+    """Return the Python of an environment with the rivals that keep mail in PostgreSQL."""
+    return _environment(
+        "database-rivals", ["django-post-office", "procrastinate", "django", "psycopg[binary]"]
+    )
+
+
+def _environment(name: str, wanted: list[str]) -> str:
+    directory = os.path.join(cache(), name)
     python = f"{directory}/bin/python3"
     if not os.path.exists(f"{directory}/complete"):
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        wanted = ["repoze.sendmail", "django-mailer", "django", "transaction"]
         subprocess.run([python, "-m", "pip", "-q", "install", *wanted], check=True, timeout=300)
         with open(f"{directory}/complete", "w", encoding="utf-8"):
             pass

@@ -19,6 +19,7 @@ sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "tests")]
 
 import backlog  # noqa: E402 - tests/ has to be found first
 import compare  # noqa: E402
+import database  # noqa: E402
 import drain  # noqa: E402
 import in_process  # noqa: E402
 import machine  # noqa: E402
@@ -42,6 +43,7 @@ SECTIONS = {
     "drain": drain.measure,
     "backlog": backlog.measure,
     "sizes": sizes.measure,
+    "postgresql": database.measure,
 }
 VERSIONS = (
     "picoqmail",
@@ -53,6 +55,7 @@ VERSIONS = (
     "nullmailer",
     "dma",
     "msmtp",
+    "postgresql",
 )
 
 

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 # So many messages are asked for at once.
 BATCH_MESSAGES = 500
+# Workers see the same messages as due, and would ask for each of them, one after the other. So each
+# takes a share at a time, from a place that it draws, and then sees what is left. A share grows
+# while nobody else has any of it: one worker alone is quicker with many at once.
+FIRST_SHARE_MESSAGES = 50
+_LEAST_SHARE_MESSAGES = 25
+_MOST_BUSY = 0.1
 # How long a worker waits for a wake-up before it looks again; jitter keeps workers apart.
 _POLL_SECONDS = 5.0
 # Leftovers are removed, and mail of this host is brought in, so often.
@@ -51,6 +57,7 @@ class FleetSender:
         gc.enable()
         self.home = home
         self.run: Run = Run(home, program)
+        self._share: Share | None = None
 
     def send_new(self, lock: int = -1) -> bool:
         """Deliver what has not been tried yet; with the lock also what comes meanwhile.
@@ -116,12 +123,14 @@ class FleetSender:
         run.look = partial(self._fresh, tried)
         try:
             while not run.stopped:
-                ids = run.spool.due(BATCH_MESSAGES, states, tried)
+                ids = self._take(run.spool.due(BATCH_MESSAGES, states, tried))
                 if not ids:
                     break
                 tried.update(ids)
                 before = run.summary.left
-                run.deliver(run.take_turns(ids))
+                busy = run.deliver(run.take_turns(ids))
+                if self._share is not None:
+                    self._share.learn(len(ids), len(busy))
                 if run.summary.left - before >= len(ids):
                     # Their relays are down, and those of what is due after them as well, or they
                     # come with the next run.
@@ -130,9 +139,12 @@ class FleetSender:
             run.look = None
         return False
 
+    def _take(self, ids: list[str]) -> list[str]:
+        return ids if self._share is None else self._share.of(ids)
+
     def _fresh(self, tried: set[str]) -> list[str]:
         """Return what has come since, for a run whose relay is slow."""
-        ids = self.run.spool.due(BATCH_MESSAGES, (NEW,), tried)
+        ids = self._take(self.run.spool.due(BATCH_MESSAGES, (NEW,), tried))
         tried.update(ids)
         return ids
 
@@ -142,6 +154,7 @@ class FleetSender:
         SIGTERM and SIGINT finish what is in hand. Raises ConfigurationError.
         """
         run = self.run
+        self._share = Share()
         pause = _FIRST_PAUSE_SECONDS
         house = 0.0
         while not self._is_stopped():
@@ -173,3 +186,25 @@ class FleetSender:
 
     def _is_stopped(self) -> bool:
         return self.run.stopped
+
+
+class Share:
+    """How much of what is due one of several workers takes at a time."""
+
+    def __init__(self) -> None:
+        self.messages = FIRST_SHARE_MESSAGES
+
+    def of(self, ids: list[str]) -> list[str]:
+        """Return the share of some messages: neighbours, from a place that is drawn."""
+        most = len(ids) - self.messages
+        if most <= 0:
+            return ids
+        first = random.randrange(0, most + 1)  # noqa: S311 - no secret
+        return ids[first : first + self.messages]
+
+    def learn(self, taken: int, busy: int) -> None:
+        """Take less if other workers had much of what was taken, and more if they had nothing."""
+        if busy > taken * _MOST_BUSY:
+            self.messages = max(self.messages // 2, _LEAST_SHARE_MESSAGES)
+        elif not busy:
+            self.messages = min(self.messages * 2, BATCH_MESSAGES)
