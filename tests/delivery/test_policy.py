@@ -363,6 +363,7 @@ def test_the_history_names_the_worst(outcomes: list[Outcome], expected: str) -> 
     """One line for an attempt; who was not tried changes nothing for those behind."""
     found = judged(*outcomes)
     assert expected == found.message.history[-1]["outcome"]
+    assert RESULTS[outcomes[-1]].text == found.message.recipients[-1].reply
     assert not found.expired
 
 

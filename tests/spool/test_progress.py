@@ -121,6 +121,8 @@ def test_whose_transactions_were_in_doubt(files: SpoolFiles) -> None:
     note(files, {0: (DELIVERED, ""), 1: (IN_DOUBT, ""), 2: (IN_DOUBT, "")})
     note(files, {0: (IN_DOUBT, ""), 1: (PENDING, "451 later"), 2: (IN_DOUBT, "")})
     assert {0: 1, 2: 2} == progress.read_doubts(files, message(), NEW)
+    note(files, {2: (FAILED, "550 no")})
+    assert {0: 1, 2: 1} == progress.read_doubts(files, message(), NEW)
     assert {} == progress.read_doubts(files, message(3, 7), NEW)
 
 
@@ -158,9 +160,9 @@ from picoqmail.spool.message import Message
 files, data = SpoolFiles(sys.argv[1]), open(sys.argv[2], "rb").read()
 message = Message.from_sidecar(data, sys.argv[3])
 before = len(os.listdir("/proc/self/fd"))
-for first, synced in ((True, True), (False, True), (False, False)):
+for first, more in ((True, {}), (False, {}), (False, {"is_synced": False})):
     progress.append_progress(
-        files, message, "new", {0: ("delivered", "")}, is_first=first, is_synced=synced
+        files, message, "new", {0: ("delivered", "")}, is_first=first, **more
     )
 assert before == len(os.listdir("/proc/self/fd"))
 """

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+import json
 import os
+import re
 import sys
 import tempfile
 from ast import literal_eval
+from zlib import crc32
 
 from attrs import define, field
 
@@ -21,20 +25,23 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from typing import TYPE_CHECKING, Any
 
-from picoqmail import durable
+from picoqmail import durable, layout
 from picoqmail.home.limits import Limits
 from picoqmail.layout import (
     BODY,
     DIRECTORIES,
     DROP,
+    IDEMPOTENCY,
     IN_DOUBT_BIT,
     IN_HAND_BIT,
     NEW,
     SIDECAR,
     SUSPECT_BIT,
 )
+from picoqmail.spool import keys
 from picoqmail.spool.claim import RunDiedError
-from picoqmail.spool.incoming import Incoming
+from picoqmail.spool.incoming import Incoming, publish
+from picoqmail.spool.keys import KeyRecord
 from picoqmail.spool.scan import Sight
 from picoqmail.store.directory import DirectoryStore
 from picoqmail.value import evolve
@@ -45,8 +52,12 @@ if TYPE_CHECKING:
 
 PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vectors", "journeys.txt")
 NOW = 1_700_000_000
+YEAR = 365 * 86400
 MARKS = {"doubt": IN_DOUBT_BIT, "hand": IN_HAND_BIT, "suspect": SUSPECT_BIT}
-STEPS = ("link", "rename", "unlink", "unlink_if_there", "sync", "sync_directory", "replace")
+STEPS = (
+    "create", "create_written", "begin_writing", "write_all", "link", "rename", "unlink",
+    "unlink_if_there", "sync", "sync_directory", "replace", "make_directory", "open_append",
+)  # fmt: skip
 
 
 def journeys() -> dict[str, list[str]]:
@@ -81,6 +92,8 @@ class Journey:
     said: list[str] = field(factory=list)
     now: float = NOW
     claims: dict[str, Any] = field(factory=dict)
+    incoming: dict[str, Incoming] = field(factory=dict)
+    keys: dict[str, KeyRecord] = field(factory=dict)
     locks: list[int] = field(factory=list)
     store: DirectoryStore = field(init=False)
     is_watching: bool = False
@@ -99,8 +112,11 @@ class Journey:
         )
 
     def short(self, text: object) -> str:
-        """Return a text without the place of the spool."""
-        return str(text).replace(f"{self.home.spool}/", "").replace(self.home.spool, "SPOOL")
+        """Return a text without the place of the spool, and without what is chance in an ID."""
+        shown = str(text).replace(f"{self.home.spool}/", "").replace(self.home.spool, "SPOOL")
+        for name, one in self.incoming.items():
+            shown = shown.replace(one.id, f"ID-{name}")
+        return re.sub(r"\b\d{10}\.M\w+\.me\.test", "ID", shown)
 
     def path(self, name: str) -> str:
         """Return the path of a file of the spool."""
@@ -124,6 +140,9 @@ class Journey:
 
         patched = [(durable, name) for name in STEPS] + [(os, "fchmod"), (os, "utime")]
         before = [(module, name, getattr(module, name)) for module, name in patched]
+        # So that IDs are as long each time, and come in the order in which they were made.
+        before.append((layout, "_sequence", layout._sequence))
+        layout._sequence = itertools.count()
         for module, name in patched:
             setattr(module, name, noting(module, name))
         try:
@@ -142,7 +161,12 @@ class Journey:
         self.is_watching = True
         begun = len(self.said)
         try:
-            found = self.act(what, words)
+            if what.startswith("mail-"):
+                found = self.accept(what[5:], words)
+            elif what.startswith("key-"):
+                found = self.use_key(what[4:], words[0], keywords(words))
+            else:
+                found = self.act(what, words)
         except Exception as exc:  # noqa: BLE001 - it is what is shown
             if isinstance(exc, RunDiedError):
                 text = f"is_news={exc.is_news} is_again={exc.is_again}"
@@ -154,12 +178,12 @@ class Journey:
         finally:
             self.is_watching = False
         # In which order several directories are synced is nobody's business.
-        while self.said[begun].startswith("  . sync_directory"):
-            begun += 1
-        start = begun
-        while start and self.said[start - 1].startswith("  . sync_directory"):
-            start -= 1
-        self.said[start:begun] = sorted(self.said[start:begun])
+        runs = itertools.groupby(
+            self.said[begun:], lambda one: one.startswith("  . sync_directory")
+        )
+        self.said[begun:] = [
+            one for is_sync, run in runs for one in (sorted(run) if is_sync else run)
+        ]
 
     # --- What others have done ---
 
@@ -273,6 +297,54 @@ class Journey:
             return found.due
         return list(found) if what == "walk" else found
 
+    def accept(self, what: str, words: list[str]) -> object:
+        """Do a step of an acceptance."""
+        name, told = words[0], keywords(words)
+        if what == "begin":
+            limits = {one: told.pop(one) for one in ("databytes", "minfree") if one in told}
+            more = {"program": "t", "uid": 1000, "pid": 7, "now_ns": NOW * 10**9, **told}
+            one = Incoming(self.home.spool, Limits("me.test", **limits), **more)
+            self.incoming[name] = one
+            assert 1.5e9 < int(one.id.split(".")[0])
+        elif what == "publish":
+            publish([self.incoming[one] for one in words])
+        else:
+            one = self.incoming[name]
+            if what == "commit":
+                with_key = one.commit("s@d", told.pop("to", ["b@d"]), told.pop("extra", None))
+                assert with_key == one.id
+            elif what in ("prepare", "start"):
+                step = one.prepare if what == "prepare" else one.begin
+                step("s@d", told.pop("to", ["b@d"]), told.pop("extra", None), **told)
+            elif what == "write":
+                one.write(told["data"] * told.get("times", 1))
+            elif what == "leave":
+                with one:
+                    pass
+            else:
+                getattr(one, what)(**told)
+        one = self.incoming[name]
+        return f"{one.size} octets committed={one.committed} sidecar={one._sidecar >= 0}"
+
+    def use_key(self, what: str, key: str, told: dict[str, Any]) -> object:
+        """Do something with an idempotency key."""
+        if what == "open":
+            self.keys[key] = KeyRecord(self.home.spool, key, **told)
+            return "locked"
+        if what == "sweep":
+            return keys.sweep(self.home.spool, self.now)
+        record = self.keys[key]
+        if what == "find":
+            return record.find(self.now)
+        if what == "check":
+            record.check(told["found"], told["fingerprint"])
+        elif what == "intend":
+            synced = told.pop("synced", True)
+            record.intend(told, synced=synced)
+        else:
+            getattr(record, what)()
+        return None
+
     def with_claim(self, what: str, claim: Any, told: dict[str, Any]) -> object:
         """Do something with a message that is claimed."""
         store, name = self.store, claim.message.id
@@ -310,19 +382,38 @@ class Journey:
         lines = f"{claim.size} octets {claim.newlines} lines"
         return " ".join([claim.state, revision, lines, *states, *flags])
 
+    def accepted(self, path: str) -> list[str]:
+        """Return what the sidecar of a message says that this journey has accepted."""
+        stem = os.path.basename(path).removesuffix(SIDECAR)
+        if stem not in [one.id for one in self.incoming.values()]:
+            return []
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        with open(
+            self.home.path(os.path.basename(os.path.dirname(path)), stem, BODY), "rb"
+        ) as body:
+            record["crc32"] = record["crc32"] == crc32(body.read())
+        return [f"    | {self.short(json.dumps(record))}"]
+
     def spool(self) -> list[str]:
         """Return what is in the spool."""
         lines: list[str] = []
         inodes: dict[int, int] = {}
-        for state in (*DIRECTORIES, DROP):
+        for state in (*DIRECTORIES, DROP, IDEMPOTENCY):
             for path, _, names in sorted(os.walk(self.path(state))):
                 for name in sorted(names):
                     status = os.lstat(f"{path}/{name}")
                     inode = inodes.setdefault(status.st_ino, len(inodes))
                     bits = [one for one, bit in MARKS.items() if status.st_mode & bit]
-                    hint = f"{status.st_mtime - NOW:+g}" if name.endswith(SIDECAR) else ""
+                    has_time = name.endswith(SIDECAR) or state == IDEMPOTENCY
+                    seconds = status.st_mtime - NOW
+                    hint = (
+                        "" if not has_time else f"{seconds:+.9g}" if abs(seconds) < YEAR else "now"
+                    )
                     text = [self.short(f"{path}/{name}"), f"file {inode}", hint, *bits]
                     lines.append("  " + " ".join(filter(None, text)))
+                    if name.endswith(SIDECAR):
+                        lines += self.accepted(f"{path}/{name}")
                     if name.endswith(".result"):
                         with open(f"{path}/{name}", encoding="utf-8") as file:
                             lines += [f"    | {one}".rstrip() for one in file.read().splitlines()]
@@ -341,7 +432,8 @@ def replayed(lines: list[str]) -> list[str]:
         for lock in journey.locks:
             os.close(lock)
         closed = 0
-        for claim in journey.claims.values():
+        held = (*journey.claims.values(), *journey.incoming.values(), *journey.keys.values())
+        for claim in held:
             with contextlib.suppress(FileNotFoundError):
                 if os.readlink(f"/proc/self/fd/{claim._descriptor}").startswith(root):
                     os.close(claim._descriptor)
