@@ -57,7 +57,7 @@ class FleetSender:
         gc.enable()
         self.home = home
         self.run: Run = Run(home, program)
-        self._share: Share | None = None
+        self._share: WorkerShare | None = None
 
     def send_new(self, lock: int = -1) -> bool:
         """Deliver what has not been tried yet; with the lock also what comes meanwhile.
@@ -154,7 +154,7 @@ class FleetSender:
         SIGTERM and SIGINT finish what is in hand. Raises ConfigurationError.
         """
         run = self.run
-        self._share = Share()
+        self._share = WorkerShare()
         pause = _FIRST_PAUSE_SECONDS
         house = 0.0
         while not self._is_stopped():
@@ -188,7 +188,7 @@ class FleetSender:
         return self.run.stopped
 
 
-class Share:
+class WorkerShare:
     """How much of what is due one of several workers takes at a time."""
 
     def __init__(self) -> None:

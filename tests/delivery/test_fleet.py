@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from picoqmail.delivery.fleet import BATCH_MESSAGES, FIRST_SHARE_MESSAGES, Share
+from picoqmail.delivery.fleet import BATCH_MESSAGES, FIRST_SHARE_MESSAGES, WorkerShare
 
 DUE = [str(number) for number in range(BATCH_MESSAGES)]
 
 
 def test_a_share_are_neighbours() -> None:
     """All of what is little; else some from a place that is drawn, in their order."""
-    share = Share()
+    share = WorkerShare()
     assert DUE[:FIRST_SHARE_MESSAGES] == share.of(DUE[:FIRST_SHARE_MESSAGES])
     places = set()
     for _ in range(50):
@@ -23,7 +23,7 @@ def test_a_share_are_neighbours() -> None:
 
 def test_a_worker_alone_takes_all() -> None:
     """Soon; and again less as soon as others have what it took."""
-    share = Share()
+    share = WorkerShare()
     for _ in range(4):
         share.learn(len(share.of(DUE)), 0)
     assert DUE == share.of(DUE)
