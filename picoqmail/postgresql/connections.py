@@ -167,6 +167,16 @@ class Connections:
             ((now,),) = self.run("ask the database for its time", _NOW)
             self.heard(now)
 
+    def demand_version(self) -> None:
+        """Refuse a schema that has been migrated meanwhile, and is too new for this program.
+
+        It was asked for with the first connection; some programs live for months. Raises
+        ConfigurationError, SpoolError.
+        """
+        ((now, version, oldest_program),) = self.run("read the version of the schema", _HELLO)
+        self.heard(now)
+        refuse_version(self.address, version, oldest_program)
+
     def is_pooled(self, session: int) -> bool:
         """Say whether a pooler is in between: then a session has another number than it gave us.
 

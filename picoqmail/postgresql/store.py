@@ -909,10 +909,12 @@ class PostgresStore:
         """Delete what processes that died have left, keys that expired, and old rows of the ledger.
 
         What was being written goes after 36 hours, for until then it may be written still. Returns
-        the IDs of those, and errors. `found` is of no use here.
+        the IDs of those, and errors. `found` is of no use here. Raises ConfigurationError if the
+        tables have become too new for this program.
         """
         del found
         try:
+            self.connections.demand_version()
             values = {"age": LEFTOVER_AGE_SECONDS, "most": _DELETED_AT_ONCE}
             gone = self._delete_all("sweep", _SWEEP, values)
             self._delete_all("sweep idempotency keys", SWEEP_KEYS, {"most": _DELETED_AT_ONCE})

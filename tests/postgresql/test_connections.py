@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from picoqmail.errors import SpoolError
 from picoqmail.home.limits import Limits
 from picoqmail.layout import CUR
+from picoqmail.postgresql import connections
 from picoqmail.postgresql.connections import Link
 from picoqmail.postgresql.opening import open_postgresql
 from rig.silent_line import SilentLine
@@ -56,18 +57,20 @@ def test_every_statement_has_its_limits_and_leaves_none(store: PostgresStore) ->
 
 
 def test_a_lock_is_not_waited_for_without_end(
-    postgresql: PrivatePostgreSQL, database: str, store: PostgresStore
+    postgresql: PrivatePostgreSQL,
+    database: str,
+    store: PostgresStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody holds the table; that is temporary."""
-    import psycopg
-
+    """Somebody holds the table; that is temporary. The limit is a short one here."""
     message_id = accept(store)
+    short = connections._SETTINGS.replace("lock_timeout = 5000", "lock_timeout = 300")
+    assert short != connections._SETTINGS
+    monkeypatch.setattr(connections, "_SETTINGS", short)
     with psycopg.connect(postgresql.url(database)) as connection:
         connection.execute("LOCK TABLE picoqmail.message")
-        began = time.monotonic()
         with pytest.raises(SpoolError, match="lock timeout"):
             store.claim(message_id)
-        assert 4 < time.monotonic() - began
     assert store.claim(message_id) is not None
 
 
@@ -76,14 +79,12 @@ def test_a_line_that_goes_silent(
 ) -> None:
     """No end, no error, and no answer: the wait for that ends, on a kept line and on a new one."""
     monkeypatch.setattr(Link, "patience", 1.0)
-    monkeypatch.setattr("picoqmail.postgresql.connections.CONNECT_SECONDS", 2)
+    monkeypatch.setitem(connections._TRANSPORT, "connect_timeout", 2)
     store = open_postgresql(f"postgresql://postgres@127.0.0.1:{line.port}/{database}")
     message_id = accept(store)
     line.is_silent.set()
-    began = time.monotonic()
     with pytest.raises(SpoolError):
         store.claim(message_id)
-    assert time.monotonic() - began < 15
     line.is_silent.clear()
     claim = store.claim(message_id)
     assert claim is not None

@@ -108,6 +108,20 @@ def test_a_schema_that_is_too_new(postgresql: PrivatePostgreSQL, own_database: s
         accepts(postgresql.url(own_database))
 
 
+def test_a_schema_that_becomes_too_new(postgresql: PrivatePostgreSQL, own_database: str) -> None:
+    """A worker that has lived since before the migration finds out when it next cleans up."""
+    store = open_postgresql(postgresql.url(own_database))
+    assert ([], []) == store.sweep(())
+    postgresql.execute(
+        "INSERT INTO picoqmail.migration (number, name, oldest_program)"
+        f" VALUES ({PROGRAM_VERSION + 1}, 'x', {PROGRAM_VERSION + 1})",
+        own_database,
+    )
+    with pytest.raises(ConfigurationError, match="too new for this picoqmail"):
+        store.sweep(())
+    store.close()
+
+
 def test_missing_rights(postgresql: PrivatePostgreSQL, own_database: str) -> None:
     """On the schema, and on a table: who must be granted what."""
     postgresql.execute("DROP ROLE IF EXISTS joe")

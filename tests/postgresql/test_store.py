@@ -219,7 +219,7 @@ def test_leases_are_renewed_by_a_thread(url: str, other: PostgresStore, accept: 
 
     def is_renewed() -> bool:
         ((now,),) = other.connections.run("see", "SELECT leased_until FROM picoqmail.message")
-        return bool((now - before).total_seconds() > 4)
+        return bool((now - before).total_seconds() > 1.2)
 
     wait_until(is_renewed, "the lease was renewed several times")
     assert other.claim(message_id) is None
