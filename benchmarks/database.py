@@ -424,8 +424,8 @@ def _defer(stage: Stage, home: MeasuredHome, count: int) -> None:
     )
     stage.server.execute(
         "INSERT INTO picoqmail.chunk (message, number, octets)"
-        " SELECT m.id, 0, substring(c.octets FOR 100) FROM picoqmail.message AS m, picoqmail.chunk AS c"
-        " WHERE m.state = 'cur'",
+        " SELECT m.id, 0, substring(c.octets FOR 100)"
+        " FROM picoqmail.message AS m, picoqmail.chunk AS c WHERE m.state = 'cur'",
         database,
     )
     stage.server.execute("DELETE FROM picoqmail.message WHERE state = 'new'", database)

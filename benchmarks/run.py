@@ -55,7 +55,7 @@ VERSIONS = (
     "nullmailer",
     "dma",
     "msmtp",
-    "postgresql",
+    "postgresql-15",
 )
 
 

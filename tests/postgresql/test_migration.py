@@ -112,11 +112,8 @@ def test_a_schema_that_becomes_too_new(postgresql: PrivatePostgreSQL, own_databa
     """A worker that has lived since before the migration finds out when it next cleans up."""
     store = open_postgresql(postgresql.url(own_database))
     assert ([], []) == store.sweep(())
-    postgresql.execute(
-        "INSERT INTO picoqmail.migration (number, name, oldest_program)"
-        f" VALUES ({PROGRAM_VERSION + 1}, 'x', {PROGRAM_VERSION + 1})",
-        own_database,
-    )
+    text = "INSERT INTO picoqmail.migration (number, name, oldest_program) VALUES ({}, 'x', {})"
+    postgresql.execute(text.format(PROGRAM_VERSION + 1, PROGRAM_VERSION + 1), own_database)
     with pytest.raises(ConfigurationError, match="too new for this picoqmail"):
         store.sweep(())
     store.close()
