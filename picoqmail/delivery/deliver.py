@@ -479,13 +479,14 @@ class Delivery:
         if claimed is None:
             return False
         try:
-            claim = self._ready_to_try(claimed)
-            if claim is None:
+            ready = self._ready_to_try(claimed)
+            if ready is None:
                 return False
+            claim, sendable = ready
             work = _Work(claim)
             parts = [
                 (outbox, _Part(work, sender, indexes[start : start + RECIPIENTS_LIMIT]))
-                for outbox, sender, indexes in self._divide(claim.message)
+                for outbox, sender, indexes in self._divide(claim.message, sendable)
                 for start in range(0, len(indexes), RECIPIENTS_LIMIT)
             ]
         except SpoolError as exc:
@@ -504,8 +505,11 @@ class Delivery:
             self._finish(work)
         return bool(work.parts)
 
-    def _ready_to_try(self, claim: ClaimedMessage) -> ClaimedMessage | None:
-        """Return the claim if its message may be tried now; release it and return None if not."""
+    def _ready_to_try(self, claim: ClaimedMessage) -> tuple[ClaimedMessage, Sequence[int]] | None:
+        """Return the claim, and the indexes of the recipients that may be sent to now.
+
+        If the message must not be tried now, release it and return None.
+        """
         ready = self.reporter.before_trying(claim)
         if ready is None:
             self.busy.add(claim.message.id)
@@ -520,10 +524,11 @@ class Delivery:
             claim.release()
             self.summary.left += 1
             return None
-        if message.pending and not policy.sendable(message, now):
+        sendable = policy.sendable(message, now)
+        if not sendable and message.pending:
             self._wait_on(claim, int(now))
             return None
-        return claim
+        return claim, sendable
 
     def _count_doubt(self, claim: ClaimedMessage) -> ClaimedMessage:
         """Record that an earlier run ended between the end of the data and the reply."""
@@ -554,17 +559,18 @@ class Delivery:
             self.summary.left += 1
         claim.release()
 
-    def _divide(self, message: Message) -> list[tuple[Outbox, str, Sequence[int]]]:
-        """Group the pending recipients by route and sender; a VERP sender is one a recipient."""
+    def _divide(
+        self, message: Message, sendable: Sequence[int]
+    ) -> list[tuple[Outbox, str, Sequence[int]]]:
+        """Group these recipients by route and sender; a VERP sender is one a recipient."""
         sender = message.sender
-        pending: Sequence[int] = policy.sendable(message, self.clock())
         if self._routing.is_single and not is_verp(sender):
-            if pending and len(pending) == len(message.recipients):
+            if sendable and len(sendable) == len(message.recipients):
                 # Nobody has replied yet. A range takes no memory, however many there are.
-                pending = range(len(pending))
-            return [(self._default, sender, pending)] if pending else []
+                sendable = range(len(sendable))
+            return [(self._default, sender, sendable)] if sendable else []
         groups: dict[tuple[Relays, str], list[int]] = {}
-        for index in pending:
+        for index in sendable:
             address = message.recipients[index].address
             relays = self._routing.relays_for(sender, address)
             groups.setdefault((relays, expand_verp(sender, address)), []).append(index)

@@ -55,7 +55,9 @@ def words(facts: Mapping[str, object]) -> str:
     """Return ` name=value` for each fact; a value is quoted if it could be misread."""
     words = []
     for name, value in facts.items():
-        if value is not None:
+        if type(value) is int:
+            words.append(f" {name}={value}")
+        elif value is not None:
             text = value if type(value) is str else str(value)
             words.append(f" {name}={text if _is_plain(text) else _quoted(text)}")
     return "".join(words)

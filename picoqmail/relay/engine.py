@@ -105,7 +105,8 @@ class Engine:
                 connection.on_stop()
         if loop.now >= loop.check_at:
             self._check_deadlines()
-        if loop.now >= self._look_at:
+        # Quick where a look was taken within this second.
+        if loop.now >= self._looked_at + _LOOK_SECONDS and loop.now >= self._look_at:
             self._look_for_more()
 
     @property

@@ -149,13 +149,16 @@ class Lane:
     def _adapt_pace(self, connection: Connection, verdict: Verdict) -> None:
         """See whether the relay takes messages as fast as they come."""
         results = verdict.results
-        if any(result.outcome == "delivered" for result in results):
-            self._throttle.speed_up()
         too_fast = verdict.too_fast
-        # A reply to RCPT is one recipient's. Only if nobody gets through, it is about all.
-        if results and all(
-            result.reply is not None and says_all_too_fast(result.reply) for result in results
-        ):
+        if "delivered" in [result.outcome for result in results]:
+            self._throttle.speed_up()
+            is_crowded = False
+        else:
+            # A reply to RCPT is one recipient's. Only if nobody gets through, it is about all.
+            is_crowded = bool(results) and all(
+                result.reply is not None and says_all_too_fast(result.reply) for result in results
+            )
+        if is_crowded:
             self._crowded += 1
             if self._crowded >= (1 if self._options.was_throttled else CROWDED_MESSAGES_LIMIT):
                 too_fast = too_fast or results[0].text

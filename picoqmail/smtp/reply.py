@@ -26,6 +26,7 @@ REPLY_LIMIT = 65536
 """Octets in one reply. Without a bound a relay that never stops could fill our memory."""
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
+_SINGLE = re.compile(rb"[2-5][0-9]{2}(?: [^\r\n\0]*)?\r\n")
 _CODES = {b"%d" % code: code for code in range(200, 600)}
 _BLANK_OR_HYPHEN = (b" ", b"-", b"")
 _CODE_LENGTH = 3
@@ -92,8 +93,11 @@ def _make(code: int, raw_lines: list[bytes]) -> Reply:
 
 # A relay sends the same few replies again and again ("250 2.1.0 Ok"), and replies are frozen.
 @lru_cache(maxsize=256)
-def _single(line: bytes) -> Reply:
-    return _make(_CODES[line[:3]], [line[4:]])
+def _single(line: bytes) -> Reply | None:
+    """Return the reply that a line with its end is; None if it is no whole reply."""
+    if _SINGLE.fullmatch(line):
+        return _make(_CODES[line[:3]], [line[4:-2]])
+    return None
 
 
 class ReplyParser:
@@ -128,28 +132,28 @@ class ReplyParser:
         599, different codes in one reply, or one that is longer than the limits of this module.
         """
         while True:
-            end = self._buffer.find(b"\n", 0, REPLY_LINE_LIMIT)
-            if end < 0:
+            end = self._buffer.find(b"\n", 0, REPLY_LINE_LIMIT) + 1
+            if not end:
                 if len(self._buffer) >= REPLY_LINE_LIMIT:
                     raise ReplyError(f"a reply line is longer than {REPLY_LINE_LIMIT} bytes")
                 return None
-            line = self._buffer[: end - 1]
-            if self._buffer[end - 1 : end] != b"\r" or b"\r" in line or b"\0" in line:
-                raise ReplyError(
-                    f"a reply line does not end with CRLF: {self._quoted(self._buffer[:end])}"
-                )
-            self._buffer = self._buffer[end + 1 :]
-            reply = self._take_line(line)
+            line = self._buffer[:end]
+            reply = None if self._lines else _single(line)
+            if reply is None:
+                reply = self._take_line(line)
+            self._buffer = self._buffer[end:]
             if reply is not None:
                 return reply
 
-    def _take_line(self, line: bytes) -> Reply | None:
+    def _take_line(self, ended: bytes) -> Reply | None:
+        """Add a line to a reply of several; return the reply if that is its last line."""
+        line = ended[:-2]
+        if ended[-2:] != b"\r\n" or b"\r" in line or b"\0" in line:
+            raise ReplyError(f"a reply line does not end with CRLF: {self._quoted(ended[:-1])}")
         code, mark = line[:_CODE_LENGTH], line[_CODE_LENGTH : _CODE_LENGTH + 1]
         if code not in _CODES or mark not in _BLANK_OR_HYPHEN:
             raise ReplyError(f"this is not an SMTP reply: {self._quoted(line)}")
         if not self._lines:
-            if mark != b"-":
-                return _single(line)
             self._code = code
         elif code != self._code:
             raise ReplyError(

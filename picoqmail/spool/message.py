@@ -204,7 +204,8 @@ class Message(Value):
     @property
     def suspended(self) -> tuple[int, ...]:
         """Indexes of the recipients that may have several copies, and get none by itself."""
-        return tuple([i for i, r in enumerate(self.recipients) if r.suspended_until])
+        # Most recipients have no further keys, and then there is nothing to ask.
+        return tuple([i for i, r in enumerate(self.recipients) if r.unknown and r.suspended_until])
 
     @property
     def due_hint(self) -> float:

@@ -48,6 +48,9 @@ DUE_AT_ONCE = 100_000
 # The first page of a list is shown at once. Each later one is ten times as long, up to the above.
 _FIRST_PAGE = 1000
 
+# So many names are compared with the end of a page in one step.
+_NAMES_AT_ONCE = 4096
+
 # Unpaired names are found by groups of names. So many groups there are, and of so many the names
 # are remembered at the same time: a quarter of all at most.
 _GROUPS = 4096
@@ -130,16 +133,28 @@ def walk(spool: str, states: tuple[str, ...], *, backwards: bool) -> Iterator[tu
 
 def _add_names(path: str, page: Page, tag: str, *, backwards: bool) -> None:
     """Put the messages of a directory on a page, each with a tag behind its ID."""
-    last = page.last
-    with posix.scandir(path) as entries:
-        for entry in entries:
-            name = entry.name
-            # Most names of a large directory are passed over by this alone.
-            if (name < last) if backwards else (name > last):
-                page.is_cut = page.is_cut or name.endswith(SIDECAR)
-            elif name.endswith(SIDECAR):
-                page.add(name[:_SIDECAR_CUT] + tag)
+    # Not for cron, which makes no list.
+    from itertools import islice
+
+    # By descriptor, because otherwise each entry gets a path of its own.
+    directory = posix.open(path, _SCAN_DIRECTORY)
+    try:
+        with posix.scandir(directory) as entries:
+            while names := [entry.name for entry in islice(entries, _NAMES_AT_ONCE)]:
+                # Most names of a large directory are passed over by this alone.
                 last = page.last
+                if backwards:
+                    fitting = [name for name in names if name >= last]
+                else:
+                    fitting = [name for name in names if name <= last]
+                if not page.is_cut and len(fitting) < len(names):
+                    behind = set(names).difference(fitting)
+                    page.is_cut = any(name.endswith(SIDECAR) for name in behind)
+                for name in fitting:
+                    if name.endswith(SIDECAR):
+                        page.add(name[:_SIDECAR_CUT] + tag)
+    finally:
+        posix.close(directory)
 
 
 class Sight:

@@ -85,10 +85,10 @@ def _check_recipients(recipients: list[Any]) -> None:
 
 def _is_usual(record: dict[str, Any]) -> bool:
     """Say in few steps whether all values are proper, and no time has a fraction: most are so."""
-    values = [record.get(key) for key in _KINDS]
-    if [type(value) for value in values] != _USUAL:
+    values = list(map(record.get, _KINDS))
+    if list(map(type, values)) != _USUAL:
         return False
-    numbers = [value for value in values if type(value) is int]
+    numbers = values[:_NUMBERS]
     return min(numbers) >= 0 and max(numbers) <= _MOST
 
 
@@ -111,22 +111,23 @@ def _is_deep(value: object, levels: int) -> bool:
     return False
 
 
-# float stands for a time.
+# float stands for a time. The numbers come first.
 _KINDS: dict[str, type] = {
-    "sender": str,
-    "recipients": list,
     "created": float,
     "next_attempt": float,
     "expires": float,
     "attempts": int,
     "size": int,
     "crc32": int,
+    "revision": int,
+    "sender": str,
+    "recipients": list,
     "held": bool,
     "history": list,
     "origin": dict,
-    "revision": int,
 }
 _USUAL = [int if kind is float else kind for kind in _KINDS.values()]
+_NUMBERS = _USUAL.count(int)
 _TIMES = tuple(key for key, kind in _KINDS.items() if kind is float)
 # What every JSON reader keeps exact (RFC 8259 section 6).
 _MOST = 2**53 - 1

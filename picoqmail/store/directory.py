@@ -199,7 +199,9 @@ class DirectoryStore:
                 if is_id(message_id):
                     yield message_id, state
         except OSError as exc:
-            raise SpoolError("read", exc.filename or self.path, exc, QUEUE_SPOOL) from exc
+            # What cannot be read to its end is known by a descriptor only.
+            path = exc.filename if isinstance(exc.filename, str) else self.path
+            raise SpoolError("read", path, exc, QUEUE_SPOOL) from exc
 
     def figures(self, now: float) -> Figures:
         """Return how much mail there is; no file is opened. Raises SpoolError."""
