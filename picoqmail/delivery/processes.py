@@ -11,22 +11,21 @@ never forks the application that calls it.
 
 from __future__ import annotations
 
-import json
+import _signal
 import os
 import select
-import signal
 import sys
-import threading
 import time
-from contextlib import suppress
 
 from picoqmail import durable
 from picoqmail.layout import PIPE_BLOCK_OCTETS
+from picoqmail.spool.json_reading import read_json
+from picoqmail.spool.sidecar import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, TextIO
 
 MESSAGES_WORTH_A_PROCESS = 200
 """With fewer it takes as long to start a second process as that one saves."""
@@ -35,12 +34,13 @@ PROCESSES_LIMIT = 4
 """More would ask more of a relay than one host should."""
 
 _WAIT_SECONDS = 1.0
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
 
 
 def useful_processes(messages: int, connections: int) -> int:
     """Return how many processes to use for so many messages; each needs one connection at least."""
-    if threading.active_count() > 1:
+    threading = sys.modules.get("threading")
+    if threading is not None and threading.active_count() > 1:
         # A lock that another thread holds would stay held in the child for ever.
         return 1
     # One more than processors: some wait for the relay or the disk while others work.
@@ -60,7 +60,7 @@ class Worker:
     def stop(self) -> None:
         """Ask it to end soon, as a signal asks the program. A signal handler may call this."""
         if self.pid:
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, _signal.SIGTERM)
 
     def wait(self) -> Any:  # noqa: ANN401 - whatever JSON its work gave
         """Return what its work returned. Raises ChildProcessError if it died before that."""
@@ -74,7 +74,7 @@ class Worker:
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise ChildProcessError(f"a process of this run, {pid}, {how}")
-        return json.loads(b"".join(blocks))
+        return read_json(b"".join(blocks).decode())
 
 
 def await_all(workers: Sequence[Worker]) -> bool:
@@ -105,7 +105,7 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
     parent = os.getpid()
     # After a fork, Python forgets in the child which signals came before. So a signal to end must
     # not arrive before the child can see it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING_SIGNALS)
     try:
         pid = os.fork()
     except BaseException:
@@ -113,14 +113,14 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
         os.close(writer)
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     if pid:
         os.close(writer)
         return Worker(pid, reader)
     status = 1
     try:
         os.close(reader)
-        text = json.dumps(work(lambda: os.getppid() != parent))
+        text = to_json(work(lambda: os.getppid() != parent))
         durable.write_all(writer, text.encode())
         status = 0
     except BaseException:  # noqa: BLE001 - reported; its messages are left as any crash leaves them
@@ -129,8 +129,14 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
         # It must never leave this function: it would go on as a second parent.
         try:
             for stream in (sys.stdout, sys.stderr):
-                # If a full disk or a closed pipe takes no more, only these words are lost.
-                with suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
+                _flush(stream)
         finally:
             os._exit(status)
+
+
+def _flush(stream: TextIO | None) -> None:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return  # A full disk or a closed pipe takes no more: only these words are lost.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import _signal
 from functools import partial
 from itertools import zip_longest
 
@@ -79,8 +79,8 @@ class Run:
         )
         self.spool = open_store(home, on_damage=self._on_damage, on_copy=self._on_copy)
         self._lanes = Lanes(self.settings, self.log, self.spool)
-        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
-            signal.signal(number, lambda *_: self._stop())
+        for number in (_signal.SIGTERM, _signal.SIGINT) if signals else ():
+            _signal.signal(number, lambda *_: self._stop())
 
     def _stop(self) -> None:
         self._lanes.stop()

@@ -11,9 +11,8 @@ may hold what must not be seen. It has `COMMAND_SECONDS` and then is killed with
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import os
-import threading
 import time
 
 from picoqmail.errors import EX_TEMPFAIL, PicoqmailError
@@ -54,7 +53,7 @@ class RelayPassword:
         """
         self.oauth2 = setting.startswith("oauth2!")
         self._source = source
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._command: tuple[str, ...] = ()
         self._answer: str | PasswordUnavailableError | None = None
         command = setting.removeprefix("oauth2")
@@ -202,6 +201,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the command: its group is its own session, with no other process."""
     if process.returncode is not None:
         return
+    import contextlib
     import signal
 
     # No such group: it ended by itself between the check and the kill.

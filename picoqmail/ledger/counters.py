@@ -6,9 +6,9 @@ it cannot be understood it begins again at zero, which monitoring takes for a re
 
 from __future__ import annotations
 
-import json
-
+from picoqmail.spool.json_reading import read_json
 from picoqmail.spool.locks import LockedFile
+from picoqmail.spool.sidecar import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class DirectoryTotals:
                 totals[name] += count
             if counts.get("delivered"):
                 totals[LAST_DELIVERY] = now
-            file.rewrite(json.dumps(totals).encode() + b"\n")
+            file.rewrite(to_json(totals).encode() + b"\n")
 
 
 def _parse(data: bytes) -> dict[str, int]:
     totals = dict.fromkeys((*NAMES, LAST_DELIVERY), 0)
     try:
-        found = json.loads(data)
+        found = read_json(data.decode())
         return {name: max(int(found.get(name, 0)), 0) for name in totals}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return totals

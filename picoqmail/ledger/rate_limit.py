@@ -7,11 +7,12 @@ makes it forget a few messages that were sent, but loses no mail.
 
 from __future__ import annotations
 
-import json
 import time
 
 from picoqmail.errors import SpoolError
+from picoqmail.spool.json_reading import read_json
 from picoqmail.spool.locks import LockedFile
+from picoqmail.spool.sidecar import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class RateLimiter:
             return max((min(counts) + SLICES + 1) * width - now, 0.001)
         counts[this] = counts.get(this, 0) + 1
         kept = {"seconds": self._limit.seconds, "slices": sorted(counts.items())}
-        file.rewrite(json.dumps(kept).encode() + b"\n")
+        file.rewrite(to_json(kept).encode() + b"\n")
         return 0.0
 
     def _parse(self, data: bytes) -> dict[int, int]:
         try:
-            kept = json.loads(data)
+            kept = read_json(data.decode())
             if kept["seconds"] != self._limit.seconds:
                 return {}  # the setting was changed: these are slices of another width
             return {int(number): int(count) for number, count in kept["slices"]}

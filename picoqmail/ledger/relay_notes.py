@@ -7,13 +7,13 @@ of it, mail goes out all the same. So nothing that it holds is an error.
 
 from __future__ import annotations
 
-import json
 import os
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import RELAY_NOTES, TMP
 from picoqmail.smtp.lessons import ADDRESS, LOGINS, LONE_DOT, NO_BDAT, SERVED, Lessons
+from picoqmail.spool.json_reading import read_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class DirectoryNotes:
         """
         try:
             with open(self._path, "rb") as file:
-                relays = json.loads(file.read(_NOTES_OCTETS))["relays"].items()
+                relays = read_json(file.read(_NOTES_OCTETS).decode())["relays"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
         return believed(relays, now)
@@ -94,6 +94,12 @@ class DirectoryNotes:
         fresh = news_of(lessons)
         if not fresh:
             return []
+        # Large, and most runs learn nothing.
+        from picoqmail.importing import importing
+
+        with importing:
+            import json
+
         relays = self.read(now)
         for name, facts in fresh.items():
             known = relays.setdefault(name, {})

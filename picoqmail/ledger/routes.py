@@ -11,12 +11,12 @@ another has just noted of another route. What a failure means is decided in rela
 
 from __future__ import annotations
 
-import json
 import os
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import BREAKER, TMP
+from picoqmail.spool.json_reading import read_json
 from picoqmail.spool.locks import LockedDirectory
 from picoqmail.value import Value
 
@@ -60,7 +60,7 @@ class DirectoryRoutes:
         """
         try:
             with open(self._path, "rb") as file:
-                routes = json.loads(file.read())["routes"]
+                routes = read_json(file.read().decode())["routes"]
             return {
                 str(name): Outage(
                     int(one["since"]),
@@ -117,6 +117,11 @@ class DirectoryRoutes:
         }
         all_down = all(name in outages for name in self._names)
         try_again = min(one.until for one in outages.values()) if all_down else 0
+        from picoqmail.importing import importing
+
+        with importing:
+            import json
+
         text = json.dumps({"routes": body}, indent=1, ensure_ascii=False) + "\n"
         # A name of its own for each process: a run that was killed here may have left one.
         scratch = f"{self._spool}/{TMP}/{BREAKER}.{os.getpid()}"

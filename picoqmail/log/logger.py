@@ -10,11 +10,10 @@ it never fills a disk. Under cron nothing is printed, because cron would mail it
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import os
 import stat
 import sys
-import threading
 
 from picoqmail.log.choice import LEVELS
 from picoqmail.log.places import Journal, NamedFile, SpoolLog, StandardError, Syslog
@@ -65,7 +64,7 @@ class Log:
         self._privacy = privacy
         self._bound: dict[str, Any] = dict(bound or {})
         self._lines: PlainLines | StructuredLines | None = None
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self.lost = 0
 
     def __enter__(self) -> Self:
@@ -77,9 +76,12 @@ class Log:
     def close(self) -> None:
         """Close what was opened; a later event opens it again. Raises nothing."""
         if self._place is not None:
-            with self._lock, contextlib.suppress(OSError):
-                # The kernel reports a late error of the log, and nothing can be done about it.
-                self._place.close()
+            with self._lock:
+                try:
+                    self._place.close()
+                except OSError:
+                    # The kernel reports a late error of the log; nothing can be done about it.
+                    return
 
     def is_on(self, level: str) -> bool:
         """Say whether events of a level are written, so that callers can skip costly facts."""

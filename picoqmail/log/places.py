@@ -6,9 +6,9 @@ waits: a datagram for which syslog has no room is lost.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
-import socket
 import stat
 import time
 
@@ -124,7 +124,7 @@ class Syslog:
     def __init__(self, path: str, program: str) -> None:
         self._path = path
         self._program = program
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
 
     def write(self, line: str, level: str) -> None:
         """Write one line."""
@@ -154,8 +154,8 @@ class Syslog:
 
     def _send(self, data: bytes) -> None:
         if self._socket is None:
-            self._socket = _connected(self._path, socket.SOCK_DGRAM)
-        if self._socket.type == socket.SOCK_STREAM:
+            self._socket = _connected(self._path, _socket.SOCK_DGRAM)
+        if self._socket.type == _socket.SOCK_STREAM:
             data += b"\0"  # the separator on a stream, as in syslog(3) of the GNU C library
         if self._socket.send(data) < len(data):
             self.close()  # otherwise the rest would be read as the next record
@@ -171,7 +171,7 @@ class Journal:
     def __init__(self, path: str, program: str) -> None:
         self._path = path
         self._program = program
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
 
     def write(self, line: str, level: str) -> None:
         """Write one line."""
@@ -183,7 +183,7 @@ class Journal:
             f"SYSLOG_PID={os.getpid()}",
         )
         if self._socket is None:
-            self._socket = _connected(self._path, socket.SOCK_DGRAM)
+            self._socket = _connected(self._path, _socket.SOCK_DGRAM)
         try:
             self._socket.send("".join(f"{field}\n" for field in fields).encode())
         except OSError:
@@ -197,14 +197,14 @@ class Journal:
             self._socket = None
 
 
-def _connected(path: str, kind: socket.SocketKind) -> socket.socket:
-    link = socket.socket(socket.AF_UNIX, kind)
+def _connected(path: str, kind: int) -> _socket.socket:
+    link = _socket.socket(_socket.AF_UNIX, kind)
     try:
         link.settimeout(0)
         link.connect(path)
     except OSError as exc:
         link.close()
-        if kind == socket.SOCK_DGRAM and exc.errno == errno.EPROTOTYPE:
-            return _connected(path, socket.SOCK_STREAM)
+        if kind == _socket.SOCK_DGRAM and exc.errno == errno.EPROTOTYPE:
+            return _connected(path, _socket.SOCK_STREAM)
         raise
     return link

@@ -7,9 +7,9 @@ calls back the third.
 
 from __future__ import annotations
 
-import selectors
 from functools import partial
 
+from picoqmail.relay.loop import READABLE, WRITABLE
 from picoqmail.relay.race import Race
 from picoqmail.relay.tls_plan import IN_CLEAR, plan_tls
 from picoqmail.relay.transport import BrokenTransportError, Transport
@@ -18,7 +18,7 @@ from picoqmail.smtp.transaction import RelayFault
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    import _socket
     from collections.abc import Callable
 
     from picoqmail.relay.lane_options import LaneOptions
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 BEHIND_PATIENCE_SECONDS = 10.0
 """So long an envelope waits behind a message for whose end the relay does not reply."""
 
-_READABLE, _WRITABLE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _CONNECTING, _HANDSHAKE, _OPEN, _CLOSED = range(4)
 
 
@@ -94,7 +93,7 @@ class Connection:
             on_connected=self._connected,
             on_failed=self._not_connected,
         )
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
         self._transport: Transport | None = None
         self._state = _CONNECTING
         self._mask = 0
@@ -136,13 +135,14 @@ class Connection:
             self._race.start()
             self._follow_race()
 
-    def on_ready(self, mask: int) -> None:
+    def on_ready(self, events: int) -> None:
         """Go on: the socket can be read or written."""
         if self._state == _CLOSED or self._transport is None:
             return
         self._activity.at = self._loop.now
         try:
-            if mask & _READABLE:
+            # Whatever is not room to write can be read: octets, their end, an error.
+            if events & ~WRITABLE:
                 self._receive(self._transport)
             if self._state == _HANDSHAKE:
                 self._shake_hands(self._transport)
@@ -188,7 +188,7 @@ class Connection:
         if self._socket is None:
             return
         if self._mask:
-            self._loop.selector.unregister(self._socket)
+            self._loop.sockets.forget(self._socket)
             self._mask = 0
         self._socket.close()
         self._socket = None
@@ -210,7 +210,7 @@ class Connection:
         reasons = "; ".join(f"{self._with(address)}: {reason}" for address, reason in failures)
         self._end(RelayFault("connect", f"cannot connect to {reasons}"))
 
-    def _connected(self, connected: socket.socket, address: Address) -> None:
+    def _connected(self, connected: _socket.socket, address: Address) -> None:
         self._race = None
         self._activity.at = self._loop.now
         self._socket = connected
@@ -271,7 +271,7 @@ class Connection:
                 self._on_progress(self)
                 if self._state == _CLOSED:
                     return
-        self._select(_READABLE | _WRITABLE if transport.is_blocked else _READABLE)
+        self._select(READABLE | WRITABLE if transport.is_blocked else READABLE)
 
     def _set_deadline(self) -> None:
         conversation, now = self.conversation, self._loop.now
@@ -308,14 +308,14 @@ class Connection:
 
     def _shake_hands(self, transport: Transport) -> None:
         if not transport.handshake():
-            self._select(_READABLE | _WRITABLE if transport.is_blocked else _READABLE)
+            self._select(READABLE | WRITABLE if transport.is_blocked else READABLE)
             return
         self._state = _OPEN
         facts = transport.describe_tls()
         self._loop.on_event("tls", relay=self.relay, address=self.address.text, **facts)
         if not self._plan.implicit:
             self.conversation.tls_established()
-        # TLS may hold data already that came with the end of the handshake; the selector would not
+        # TLS may hold data already that came with the end of the handshake; the loop would not
         # report it.
         data = transport.receive()
         if data:
@@ -357,10 +357,7 @@ class Connection:
     def _select(self, mask: int) -> None:
         if mask == self._mask or self._socket is None:
             return
-        if self._mask:
-            self._loop.selector.modify(self._socket, mask, self)
-        else:
-            self._loop.selector.register(self._socket, mask, self)
+        self._loop.sockets.watch(self._socket, mask, self)
         self._mask = mask
 
 

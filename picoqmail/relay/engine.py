@@ -12,11 +12,10 @@ messages wait to make another connection worth its greeting.
 from __future__ import annotations
 
 import math
-import selectors
 import time
 
 from picoqmail.relay.lane import Lane
-from picoqmail.relay.loop import Loop
+from picoqmail.relay.loop import READABLE, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Engine:
         Blocks; the time limits of the lanes bound it.
         """
         loop = self._loop
-        loop.selector.register(loop.lookups.reader, selectors.EVENT_READ, None)
+        loop.sockets.watch(loop.lookups.reader, READABLE, loop.lookups)
         try:
             for lane in self._lanes:
                 lane.go_on()
@@ -84,14 +83,10 @@ class Engine:
         for lane in self._lanes:
             wake_at = min(wake_at, lane.grow_at)
         wake_at = min(wake_at, self._look_at)
-        events = loop.selector.select(max(0.0, wake_at - loop.now))
+        ready = loop.sockets.wait(max(0.0, wake_at - loop.now))
         loop.now = time.monotonic()
-        for key, mask in events:
-            if key.data is None:
-                for take, found in loop.lookups.finished():
-                    take(found)
-            else:
-                key.data.on_ready(mask)
+        for concerned, events in ready:
+            concerned.on_ready(events)
         # The time that we needed ourselves does not count as waiting for a relay.
         busy = -loop.now
         loop.now = time.monotonic()

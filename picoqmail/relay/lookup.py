@@ -2,16 +2,18 @@
 
 The rule of this module: no SMTP. Only the lookup of a name blocks. So it runs in a thread of its
 own, and nobody waits for a thread that does not finish.
+
+Sockets are those of `_socket`, which socket wraps. Importing socket would be a tenth of the
+sender's start: it makes hundreds of constants into members of enums.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _socket
 import errno
 import os
-import queue
-import socket
-import threading
+import sys
+from collections import deque
 
 from picoqmail.relay.tls_plan import DEFAULT_POLICY
 from picoqmail.value import Value
@@ -61,10 +63,10 @@ class Address(Value):
 def literal_addresses(relay: Relay) -> tuple[Address, ...] | None:
     """Return the address of a relay that needs no lookup; None if it needs one."""
     if relay.path:
-        return (Address(socket.AF_UNIX, relay.path, relay.path),)
-    for family in (socket.AF_INET, socket.AF_INET6):
+        return (Address(_socket.AF_UNIX, relay.path, relay.path),)
+    for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
-            socket.inet_pton(family, relay.host)
+            _socket.inet_pton(family, relay.host)
         except OSError:
             continue
         target = (relay.host, relay.port)
@@ -80,13 +82,15 @@ def look_up(relay: Relay) -> tuple[Address, ...]:
     literal = literal_addresses(relay)
     if literal is not None:
         return literal
+    # An application's socket, if it has imported that: gevent puts a resolver of its own there.
+    resolver = sys.modules.get("socket", _socket)
     try:
-        found = socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+        found = resolver.getaddrinfo(relay.host, relay.port, type=_socket.SOCK_STREAM)
     except UnicodeError as exc:  # a label that is empty or too long
         raise OSError(errno.EINVAL, f"not a host name: {exc}") from None
     addresses = {}
     for family, _, _, _, target in found:
-        if family in (socket.AF_INET, socket.AF_INET6):
+        if family in (_socket.AF_INET, _socket.AF_INET6):
             host = str(target[0])
             address = Address(family, (host, *target[1:]), _text(host, relay.port))
             addresses[address.text] = address
@@ -112,40 +116,39 @@ class Lookups:
     """Lookups in threads of their own; a loop that waits on sockets fetches what they found."""
 
     def __init__(self) -> None:
-        self._finished: queue.SimpleQueue[tuple[Callable[[Found], None], Found]] = (
-            queue.SimpleQueue()
-        )
-        self.reader, self._writer = socket.socketpair()
-        self.reader.setblocking(False)  # noqa: FBT003 - the socket module's own way
-        self._writer.setblocking(False)  # noqa: FBT003 - the socket module's own way
+        # Of a deque, append and popleft need no lock.
+        self._finished: deque[tuple[Callable[[Found], None], Found]] = deque()
+        self.reader, self._writer = _socket.socketpair()
+        self.reader.setblocking(False)  # noqa: FBT003 - the module's own way
+        self._writer.setblocking(False)  # noqa: FBT003 - the module's own way
 
     def ask(self, endpoint: Endpoint, take: Callable[[Found], None]) -> None:
-        """Start to look a relay up. `finished` will return what was found, with `take`.
+        """Start to look a relay up. `on_ready` will call `take` with what was found."""
+        from picoqmail.importing import importing
 
-        `take` is for the caller of `finished` to call, in its own thread.
-        """
+        with importing:
+            import threading
+
         # A daemon: a resolver that hangs must not keep the program from ending.
         threading.Thread(target=self._work, args=(endpoint, take), daemon=True).start()
 
-    def finished(self) -> list[tuple[Callable[[Found], None], Found]]:
-        """Return what has been found since the last call, each with its `take`.
-
-        When there is something, `reader` can be read.
-        """
-        with contextlib.suppress(BlockingIOError):
+    def on_ready(self, _events: int) -> None:
+        """Hand over what has been found; to be called when `reader` can be read."""
+        try:
             self.reader.recv(4096)
-        finished = []
-        while True:
-            try:
-                finished.append(self._finished.get_nowait())
-            except queue.Empty:
-                return finished
+        except BlockingIOError:
+            return  # It was read before.
+        # No more than there is now: who is called may ask again.
+        for _ in range(len(self._finished)):
+            take, found = self._finished.popleft()
+            take(found)
 
     def wake(self) -> None:
         """Make `reader` readable. A signal handler may call this."""
-        # Closed: nobody waits any more. Full: the reader is awake already.
-        with contextlib.suppress(OSError):
+        try:
             self._writer.send(b".")
+        except OSError:
+            return  # Closed: nobody waits any more. Full: the reader is awake already.
 
     def close(self) -> None:
         """Forget the threads that have not finished."""
@@ -157,28 +160,34 @@ class Lookups:
         try:
             if endpoint.credentials is not None:
                 # A password command may take its time; run here, it keeps no connection waiting.
-                # The secret remembers the result, good or bad, and AUTH reports a bad one.
-                with contextlib.suppress(OSError):
-                    endpoint.credentials.secret.reveal()
+                # The secret remembers the result, good or bad.
+                _try_to_reveal(endpoint.credentials)
             found = look_up(endpoint.relay)
         except OSError as exc:
             found = exc
-        self._finished.put((take, found))
+        self._finished.append((take, found))
         self.wake()
 
 
-def open_socket(address: Address, source_ip: str) -> socket.socket:
+def _try_to_reveal(credentials: Credentials) -> None:
+    try:
+        credentials.secret.reveal()
+    except OSError:
+        return  # AUTH asks for it again, and reports this.
+
+
+def open_socket(address: Address, source_ip: str) -> _socket.socket:
     """Return a socket that does not block, and that has begun to connect to an address.
 
     ``source_ip`` is the local address to use, if it is of the same family. Raises OSError.
     """
-    connecting = socket.socket(address.family, socket.SOCK_STREAM)
+    connecting = _socket.socket(address.family, _socket.SOCK_STREAM)
     try:
-        connecting.setblocking(False)  # noqa: FBT003 - the socket module's own way
-        if address.family != socket.AF_UNIX:
+        connecting.setblocking(False)  # noqa: FBT003 - the module's own way
+        if address.family != _socket.AF_UNIX:
             # Each group of commands is one write. Nagle's algorithm would only delay it.
-            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            is_ipv6 = address.family == socket.AF_INET6
+            connecting.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            is_ipv6 = address.family == _socket.AF_INET6
             if source_ip and (":" in source_ip) == is_ipv6:
                 connecting.bind((source_ip, 0))
         status = connecting.connect_ex(address.target)

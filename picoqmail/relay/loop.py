@@ -7,18 +7,29 @@ the engine, and no connection its lane.
 
 from __future__ import annotations
 
-import selectors
+import math
+import select
 import time
 
 from picoqmail.relay.lookup import Lookups
 
+READABLE, WRITABLE = select.POLLIN, select.POLLOUT
+"""What to wait for at a socket. Its end and its failure are reported in any case."""
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from _socket import socket
     from collections.abc import Callable
     from typing import Protocol
 
     from picoqmail.relay.tls_plan import TlsPlan, TlsPolicy
+
+    class Concerned(Protocol):
+        """Whom the events of a socket concern."""
+
+        def on_ready(self, events: int) -> None:
+            """Go on, because the socket can be read or written."""
 
     class Watched(Protocol):
         """A connection, as far as the loop needs to know it."""
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
         def is_closed(self) -> bool:
             """Whether nothing more will come of it."""
 
-        def on_ready(self, mask: int) -> None:
+        def on_ready(self, events: int) -> None:
             """Go on, because the socket can be read or written."""
 
         def on_deadline(self) -> None:
@@ -43,6 +54,42 @@ if TYPE_CHECKING:
 
         def discard(self) -> None:
             """Close the socket and do nothing else."""
+
+
+class Sockets:
+    """The sockets that the loop waits for, each with whom it concerns.
+
+    This is poll(2) itself: the module selectors is a part of the sender's start that can be
+    noticed, and takes time for each mail.
+    """
+
+    __slots__ = ("_concerned", "_poll")
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._concerned: dict[int, Concerned] = {}
+
+    def __len__(self) -> int:
+        """How many sockets are watched."""
+        return len(self._concerned)
+
+    def watch(self, socket: socket, events: int, concerned: Concerned) -> None:
+        """Wait for these events at a socket, from now on for no others."""
+        number = socket.fileno()
+        self._poll.register(number, events)
+        self._concerned[number] = concerned
+
+    def forget(self, socket: socket) -> None:
+        """Wait for this socket no more; to be called before it is closed."""
+        number = socket.fileno()
+        self._poll.unregister(number)
+        del self._concerned[number]
+
+    def wait(self, seconds: float) -> list[tuple[Concerned, int]]:
+        """Wait so long for the first events; return them with those whom they concern."""
+        # Rounded up: a wait that ends before its time would only be repeated.
+        found = self._poll.poll(math.ceil(seconds * 1000))
+        return [(self._concerned[number], events) for number, events in found]
 
 
 class Loop:
@@ -59,7 +106,7 @@ class Loop:
         "lookups",
         "now",
         "on_event",
-        "selector",
+        "sockets",
         "stopping",
         "watched",
     )
@@ -67,7 +114,7 @@ class Loop:
     def __init__(self, on_event: Callable[..., None]) -> None:
         self.on_event = on_event
         self.now = time.monotonic()
-        self.selector = selectors.DefaultSelector()
+        self.sockets = Sockets()
         self.lookups = Lookups()
         self.watched: set[Watched] = set()
         self.check_at = 0.0
@@ -100,7 +147,6 @@ class Loop:
         for connection in list(self.watched):
             connection.discard()
         self.lookups.close()
-        self.selector.close()
 
 
 class Activity:

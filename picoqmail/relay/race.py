@@ -7,12 +7,12 @@ one before it has failed, and the first connection that stands wins.
 
 from __future__ import annotations
 
+import _socket
 import os
-import selectors
-import socket
 from collections import deque
 
 from picoqmail.relay.lookup import open_socket
+from picoqmail.relay.loop import WRITABLE
 from picoqmail.relay.transport import reason_of
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ class Race:
         source_ip: str,
         timeout: float,
         *,
-        on_connected: Callable[[socket.socket, Address], None],
+        on_connected: Callable[[_socket.socket, Address], None],
         on_failed: Callable[[list[tuple[Address, str]]], None],
     ) -> None:
         """Nothing is begun before `start`. `timeout` seconds are for all of them together."""
@@ -70,7 +70,7 @@ class Race:
         """Close all sockets and do nothing else."""
         while self._attempts:
             connecting = self._attempts.pop().socket
-            self._loop.selector.unregister(connecting)
+            self._loop.sockets.forget(connecting)
             connecting.close()
 
     def _go_on(self) -> None:
@@ -82,7 +82,7 @@ class Race:
                 self._failures.append((address, reason_of(exc)))
                 continue
             attempt = _Attempt(connecting, address, self._ended)
-            self._loop.selector.register(connecting, selectors.EVENT_WRITE, attempt)
+            self._loop.sockets.watch(connecting, WRITABLE, attempt)
             self._attempts.append(attempt)
             break
         if not self._attempts:
@@ -102,8 +102,8 @@ class Race:
         if attempt not in self._attempts:
             return  # another one has won within the same turn of the loop
         self._attempts.remove(attempt)
-        self._loop.selector.unregister(attempt.socket)
-        status = attempt.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._loop.sockets.forget(attempt.socket)
+        status = attempt.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if status:
             attempt.socket.close()
             self._failures.append((attempt.address, os.strerror(status)))
@@ -114,17 +114,17 @@ class Race:
 
 
 class _Attempt:
-    """One socket on its way; what the selector calls."""
+    """One socket on its way; what the loop calls."""
 
     __slots__ = ("_ended", "address", "socket")
 
     def __init__(
-        self, connecting: socket.socket, address: Address, ended: Callable[[_Attempt], None]
+        self, connecting: _socket.socket, address: Address, ended: Callable[[_Attempt], None]
     ) -> None:
         self.socket = connecting
         self.address = address
         self._ended = ended
 
-    def on_ready(self, _mask: int) -> None:
+    def on_ready(self, _events: int) -> None:
         """Go on, because the socket is connected, or cannot be."""
         self._ended(self)

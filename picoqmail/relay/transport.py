@@ -9,7 +9,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
+    import _socket
 
     from picoqmail.relay.tls import TlsLayer
 
@@ -52,7 +52,7 @@ class Transport:
 
     __slots__ = ("_cipher", "_plain", "_socket", "_tls", "at_eof", "is_blocked", "unsent")
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: _socket.socket) -> None:
         self._socket = connected
         self._tls: TlsLayer | None = None
         self._plain = _NOTHING

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from zlib import crc32
 
 from picoqmail import durable
@@ -171,9 +170,10 @@ class Claim:
         """Release the message; the claim cannot be used any more."""
         try:
             if self.is_in_hand:
-                # If the disk refuses, the message is taken for one that a run died of, no worse.
-                with suppress(OSError):
-                    self._mark(self._marks & ~IN_HAND_BIT)
+                self._mark(self._marks & ~IN_HAND_BIT)
+        except OSError:
+            # If the disk refuses, the message is taken for one that a run died of, no worse.
+            return
         finally:
             os.close(self._descriptor)
 

@@ -35,6 +35,7 @@ from picoqmail.layout import (
     is_id,
 )
 from picoqmail.spool import locks, sidecar
+from picoqmail.spool.json_reading import read_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,11 +177,8 @@ def refuse_reuse(key: str, found: Mapping[str, Any], fingerprint: str) -> None:
 
 def _parse(data: bytes) -> dict[str, Any] | None:
     """Return the record; None if there is none, or only part of one, on which nothing relies."""
-    with importing:
-        import json
-
     try:
-        found = json.loads(data)
+        found = read_json(data.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict):

@@ -7,14 +7,15 @@ this shows whose transactions were in the window of doubt. A later outcome takes
 
 from __future__ import annotations
 
-import json
 import os
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import PROGRESS
 from picoqmail.spool.files import read_whole
+from picoqmail.spool.json_reading import read_json
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.sidecar import to_json
 from picoqmail.value import evolve
 
 TYPE_CHECKING = False
@@ -45,7 +46,7 @@ def append_progress(  # noqa: PLR0913 - a line, and how it is written
     """
     path = files.join(state, message.id + PROGRESS)
     # A line of its own also where a crash cut the one before.
-    line = f"\n{json.dumps([message.revision, [[i, *r] for i, r in results.items()]])}\n"
+    line = f"\n{to_json([message.revision, [[i, *r] for i, r in results.items()]])}\n"
     try:
         descriptor = durable.open_append(path)
         try:
@@ -113,7 +114,7 @@ def _noted(message: Message, lines: Iterable[bytes]) -> Iterator[tuple[int, str,
     indexes = range(len(message.recipients))
     for line in lines:
         try:
-            revision, results = json.loads(line)
+            revision, results = read_json(line.decode())
             noted = [(indexes[i], str(s), str(r)) for i, s, r in results]
         except (ValueError, TypeError, IndexError, RecursionError):
             continue  # The end of a line that a crash cut: nothing relies on it.

@@ -53,7 +53,7 @@ def new_record(  # noqa: PLR0913 - one argument a key of the format
 
 def encode(record: dict[str, Any]) -> bytes:
     """Return one JSON object in UTF-8, one line a key, so that it can be read with `cat`."""
-    items = [f"{_json_text(key)}: {_json_value(value)}" for key, value in record.items()]
+    items = [f"{_json_text(key)}: {to_json(value)}" for key, value in record.items()]
     return ("{\n" + ",\n".join(items) + "\n}\n").encode()
 
 
@@ -64,10 +64,11 @@ BETWEEN_OBJECTS = _NEXT_OBJECT.encode()
 
 def encode_objects(objects: list[dict[str, Any]]) -> bytes:
     """Return objects as they stand in a list of a record, without its brackets."""
-    return _json_value(objects)[1:-1].encode()
+    return to_json(objects)[1:-1].encode()
 
 
-def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
+def to_json(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds of value
+    """Return a value as JSON. Raises TypeError for what has no form in it."""
     if isinstance(value, str):
         return _json_text(value)
     if value is None:
@@ -79,12 +80,10 @@ def _json_value(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven ki
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return (
-            "{" + ", ".join([f"{_json_text(k)}: {_json_value(v)}" for k, v in value.items()]) + "}"
-        )
+        return "{" + ", ".join([f"{_json_text(k)}: {to_json(v)}" for k, v in value.items()]) + "}"
     if isinstance(value, (list, tuple)):
         separator = _NEXT_OBJECT if value and isinstance(value[0], dict) else ", "
-        return "[" + separator.join([_json_value(one) for one in value]) + "]"
+        return "[" + separator.join([to_json(one) for one in value]) + "]"
     raise TypeError(f"{type(value).__name__} has no form in a sidecar")
 
 

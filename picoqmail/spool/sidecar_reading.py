@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from picoqmail.errors import DamagedMessageError
 from picoqmail.layout import FORMAT_VERSION
+from picoqmail.spool.json_reading import read_json
 from picoqmail.spool.sidecar import RECIPIENT_STATES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from json import JSONDecoder
     from typing import Any
 
 
@@ -21,7 +21,7 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
     Raises DamagedMessageError, whose text says what is wrong, also for a version from the future.
     """
     try:
-        record = _decoder().decode(data.decode())
+        record = read_json(data.decode())
     except (ValueError, RecursionError) as exc:
         raise DamagedMessageError(f"its sidecar is not JSON: {exc}") from None
     if not isinstance(record, dict):
@@ -85,7 +85,7 @@ def _check_recipients(recipients: list[Any]) -> None:
 
 def _is_usual(record: dict[str, Any]) -> bool:
     """Say in few steps whether all values are proper, and no time has a fraction: most are so."""
-    values = list(map(record.get, _KINDS))
+    values: list[Any] = list(map(record.get, _KINDS))
     if list(map(type, values)) != _USUAL:
         return False
     numbers = values[:_NUMBERS]
@@ -133,29 +133,3 @@ _TIMES = tuple(key for key, kind in _KINDS.items() if kind is float)
 _MOST = 2**53 - 1
 _DEPTH_LIMIT = 32
 _RECIPIENT_KEYS = 3
-
-
-def _decoder() -> JSONDecoder:
-    """Return a reader of strict JSON; making one takes as long as reading a sidecar with it."""
-    global _DECODER  # noqa: PLW0603 - made when first needed, for json costs 3 ms to import
-    if _DECODER is None:
-        import json
-
-        _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-    return _DECODER
-
-
-_DECODER: JSONDecoder | None = None
-
-
-def _finite(text: str) -> float:
-    """Return a number with a fraction or exponent; too large a one could not be written again."""
-    value = float(text)
-    # Infinity less itself is not a number, and no number is equal to that.
-    if value - value != 0:
-        raise ValueError(f"the number {text[:20]} is too large")
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -88,13 +88,13 @@ class Runner:
         began = time.monotonic()
         race.start()
         while not self._is_over():
-            for key, mask in loop.selector.select(max(0.0, race.deadline - loop.now)):
-                key.data.on_ready(mask)
+            for concerned, events in loop.sockets.wait(max(0.0, race.deadline - loop.now)):
+                concerned.on_ready(events)
             loop.now = time.monotonic()
             if not self._is_over() and loop.now >= race.deadline:
                 race.on_deadline()
         self.seconds = time.monotonic() - began
-        self.left_open = len(loop.selector.get_map())
+        self.left_open = len(loop.sockets)
         race.discard()
         loop.close()
 
