@@ -35,7 +35,7 @@ PROGRAMS = {
 SENDER = ("picoqmail.cli.send", "picoqmail.delivery.run", "picoqmail.submission.process_title")
 FORKING = ("queue", "inject", "sendmail")
 # Shared objects of the standard library, which merged files load by `start.load_extension`.
-EXTENSIONS = ("fcntl", "zlib")
+EXTENSIONS = ("_json", "_socket", "fcntl", "math", "select", "zlib")
 
 
 class MergeError(Exception):

@@ -29,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from picoqmail.home.control import Control
     from picoqmail.home.paths import Home
     from picoqmail.log.logger import Log
     from picoqmail.spool.claim import Damage
@@ -47,18 +48,24 @@ class Run:
     """
 
     def __init__(
-        self, home: Home, program: str, *, signals: bool = True, events: Log | None = None
+        self,
+        home: Home,
+        program: str,
+        *,
+        signals: bool = True,
+        events: Log | None = None,
+        control: Control | None = None,
     ) -> None:
         """Load what is needed. Raises ConfigurationError if a setting is wrong.
 
         With `signals`, SIGTERM and SIGINT end the run soon: messages under way are finished and
         recorded. In the process of an application there are no `signals`, and `events` may be the
-        log to write to. `program` is named in the log.
+        log to write to. `program` is named in the log. `control` as for read_limits.
         """
         self.home = home
         self.signals = signals
         self.summary = Summary()
-        self.settings = settings_module.load(home)
+        self.settings = settings_module.load(home, control)
         self._workers: list[processes.Worker] = []
         self.look: Callable[[], list[str]] | None = None
         """Returns the IDs of messages that have come since, if this run has to send them, too."""
@@ -77,7 +84,9 @@ class Run:
             program=program,
             privacy=self.settings.logprivacy,
         )
-        self.spool = open_store(home, on_damage=self._on_damage, on_copy=self._on_copy)
+        self.spool = open_store(
+            home, on_damage=self._on_damage, on_copy=self._on_copy, control=control
+        )
         self._lanes = Lanes(self.settings, self.log, self.spool)
         for number in (_signal.SIGTERM, _signal.SIGINT) if signals else ():
             _signal.signal(number, lambda *_: self._stop())

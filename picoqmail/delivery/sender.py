@@ -71,9 +71,10 @@ _CHANGE_SECONDS = 2
 class Sender:
     """One program's work on one home. It makes a run only if there is something to deliver."""
 
-    def __init__(self, home: Home, program: str) -> None:
-        """`program` is named in the log."""
+    def __init__(self, home: Home, program: str, control: Control | None = None) -> None:
+        """`program` is named in the log; `control` as for read_limits."""
         self.home = home
+        self._control = control
         self.program = program
         self._run: Run | None = None
         self._changed_ns = 0
@@ -88,7 +89,7 @@ class Sender:
 
             gc.freeze()
             gc.enable()
-            self._run = Run(self.home, self.program)
+            self._run = Run(self.home, self.program, control=self._control)
         return self._run
 
     @property
@@ -260,7 +261,7 @@ class Sender:
 
     def _purge(self, now: float) -> SpoolError | None:
         try:
-            if retention.is_purge_due(self.home, now):
+            if retention.is_purge_due(self.home, now, self._control):
                 self.run.purge()
         except SpoolError as exc:
             # It is raised at the end, because it must not keep mail back.
@@ -321,10 +322,10 @@ def send(names: list[str], *, has_lock: bool = False) -> int:
     """
     try:
         lock = keep_lock() if has_lock else -1
-        home = _open_home()
-        if database_of(home)[0]:
+        home, control = _open_home()
+        if database_of(home, control)[0]:
             return _send_by_fleet(home, names, lock)
-        sender = Sender(home, _SEND)
+        sender = Sender(home, _SEND, control)
         if names:
             return _send_named(sender.run, names)
         left = sender.send_new(lock)
@@ -342,15 +343,15 @@ def retry() -> int:
     complaint = ""
     try:
         complaint = f"{locate().spool}/{CRON_COMPLAINT}"
-        home = _open_home()
+        home, control = _open_home()
         lock = _take_turn(home)
         if lock >= 0:
-            if database_of(home)[0]:
+            if database_of(home, control)[0]:
                 from picoqmail.delivery.fleet import FleetSender
 
                 FleetSender(home, _CRON).retry()
             else:
-                Sender(home, _CRON).retry()
+                Sender(home, _CRON, control).retry()
             unlink_if_there(complaint)
             release_cron_lock(lock)
     except (PicoqmailError, OSError) as exc:
@@ -383,8 +384,8 @@ def _is_repeated(path: str, exc: PicoqmailError | OSError) -> bool:
 def work() -> int:
     """Do what `picoqmail worker` does, until a signal ends it; return its exit code."""
     try:
-        home = _open_home()
-        url, _ = database_of(home)
+        home, control = _open_home()
+        url, _ = database_of(home, control)
         if not url:
             raise ConfigurationError(
                 home.spool,
@@ -404,13 +405,17 @@ def run_queue() -> int:
     return EX_CONFIG if EX_CONFIG in (send([]), retry()) else 0
 
 
-def _open_home() -> Home:
-    """Find the home, and become the owner of its spool. Raises ConfigurationError, OSError."""
+def _open_home() -> tuple[Home, Control]:
+    """Find the home and its settings, and become the owner of its spool.
+
+    Raises ConfigurationError, OSError.
+    """
     posix.umask(0o077)
     home = locate()
     become_owner(home)
-    own_host_name(Control(home.control))
-    return home
+    control = Control(home.control)
+    own_host_name(control)
+    return home, control
 
 
 def _take_turn(home: Home) -> int:

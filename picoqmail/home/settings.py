@@ -550,25 +550,25 @@ class Examination(Value):
         self.settings: Final = settings
 
 
-def load(home: Home) -> Settings:
-    """Return the settings of a home.
+def load(home: Home, control: Control | None = None) -> Settings:
+    """Return the settings of a home; `control` as for read_limits.
 
     Raises ConfigurationError, for the first of them, if a value is wrong or `me` is missing.
     Unknown names are not errors: a home of qmail holds files of which we know nothing.
     """
-    examination = examine(home)
+    examination = examine(home, control)
     if examination.settings is None:
         raise examination.errors[0]
     return examination.settings
 
 
-def examine(home: Home) -> Examination:
+def examine(home: Home, control: Control | None = None) -> Examination:
     """Return all settings of a home, all that is wrong with them, and what looks strange.
 
     Raises nothing for what a file holds, nor for a file that cannot be read: each is among
-    `errors`.
+    `errors`. `control` as for read_limits.
     """
-    control = Control(home.control)
+    control = control or Control(home.control)
     try:
         control.minivars()
     except ConfigurationError as exc:

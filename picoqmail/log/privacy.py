@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 CHOICES = ("off", "local", "all")
 _ADDRESSES = frozenset({"sender", "recipient", "recipients", "to"})
-# Each match takes all that it can, so that a long text costs one pass, whatever is in it.
-_ADDRESS_WORDS = re.compile(r"[^\s<>\"'(),;:\[\]=]+")
-_DOMAIN_LITERAL = re.compile(r"\[[^\]\s]{0,255}\]")
+# Each match takes all that it can, so that a long text costs one pass, whatever is in it. They are
+# compiled when first needed, because most logs mask nothing.
+_ADDRESS_WORDS = r"[^\s<>\"'(),;:\[\]=]+"
+_DOMAIN_LITERAL = r"\[[^\]\s]{0,255}\]"
 
 
 def mask(facts: dict[str, Any], how: str) -> dict[str, Any]:
@@ -41,13 +42,13 @@ def _without_addresses(text: str, how: str) -> str:
     """Return a text in which every address is masked; linear in its length."""
     parts: list[str] = []
     done = 0
-    for found in _ADDRESS_WORDS.finditer(text):
+    for found in re.finditer(_ADDRESS_WORDS, text):
         word = found[0]
         if "@" not in word:
             continue
         start, end = found.span()
         local, _, domain = word.rpartition("@")
-        if not domain and (literal := _DOMAIN_LITERAL.match(text, end)):
+        if not domain and (literal := re.compile(_DOMAIN_LITERAL).match(text, end)):
             domain, end = literal[0], literal.end()
         if not local:
             start = _opening_quote(text, start, done) if domain else -1

@@ -26,7 +26,6 @@ REPLY_LIMIT = 65536
 """Octets in one reply. Without a bound a relay that never stops could fill our memory."""
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
-_SINGLE = re.compile(rb"[2-5][0-9]{2}(?: [^\r\n\0]*)?\r\n")
 _CODES = {b"%d" % code: code for code in range(200, 600)}
 _BLANK_OR_HYPHEN = (b" ", b"-", b"")
 _CODE_LENGTH = 3
@@ -95,9 +94,13 @@ def _make(code: int, raw_lines: list[bytes]) -> Reply:
 @lru_cache(maxsize=256)
 def _single(line: bytes) -> Reply | None:
     """Return the reply that a line with its end is; None if it is no whole reply."""
-    if _SINGLE.fullmatch(line):
-        return _make(_CODES[line[:3]], [line[4:-2]])
-    return None
+    text = line[:-2]
+    code, mark = text[:_CODE_LENGTH], text[_CODE_LENGTH : _CODE_LENGTH + 1]
+    if line[-2:] != b"\r\n" or b"\r" in text or b"\0" in text:
+        return None
+    if code not in _CODES or mark not in (b" ", b""):
+        return None
+    return _make(_CODES[code], [text[_CODE_LENGTH + 1 :]])
 
 
 class ReplyParser:

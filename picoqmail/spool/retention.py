@@ -19,9 +19,12 @@ SETTING = "keepundelivered"
 PAUSE_SECONDS = 3600
 
 
-def is_purge_due(home: Home, now: float) -> bool:
-    """Say whether it is time to search for old failures. Raises ConfigurationError."""
-    if Control(home.control).read(SETTING) is None:
+def is_purge_due(home: Home, now: float, control: Control | None = None) -> bool:
+    """Say whether it is time to search for old failures. Raises ConfigurationError.
+
+    `control` as for read_limits.
+    """
+    if (control or Control(home.control)).read(SETTING) is None:
         return False
     try:
         last = posix.stat(f"{home.spool}/{PURGED}").st_mtime

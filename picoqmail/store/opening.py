@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from picoqmail.home.control import Control
     from picoqmail.home.paths import Home
     from picoqmail.postgresql.store import PostgresStore
     from picoqmail.spool.claim import Damage
@@ -22,14 +23,15 @@ def open_store(
     clock: Callable[[], float] = time.time,
     on_damage: Callable[[Damage], None] = nothing,
     on_copy: Callable[[str], None] = nothing,
+    control: Control | None = None,
 ) -> Store:
     """Return the store of a home. Nothing is opened before it is used.
 
     `clock` gives Unix seconds, for an engine that has no clock of its own. `on_damage` is called
     for each message that is put aside, `on_copy` with what was removed because it was a damaged
-    copy of a whole body. Raises ConfigurationError.
+    copy of a whole body. `control` as for read_limits. Raises ConfigurationError.
     """
-    url, where = database_of(home)
+    url, where = database_of(home, control)
     if not url:
         return DirectoryStore(home.spool, clock, on_damage, on_copy)
     return open_database(url, where, on_damage)
