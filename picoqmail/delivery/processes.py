@@ -12,7 +12,7 @@ never forks the application that calls it.
 from __future__ import annotations
 
 import _signal
-import os
+import posix
 import select
 import sys
 import time
@@ -44,7 +44,7 @@ def useful_processes(messages: int, connections: int) -> int:
         # A lock that another thread holds would stay held in the child for ever.
         return 1
     # One more than processors: some wait for the relay or the disk while others work.
-    useful = len(os.sched_getaffinity(0)) + 1
+    useful = len(posix.sched_getaffinity(0)) + 1
     worth = messages // MESSAGES_WORTH_A_PROCESS
     return max(1, min(worth, useful, connections, PROCESSES_LIMIT))
 
@@ -60,17 +60,17 @@ class Worker:
     def stop(self) -> None:
         """Ask it to end soon, as a signal asks the program. A signal handler may call this."""
         if self.pid:
-            os.kill(self.pid, _signal.SIGTERM)
+            posix.kill(self.pid, _signal.SIGTERM)
 
     def wait(self) -> Any:  # noqa: ANN401 - whatever JSON its work gave
         """Return what its work returned. Raises ChildProcessError if it died before that."""
         blocks = []
-        while block := os.read(self.descriptor, PIPE_BLOCK_OCTETS):
+        while block := posix.read(self.descriptor, PIPE_BLOCK_OCTETS):
             blocks.append(block)
-        os.close(self.descriptor)
+        posix.close(self.descriptor)
         # After waitpid its number may belong to another process.
         pid, self.pid = self.pid, 0
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = posix.waitstatus_to_exitcode(posix.waitpid(pid, 0)[1])
         if code:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise ChildProcessError(f"a process of this run, {pid}, {how}")
@@ -101,26 +101,26 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
     soon, because the parent's end was meant for all of the run. Raises OSError if no process can be
     started.
     """
-    reader, writer = os.pipe()
-    parent = os.getpid()
+    reader, writer = posix.pipe()
+    parent = posix.getpid()
     # After a fork, Python forgets in the child which signals came before. So a signal to end must
     # not arrive before the child can see it.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING_SIGNALS)
     try:
-        pid = os.fork()
+        pid = posix.fork()
     except BaseException:
-        os.close(reader)
-        os.close(writer)
+        posix.close(reader)
+        posix.close(writer)
         raise
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     if pid:
-        os.close(writer)
+        posix.close(writer)
         return Worker(pid, reader)
     status = 1
     try:
-        os.close(reader)
-        text = to_json(work(lambda: os.getppid() != parent))
+        posix.close(reader)
+        text = to_json(work(lambda: posix.getppid() != parent))
         durable.write_all(writer, text.encode())
         status = 0
     except BaseException:  # noqa: BLE001 - reported; its messages are left as any crash leaves them
@@ -131,7 +131,7 @@ def start_worker(work: Callable[[Callable[[], bool]], object]) -> Worker:
             for stream in (sys.stdout, sys.stderr):
                 _flush(stream)
         finally:
-            os._exit(status)
+            posix._exit(status)  # noqa: SLF001 - the documented name of it is os._exit
 
 
 def _flush(stream: TextIO | None) -> None:

@@ -21,7 +21,6 @@ missing) the same is done as for a full disk: the failure is recorded, and cron 
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from picoqmail.delivery import report_state
@@ -179,7 +178,7 @@ class Reporter:
         """Record in a report's message that it was reported; False if that cannot be done now."""
         subject = str(report.unknown[report_state.REPORT_OF])
         if subject.startswith(f"{REPORTS}/"):
-            name = os.path.basename(subject)
+            name = subject.rpartition("/")[2]
             if name.strip("."):
                 self._writer.limit.finish(name)
             return True

@@ -12,7 +12,7 @@ may hold what must not be seen. It has `COMMAND_SECONDS` and then is killed with
 from __future__ import annotations
 
 import _thread
-import os
+import posix
 import time
 
 from picoqmail.errors import EX_TEMPFAIL, PicoqmailError
@@ -184,7 +184,7 @@ def _read_all(process: subprocess.Popen[bytes], deadline: float) -> bytes:
         while True:
             if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
-            block = os.read(stdout.fileno(), LONGEST_SECRET_OCTETS)
+            block = posix.read(stdout.fileno(), LONGEST_SECRET_OCTETS)
             if not block:
                 break
             output += block
@@ -206,5 +206,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
     # No such group: it ended by itself between the check and the kill.
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        posix.killpg(process.pid, signal.SIGKILL)
     process.wait()

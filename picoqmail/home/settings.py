@@ -11,7 +11,7 @@ check them: everything that is wrong, and where each value came from.
 
 from __future__ import annotations
 
-import os
+import posix
 import stat
 
 from picoqmail.errors import ConfigurationError
@@ -647,7 +647,7 @@ def _read_line(spec: Spec, line: str, where: str) -> object:
 def _about_the_owner(path: str) -> ConfigurationError | None:
     """Return the error of a secret that another user owns; None if its owner is right."""
     try:
-        found = os.lstat(path)
+        found = posix.lstat(path)
     except OSError:
         return None
     if stat.S_ISLNK(found.st_mode):
@@ -658,12 +658,12 @@ def _about_the_owner(path: str) -> ConfigurationError | None:
             "put a file in its place, with the password or a command that prints it: !cat /path",
         )
     owner = found.st_uid
-    if owner == os.geteuid():
+    if owner == posix.geteuid():
         return None
     return ConfigurationError(
         path,
-        f"belongs to user {owner}, and cannot be read by user {os.geteuid()}, who sends the mail",
-        f"run as root: picoqmail check --repair, or chown -h {os.geteuid()} {path}",
+        f"belongs to user {owner}, and user {posix.geteuid()}, who sends the mail, cannot read it",
+        f"run as root: picoqmail check --repair, or chown -h {posix.geteuid()} {path}",
     )
 
 
@@ -694,16 +694,16 @@ def _contradictions(settings: Settings, home: Home) -> Iterator[ConfigurationErr
         path = getattr(settings, name)
         if path is None:
             continue
-        if not os.access(path, os.R_OK):
+        if not posix.access(path, posix.R_OK):
             yield ConfigurationError(
                 settings.origins[name],
-                f"{name}: {path} is not there or cannot be read by user {os.geteuid()}",
+                f"{name}: {path} is not there or cannot be read by user {posix.geteuid()}",
                 f"allowed: {SPECS[name].allowed}",
             )
             continue
         # Whoever can write it decides which relay is trusted with the password.
         try:
-            hands.check_way(path, os.geteuid())
+            hands.check_way(path, posix.geteuid())
         except hands.HandsError as exc:
             yield exc
 
@@ -740,7 +740,7 @@ def _unknown_names(control: Control) -> Iterator[str]:
         if name.lower() not in SPECS:
             yield f"{value.where()}: {name} is not a setting of picoqmail, and not used"
     try:
-        files = sorted(os.listdir(control.directory))
+        files = sorted(posix.listdir(control.directory))
     except OSError as exc:
         yield f"{control.directory}: cannot be listed: {exc.strerror}"
         return
@@ -761,7 +761,7 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
         )
     relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
     users = [relay for relay in relays if relay.user]
-    if os.path.islink(settings.log.path) and not settings.log.path.startswith("/dev/"):
+    if _is_link(settings.log.path) and not settings.log.path.startswith("/dev/"):
         where = settings.origins["log"]
         yield f"{where}: {settings.log.path} is a link, so nothing is logged there"
     for relay in logins_in_clear(settings):
@@ -782,3 +782,10 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
             f"{settings.origins['relaypass']}: is not used: no relay is given with a user, as in "
             "user@host"
         )
+
+
+def _is_link(path: str) -> bool:
+    try:
+        return bool(path) and posix.lstat(path).st_mode & hands.TYPE_BITS == hands.LINK_TYPE
+    except OSError:
+        return False

@@ -7,7 +7,7 @@ of it, mail goes out all the same. So nothing that it holds is an error.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
@@ -108,7 +108,7 @@ class DirectoryNotes:
             text = json.dumps({"relays": document_of(relays)}, indent=1) + "\n"
             # A name of its own for each process: several may learn something at the same moment.
             # What one of them overwrites is learnt again.
-            scratch = f"{self._spool}/{TMP}/{RELAY_NOTES}.{os.getpid()}"
+            scratch = f"{self._spool}/{TMP}/{RELAY_NOTES}.{posix.getpid()}"
             durable.replace(scratch, self._path, text.encode(), now)
         except OSError as exc:
             raise SpoolError("write", self._path, exc) from exc

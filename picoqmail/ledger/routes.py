@@ -11,7 +11,7 @@ another has just noted of another route. What a failure means is decided in rela
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
@@ -124,5 +124,5 @@ class DirectoryRoutes:
 
         text = json.dumps({"routes": body}, indent=1, ensure_ascii=False) + "\n"
         # A name of its own for each process: a run that was killed here may have left one.
-        scratch = f"{self._spool}/{TMP}/{BREAKER}.{os.getpid()}"
+        scratch = f"{self._spool}/{TMP}/{BREAKER}.{posix.getpid()}"
         durable.replace(scratch, self._path, text.encode(), try_again)

@@ -11,7 +11,7 @@ it never fills a disk. Under cron nothing is printed, because cron would mail it
 from __future__ import annotations
 
 import _thread
-import os
+import posix
 import stat
 import sys
 
@@ -140,9 +140,9 @@ def open_log(  # noqa: PLR0913 - places that tests choose
     """
     stream = sys.stderr if stderr is None else stderr
     sink = _automatic(stream, syslog_socket) if choice.sink == "auto" else choice.sink
-    bound = {"program": program, "pid": os.getpid()}
+    bound = {"program": program, "pid": posix.getpid()}
     if sink == "stderr":
-        render = "colour" if _is_terminal(stream) and not os.environ.get("NO_COLOR") else "text"
+        render = "colour" if _is_terminal(stream) and _may_colour() else "text"
         return Log(StandardError(stream), level=choice.level, render=render, privacy=privacy)
     place: Place | None = None
     render = "text"
@@ -166,10 +166,17 @@ def _automatic(stream: TextIO | None, syslog_socket: str) -> str:
     if _is_terminal(stream):
         return "stderr"
     try:
-        has_syslog = stat.S_ISSOCK(os.stat(syslog_socket).st_mode)
+        has_syslog = stat.S_ISSOCK(posix.stat(syslog_socket).st_mode)
     except OSError:
         has_syslog = False
     return "syslog" if has_syslog else "spool"
+
+
+def _may_colour() -> bool:
+    # An application may have changed the environment, and only os knows that.
+    import os
+
+    return not os.environ.get("NO_COLOR")
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix
 import stat
 import time
 
@@ -83,25 +83,25 @@ class NamedFile:
         """Let go of it."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def _open(self) -> int:
         # Without O_NONBLOCK a pipe without a reader would block the run here.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        flags |= os.O_NOCTTY
+        flags = posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_NONBLOCK | posix.O_CLOEXEC
+        flags |= posix.O_NOCTTY
         if self._path.startswith(_GIVEN):
-            return os.open(self._path, flags, PRIVATE_FILE_MODE)
-        descriptor = os.open(self._path, flags | os.O_NOFOLLOW, PRIVATE_FILE_MODE)
-        if not _is_ours(os.fstat(descriptor)):
-            os.close(descriptor)
+            return posix.open(self._path, flags, PRIVATE_FILE_MODE)
+        descriptor = posix.open(self._path, flags | posix.O_NOFOLLOW, PRIVATE_FILE_MODE)
+        if not _is_ours(posix.fstat(descriptor)):
+            posix.close(descriptor)
             raise PermissionError(errno.EPERM, "is a file of another user, or has a second name")
         return descriptor
 
 
-def _is_ours(status: os.stat_result) -> bool:
+def _is_ours(status: posix.stat_result) -> bool:
     if stat.S_ISCHR(status.st_mode):
         return True
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, posix.geteuid()):
         return False
     return stat.S_ISFIFO(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
@@ -111,9 +111,9 @@ class SpoolLog(NamedFile):
 
     def _open(self) -> int:
         descriptor = durable.open_append(self._path)
-        if os.fstat(descriptor).st_size < SPOOL_LOG_OCTETS:
+        if posix.fstat(descriptor).st_size < SPOOL_LOG_OCTETS:
             return descriptor
-        os.close(descriptor)
+        posix.close(descriptor)
         durable.rename(self._path, self._path + ".1")
         return durable.open_append(self._path)
 
@@ -132,7 +132,7 @@ class Syslog:
         head = (
             f"<{_FACILITY_MAIL << 3 | _SEVERITIES[level]}>"
             f"{MONTHS[now.tm_mon - 1]} {now.tm_mday:2} {now.tm_hour:02}:{now.tm_min:02}:"
-            f"{now.tm_sec:02} {self._program}[{os.getpid()}]: "
+            f"{now.tm_sec:02} {self._program}[{posix.getpid()}]: "
         )
         data = (head + encodable(line)).encode()
         if len(data) > LONGEST_DATAGRAM:
@@ -180,7 +180,7 @@ class Journal:
             f"PRIORITY={_SEVERITIES[level]}",
             f"SYSLOG_FACILITY={_FACILITY_MAIL}",
             f"SYSLOG_IDENTIFIER={self._program}",
-            f"SYSLOG_PID={os.getpid()}",
+            f"SYSLOG_PID={posix.getpid()}",
         )
         if self._socket is None:
             self._socket = _connected(self._path, _socket.SOCK_DGRAM)

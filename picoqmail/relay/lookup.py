@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix
 import sys
 from collections import deque
 
@@ -192,7 +192,7 @@ def open_socket(address: Address, source_ip: str) -> _socket.socket:
                 connecting.bind((source_ip, 0))
         status = connecting.connect_ex(address.target)
         if status not in _UNDER_WAY:
-            raise OSError(status, os.strerror(status))  # noqa: TRY301 - one way out for all
+            raise OSError(status, posix.strerror(status))  # noqa: TRY301 - one way out for all
     except OSError:
         connecting.close()
         raise

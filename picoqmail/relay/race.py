@@ -8,7 +8,7 @@ one before it has failed, and the first connection that stands wins.
 from __future__ import annotations
 
 import _socket
-import os
+import posix
 from collections import deque
 
 from picoqmail.relay.lookup import open_socket
@@ -106,7 +106,7 @@ class Race:
         status = attempt.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if status:
             attempt.socket.close()
-            self._failures.append((attempt.address, os.strerror(status)))
+            self._failures.append((attempt.address, posix.strerror(status)))
             self._go_on()
             return
         self.discard()

@@ -7,7 +7,7 @@ the sidecar. It is freed when its holder dies, however it dies.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 from zlib import crc32
 
@@ -33,6 +33,7 @@ from picoqmail.spool.files import (
     NO_BODY,
     READ_FLAGS,
     is_same_file,
+    is_same_inode,
     link_or_rename,
 )
 from picoqmail.spool.locks import is_at, try_lock
@@ -130,7 +131,7 @@ class Claim:
             yield self._data
             return
         offset = 0
-        while block := os.pread(self._descriptor, BLOCK_OCTETS, offset):
+        while block := posix.pread(self._descriptor, BLOCK_OCTETS, offset):
             offset += len(block)
             yield block
 
@@ -145,7 +146,7 @@ class Claim:
     @property
     def is_marked(self) -> bool:
         """Whether the mark is there. Raises OSError."""
-        return bool(os.fstat(self._descriptor).st_mode & IN_DOUBT_BIT)
+        return bool(posix.fstat(self._descriptor).st_mode & IN_DOUBT_BIT)
 
     def doubt_counted(self) -> Claim:
         """Return the claim for a record that counts what an earlier sender left in doubt.
@@ -175,12 +176,12 @@ class Claim:
             # If the disk refuses, the message is taken for one that a run died of, no worse.
             return
         finally:
-            os.close(self._descriptor)
+            posix.close(self._descriptor)
 
 
 def mark(descriptor: int, marks: int) -> None:
     """Set the marks on a body, and no others. Raises OSError."""
-    os.fchmod(descriptor, PRIVATE_FILE_MODE | marks)
+    posix.fchmod(descriptor, PRIVATE_FILE_MODE | marks)
 
 
 class LockedBody:
@@ -188,7 +189,7 @@ class LockedBody:
 
     __slots__ = ("directory", "status")
 
-    def __init__(self, status: os.stat_result, directory: str) -> None:
+    def __init__(self, status: posix.stat_result, directory: str) -> None:
         self.status = status
         self.directory = directory
 
@@ -260,7 +261,7 @@ class Claimer:
                     if taken:
                         mark(descriptor, marks & ~IN_HAND_BIT)
                 finally:
-                    os.close(descriptor)
+                    posix.close(descriptor)
         return claim
 
     def put_off(self, message_id: str, when: int) -> None:
@@ -285,7 +286,7 @@ class Claimer:
                 source = self._files.join(NEW, message_id + SIDECAR)
                 link_or_rename(source, self._files.join(CUR, message_id + SIDECAR))
             if state in {NEW, CUR}:
-                os.utime(self._files.join(CUR, message_id + SIDECAR), (when, when))
+                posix.utime(self._files.join(CUR, message_id + SIDECAR), (when, when))
                 self._files.show_new_time(CUR)
             if state == NEW:
                 durable.sync_directory(self._files.join(CUR))
@@ -295,7 +296,7 @@ class Claimer:
         except FileNotFoundError:
             return  # Its sidecar is gone, so it is no message any more.
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def _leave_drop(self, message: Message) -> None:
         """See that a message from the drop is in it no more, before anything is done with it.
@@ -313,15 +314,15 @@ class Claimer:
             return None
         # Its last holder may have finished the message meanwhile: a lock on a file that has lost
         # its name is a lock on nothing.
-        ours = os.fstat(descriptor)
+        ours = posix.fstat(descriptor)
         if ours.st_nlink == 0:
             return None
         for directory in BODY_ORDER:
             try:
-                there = os.lstat(self._files.join(directory, message_id + BODY))
+                there = posix.lstat(self._files.join(directory, message_id + BODY))
             except FileNotFoundError:
                 continue
-            return LockedBody(ours, directory) if os.path.samestat(there, ours) else None
+            return LockedBody(ours, directory) if is_same_inode(there, ours) else None
         return None
 
     def _find_state(self, message_id: str, descriptor: int, locked: LockedBody) -> str | None:
@@ -342,7 +343,7 @@ class Claimer:
         if len(found) <= 1:
             return found[0] if found else None
         state = self._settle(message_id, descriptor, found)
-        locked.status = os.fstat(descriptor)
+        locked.status = posix.fstat(descriptor)
         return state
 
     def _settle(self, message_id: str, descriptor: int, found: list[str]) -> str:
@@ -360,7 +361,7 @@ class Claimer:
         best = max(found, key=lambda state: revisions[state])
         try:
             message = self._files.read_sidecar(best, message_id)
-            self._verify_any(message, descriptor, os.fstat(descriptor))
+            self._verify_any(message, descriptor, posix.fstat(descriptor))
             is_whole = True
         except DamagedMessageError:
             # `_examine` reports it. A damaged body is not replaced by another damaged one.
@@ -378,7 +379,7 @@ class Claimer:
         return best
 
     def _examine(
-        self, message_id: str, state: str, descriptor: int, status: os.stat_result, marks: int
+        self, message_id: str, state: str, descriptor: int, status: posix.stat_result, marks: int
     ) -> Claim | None:
         """Read a locked message and compare its body with what was accepted.
 
@@ -407,7 +408,7 @@ class Claimer:
         )
 
     def _verify_any(
-        self, message: Message, descriptor: int, before: os.stat_result
+        self, message: Message, descriptor: int, before: posix.stat_result
     ) -> tuple[bytes | None, int, bool]:
         """Check a locked body; if it is damaged, go on with a whole one that lies elsewhere.
 
@@ -427,12 +428,12 @@ class Claimer:
         for directory in BODY_ORDER:
             path = self._files.join(directory, message.id + BODY)
             try:
-                other = os.open(path, READ_FLAGS)
+                other = posix.open(path, READ_FLAGS)
             except FileNotFoundError:
                 continue
             try:
-                found = os.fstat(other)
-                if os.path.samestat(before, found):
+                found = posix.fstat(other)
+                if is_same_inode(before, found):
                     in_the_way.append(path)
                     continue
                 if not try_lock(other):
@@ -448,10 +449,10 @@ class Claimer:
                 for damaged in in_the_way:
                     durable.unlink_if_there(damaged)
                     self._on_copy(damaged)
-                os.dup2(other, descriptor, inheritable=False)
+                posix.dup2(other, descriptor, inheritable=False)
                 return verified
             finally:
-                os.close(other)
+                posix.close(other)
         raise reason
 
     def _claim_without_body(self, message_id: str) -> None:
@@ -459,7 +460,7 @@ class Claimer:
         for state in (NEW, CUR):
             path = self._files.join(state, message_id + SIDECAR)
             try:
-                descriptor = os.open(path, READ_FLAGS)
+                descriptor = posix.open(path, READ_FLAGS)
             except FileNotFoundError:
                 continue
             except OSError as exc:
@@ -475,7 +476,7 @@ class Claimer:
             except OSError as exc:
                 raise SpoolError("put aside", path, exc) from exc
             finally:
-                os.close(descriptor)
+                posix.close(descriptor)
 
     def _quarantine(self, message_id: str, state: str, reason: str) -> None:
         """Move a message that must not be sent to undelivered/, its octets untouched."""
@@ -523,7 +524,7 @@ def verify_body(message: Message, descriptor: int) -> tuple[bytes | None, int, b
         # One octet more than there should be shows most bodies that are too long. To ask for
         # much more costs a small mail a twentieth of its time: buffers come from the kernel.
         wanted = min(BLOCK_OCTETS, message.size - offset + 1)
-        data = os.pread(descriptor, wanted, offset)
+        data = posix.pread(descriptor, wanted, offset)
         if not data:
             break
         offset += len(data)

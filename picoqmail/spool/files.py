@@ -7,7 +7,7 @@ are made is up to those; transitions.py has it as data, and INTERNALS.md in sent
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from picoqmail import durable
 from picoqmail.errors import NoSuchMessageError, SpoolError
@@ -35,7 +35,7 @@ RESULT_LIMIT_OCTETS = 65536
 # Bodies of delivered messages wait for one sync of their directory: so many share it.
 _DOOMED_LIMIT = 200
 # O_NONBLOCK is for what should not be there at all: opening a FIFO must not wait for a writer.
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+READ_FLAGS = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
 # Where a body is searched for. The order must be the same everywhere: the first one is locked.
 BODY_ORDER = (NEW, CUR, UNDELIVERED, TMP)
 NO_BODY = "its body is missing"
@@ -90,7 +90,7 @@ class SpoolFiles:
         for directory in directories:
             path = self.join(directory, name)
             try:
-                return os.open(path, READ_FLAGS)
+                return posix.open(path, READ_FLAGS)
             except FileNotFoundError:
                 continue
             except OSError as exc:
@@ -165,7 +165,7 @@ class SpoolFiles:
 
         Behind that change: a look that missed it must find another time than before.
         """
-        os.utime(self.join(state))
+        posix.utime(self.join(state))
 
     def sync_later(self, state: str) -> None:
         """Note that a state's directory has changed: `make_durable` syncs it."""
@@ -205,22 +205,27 @@ class SpoolFiles:
 
 def read_whole(path: str) -> bytes:
     """Return a small file's octets, by fewer calls than a file object makes. Raises OSError."""
-    descriptor = os.open(path, READ_FLAGS)
+    descriptor = posix.open(path, READ_FLAGS)
     try:
-        blocks = [os.read(descriptor, _SMALL_OCTETS)]
+        blocks = [posix.read(descriptor, _SMALL_OCTETS)]
         # Only at the end of a file is less read than was asked for.
         if len(blocks[0]) == _SMALL_OCTETS:
             while blocks[-1]:
-                blocks.append(os.read(descriptor, BLOCK_OCTETS))
+                blocks.append(posix.read(descriptor, BLOCK_OCTETS))
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     return b"".join(blocks)
+
+
+def is_same_inode(one: posix.stat_result, other: posix.stat_result) -> bool:
+    """Say whether two statuses are of one file."""
+    return (one.st_ino, one.st_dev) == (other.st_ino, other.st_dev)
 
 
 def is_same_file(one: str, other: str) -> bool:
     """Say whether two names are of one file."""
     try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
+        return is_same_inode(posix.lstat(one), posix.lstat(other))
     except FileNotFoundError:
         return False
 

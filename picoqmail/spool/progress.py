@@ -7,7 +7,7 @@ this shows whose transactions were in the window of doubt. A later outcome takes
 
 from __future__ import annotations
 
-import os
+import posix
 
 from picoqmail import durable
 from picoqmail.errors import SpoolError
@@ -54,7 +54,7 @@ def append_progress(  # noqa: PLR0913 - a line, and how it is written
             if is_synced:
                 durable.sync(descriptor)
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
         if is_first:
             durable.sync_directory(files.join(state))
     except OSError as exc:

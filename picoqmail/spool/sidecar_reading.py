@@ -88,7 +88,7 @@ def _is_usual(record: dict[str, Any]) -> bool:
     values: list[Any] = list(map(record.get, _KINDS))
     if list(map(type, values)) != _USUAL:
         return False
-    numbers = values[:_NUMBERS]
+    numbers: list[int] = values[:_NUMBERS]
     return min(numbers) >= 0 and max(numbers) <= _MOST
 
 

@@ -5,7 +5,7 @@ Order and durability of each step: spool/transitions.py and INTERNALS.md.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from picoqmail import durable
@@ -34,7 +34,6 @@ from picoqmail.spool.incoming import Incoming
 from picoqmail.spool.locks import try_lock
 from picoqmail.spool.message import Event
 from picoqmail.spool.progress import append_progress, drop_progress, read_doubts
-from picoqmail.spool.sweep import sweep_files
 from picoqmail.value import evolve
 
 TYPE_CHECKING = False
@@ -94,7 +93,7 @@ class DirectoryStore:
 
     def find(self, name: str) -> str:
         """Return the ID that an ID or a path of the spool names. Raises NoSuchMessageError."""
-        stem = os.path.basename(name)
+        stem = name.rpartition("/")[2]
         for suffix in (SIDECAR, BODY, RESULT):
             stem = stem.removesuffix(suffix)
         if not is_id(stem) or not self._files.where(stem):
@@ -162,10 +161,10 @@ class DirectoryStore:
         if descriptor < 0:
             raise DamagedMessageError(NO_BODY)
         try:
-            check_size(message, os.fstat(descriptor).st_size)
+            check_size(message, posix.fstat(descriptor).st_size)
             verify_body(message, descriptor)
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def read_result(self, message_id: str) -> str:
         """Return what relays have said of a message, "" if nothing was written. Raises OSError."""
@@ -180,7 +179,7 @@ class DirectoryStore:
         for state in STATES:
             path = self._files.join(state)
             try:
-                entries = os.listdir(path)
+                entries = posix.listdir(path)
             except OSError as exc:
                 raise SpoolError("read", path, exc, QUEUE_SPOOL) from exc
             for name in entries:
@@ -434,8 +433,8 @@ class DirectoryStore:
         path = self._files.join(claim.state, claim.message.id + SIDECAR)
         due = claim.message.due_hint
         try:
-            if os.stat(path, follow_symlinks=False).st_mtime != due:
-                os.utime(path, (due, due), follow_symlinks=False)
+            if posix.stat(path, follow_symlinks=False).st_mtime != due:
+                posix.utime(path, (due, due), follow_symlinks=False)
                 self._files.show_new_time(claim.state)
         except OSError as exc:
             raise SpoolError("touch", path, exc) from exc
@@ -476,7 +475,7 @@ class DirectoryStore:
         except OSError as exc:
             raise SpoolError("remove", f"{self.path}/*/{message_id}", exc) from exc
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
         return True
 
     def purge(self, seconds: float) -> int:
@@ -519,4 +518,6 @@ class DirectoryStore:
 
     def sweep(self, paths: Iterable[str]) -> tuple[list[str], list[SpoolError]]:
         """Unlink leftovers; return the paths that went, and errors (sweep.py)."""
+        from picoqmail.spool.sweep import sweep_files
+
         return sweep_files(self._files, paths)
