@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from typing import TYPE_CHECKING
@@ -73,6 +74,6 @@ def test_socket_without_nagle() -> None:
     """Small writes are not held back."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         (address,) = look_up(Relay("smtp", "127.0.0.1", server.getsockname()[1]))
-        with open_socket(address, "") as connecting:
+        with contextlib.closing(open_socket(address, "")) as connecting:
             assert connecting.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert not connecting.getblocking()

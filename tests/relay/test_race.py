@@ -18,6 +18,7 @@ from rig.hostile import HostileRelay
 from rig.waiting import free_port, wait_until
 
 if TYPE_CHECKING:
+    import _socket
     import pathlib
     from collections.abc import Callable, Iterator
     from typing import Any
@@ -101,7 +102,7 @@ class Runner:
     def _is_over(self) -> bool:
         return self.winner is not None or self.failures is not None
 
-    def _connected(self, connected: socket.socket, address: Address) -> None:
+    def _connected(self, connected: _socket.socket, address: Address) -> None:
         self.winner = address
         connected.close()
 
