@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import json
 import os
+import posix
 import re
 import sys
 import tempfile
@@ -130,7 +131,8 @@ class Journey:
             made: Callable[..., Any] = getattr(module, name)
 
             def note(*arguments: Any, **options: Any) -> Any:
-                if self.is_watching:
+                # The times of a file that is being made are a part of making it.
+                if self.is_watching and not (name == "utime" and isinstance(arguments[0], int)):
                     paths = [self.short(one) for one in arguments if isinstance(one, str)]
                     more = [f"{one:o}" for one in arguments[1:] if name == "fchmod"]
                     self.said.append(" ".join(["  .", name, *paths, *more]))
@@ -138,7 +140,7 @@ class Journey:
 
             return note
 
-        patched = [(durable, name) for name in STEPS] + [(os, "fchmod"), (os, "utime")]
+        patched = [(durable, name) for name in STEPS] + [(posix, "fchmod"), (posix, "utime")]
         before = [(module, name, getattr(module, name)) for module, name in patched]
         # So that IDs are as long each time, and come in the order in which they were made.
         before.append((layout, "_sequence", layout._sequence))
