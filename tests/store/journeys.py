@@ -131,8 +131,9 @@ class Journey:
             made: Callable[..., Any] = getattr(module, name)
 
             def note(*arguments: Any, **options: Any) -> Any:
-                # The times of a file that is being made are a part of making it.
-                if self.is_watching and not (name == "utime" and isinstance(arguments[0], int)):
+                # The times of a file that durable makes are a part of making it.
+                is_part = module is posix and name == "utime" and isinstance(arguments[0], int)
+                if self.is_watching and not is_part:
                     paths = [self.short(one) for one in arguments if isinstance(one, str)]
                     more = [f"{one:o}" for one in arguments[1:] if name == "fchmod"]
                     self.said.append(" ".join(["  .", name, *paths, *more]))
@@ -140,7 +141,9 @@ class Journey:
 
             return note
 
-        patched = [(durable, name) for name in STEPS] + [(posix, "fchmod"), (posix, "utime")]
+        patched = [(durable, name) for name in STEPS]
+        # A module calls one or the other.
+        patched += [(module, name) for module in (os, posix) for name in ("fchmod", "utime")]
         before = [(module, name, getattr(module, name)) for module, name in patched]
         # So that IDs are as long each time, and come in the order in which they were made.
         before.append((layout, "_sequence", layout._sequence))
