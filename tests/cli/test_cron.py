@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Rig = Callable[[HostileRelay], HostileRelay]
 
-SECONDS = 30
+SECONDS = 120
 
 
 def stalling(trial: Trial, rig: Rig) -> HostileRelay:

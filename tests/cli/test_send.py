@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Rig = Callable[[HostileRelay], HostileRelay]
 
-SECONDS = 30
+SECONDS = 120
 # None of these may be imported on the way of a mail to its relay.
 HEAVY = {
     "argparse",

@@ -227,7 +227,7 @@ class Episode:
         all_ids = [one for one in self.ids() if one not in self.coming]
         wanted = [self.id_of(one) for one in ids.split(",")] if ids else all_ids
         try:
-            found = delivery.deliver(wanted, forced=forced)
+            found = delivery.deliver(wanted, **({"forced": True} if forced else {}))
         except PicoqmailError as exc:
             self.said.append(f"# {self.path_free(str(exc))}")
             found = delivery.summary
@@ -314,6 +314,7 @@ class Episode:
         count = len(kinds)
         shown = transaction.recipients if count < 4 else f"{count} from {transaction.recipients[0]}"
         self.said.append(f"> {box.name} {transaction.sender} {shown} dsn={transaction.dsn}")
+        self.said.append(f"> behind it: {box.backlog()}")
         if kind in ("again", "chunk"):
             if transaction.recipients[0] in self.again:
                 kind = "ok"
@@ -360,6 +361,9 @@ class Episode:
             transaction.mark_in_doubt()
         except (OSError, PicoqmailError) as exc:
             self.said.append(f"> not marked: {type(exc).__name__}")
+        else:
+            claim: Any = transaction.body
+            self.said.append(f"> marked: {claim.is_marked}")
 
 
 def replayed(lines: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Rig = Callable[[HostileRelay], HostileRelay]
 
-SECONDS = 30
+SECONDS = 120
 DAY = 86400
 WAYS: dict[str, dict[str, Any]] = {
     "data": {"offers": ("SIZE 50000000",)},

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from installation import Installation
     from trial import Trial
 
-SECONDS = 30
+SECONDS = 120
 ROUNDS = 1000
 # About what accepting and sending one message takes in memory.
 LONGEST_SENDING = 0.003

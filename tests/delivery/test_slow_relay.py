@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Rig = Callable[[HostileRelay], HostileRelay]
 
-PATIENCE_SECONDS = 40
+PATIENCE_SECONDS = 120
 SLOW = "slow@d"
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 OFF = TlsPolicy(mode="off")
 # Enough for a machine whose processors are busy with other things.
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 class Served:

@@ -24,7 +24,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = 120) -> None:
     """Return as soon as `true()` holds.
 
     Raises:
