@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from attrs import define, field
 
-from picoqmail.layout import BODY, CUR, IN_DOUBT_BIT, NEW, SIDECAR, STATES, TMP, UNDELIVERED
-from picoqmail.spool.claim import Claimer
+from picoqmail.layout import (
+    BODY,
+    CUR,
+    IN_DOUBT_BIT,
+    NEW,
+    SIDECAR,
+    STATES,
+    SUSPECT_BIT,
+    TMP,
+    UNDELIVERED,
+)
+from picoqmail.spool.claim import Claimer, RunDiedError
 from picoqmail.spool.files import SpoolFiles
 
 if TYPE_CHECKING:
@@ -85,6 +97,7 @@ def test_a_whole_body_behind_a_damaged_one_is_used(spool: Claiming) -> None:
     assert [part] == spool.copies
     assert not os.path.exists(part)
     assert [] == spool.damages
+    assert not os.get_inheritable(claim._descriptor)
     assert spool.claim(message_id) is None
     claim.release()
     assert content == spool.content(message_id)
@@ -195,3 +208,60 @@ def test_of_equal_sidecars_the_one_further_on_stays(spool: Claiming) -> None:
     assert claim is not None
     assert NEW == claim.state
     claim.release()
+
+
+def test_who_does_not_say_so_takes_nothing_in_hand(spool: Claiming) -> None:
+    """Nor what a run died of, perhaps."""
+    message_id = spool.home.accepted()
+    os.chmod(spool.body(NEW, message_id), 0o600 | SUSPECT_BIT)
+    claim = spool.claim(message_id)
+    assert claim is not None
+    assert not claim.is_in_hand
+    claim.release()
+    claimer = Claimer(SpoolFiles(spool.home.spool), lambda: NOW, print, print)
+    with pytest.raises(RunDiedError):
+        claimer.claim(message_id, (NEW,), in_hand=True)
+
+
+def test_what_was_collected_is_known_for_one_claim(spool: Claiming) -> None:
+    """The next one makes sure again that it left the drop."""
+    message_id = spool.home.accepted()
+    claimer = Claimer(SpoolFiles(spool.home.spool), lambda: NOW, print, print)
+    claimer.collected.add(message_id)
+    claim = claimer.claim(message_id, (NEW,))
+    assert claim is not None
+    claim.release()
+    assert set() == claimer.collected
+
+
+def test_putting_off_leaves_no_descriptor(spool: Claiming) -> None:
+    """Whether it was put off or not."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    message_id = spool.home.accepted()
+    claimer = Claimer(SpoolFiles(spool.home.spool), lambda: NOW, print, print)
+    claimer.put_off(message_id, int(NOW))
+    assert CUR == spool.home.state(message_id)
+    os.unlink(spool.home.path(CUR, message_id))
+    claimer.put_off(message_id, int(NOW))
+    assert before == sorted(os.listdir("/proc/self/fd"))
+
+
+WITHOUT_STDIN = """
+import os, sys
+from picoqmail.store.directory import DirectoryStore
+store = DirectoryStore(sys.argv[1])
+os.close(0)
+claim = store.claim(sys.argv[2])
+print(b"".join(claim.blocks()).endswith(b"body\\n"), claim._descriptor)
+claim.release()
+store.put_off(sys.argv[2], 1)
+print(os.path.exists(f"{sys.argv[1]}/cur/{sys.argv[2]}.eml"))
+"""
+
+
+def test_a_run_without_standard_input(spool: Claiming) -> None:
+    """The body gets descriptor 0, which is one like any other."""
+    message_id = spool.home.accepted()
+    command = [sys.executable, "-c", WITHOUT_STDIN, spool.home.spool, message_id]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=60)
+    assert "True 0\nTrue\n" == ran.stdout

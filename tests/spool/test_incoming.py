@@ -6,20 +6,25 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import pytest
 
+from picoqmail import durable
 from picoqmail.errors import MessageTooLargeError, SpoolError
 from picoqmail.home.limits import Limits
 from picoqmail.layout import DIRECTORIES, TMP, is_id
 from picoqmail.spool.incoming import Incoming, publish
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 NOW_NS = 1_700_000_000_123_456_789
@@ -223,3 +228,249 @@ def test_a_symlink_in_the_place_of_new_body_is_not_followed(spool: str, tmp_path
     message.commit("a@b", ["c@d"])
     assert b"precious" == target.read_bytes()
     assert not os.path.islink(f"{spool}/new/{message.id}.eml")
+
+
+class Space:
+    """A file system with so much space, and how often it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, octets: int = 0) -> None:
+        self.octets = octets
+        self.asked = 0
+        monkeypatch.setattr("posix.statvfs", self)
+
+    def __call__(self, _path: str) -> Any:
+        """Answer as statvfs does."""
+        self.asked += 1
+        return SimpleNamespace(f_bavail=self.octets // 100, f_frsize=100)
+
+
+def test_as_much_space_as_is_wanted_is_enough(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block less is not."""
+    space = Space(monkeypatch, 5000)
+    incoming(spool, minfree=5000).abort()
+    space.octets = 4900
+    with pytest.raises(SpoolError, match="minfree"):
+        incoming(spool, minfree=5000)
+    incoming(spool).abort()
+    assert 2 == space.asked
+
+
+def test_the_space_is_checked_at_each_megabyte(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each write; a disk that fills meanwhile is noticed before the next megabyte."""
+    space = Space(monkeypatch, 5000)
+    message = incoming(spool, minfree=1000)
+    message.write(b"x" * ((1 << 20) - message.size - 1))
+    assert 1 == space.asked
+    message.write(b"x")
+    message.write(b"x" * ((1 << 20) - 1))
+    assert 2 == space.asked
+    space.octets = 0
+    with message, pytest.raises(SpoolError, match="minfree"):
+        message.write(b"x")
+    assert 3 == space.asked
+    assert [] == files(spool)
+
+
+def test_a_space_that_nobody_knows_is_an_error(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is temporary, and nothing was made."""
+
+    def unknown(_path: str) -> None:
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr("posix.statvfs", unknown)
+    with pytest.raises(SpoolError, match="check the space of"):
+        incoming(spool, minfree=1)
+    assert [] == files(spool)
+
+
+def fails(what: str, status: int, *, when: int = 1) -> Any:
+    """A step that fails at its n-th call, and the exit code of the queue program then."""
+    return pytest.param(what, when, status, id=f"{what} {when}")
+
+
+@pytest.mark.parametrize(
+    ("what", "when", "status"),
+    [
+        fails("durable.write_all", 53),
+        fails("durable.write_all", 64, when=2),
+        fails("durable.sync", 53),
+        fails("durable.sync", 64, when=2),
+        fails("durable.rename", 66),
+        fails("durable.sync_directory", 53),
+        fails("spool.incoming.lock_at_once", 63),
+    ],
+)
+def test_a_step_that_fails_leaves_nothing(
+    spool: str, monkeypatch: pytest.MonkeyPatch, what: str, when: int, status: int
+) -> None:
+    """Each with its own exit code; the message is not committed, and no descriptor stays."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    module, _, name = f"picoqmail.{what}".rpartition(".")
+    step = getattr(sys.modules[module], name)
+    calls = []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == when:
+            raise OSError(13, "Permission denied")
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(f"{module}.{name}", failing)
+    with pytest.raises(SpoolError, match="denied") as caught, incoming(spool) as message:
+        message.commit("a@b", ["c@d"])
+    assert status == caught.value.qmail_status
+    assert [] == files(spool)
+    assert before == sorted(os.listdir("/proc/self/fd"))
+
+
+def test_a_name_that_is_taken_is_not_taken_twice(
+    spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is tried, ten in all."""
+    names = ["1.taken"] * 9 + ["1.free"]
+    monkeypatch.setattr("picoqmail.spool.incoming.make_id", lambda *_: names.pop(0))
+    with open(f"{spool}/{TMP}/1.taken.eml", "xb"):
+        pass
+    incoming(spool).abort()
+    names[:] = ["1.taken"] * 10 + ["1.free"]
+    with pytest.raises(SpoolError, match="File exists") as caught:
+        incoming(spool)
+    assert (63, ["1.free"]) == (caught.value.qmail_status, names)
+    assert [f"{TMP}/1.taken.eml"] == files(spool)
+
+
+def test_a_signal_while_it_is_made_leaves_nothing(
+    spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler may raise anywhere."""
+
+    def interrupted(_seconds: int) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("picoqmail.spool.incoming.header_date", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        incoming(spool)
+    assert [] == files(spool)
+
+
+class Interrupted:
+    """A group; a signal comes after the first of it was marked as committed."""
+
+    def __init__(self, *group: Incoming) -> None:
+        self._group = group
+        self._walks = 0
+
+    def __iter__(self) -> Iterator[Incoming]:
+        """Yield the messages; the third walk marks them."""
+        self._walks += 1
+        yield self._group[0]
+        if self._walks == 3:
+            raise KeyboardInterrupt
+        yield from self._group[1:]
+
+
+def test_a_signal_while_a_group_is_marked_commits_none(spool: str) -> None:
+    """All or none; and all are taken back."""
+    one, two = incoming(spool), incoming(spool)
+    group: Any = Interrupted(one, two)
+    with one, two:
+        for message in (one, two):
+            message.prepare("a@b", ["c@d"])
+        with pytest.raises(KeyboardInterrupt):
+            publish(group)
+        assert [False, False] == [one.committed, two.committed]
+    assert [] == files(spool)
+
+
+def is_free(path: str) -> bool:
+    """Say whether nobody has the lock of a file."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_the_lock_goes_whatever_fails_in_the_end(
+    spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a child has the file open, and if the name in tmp/ stays."""
+    message = incoming(spool)
+    shared = os.dup(message._descriptor)
+
+    def failing(_path: str) -> None:
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(durable, "unlink_if_there", failing)
+    message_id = message.commit("a@b", ["c@d"])
+    assert is_free(f"{spool}/new/{message_id}.eml")
+    os.close(shared)
+    other = incoming(spool)
+    other.begin("a@b", ["c@d"])
+    path, shared = f"{spool}/{TMP}/{other.id}.eml", os.dup(other._descriptor)
+    # What is closed twice is an error, as a file system that reports one at the close.
+    os.close(other._sidecar)
+    other.abort()
+    assert is_free(path)
+    os.close(shared)
+
+
+def test_a_parked_message_is_locked_again(spool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is gone, before or after it was opened, or something else lies there."""
+    message = incoming(spool)
+    message.prepare("a@b", ["c@d"])
+    path = f"{spool}/{TMP}/{message.id}.eml"
+    message.park()
+    assert is_free(path)
+    message.unpark()
+    assert not is_free(path)
+    os.close(message._descriptor)
+    with pytest.raises(SpoolError, match="close"):
+        message.park()
+    os.rename(path, f"{path}.away")
+    os.symlink(f"{path}.away", path)
+    with pytest.raises(SpoolError, match="symbolic"):
+        message.unpark()
+    os.replace(f"{path}.away", path)
+    monkeypatch.setattr("picoqmail.spool.incoming.lock_at_once", lambda _: os.unlink(path))
+    with pytest.raises(SpoolError, match="No such file") as caught:
+        message.unpark()
+    assert 63 == caught.value.qmail_status
+    message.abort()
+
+
+def test_without_a_time_it_is_now_and_the_umask_counts(spool: str) -> None:
+    """As in our programs; an application has its umask overruled."""
+    before = os.umask(0o777)
+    try:
+        message = Incoming(spool, Limits("me.test"), program="trial", uid=1, pid=7)
+        mode = stat.S_IMODE(os.stat(f"{spool}/{TMP}/{message.id}.eml").st_mode)
+        message.abort()
+    finally:
+        os.umask(before)
+    assert 0 == mode
+    assert abs(time.time() - int(message.id.partition(".")[0])) < 3600
+
+
+WITHOUT_STDIN = """
+import os, sys
+from picoqmail.home.limits import Limits
+from picoqmail.spool.incoming import Incoming
+os.close(0)
+message = Incoming(sys.argv[1], Limits("me.test"), program="trial", uid=1, pid=7)
+assert message._descriptor == 0
+message.park()
+message.unpark()
+message.unpark()
+assert message._descriptor == 0
+message.close()
+os.fstat(0)
+"""
+
+
+def test_a_caller_without_standard_input(spool: str) -> None:
+    """The body gets descriptor 0, which is closed like any other."""
+    command = [sys.executable, "-c", WITHOUT_STDIN, spool]
+    ran = subprocess.run(command, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert b"Bad file descriptor" in ran.stderr.splitlines()[-1]

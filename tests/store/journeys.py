@@ -174,7 +174,7 @@ class Journey:
                 found = self.act(what, words)
         except Exception as exc:  # noqa: BLE001 - it is what is shown
             if isinstance(exc, RunDiedError):
-                text = f"is_news={exc.is_news} is_again={exc.is_again}"
+                text = f"{exc}; is_news={exc.is_news} is_again={exc.is_again}"
             else:
                 text = self.short(exc)
             self.said.append(f"  = {type(exc).__name__}: {text}")
