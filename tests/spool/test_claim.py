@@ -265,3 +265,18 @@ def test_a_run_without_standard_input(spool: Claiming) -> None:
     command = [sys.executable, "-c", WITHOUT_STDIN, spool.home.spool, message_id]
     ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=60)
     assert "True 0\nTrue\n" == ran.stdout
+
+
+def test_a_body_that_appears_meanwhile(spool: Claiming, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a move, or a restore: then nothing is put aside, and no descriptor stays."""
+    message_id = spool.home.accepted()
+    body = spool.body(NEW, message_id)
+    os.rename(body, f"{body}.away")
+    before = sorted(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(SpoolFiles, "body_is_nowhere", lambda *_: False)
+        assert spool.claim(message_id) is None
+    assert ([], NEW) == (spool.damages, spool.home.state(message_id))
+    assert spool.claim(message_id) is None
+    assert [message_id] == [one.id for one in spool.damages]
+    assert before == sorted(os.listdir("/proc/self/fd"))
