@@ -175,6 +175,18 @@ def test_directories_of_a_relative_path(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "c").is_dir()
 
 
+def test_nothing_is_made_below_a_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path has no parent that could be made."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for path in ("a", "a/b"):
+        with pytest.raises(FileNotFoundError):
+            durable.make_directories(path)
+
+
 # Makes calls, and prints of each: what it returned or its errno, how many descriptors it left open,
 # and the names in the directory.
 CALLS = """

@@ -168,16 +168,25 @@ class Trial:
     _done: int = 0
     _all: int = 0
 
-    def try_all(self, grounds: Sequence[Ground], work: Sequence[tuple[str, Mutant]]) -> None:
-        """Try mutants that are not known yet, module by module."""
+    def unknown(self, work: Sequence[tuple[str, Mutant]]) -> list[tuple[str, Mutant]]:
+        """Return the mutants of which nothing is known that still counts."""
         digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
         sources = {module: _short_digest(source_of(module)) for module in digests}
-        todo: queue.SimpleQueue[tuple[str, Mutant]] = queue.SimpleQueue()
+        found = []
         for module, mutant in work:
             before = self.known.found.get((module, mutant.name))
             if before is None or not before.counts(sources[module], digests[module]):
-                todo.put((module, mutant))
-        self._all = todo.qsize()
+                found.append((module, mutant))
+        return found
+
+    def try_all(self, grounds: Sequence[Ground], work: Sequence[tuple[str, Mutant]]) -> None:
+        """Try mutants, module by module."""
+        digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
+        sources = {module: _short_digest(source_of(module)) for module in digests}
+        todo: queue.SimpleQueue[tuple[str, Mutant]] = queue.SimpleQueue()
+        for one in work:
+            todo.put(one)
+        self._all = len(work)
 
         def take(ground: Ground) -> None:
             with contextlib.suppress(queue.Empty):
@@ -320,15 +329,17 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     known = Knowledge.load(options.results)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with contextlib.ExitStack() as stack:
-        temporary = tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory)
-        root = stack.enter_context(temporary)
-        wheel = wheel_of_checkout(options.results)
-        grounds = []
-        for number in range(options.jobs):
-            os.mkdir(f"{root}/{number}")
-            grounds.append(stack.enter_context(Ground.prepared(f"{root}/{number}", wheel)))
-        Trial(known, options.most).try_all(grounds, work)
+    trial = Trial(known, options.most)
+    if todo := trial.unknown(work):
+        with contextlib.ExitStack() as stack:
+            temporary = tempfile.TemporaryDirectory(prefix="picoqmail-mutants-", dir=memory)
+            root = stack.enter_context(temporary)
+            wheel = wheel_of_checkout(options.results)
+            grounds = []
+            for number in range(options.jobs):
+                os.mkdir(f"{root}/{number}")
+                grounds.append(stack.enter_context(Ground.prepared(f"{root}/{number}", wheel)))
+            trial.try_all(grounds, todo)
     tried = {(module, one.name): known.found[module, one.name] for module, one in work}
     names = {module: frozenset(one.name for one in mutants[module]) for module in modules}
     reasons = explained()
@@ -339,7 +350,8 @@ def main(argv: Sequence[str]) -> int:
     for line in scores.lines_of(table):
         say(line)
     if options.page:
-        scores.save(table, [module for module in modules if not options.sample])
+        whole = not (options.sample or options.only or options.quick)
+        scores.save(table, modules if whole else ())
     for one in found:
         say(one)
     return 1 if found else 0
