@@ -11,6 +11,10 @@ import posix
 
 from picoqmail.layout import PRIVATE_DIRECTORY_MODE, PRIVATE_FILE_MODE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _APPEND = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
@@ -108,7 +112,7 @@ def unlink_if_there(path: str) -> bool:
 
 def create_written(
     path: str,
-    data: bytes,
+    data: bytes | Iterable[bytes],
     modified: float | None = None,
     *,
     any_umask: bool = False,
@@ -116,12 +120,16 @@ def create_written(
 ) -> int:
     """Make a file with this content, open and not yet on disk; a failure leaves nothing behind.
 
-    `modified` (Unix seconds) becomes its modification time; `any_umask` and `mode` as for
-    `create`.
+    `data` may come in blocks. `modified` (Unix seconds) becomes its modification time; `any_umask`
+    and `mode` as for `create`.
     """
     descriptor = create(path, any_umask=any_umask, mode=mode)
     try:
-        write_all(descriptor, data)
+        if isinstance(data, bytes):
+            write_all(descriptor, data)
+        else:
+            for block in data:
+                write_all(descriptor, block)
         if modified is not None:
             posix.utime(descriptor, (modified, modified))
     except BaseException:
@@ -147,7 +155,7 @@ def begin_writing(descriptor: int) -> None:
         return
 
 
-def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
+def create_whole(path: str, data: bytes | Iterable[bytes], modified: float | None = None) -> None:
     """Make a file with this content and sync it; a failure leaves nothing behind.
 
     The entry in the directory is not yet durable.
@@ -163,11 +171,13 @@ def create_whole(path: str, data: bytes, modified: float | None = None) -> None:
         raise
 
 
-def replace(scratch: str, path: str, data: bytes, modified: float | None = None) -> None:
+def replace(
+    scratch: str, path: str, data: bytes | Iterable[bytes], modified: float | None = None
+) -> None:
     """Replace a file as a whole, through `scratch`, a name that only the caller uses.
 
-    A scratch file that a crash left is removed first. The rename is durable only after the
-    directory was synced.
+    `data` may come in blocks. A scratch file that a crash left is removed first. The rename is
+    durable only after the directory was synced.
     """
     try:
         create_whole(scratch, data, modified)

@@ -14,7 +14,8 @@ from picoqmail.delivery.report_state import DOUBT_TOLD, TELLING, TOLD, WARNED
 from picoqmail.errors import DamagedMessageError
 from picoqmail.home.values import spelled_duration
 from picoqmail.layout import CUR, NEW
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING, UNTIL_RETRY
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.recipient import UNTIL_RETRY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -26,7 +26,7 @@ from picoqmail.errors import (
 )
 from picoqmail.layout import CUR, NEW, UNDELIVERED, accepted_at
 from picoqmail.smtp.address import expand_verp, is_verp
-from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, RecipientResult, Transaction
+from picoqmail.smtp.transaction import RECIPIENTS_LIMIT, Transaction
 from picoqmail.spool.claim import RunDiedError
 from picoqmail.spool.files import RESULT_LIMIT_OCTETS
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING
@@ -34,6 +34,7 @@ from picoqmail.spool.progress import IN_DOUBT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterable, Sequence
 
     from picoqmail.delivery.routing import Relays
@@ -88,7 +89,7 @@ class _Work:
         self.claim = claim
         self.open_parts = 0
         self.parts = 0
-        self.results: dict[int, RecipientResult] = {}
+        self.replies = policy.Replies(claim.message)
         self.in_doubt = False
         self.doubts: dict[int, int] = {}
         """How many transactions, by index of the recipient, ended without a reply."""
@@ -156,10 +157,13 @@ class Outbox:
         """Messages that a run died of, perhaps. They are tried one by one, after all others."""
         self.ready: deque[_Part] = deque()
         self.again: deque[_Part] = deque()
+        self.undivided = 0
+        """How many parts there will be besides, when those of VERP senders have been divided."""
 
     def backlog(self) -> int:
         """About how many parts wait. A message not opened yet may be several parts, or none."""
-        return len(self.ready) + len(self.ids) + len(self.again) + len(self.suspects)
+        opened = len(self.ready) + len(self.again) + self.undivided
+        return opened + len(self.ids) + len(self.suspects)
 
 
 class Delivery:
@@ -376,6 +380,7 @@ class Delivery:
             parts = [*outbox.ready, *outbox.again]
             outbox.ready.clear()
             outbox.again.clear()
+            outbox.undivided = 0
             for part in parts:
                 part.work.open_parts -= 1
                 if not part.work.open_parts:
@@ -393,7 +398,10 @@ class Delivery:
             return None
         while True:
             if outbox.ready:
-                return self._transaction(outbox, outbox.ready.popleft())
+                part = outbox.ready.popleft()
+                if not isinstance(part.work.claim.message.recipients, tuple):
+                    part = self._divide_verp(outbox, part)
+                return self._transaction(outbox, part)
             if outbox.ids and (len(self._outboxes) == 1 or self._may_open(outbox)):
                 self._open(outbox, outbox.ids.popleft())
                 continue
@@ -405,6 +413,23 @@ class Delivery:
                     self._suspect = ""
                 continue
             return None
+
+    @staticmethod
+    def _divide_verp(outbox: Outbox, part: _Part) -> _Part:
+        """Return the first transaction of a part with a VERP sender, and leave the rest there.
+
+        That of very many recipients is divided no sooner: each transaction needs some memory.
+        """
+        work, sender = part.work, part.sender
+        if not is_verp(sender):
+            return part
+        if len(part.indexes) > 1:
+            outbox.ready.appendleft(_Part(work, sender, part.indexes[1:]))
+            outbox.undivided -= 1
+            work.parts += 1
+            work.open_parts += 1
+        first = work.claim.message.recipients[part.indexes[0]]
+        return _Part(work, expand_verp(sender, first.address), part.indexes[:1])
 
     def _transaction(self, outbox: Outbox, part: _Part) -> Transaction:
         work = part.work
@@ -497,8 +522,11 @@ class Delivery:
             claimed.release()
             self._step_aside(message_id, exc)
             return False
+        few = isinstance(claim.message.recipients, tuple)
         for route, part in parts:
             route.ready.append(part)
+            if not few and is_verp(part.sender):
+                route.undivided += len(part.indexes) - 1
         work.open_parts = work.parts = len(parts)
         if not work.parts:
             # A run that died had noted all outcomes, but had not recorded the message.
@@ -563,20 +591,24 @@ class Delivery:
         self, message: Message, sendable: Sequence[int]
     ) -> list[tuple[Outbox, str, Sequence[int]]]:
         """Group these recipients by route and sender; a VERP sender is one a recipient."""
-        sender = message.sender
+        sender, recipients = message.sender, message.recipients
         if self._routing.is_single and not is_verp(sender):
-            if sendable and len(sendable) == len(message.recipients):
+            if sendable and len(sendable) == len(recipients):
                 # Nobody has replied yet. A range takes no memory, however many there are.
                 sendable = range(len(sendable))
             return [(self._default, sender, sendable)] if sendable else []
-        groups: dict[tuple[Relays, str], list[int]] = {}
+        groups: dict[tuple[Relays, str], list[int] | array[int]] = {}
+        few = isinstance(recipients, tuple)
         for index in sendable:
-            address = message.recipients[index].address
+            address = recipients[index].address
             relays = self._routing.relays_for(sender, address)
-            groups.setdefault((relays, expand_verp(sender, address)), []).append(index)
-        return [
-            (self._outbox(relays), who, tuple(indexes)) for (relays, who), indexes in groups.items()
-        ]
+            # Of very many, see _divide_verp.
+            who = expand_verp(sender, address) if few else sender
+            group = (relays, who)
+            if group not in groups:
+                groups[group] = [] if isinstance(recipients, tuple) else recipients.indexes()
+            groups[group].append(index)
+        return [(self._outbox(relays), who, some) for (relays, who), some in groups.items()]
 
     # --- Verdicts on their way back ------------------------------------------------------------
 
@@ -585,12 +617,7 @@ class Delivery:
         part = transaction.key
         assert isinstance(part, _Part)  # noqa: S101 - we made it
         work = part.work
-        replied = False
-        for index, result in zip(part.indexes, verdict.results, strict=True):
-            if result.outcome != "untried":
-                # With very many recipients only what is judged is kept.
-                work.results[index] = result if work.parts == 1 else _bare(result)
-                replied = True
+        replied = work.replies.add(part.indexes, verdict.results)
         if verdict.transcript:
             work.add_transcript(verdict.transcript)
             work.relay = verdict.relay
@@ -602,8 +629,11 @@ class Delivery:
         part.has_ended = False
         self._replied += replied or verdict.in_doubt
         fault = verdict.fault
-        may_repeat = fault is not None and fault.again and self._may_go_again(work)
-        if fault is not None and not replied and (may_repeat or not verdict.in_doubt):
+        if (
+            fault is not None
+            and not replied
+            and (not verdict.in_doubt or (fault.again and self._may_go_again(work)))
+        ):
             self._hand_back(outbox, part, fault, touched=bool(verdict.transcript))
             return
         if verdict.withheld and fault is None:
@@ -614,7 +644,7 @@ class Delivery:
         work.open_parts -= 1
         try:
             if work.parts > 1:
-                self._note_progress(part, work)
+                self._note_progress(part, verdict)
         except SpoolError as exc:
             self._report_trouble(work.claim.message.id, exc)
         if not work.open_parts:
@@ -644,6 +674,7 @@ class Delivery:
         except SpoolError as exc:
             self._report_trouble(message.id, exc)
             return False
+        work.replies = policy.Replies(message)
         # The mark is gone, and comes back with the next end of data.
         work.doubts.clear()
         work.without_reply = 0
@@ -680,11 +711,12 @@ class Delivery:
         if not work.open_parts:
             self._finish(work)
 
-    def _note_progress(self, part: _Part, work: _Work) -> None:
+    def _note_progress(self, part: _Part, verdict: Verdict) -> None:
+        work = part.work
         noted = {
-            index: (work.results[index].outcome, work.results[index].text)
-            for index in part.indexes
-            if index in work.results and work.results[index].outcome in (DELIVERED, FAILED)
+            index: (result.outcome, result.text)
+            for index, result in zip(part.indexes, verdict.results, strict=True)
+            if result.outcome in (DELIVERED, FAILED)
         }
         if noted:
             work.claim = self.spool.note_progress(work.claim, noted)
@@ -724,10 +756,8 @@ class Delivery:
         if not work.parts and not claim.has_progress:
             # It was judged before; only the report to its sender was left to do.
             self._record(claim, policy.judged_before(claim.message), "", ())
-        elif work.results or work.in_doubt or not work.parts:
-            judgement = policy.judge(
-                claim.message,
-                work.results,
+        elif work.replies.has_any or work.in_doubt or not work.parts:
+            judgement = work.replies.judge(
                 now=now,
                 relay=work.relay,
                 doubts=work.doubts,
@@ -805,11 +835,6 @@ class Delivery:
             self.spool.put_off(message_id, later)
         except SpoolError as exc:
             self._report_trouble(message_id, exc)
-
-
-def _bare(result: RecipientResult) -> RecipientResult:
-    """Return a result without the reply as it was parsed, which takes ten times as much memory."""
-    return RecipientResult(result.outcome, None, result.text)
 
 
 def _in_seven_bits(claim: ClaimedMessage) -> Body:

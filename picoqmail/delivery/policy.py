@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from math import isqrt
 
 from picoqmail.delivery.report_state import DOUBT_TOLD
 from picoqmail.spool.message import (
     DELIVERED,
-    DOUBTS,
     FAILED,
     PENDING,
-    SUSPENDED_UNTIL,
-    UNTIL_RETRY,
     Event,
     Message,
-    Recipient,
+    draft_of,
+    settled,
 )
+from picoqmail.spool.recipient import DOUBTS, SUSPENDED_UNTIL, UNTIL_RETRY, Recipient
 from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from array import array
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Final
 
     from picoqmail.smtp.transaction import RecipientResult
+    from picoqmail.spool.many import ManyRecipients
+    from picoqmail.spool.message import Indexes, Recipients
+
+    Draft = list[Recipient] | ManyRecipients
 
 QUADRATIC_STEP_SECONDS = 20
 """qmail-send's constant for remote mail: attempts at 0, 400, 1600, 3600 ... seconds of age."""
@@ -77,8 +82,8 @@ class Judgement(Value):
         self,
         step: str,
         message: Message,
-        failed_now: tuple[int, ...] = (),
-        delivered_now: tuple[int, ...] = (),
+        failed_now: Indexes = (),
+        delivered_now: Indexes = (),
         *,
         expired: bool = False,
     ) -> None:
@@ -121,7 +126,7 @@ def _was_set_back(message: Message, now: float) -> bool:
     return isinstance(last, (int, float)) and last > now + QUADRATIC_STEP_SECONDS
 
 
-def sendable(message: Message, now: float) -> tuple[int, ...]:
+def sendable(message: Message, now: float) -> Indexes:
     """Return the indexes of the recipients that a message may be sent to now.
 
     These wait, and are not suspended. A pause that a clock made which was set back since is over.
@@ -129,10 +134,14 @@ def sendable(message: Message, now: float) -> tuple[int, ...]:
     if not message.suspended:
         return message.pending
     is_lost = _was_set_back(message, now)
-    ends = [one.suspended_until for one in message.recipients]
-    return tuple(
-        [i for i in message.pending if ends[i] <= now or (is_lost and ends[i] != UNTIL_RETRY)]
-    )
+
+    def is_sendable(one: Recipient) -> bool:
+        ends = one.suspended_until
+        return ends <= now or (is_lost and ends != UNTIL_RETRY)
+
+    if not isinstance(message.recipients, tuple):
+        return message.recipients.indexes_in(PENDING, is_sendable)
+    return tuple([i for i in message.pending if is_sendable(message.recipients[i])])
 
 
 def fair_attempts(lifetime_seconds: int, schedule: tuple[int, ...] | None) -> int:
@@ -182,72 +191,119 @@ def _is_long_overdue(message: Message, now: float, lifetime_seconds: int) -> boo
     )
 
 
-def judge(  # noqa: PLR0913 - what is known at the end of an attempt
-    message: Message,
-    results: Mapping[int, RecipientResult],
-    *,
-    now: int,
-    relay: str,
-    doubts: Mapping[int, int] = NO_DOUBTS,
-    limit: DoubtLimit = NO_DOUBT_LIMIT,
-    schedule: tuple[int, ...] | None = None,
-) -> Judgement:
-    """Judge a message that a relay replied to; `results` by index of the recipient.
+class Replies:
+    """What relays said in one attempt, recipient by recipient.
 
-    Recipients without a final reply stay pending; those that are pending when the message expires
-    fail. `doubts` says how many times, by index, the end of the data went out and no reply came;
-    that counts as an attempt. So a relay that always dies there gets the message as the schedule
-    says, and not in every run; and no more often than `limit` says.
+    Each reply is written into a copy of the message's recipients at once, and kept nowhere else.
     """
-    recipients = list(message.recipients)
-    delivered, failed = [], []
-    texts: dict[str, None] = {}
-    for index, result in results.items():
-        if result.outcome == "untried":
-            continue
-        state = {"delivered": DELIVERED, "failed": FAILED}.get(result.outcome, PENDING)
-        text = result.text[:_TEXT_LIMIT]
-        before = recipients[index]
-        # It was tried, so a pause is over.
-        recipients[index] = Recipient(before.address, state, text, _resumed(before).unknown)
-        if state == DELIVERED:
-            delivered.append(index)
-        elif state == FAILED:
-            failed.append(index)
-        # No more than is written: each of many recipients may have a reply of its own.
-        if state != DELIVERED and len(texts) < 2 * _TEXT_LIMIT:
-            texts[text] = None
-    _count_doubts(recipients, doubts, now, limit)
-    states = {one.state for one in recipients}
-    if PENDING not in states:
-        outcome = "failed" if failed or not delivered else "delivered"
-    elif doubts:
-        outcome = "in_doubt"
-        texts[_NO_REPLY + _no_more(recipients, doubts)] = None
-    else:
-        outcome = "deferred"
-    after = message.with_event(
-        Event(now, relay, outcome, _join(texts)),
-        recipients=tuple(recipients),
-        attempts=message.attempts + 1,
-        revision=message.revision + 1,
-    )
-    if PENDING not in states:
-        if FAILED not in states:
-            return Judgement("remove", after, (), tuple(delivered))
-        return Judgement("fail", after, tuple(failed), tuple(delivered))
-    if is_over(after, now, schedule):
-        return expire(after, now=now, also_failed=tuple(failed), delivered=tuple(delivered))
-    begun = message.begins
-    if now >= message.expires:
-        # By its age, which the clock made, it would wait for weeks.
-        begun = now - (QUADRATIC_STEP_SECONDS * after.attempts) ** 2
-    due = next_attempt(begun, now, after.attempts, schedule)
-    return Judgement("defer", _put_off(after, now, due), tuple(failed), tuple(delivered))
+
+    __slots__ = ("message", "has_any", "_recipients", "_delivered", "_failed", "_texts")
+
+    def __init__(self, message: Message) -> None:
+        self.message: Final = message
+        self.has_any = False
+        self._texts: dict[str, None] = {}
+        recipients = message.recipients
+        self._recipients: Draft
+        self._delivered: list[int] | array[int]
+        self._failed: list[int] | array[int]
+        if isinstance(recipients, tuple):
+            self._recipients, self._delivered, self._failed = list(recipients), [], []
+        else:
+            self._recipients = recipients.copy()
+            self._delivered, self._failed = recipients.indexes(), recipients.indexes()
+
+    def add(self, indexes: Sequence[int], results: Sequence[RecipientResult]) -> bool:
+        """Take the results of the recipients at these indexes; False if none is a reply."""
+        recipients, texts, replied = self._recipients, self._texts, False
+        for index, result in zip(indexes, results, strict=True):
+            outcome = result.outcome
+            if outcome == "untried":
+                continue
+            replied = True
+            text = result.text[:_TEXT_LIMIT]
+            before = recipients[index]
+            unknown = before.unknown
+            if SUSPENDED_UNTIL in unknown:
+                # It was tried, so a pause is over.
+                unknown = _without(unknown, (SUSPENDED_UNTIL,))
+            state = PENDING
+            if outcome == "delivered":
+                state = DELIVERED
+                self._delivered.append(index)
+            elif outcome == "failed":
+                state = FAILED
+                self._failed.append(index)
+            # No more than is written: each of many recipients may have a reply of its own.
+            if state != DELIVERED and len(texts) < 2 * _TEXT_LIMIT:
+                texts[text] = None
+            recipients[index] = Recipient(before.address, state, text, unknown)
+        if replied:
+            self.has_any = True
+        return replied
+
+    def judge(
+        self,
+        *,
+        now: int,
+        relay: str,
+        doubts: Mapping[int, int] = NO_DOUBTS,
+        limit: DoubtLimit = NO_DOUBT_LIMIT,
+        schedule: tuple[int, ...] | None = None,
+    ) -> Judgement:
+        """Judge the message at the end of the attempt.
+
+        Recipients without a final reply stay pending; those that are pending when the message
+        expires fail. `doubts` says how many times, by index, the end of the data went out and no
+        reply came; that counts as an attempt. So a relay that always dies there gets the message as
+        the schedule says, and not in every run; and no more often than `limit` says.
+        """
+        message, texts = self.message, self._texts
+        if doubts:
+            _count_doubts(self._recipients, doubts, now, limit)
+        recipients: Recipients
+        delivered: Indexes
+        failed: Indexes
+        if isinstance(self._recipients, list):
+            recipients = tuple(self._recipients)
+            states = {one.state for one in recipients}
+            delivered, failed = tuple(self._delivered), tuple(self._failed)
+        else:
+            recipients = self._recipients
+            states = recipients.states
+            delivered, failed = (
+                recipients.indexes(self._delivered),
+                recipients.indexes(self._failed),
+            )
+        if PENDING not in states:
+            outcome = "failed" if failed or not delivered else "delivered"
+        elif doubts:
+            outcome = "in_doubt"
+            texts[_NO_REPLY + _no_more(recipients, doubts)] = None
+        else:
+            outcome = "deferred"
+        after = message.with_event(
+            Event(now, relay, outcome, "; ".join(texts)[: 2 * _TEXT_LIMIT]),
+            recipients=recipients,
+            attempts=message.attempts + 1,
+            revision=message.revision + 1,
+        )
+        if PENDING not in states:
+            if FAILED not in states:
+                return Judgement("remove", after, (), delivered)
+            return Judgement("fail", after, failed, delivered)
+        if is_over(after, now, schedule):
+            return expire(after, now=now, also_failed=failed, delivered=delivered)
+        begun = message.begins
+        if now >= message.expires:
+            # By its age, which the clock made, it would wait for weeks.
+            begun = now - (QUADRATIC_STEP_SECONDS * after.attempts) ** 2
+        due = next_attempt(begun, now, after.attempts, schedule)
+        return Judgement("defer", _put_off(after, now, due), failed, delivered)
 
 
 def _count_doubts(
-    recipients: list[Recipient], doubts: Mapping[int, int], now: int, limit: DoubtLimit
+    recipients: Draft, doubts: Mapping[int, int], now: int, limit: DoubtLimit
 ) -> None:
     """Count the copies that may be out, and suspend the recipients that may have too many."""
     for index, times in doubts.items():
@@ -259,7 +315,7 @@ def _count_doubts(
         recipients[index] = evolve(one, unknown=unknown)
 
 
-def _no_more(recipients: list[Recipient], doubts: Iterable[int]) -> str:
+def _no_more(recipients: Sequence[Recipient], doubts: Iterable[int]) -> str:
     """Return what the history says of recipients that were suspended."""
     count = sum([bool(recipients[index].suspended_until) for index in doubts])
     if not count:
@@ -272,9 +328,9 @@ def _put_off(message: Message, now: int, scheduled: int) -> Message:
 
     If all are suspended, it is looked at again when a pause is over, or when it has become too old.
     """
-    ends = [message.recipients[index].suspended_until for index in message.pending]
-    pauses = [until for until in ends if until > now]
-    if len(pauses) < len(ends):
+    pauses = [message.recipients[index].suspended_until for index in message.suspended]
+    pauses = [until for until in pauses if until > now]
+    if len(pauses) < len(message.pending):
         return evolve(message, next_attempt=min([scheduled, *pauses]))
     if now < message.expires:
         return evolve(message, next_attempt=min([message.expires, *pauses]))
@@ -302,15 +358,14 @@ def wait_on(message: Message, now: int, schedule: tuple[int, ...] | None) -> Jud
     return Judgement("defer", evolve(waits, revision=message.revision + 1))
 
 
-def resumed(message: Message) -> tuple[Recipient, ...]:
+def resumed(message: Message) -> Recipients:
     """Return the recipients of a message, none of them suspended: one more copy may go out."""
-    return tuple([_resumed(one) for one in message.recipients])
-
-
-def _resumed(recipient: Recipient) -> Recipient:
-    if SUSPENDED_UNTIL not in recipient.unknown:
-        return recipient
-    return evolve(recipient, unknown=_without(recipient.unknown, (SUSPENDED_UNTIL,)))
+    recipients = draft_of(message.recipients)
+    for index, one in enumerate(message.recipients):
+        if SUSPENDED_UNTIL in one.unknown:
+            unknown = _without(one.unknown, (SUSPENDED_UNTIL,))
+            recipients[index] = evolve(one, unknown=unknown)
+    return settled(recipients)
 
 
 def _without(unknown: Mapping[str, object], keys: tuple[str, ...]) -> Mapping[str, object]:
@@ -327,23 +382,30 @@ def expire(
     *,
     now: int,
     because: str = "",
-    also_failed: tuple[int, ...] = (),
-    delivered: tuple[int, ...] = (),
+    also_failed: Indexes = (),
+    delivered: Indexes = (),
 ) -> Judgement:
     """Fail the pending recipients of a message that has grown too old."""
     days = max(now - message.created, 0) / 86400
     pending = message.pending
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     for index in pending:
         last = recipients[index].reply or because
         text = f"expired after {days:.1f} days in the queue" + (f"; last: {last}" if last else "")
         if recipients[index].doubts:
             text = f"{_MAYBE.format(recipients[index].doubts)}; {text}"
         recipients[index] = evolve(recipients[index], state=FAILED, reply=text)
-    after = evolve(message, recipients=tuple(recipients), revision=message.revision + 1).with_event(
-        Event(now, "", "expired", because or "too old: the queue lifetime is over")
+    after = message.with_event(
+        Event(now, "", "expired", because or "too old: the queue lifetime is over"),
+        recipients=settled(recipients),
+        revision=message.revision + 1,
     )
-    return Judgement("fail", after, also_failed + pending, delivered, expired=True)
+    failed: Indexes
+    if isinstance(message.recipients, tuple):
+        failed = (*also_failed, *pending)
+    else:
+        failed = message.recipients.indexes(chain(also_failed, pending))
+    return Judgement("fail", after, failed, delivered, expired=True)
 
 
 def judged_before(message: Message) -> Judgement:
@@ -351,7 +413,7 @@ def judged_before(message: Message) -> Judgement:
 
     A crash or a full disk came after this was recorded, and before the message was ended.
     """
-    done = all(one.state == DELIVERED for one in message.recipients)
+    done = message.states == {DELIVERED}
     ended = evolve(message, revision=message.revision + 1)
     return Judgement("remove" if done else "fail", ended)
 
@@ -391,12 +453,12 @@ def found_in_doubt(
     again = bool(message.history) and message.history[-1].get("outcome") == "in_doubt"
     attempts = message.attempts + 1
     due = next_attempt(message.begins, now, attempts, schedule) if again else now
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     known = doubts or dict.fromkeys(sendable(message, now), 1)
     _count_doubts(recipients, known, now, limit)
     after = message.with_event(
         Event(now, "", "in_doubt", _NO_SENDER + _no_more(recipients, known)),
-        recipients=tuple(recipients),
+        recipients=settled(recipients),
         attempts=attempts,
         revision=message.revision + 1,
     )
@@ -405,15 +467,11 @@ def found_in_doubt(
 
 def goes_again(message: Message, doubts: Mapping[int, int], limit: DoubtLimit, now: int) -> Message:
     """Return a message that goes out again at once, although the relay may have it."""
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     _count_doubts(recipients, doubts, now, limit)
     return message.with_event(
         Event(now, "", "in_doubt", _NO_REPLY),
-        recipients=tuple(recipients),
+        recipients=settled(recipients),
         next_attempt=now,
         revision=message.revision + 1,
     )
-
-
-def _join(texts: Iterable[str]) -> str:
-    return "; ".join(texts)[: 2 * _TEXT_LIMIT]

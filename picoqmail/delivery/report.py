@@ -25,6 +25,7 @@ import time
 
 from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import KIND_DELAYED, KIND_FAILED, KIND_IN_DOUBT
+from picoqmail.delivery.story import RECIPIENTS_LOGGED
 from picoqmail.errors import DamagedMessageError, NoSuchMessageError, SpoolError
 from picoqmail.layout import CUR, DOUBLE_BOUNCE, REPORTS, STATES, is_id
 from picoqmail.value import evolve
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from picoqmail.delivery.report_writer import ReportWriter
     from picoqmail.home.settings import Settings
     from picoqmail.log.logger import Log
-    from picoqmail.spool.message import Message
+    from picoqmail.spool.message import Indexes, Message
     from picoqmail.store.protocol import ClaimedMessage, Store
 
 DIGEST = "digest"
@@ -59,7 +60,7 @@ class Reporter:
         self.log = log
         self.clock = clock
         self.made: list[str] = []
-        self._to_log: list[dict[str, Any]] = []
+        self._to_log: list[tuple[dict[str, str], Message, Indexes]] = []
         self._loaded: ReportWriter | None = None
 
     @property
@@ -141,7 +142,7 @@ class Reporter:
     ) -> ClaimedMessage:
         """Leave a failure to the digest: this sender got too many reports within the hour."""
         indexes = report_state.unreported(message)
-        failures: list[dict[str, Any]] = [
+        failures = (
             {
                 "id": message.id,
                 "index": index,
@@ -150,7 +151,7 @@ class Reporter:
                 "reply": message.recipients[index].reply or "",
             }
             for index in indexes
-        ]
+        )
         self._writer.limit.keep(to.address, failures, self.clock())
         reported = report_state.reported(message, indexes, DIGEST)
         return self.spool.record(claim, reported, state, result)
@@ -228,13 +229,12 @@ class Reporter:
         if doubtful:
             claim = self._warn(claim, doubtful, KIND_IN_DOUBT)
         if self._is_delayed(claim.message):
-            told = claim.message.suspended
-            waiting = tuple([i for i in claim.message.pending if i not in told])
+            waiting = report_state.not_suspended(claim.message)
             if waiting:
                 claim = self._warn(claim, waiting, KIND_DELAYED)
         return claim
 
-    def _warn(self, claim: ClaimedMessage, indexes: tuple[int, ...], kind: str) -> ClaimedMessage:
+    def _warn(self, claim: ClaimedMessage, indexes: Indexes, kind: str) -> ClaimedMessage:
         """Report to the sender what is no failure yet, if they want that. Raises SpoolError."""
         message = claim.message
         to = self._addressee_of_warning(message)
@@ -356,17 +356,20 @@ class Reporter:
     # --- The log -------------------------------------------------------------------------------
 
     def _note_made(
-        self, message: Message, report: str, to: Addressee, indexes: tuple[int, ...], kind: str
+        self, message: Message, report: str, to: Addressee, indexes: Indexes, kind: str
     ) -> None:
         self.made.append(report)
-        recipients = [message.recipients[index].address for index in indexes]
         facts = {"id": message.id, "report": report, "kind": kind, "to": to.address}
-        self._to_log.append({**facts, "recipients": recipients})
+        self._to_log.append((facts, message, indexes))
 
     def log_made(self) -> None:
         """Log the reports made since the last call. In the log they follow the failures."""
         while self._to_log:
-            self.log.event("bounced", **self._to_log.pop(0))
+            facts, message, indexes = self._to_log.pop(0)
+            for start in range(0, len(indexes), RECIPIENTS_LOGGED):
+                some = indexes[start : start + RECIPIENTS_LOGGED]
+                recipients = [message.recipients[index].address for index in some]
+                self.log.event("bounced", **facts, recipients=recipients)
 
     def _complain(self, message: Message, exc: SpoolError) -> None:
         error = f"cannot report to the sender: {exc}"

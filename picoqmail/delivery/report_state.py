@@ -12,7 +12,7 @@ from __future__ import annotations
 from picoqmail.layout import DOUBLE_BOUNCE
 from picoqmail.smtp import dsn
 from picoqmail.smtp.address import plain_sender
-from picoqmail.spool.message import FAILED
+from picoqmail.spool.message import FAILED, PENDING, draft_of, settled
 from picoqmail.value import Value, evolve
 
 TYPE_CHECKING = False
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from picoqmail.spool.message import Message, Recipient
+    from picoqmail.spool.message import Indexes, Message
+    from picoqmail.spool.recipient import Recipient
 
 TOLD = "told"
 TELLING = "telling"
@@ -74,12 +75,17 @@ def wants_report(message: Message, kind: str) -> bool:
     return not words or kind in words
 
 
-def unreported(message: Message) -> tuple[int, ...]:
+def unreported(message: Message) -> Indexes:
     """Return the indexes of the recipients whose failure was not reported yet."""
+    recipients = message.recipients
+    if not isinstance(recipients, tuple):
+        return recipients.indexes_in(FAILED, lambda one: TOLD not in one.unknown)
     return tuple(
-        index
-        for index, one in enumerate(message.recipients)
-        if one.state == FAILED and TOLD not in one.unknown
+        [
+            index
+            for index, one in enumerate(recipients)
+            if one.state == FAILED and TOLD not in one.unknown
+        ]
     )
 
 
@@ -89,23 +95,33 @@ def untold_doubts(message: Message) -> tuple[int, ...]:
     return tuple([i for i in message.suspended if DOUBT_TOLD not in recipients[i].unknown])
 
 
+def not_suspended(message: Message) -> Indexes:
+    """Return the indexes of the recipients that wait for their next attempt."""
+    recipients = message.recipients
+    if not message.suspended:
+        return message.pending
+    if not isinstance(recipients, tuple):
+        return recipients.indexes_in(PENDING, lambda one: not one.suspended_until)
+    return tuple([i for i in message.pending if not recipients[i].suspended_until])
+
+
 def doubt_told(message: Message, indexes: Iterable[int], report: str) -> Message:
     """Return the message once a report has told the doubt about these recipients."""
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     for index in indexes:
         one = recipients[index]
         recipients[index] = evolve(one, unknown={**one.unknown, DOUBT_TOLD: report})
-    return evolve(message, recipients=tuple(recipients))
+    return evolve(message, recipients=settled(recipients))
 
 
 def reported(message: Message, indexes: Iterable[int], report: str) -> Message:
     """Return the message once the report of this ID has reported these recipients."""
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     for index in indexes:
         one = recipients[index]
         recipients[index] = evolve(one, unknown={**one.unknown, TOLD: report})
     unknown = {key: value for key, value in message.unknown.items() if key != TELLING}
-    return evolve(message, recipients=tuple(recipients), unknown=unknown)
+    return evolve(message, recipients=settled(recipients), unknown=unknown)
 
 
 def announced(message: Message, report: str) -> Message:

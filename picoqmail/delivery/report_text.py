@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-    from picoqmail.spool.message import Message, Recipient
+    from picoqmail.spool.message import Indexes, Message
+    from picoqmail.spool.recipient import Recipient
 
 _WIDTH = 72
 _FIELD_WIDTH = 76
 _RECIPIENTS_IN_TEXT = 100
+_LINES_AT_ONCE = 1000
 _ENHANCED = re.compile(r"(?:[245]\d\d[ -])?([245]\.\d{1,3}\.\d{1,3})(?!\S)")
 _CODE = re.compile(r"([245])\d\d(?!\S)")
 _EXPIRED = re.compile(r"expired after .*? in the queue(?:; last: (.*))?", re.DOTALL)
@@ -47,7 +50,7 @@ class Report:
     id: str
     kind: str
     message: Message
-    indexes: tuple[int, ...]
+    indexes: Indexes
     host: str
     author: str
     to: str
@@ -57,39 +60,60 @@ class Report:
     eight_bit: bool
 
 
-def frame(report: Report, boundary: str) -> tuple[bytes, bytes]:
-    """Return what stands in the report before and after the message (or its header).
+def frame(report: Report, boundary: str) -> tuple[Iterator[bytes], bytes]:
+    """Return what stands in the report before the message (or its header), in blocks, and after it.
 
     `boundary` must not occur in the message.
     """
+    return _blocks(_before(report, boundary)), f"\n--{boundary}--\n".encode()
+
+
+def _blocks(lines: Iterator[str]) -> Iterator[bytes]:
+    """Yield lines as octets; those of very many recipients are never held at once."""
+    while several := list(islice(lines, _LINES_AT_ONCE)):
+        yield "".join([f"{line}\n" for line in several]).encode(errors="replace")
+
+
+def _before(report: Report, boundary: str) -> Iterator[str]:
     text = "\n".join(_sentences(report))
-    status = "\n".join(_status(report))
-    is_global = not status.isascii()
-    before = [
-        *_header(report, boundary),
-        "",
-        f"--{boundary}",
-        "Content-Type: text/plain; charset=utf-8",
-        f"Content-Transfer-Encoding: {'7bit' if text.isascii() else '8bit'}",
-        "Content-Description: Notification",
-        "",
-        text,
-        f"--{boundary}",
-        # With an address in UTF-8 the delivery status has a type of its own (RFC 6533).
-        f"Content-Type: message/{'global-delivery-status' if is_global else 'delivery-status'}",
-        f"Content-Transfer-Encoding: {'8bit' if is_global else '7bit'}",
-        "Content-Description: Delivery report",
-        "",
-        status,
-        f"--{boundary}",
-        f"Content-Type: {'message/rfc822' if report.whole else 'text/rfc822-headers'}",
-        f"Content-Transfer-Encoding: {'8bit' if report.eight_bit else '7bit'}",
-        "Content-Description: "
-        + ("Undelivered message" if report.whole else "Header of the undelivered message"),
-        "",
-        "",
-    ]
-    return "\n".join(before).encode(errors="replace"), f"\n--{boundary}--\n".encode()
+    is_global = _has_utf8_address(report)
+    yield from _header(report, boundary)
+    yield ""
+    yield f"--{boundary}"
+    yield "Content-Type: text/plain; charset=utf-8"
+    yield f"Content-Transfer-Encoding: {'7bit' if text.isascii() else '8bit'}"
+    yield "Content-Description: Notification"
+    yield ""
+    yield text
+    yield f"--{boundary}"
+    # With an address in UTF-8 the delivery status has a type of its own (RFC 6533).
+    yield f"Content-Type: message/{'global-delivery-status' if is_global else 'delivery-status'}"
+    yield f"Content-Transfer-Encoding: {'8bit' if is_global else '7bit'}"
+    yield "Content-Description: Delivery report"
+    yield ""
+    yield from _status(report)
+    yield f"--{boundary}"
+    yield f"Content-Type: {'message/rfc822' if report.whole else 'text/rfc822-headers'}"
+    yield f"Content-Transfer-Encoding: {'8bit' if report.eight_bit else '7bit'}"
+    yield "Content-Description: " + (
+        "Undelivered message" if report.whole else "Header of the undelivered message"
+    )
+    yield ""
+
+
+def _has_utf8_address(report: Report) -> bool:
+    """Say whether a field of the delivery status has an address in UTF-8; no other field may."""
+    asked = report.message.unknown.get("dsn")
+    for index in report.indexes:
+        address = report.message.recipients[index].address
+        fields: list[str] = []
+        if not address.isascii():
+            fields += _field("Final-Recipient", _path(address))
+        if asked and (original := dsn.original_recipient(asked, index)):
+            fields += _field("Original-Recipient", "; ".join(original))
+        if not "".join(fields).isascii():
+            return True
+    return False
 
 
 def _header(report: Report, boundary: str) -> Iterator[str]:
@@ -250,8 +274,12 @@ def _field(name: str, value: str) -> Iterator[str]:
     plain = "".join(c if c.isprintable() else "?" for c in value)
     if name not in ("Final-Recipient", "Original-Recipient"):
         plain = plain.encode("ascii", "backslashreplace").decode()
+    line = f"{name}: {plain}"
+    if len(line) <= _FIELD_WIDTH:
+        yield line.rstrip()
+        return
     yield from textwrap.wrap(
-        f"{name}: {plain}",
+        line,
         _FIELD_WIDTH,
         subsequent_indent=" ",
         break_long_words=len(plain) > 900,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from picoqmail.home.settings import Settings
-    from picoqmail.spool.message import Message
+    from picoqmail.spool.message import Indexes, Message
     from picoqmail.store.protocol import ClaimedMessage, IncomingMessage, Store
 
 
@@ -51,7 +51,7 @@ class ReportWriter:
         )
 
     def write(
-        self, claim: ClaimedMessage, message: Message, indexes: tuple[int, ...], kind: str, to: str
+        self, claim: ClaimedMessage, message: Message, indexes: Indexes, kind: str, to: str
     ) -> IncomingMessage:
         """Write a report on the recipients at these indexes, and keep its lock. Raises SpoolError.
 
@@ -78,7 +78,8 @@ class ReportWriter:
                 )
                 # 128 random bits: no message can hold them by chance or by guessing.
                 before, after = report_text.frame(report, f"=_{os.urandom(16).hex()}")
-                incoming.write(before)
+                for block in before:
+                    incoming.write(block)
                 for block in claim.blocks() if whole else (header,):
                     incoming.write(block)
                 incoming.write(after)

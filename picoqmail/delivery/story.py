@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import time
 
+from picoqmail.spool.files import RESULT_LIMIT_OCTETS
+from picoqmail.spool.message import FEW_RECIPIENTS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from picoqmail.delivery.policy import Judgement
     from picoqmail.log.logger import Log
     from picoqmail.spool.message import Message
+    from picoqmail.spool.recipient import Recipient
+
+RECIPIENTS_LOGGED = 1000
+"""Recipients in one event. A message with more is logged as several."""
 
 
 def log_queued(log: Log, message: Message, now: float) -> None:
@@ -63,17 +70,20 @@ def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool 
     """Log what became of a message and of each of its recipients; `in_doubt` in this very run."""
     message = judgement.message
     if judgement.delivered_now and log.is_on("info"):
-        doubts = in_doubt or any(entry.get("outcome") == "in_doubt" for entry in message.history)
+        doubts = in_doubt or "in_doubt" in [entry.get("outcome") for entry in message.history]
         more: dict[str, Any] = {"maybe_duplicate": True} if doubts else {}
-        log.event(
-            "delivered",
-            id=message.id,
-            relay=relay,
-            sender=message.sender,
-            recipients=[message.recipients[i].address for i in judgement.delivered_now],
-            reply=message.recipients[judgement.delivered_now[0]].reply,
-            **more,
-        )
+        reply = message.recipients[judgement.delivered_now[0]].reply
+        for start in range(0, len(judgement.delivered_now), RECIPIENTS_LOGGED):
+            some = judgement.delivered_now[start : start + RECIPIENTS_LOGGED]
+            log.event(
+                "delivered",
+                id=message.id,
+                relay=relay,
+                sender=message.sender,
+                recipients=[message.recipients[i].address for i in some],
+                reply=reply,
+                **more,
+            )
     for index in judgement.failed_now:
         one = message.recipients[index]
         log.event(
@@ -86,14 +96,21 @@ def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool 
             reply=one.reply,
             **({"expired": True} if judgement.expired else {}),
         )
-    if judgement.step == "defer" and len(message.suspended) < len(message.pending):
+    if judgement.step != "defer":
+        return
+    pending = message.pending
+    if len(message.suspended) == len(pending):
+        return
+    for start in range(0, len(pending), RECIPIENTS_LOGGED):
         log.event(
             "deferred",
             level="warning",
             id=message.id,
             relay=relay,
             sender=message.sender,
-            recipients=[message.recipients[i].address for i in message.pending],
+            recipients=[
+                message.recipients[i].address for i in pending[start : start + RECIPIENTS_LOGGED]
+            ],
             reply=message.history[-1].get("reply", "") if message.history else "",
             attempts=message.attempts,
             next_attempt=message.next_attempt,
@@ -102,19 +119,22 @@ def log_judgement(log: Log, judgement: Judgement, relay: str, *, in_doubt: bool 
 
 def log_suspended(log: Log, before: Message, after: Message, relay: str) -> None:
     """Log for whom a message is not sent again by itself, because copies may be out."""
-    indexes = [index for index in after.suspended if index not in before.suspended]
-    if not indexes:
+    suspended = after.suspended
+    if not suspended:
         return
-    log.event(
-        "suspended",
-        level="error",
-        id=after.id,
-        relay=relay,
-        sender=after.sender,
-        recipients=[after.recipients[i].address for i in indexes],
-        copies=max([after.recipients[i].doubts for i in indexes]),
-        next_attempt=after.next_attempt,
-    )
+    indexes = [i for i in suspended if not before.recipients[i].suspended_until]
+    for start in range(0, len(indexes), RECIPIENTS_LOGGED):
+        some = indexes[start : start + RECIPIENTS_LOGGED]
+        log.event(
+            "suspended",
+            level="error",
+            id=after.id,
+            relay=relay,
+            sender=after.sender,
+            recipients=[after.recipients[i].address for i in some],
+            copies=max([after.recipients[i].doubts for i in some]),
+            next_attempt=after.next_attempt,
+        )
 
 
 def result_text(message: Message, relay: str, transcript: Iterable[str], now: int) -> str:
@@ -125,5 +145,9 @@ def result_text(message: Message, relay: str, transcript: Iterable[str], now: in
     if message.history:
         last = message.history[-1]
         lines.append(f"=== {last.get('outcome')}: {last.get('reply')}")
-    lines += [f"    {one.address}: {one.state}: {one.reply}" for one in message.recipients]
+    recipients: Sequence[Recipient] = message.recipients
+    if len(recipients) > FEW_RECIPIENTS:
+        # No fewer than fit into what is kept of a result.
+        recipients = recipients[-RESULT_LIMIT_OCTETS // len("    a: failed: ") :]
+    lines += [f"    {one.address}: {one.state}: {one.reply}" for one in recipients]
     return "\n".join(lines) + "\n\n"

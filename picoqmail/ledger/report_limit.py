@@ -21,7 +21,7 @@ from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import REPORTS
 from picoqmail.spool import scan
-from picoqmail.spool.files import link_or_rename
+from picoqmail.spool.files import lines_of, link_or_rename
 from picoqmail.spool.locks import is_at, try_lock, wait_for_lock
 from picoqmail.value import Value
 
@@ -81,7 +81,7 @@ class DirectoryReportLimit:
             ledger.append({"what": SENT, "address": address, "when": int(now)})
             return True
 
-    def keep(self, address: str, failures: list[dict[str, Any]], now: float) -> None:
+    def keep(self, address: str, failures: Iterable[Mapping[str, Any]], now: float) -> None:
         """Keep failures for the digest, durably. Raises SpoolError."""
         with _Ledger(self.directory, address, now) as ledger:
             for failure in failures:
@@ -206,8 +206,7 @@ class _Ledger:
 
 
 def _read(descriptor: int) -> Iterator[dict[str, Any]]:
-    size = os.fstat(descriptor).st_size
-    for line in os.pread(descriptor, size, 0).split(b"\n"):
+    for line in lines_of(descriptor):
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):

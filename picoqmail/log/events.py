@@ -112,6 +112,7 @@ writes `*`, also where a relay quotes an address in its reply. Message IDs stay,
 Every line begins with a time (UTC; in JSON the key `timestamp`) and a level. `program` and `pid`
 follow if the place does not add them itself. Times among the keys are Unix seconds. A key without
 a value is left out. Names and keys stay the same in later versions; new ones may be added.
+`recipients` has at most 1000 addresses. If there are more, the event has several lines.
 
 | event | meaning | keys |
 |---|---|---|

@@ -15,6 +15,8 @@ from picoqmail.ledger.report_limit import KEPT, Overdue
 from picoqmail.spool.scan import REPORT_WINDOW_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from picoqmail.postgresql.connections import Connections, DatabaseTransaction
 
 # A digest is made in a moment. What was taken so long ago was left half made by a crash.
@@ -74,7 +76,7 @@ class TableReportLimit:
             counting.queue(_COUNT, {"name": name})
         return True
 
-    def keep(self, address: str, failures: list[dict[str, Any]], now: float) -> None:
+    def keep(self, address: str, failures: Iterable[Mapping[str, Any]], now: float) -> None:
         """Keep failures for the digest, durably. Raises SpoolError."""
         with self._connections.transaction("keep a failure for a digest") as keeping:
             name, _ = self._hour(keeping, address, now)

@@ -113,7 +113,7 @@ def _copy(  # noqa: PLR0913, PLR0917 - all that a message is
         mark(body, IN_DOUBT_BIT)
     durable.sync(body)
     due = HELD_UNTIL if message.held else message.next_attempt
-    sidecar = durable.create_written(at(TMP, SIDECAR), message.to_sidecar(), due)
+    sidecar = durable.create_written(at(TMP, SIDECAR), message.sidecar_blocks(), due)
     try:
         durable.sync(sidecar)
     finally:

@@ -23,11 +23,11 @@ from picoqmail.layout import (
     TMP,
     UNDELIVERED,
 )
-from picoqmail.spool.message import Message
+from picoqmail.spool.message import LARGE_OCTETS, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 # Most sidecars have less; room for more costs more than the reading.
 _SMALL_OCTETS = 4096
@@ -70,7 +70,12 @@ class SpoolFiles:
 
     def read_sidecar(self, state: str, message_id: str) -> Message:
         """Read a sidecar. Raises OSError, DamagedMessageError."""
-        return Message.from_sidecar(read_whole(self.join(state, message_id + SIDECAR)), message_id)
+        path = self.join(state, message_id + SIDECAR)
+        octets = read_whole(path, LARGE_OCTETS)
+        if len(octets) <= LARGE_OCTETS:
+            return Message.from_sidecar(octets, message_id)
+        with open(path, "rb", opener=_open_plain) as file:
+            return Message.from_sidecar(file, message_id)
 
     def open_body(self, message_id: str) -> int:
         """Open a body; return -1 if there is none. Raises SpoolError.
@@ -203,14 +208,17 @@ class SpoolFiles:
             raise SpoolError("make durable", self.join(state), exc) from exc
 
 
-def read_whole(path: str) -> bytes:
-    """Return a small file's octets, by fewer calls than a file object makes. Raises OSError."""
+def read_whole(path: str, most: int | None = None) -> bytes:
+    """Return a small file's octets, by fewer calls than a file object makes. Raises OSError.
+
+    Of a file with more than `most` octets only the beginning, which is longer than that.
+    """
     descriptor = posix.open(path, READ_FLAGS)
     try:
         blocks = [posix.read(descriptor, _SMALL_OCTETS)]
         # Only at the end of a file is less read than was asked for.
         if len(blocks[0]) == _SMALL_OCTETS:
-            while blocks[-1]:
+            while blocks[-1] and (most is None or sum(map(len, blocks)) <= most):
                 blocks.append(posix.read(descriptor, BLOCK_OCTETS))
     finally:
         posix.close(descriptor)
@@ -220,6 +228,30 @@ def read_whole(path: str) -> bytes:
 def is_same_inode(one: posix.stat_result, other: posix.stat_result) -> bool:
     """Say whether two statuses are of one file."""
     return (one.st_ino, one.st_dev) == (other.st_ino, other.st_dev)
+
+
+def _open_plain(path: str, _flags: int) -> int:
+    return posix.open(path, READ_FLAGS)
+
+
+def read_lines(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, which is never held as a whole. Raises OSError."""
+    descriptor = posix.open(path, READ_FLAGS)
+    try:
+        yield from lines_of(descriptor)
+    finally:
+        posix.close(descriptor)
+
+
+def lines_of(descriptor: int) -> Iterator[bytes]:
+    """Yield the lines of an open file from its beginning, wherever it is now. Raises OSError."""
+    rest, offset = b"", 0
+    while block := posix.pread(descriptor, BLOCK_OCTETS, offset):
+        offset += len(block)
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def is_same_file(one: str, other: str) -> bool:

@@ -7,63 +7,29 @@ from __future__ import annotations
 
 from picoqmail.layout import FORMAT_VERSION, HELD_UNTIL, HISTORY_LENGTH, SUSPENDED_FRACTION
 from picoqmail.spool import sidecar, sidecar_reading
-from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING, RECIPIENT_STATES
+from picoqmail.spool.recipient import recipients_of, record_of
+from picoqmail.spool.sidecar import DELIVERED, FAILED, NOT_BEFORE, PENDING
 from picoqmail.value import EMPTY, Value, evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any, Final
+    from array import array
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any, BinaryIO, Final, TypeAlias
 
-__all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message", "Recipient"]
+    from picoqmail.spool.many import ManyRecipients
+    from picoqmail.spool.recipient import Recipient
 
-DOUBTS = "doubts"
-"""The key of a recipient whose message was sent as a whole, without a reply: how many times."""
+    Recipients: TypeAlias = tuple[Recipient, ...] | ManyRecipients
+    Indexes: TypeAlias = tuple[int, ...] | array[int]
 
-SUSPENDED_UNTIL = "suspended_until"
-"""The key of a recipient that gets no more copies by itself: until when, in Unix seconds."""
+__all__ = ["DELIVERED", "FAILED", "PENDING", "Event", "Message"]
 
-UNTIL_RETRY = int(HELD_UNTIL)
-"""The value of SUSPENDED_UNTIL that only `retry` ends."""
+FEW_RECIPIENTS = 1000
+"""So many are a tuple. More are ManyRecipients (many.py) if the message was read."""
 
-
-class Recipient(Value):
-    """One recipient; named twice in the envelope, it is two of these.
-
-    `reply` is the last reply that concerned it, or None; `unknown` are keys that a newer
-    picoqmail wrote.
-    """
-
-    __slots__ = ("address", "state", "reply", "unknown")
-
-    def __init__(
-        self,
-        address: str,
-        state: str = PENDING,
-        reply: str | None = None,
-        unknown: Mapping[str, Any] = EMPTY,
-    ) -> None:
-        self.address: Final = address
-        self.state: Final = state
-        self.reply: Final = reply
-        self.unknown: Final = unknown
-
-    @property
-    def doubts(self) -> int:
-        """How many copies it may have without a reply of the relay; 0 for what is no number."""
-        return _count(self.unknown.get(DOUBTS))
-
-    @property
-    def suspended_until(self) -> int:
-        """Until when it gets no more copies by itself, in Unix seconds; 0 if it is not suspended.
-
-        Only a recipient that still waits is suspended.
-        """
-        return _count(self.unknown.get(SUSPENDED_UNTIL)) if self.state == PENDING else 0
-
-
-def _count(number: object) -> int:
-    return number if type(number) is int and number > 0 else 0
+LARGE_OCTETS = 65536
+"""A sidecar with more is read line by line."""
 
 
 class Event(Value):
@@ -107,7 +73,7 @@ class Message(Value):
         *,
         id: str,  # noqa: A002 - the sidecar's name for it
         sender: str,
-        recipients: tuple[Recipient, ...],
+        recipients: Recipients,
         created: int,
         next_attempt: int,
         expires: int,
@@ -136,46 +102,59 @@ class Message(Value):
         self.unknown: Final = unknown
 
     @classmethod
-    def from_sidecar(cls, data: bytes, message_id: str) -> Message:
-        """Read a sidecar. Raises DamagedMessageError."""
-        record = sidecar_reading.decode(data, message_id)
-        recipients = []
-        # There may be very many: one object each, and no copy of a text that they share.
-        states = {one: one for one in RECIPIENT_STATES}
-        for one in record.pop("recipients"):
-            address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)
-            recipients.append(Recipient(address, states[state], reply, one or EMPTY))
-        values = {name: record.pop(name) for name in _PLAIN}
+    def from_sidecar(cls, source: bytes | BinaryIO, message_id: str) -> Message:
+        """Read a sidecar: its octets, or a file if they are many. Raises DamagedMessageError."""
+        if isinstance(source, bytes) and len(source) <= LARGE_OCTETS:
+            record = sidecar_reading.decode(source, message_id)
+        else:
+            record = _read_large(source, message_id)
+        recipients = record.pop("recipients")
+        if type(recipients) is list:
+            recipients = tuple(recipients_of(recipients))
         del record["version"], record["id"]
         return cls(
             id=message_id,
-            recipients=tuple(recipients),
+            recipients=recipients,
+            sender=record.pop("sender"),
+            created=record.pop("created"),
+            next_attempt=record.pop("next_attempt"),
+            expires=record.pop("expires"),
+            attempts=record.pop("attempts"),
+            size=record.pop("size"),
+            crc32=record.pop("crc32"),
+            held=record.pop("held"),
             history=tuple(record.pop("history")),
+            origin=record.pop("origin"),
+            revision=record.pop("revision"),
             unknown=record,
-            **values,
         )
 
     def to_sidecar(self) -> bytes:
         """Return the sidecar's octets; unknown keys are kept."""
-        if len(self.recipients) <= _RECIPIENTS_AT_ONCE:
-            return self._encode(self.recipients)
-        # All at once would take ten times as much memory as the octets do.
-        before, empty, after = self._encode(()).partition(b'\n"recipients": [')
-        blocks = [before, empty]
-        for start in range(0, len(self.recipients), _RECIPIENTS_AT_ONCE):
-            several = self.recipients[start : start + _RECIPIENTS_AT_ONCE]
-            blocks.append(sidecar.encode_objects([_record(one) for one in several]))
-            blocks.append(sidecar.BETWEEN_OBJECTS)
-        blocks[-1] = after
-        return b"".join(blocks)
+        return b"".join(self.sidecar_blocks())
 
-    def _encode(self, recipients: tuple[Recipient, ...]) -> bytes:
+    def sidecar_blocks(self) -> Iterable[bytes]:
+        """Return the same in blocks, as many as there are hundreds of recipients."""
+        if len(self.recipients) <= FEW_RECIPIENTS:
+            return (self._encode(self.recipients),)
+        return self._many_blocks()
+
+    def _many_blocks(self) -> Iterator[bytes]:
+        before, empty, after = self._encode(()).partition(b'\n"recipients": [')
+        yield before + empty
+        separator = b""
+        for text in _many_of(self.recipients).texts():
+            yield separator + text
+            separator = sidecar.BETWEEN_OBJECTS
+        yield after
+
+    def _encode(self, recipients: Iterable[Recipient]) -> bytes:
         return sidecar.encode(
             {
                 "version": FORMAT_VERSION,
                 "id": self.id,
                 "sender": self.sender,
-                "recipients": [_record(one) for one in recipients],
+                "recipients": [record_of(one) for one in recipients],
                 "created": self.created,
                 "next_attempt": self.next_attempt,
                 "expires": self.expires,
@@ -197,13 +176,24 @@ class Message(Value):
         return max(self.created, since) if type(since) is int else self.created
 
     @property
-    def pending(self) -> tuple[int, ...]:
+    def states(self) -> set[str]:
+        """The states that its recipients have."""
+        if not isinstance(self.recipients, tuple):
+            return self.recipients.states
+        return {one.state for one in self.recipients}
+
+    @property
+    def pending(self) -> Indexes:
         """Indexes of the recipients that still wait."""
+        if not isinstance(self.recipients, tuple):
+            return self.recipients.indexes_in(PENDING)
         return tuple([i for i, r in enumerate(self.recipients) if r.state == PENDING])
 
     @property
-    def suspended(self) -> tuple[int, ...]:
+    def suspended(self) -> Indexes:
         """Indexes of the recipients that may have several copies, and get none by itself."""
+        if not isinstance(self.recipients, tuple):
+            return self.recipients.suspended
         # Most recipients have no further keys, and then there is nothing to ask.
         return tuple([i for i, r in enumerate(self.recipients) if r.unknown and r.suspended_until])
 
@@ -225,21 +215,34 @@ class Message(Value):
         return evolve(self, history=(*self.history, entry)[-HISTORY_LENGTH:], **changes)
 
 
-def _record(one: Recipient) -> dict[str, Any]:
-    return {"address": one.address, "state": one.state, "reply": one.reply, **one.unknown}
+def draft_of(recipients: Recipients) -> list[Recipient] | ManyRecipients:
+    """Return recipients of a message that may be replaced one by one, by index."""
+    return list(recipients) if isinstance(recipients, tuple) else recipients.copy()
 
 
-# So many are written as one text.
-_RECIPIENTS_AT_ONCE = 1000
-_PLAIN = (
-    "sender",
-    "created",
-    "next_attempt",
-    "expires",
-    "attempts",
-    "size",
-    "crc32",
-    "held",
-    "origin",
-    "revision",
-)
+def settled(draft: list[Recipient] | ManyRecipients) -> Recipients:
+    """Return a draft as the recipients of a message; it must not be changed any more."""
+    return tuple(draft) if isinstance(draft, list) else draft
+
+
+def _many_of(recipients: Recipients) -> ManyRecipients:
+    if not isinstance(recipients, tuple):
+        return recipients
+    from picoqmail.importing import importing
+
+    with importing:
+        from picoqmail.spool.many import ManyRecipients
+
+    return ManyRecipients(recipients)
+
+
+def _read_large(source: bytes | BinaryIO, message_id: str) -> dict[str, Any]:
+    from picoqmail.importing import importing
+
+    with importing:
+        from io import BytesIO
+
+        from picoqmail.spool.many import read_large
+
+    file = BytesIO(source) if isinstance(source, bytes) else source
+    return read_large(file, message_id, few=FEW_RECIPIENTS)

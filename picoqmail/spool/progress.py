@@ -12,9 +12,9 @@ import posix
 from picoqmail import durable
 from picoqmail.errors import SpoolError
 from picoqmail.layout import PROGRESS
-from picoqmail.spool.files import read_whole
+from picoqmail.spool.files import read_lines
 from picoqmail.spool.json_reading import read_json
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, draft_of, settled
 from picoqmail.spool.sidecar import to_json
 from picoqmail.value import evolve
 
@@ -70,20 +70,19 @@ def merge_progress(files: SpoolFiles, message: Message, state: str) -> tuple[Mes
         # Nothing is noted of a message that goes in one part.
         return message, False
     try:
-        lines = read_whole(files.join(state, message.id + PROGRESS)).split(b"\n")
+        return merge_lines(message, read_lines(files.join(state, message.id + PROGRESS))), True
     except FileNotFoundError:
         return message, False
-    return merge_lines(message, lines), True
 
 
 def merge_lines(message: Message, lines: Iterable[bytes]) -> Message:
     """Return a message with the outcomes of those lines that count for its revision."""
-    recipients = list(message.recipients)
+    recipients = draft_of(message.recipients)
     for index, noted_state, reply in _noted(message, lines):
         recipient = message.recipients[index]
         if recipient.state == PENDING and noted_state in (DELIVERED, FAILED, PENDING):
             recipients[index] = evolve(recipient, state=noted_state, reply=reply)
-    return evolve(message, recipients=tuple(recipients))
+    return evolve(message, recipients=settled(recipients))
 
 
 def read_doubts(files: SpoolFiles, message: Message, state: str) -> dict[int, int]:
@@ -94,10 +93,9 @@ def read_doubts(files: SpoolFiles, message: Message, state: str) -> dict[int, in
     if len(message.recipients) == 1:
         return {}
     try:
-        lines = read_whole(files.join(state, message.id + PROGRESS)).split(b"\n")
+        return doubts_of_lines(message, read_lines(files.join(state, message.id + PROGRESS)))
     except FileNotFoundError:
         return {}
-    return doubts_of_lines(message, lines)
 
 
 def doubts_of_lines(message: Message, lines: Iterable[bytes]) -> dict[int, int]:

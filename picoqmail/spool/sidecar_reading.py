@@ -41,7 +41,7 @@ def decode(data: bytes, message_id: str) -> dict[str, Any]:
         _check_values(record)
     if not _is_address(record["sender"]):
         raise DamagedMessageError("its sidecar has no proper value under 'sender'")
-    _check_recipients(record["recipients"])
+    check_recipients(record["recipients"])
     if not all(isinstance(event, dict) for event in record["history"]):
         raise DamagedMessageError("its sidecar has no proper value under 'history'")
     if data.count(b"{") + data.count(b"[") > _DEPTH_LIMIT:
@@ -68,7 +68,8 @@ def _check_values(record: dict[str, Any]) -> None:
         record[key] = int(record[key])
 
 
-def _check_recipients(recipients: list[Any]) -> None:
+def check_recipients(recipients: list[Any]) -> None:
+    """Check each object of the list. Raises DamagedMessageError."""
     if not recipients:
         raise DamagedMessageError("its sidecar names no recipient")
     for recipient in recipients:

@@ -343,7 +343,7 @@ class DirectoryStore:
             durable.replace(
                 self._files.join(TMP, message_id + SIDECAR),
                 self._files.join(state, message_id + SIDECAR),
-                message.to_sidecar(),
+                message.sidecar_blocks(),
                 message.due_hint,
             )
             durable.sync_directory(self._files.join(state))

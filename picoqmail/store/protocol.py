@@ -165,7 +165,7 @@ class ReportLimit(Protocol):
     def may_report(self, address: str, now: float) -> bool:
         """Say whether one more may be made now, and count it if so. Raises SpoolError."""
 
-    def keep(self, address: str, failures: list[dict[str, Any]], now: float) -> None:
+    def keep(self, address: str, failures: Iterable[Mapping[str, Any]], now: float) -> None:
         """Keep failures for the digest, durably. Raises SpoolError."""
 
     def overdue(self, now: float) -> list[str]:

@@ -200,6 +200,8 @@ def test_too_large_for_the_memory(trial: Trial, rig: Rig) -> None:
     relay = rig(HostileRelay())
     trial.setting("relayip", relay.address)
     large = trial.accepted(recipients=[f"{n}@d.example" for n in range(300_000)])
+    # Laid out in another way, so that it is read as a whole.
+    trial.edit(large)
     for other in OTHERS:
         trial.accepted(recipients=[other])
     octets = 100_000_000

@@ -14,7 +14,7 @@ import pytest
 
 from picoqmail.layout import BREAKER, CUR, IN_DOUBT_BIT, NEW, UNDELIVERED
 from picoqmail.smtp.transaction import RECIPIENTS_LIMIT
-from picoqmail.spool.message import DOUBTS, SUSPENDED_UNTIL, UNTIL_RETRY
+from picoqmail.spool.recipient import DOUBTS, SUSPENDED_UNTIL, UNTIL_RETRY
 from rig import faults
 from rig.hostile import OFFERS, HostileRelay
 from rig.waiting import wait_until

@@ -13,18 +13,13 @@ from picoqmail.delivery import policy
 from picoqmail.delivery.policy import Judgement, next_attempt
 from picoqmail.delivery.report_state import DOUBT_TOLD
 from picoqmail.smtp.transaction import RecipientResult
-from picoqmail.spool.message import (
-    DELIVERED,
-    DOUBTS,
-    FAILED,
-    PENDING,
-    SUSPENDED_UNTIL,
-    Message,
-    Recipient,
-)
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message
+from picoqmail.spool.recipient import DOUBTS, SUSPENDED_UNTIL, Recipient
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from picoqmail.smtp.transaction import Outcome
 
 CREATED = 1_700_000_000
@@ -55,10 +50,17 @@ def message(count: int = 1, attempts: int = 0) -> Message:
     )
 
 
+def judge(before: Message, results: Mapping[int, RecipientResult], **facts: Any) -> Judgement:
+    """The judgement on a message after an attempt with these results by index."""
+    replies = policy.Replies(before)
+    replies.add([*results], [*results.values()])
+    return replies.judge(**facts)
+
+
 def judged(*outcomes: Outcome, now: int = CREATED, attempts: int = 0) -> Judgement:
     """The judgement after an attempt with these outcomes."""
     results = {index: RESULTS[outcome] for index, outcome in enumerate(outcomes)}
-    return policy.judge(
+    return judge(
         message(len(outcomes), attempts),
         results,
         now=now,
@@ -96,9 +98,7 @@ def test_the_schedule_begins_with_the_time_that_was_asked_for() -> None:
     """A message for next week is tried again after 400 seconds, not at the pace of a week's age."""
     later = evolve(message(), unknown={"not_before": CREATED + WEEK})
     now = CREATED + WEEK
-    told = policy.judge(
-        evolve(later, expires=now + WEEK), {0: RESULTS["deferred"]}, now=now, relay="r"
-    )
+    told = judge(evolve(later, expires=now + WEEK), {0: RESULTS["deferred"]}, now=now, relay="r")
     assert ("defer", now + 400) == (told.step, told.message.next_attempt)
     for nonsense in ("soon", True, None, CREATED - 1):
         assert CREATED == evolve(later, unknown={"not_before": nonsense}).begins
@@ -145,7 +145,7 @@ def test_each_recipient_keeps_its_own_reply() -> None:
 def test_what_was_settled_before_stays() -> None:
     """A second attempt speaks of the pending ones only."""
     first = judged("delivered", "deferred", "failed").message
-    second = policy.judge(first, {1: RESULTS["delivered"]}, now=CREATED + 400, relay="r")
+    second = judge(first, {1: RESULTS["delivered"]}, now=CREATED + 400, relay="r")
     assert "fail" == second.step
     assert [DELIVERED, DELIVERED, FAILED] == [one.state for one in second.message.recipients]
     assert "550 no" == second.message.recipients[2].reply
@@ -201,7 +201,7 @@ def test_a_delivery_after_the_lifetime_is_a_delivery() -> None:
 
 def test_doubt_is_an_attempt_and_is_named() -> None:
     """No reply after the final dot: pending, charged, and in the history."""
-    found = policy.judge(message(), {}, now=CREATED, relay="r", doubts={0: 1})
+    found = judge(message(), {}, now=CREATED, relay="r", doubts={0: 1})
     assert ("defer", 1, "in_doubt") == (
         found.step,
         found.message.attempts,
@@ -251,7 +251,7 @@ def test_due_is_what_is_not_held_and_whose_time_has_come(
 def test_long_replies_do_not_fill_the_sidecar() -> None:
     """A relay that talks a lot is cut in what is kept of it."""
     long = RecipientResult("deferred", None, "4" * 100_000)
-    found = policy.judge(message(3), dict.fromkeys(range(3), long), now=CREATED, relay="r")
+    found = judge(message(3), dict.fromkeys(range(3), long), now=CREATED, relay="r")
     assert len(found.message.to_sidecar()) < 10_000
 
 
@@ -261,14 +261,14 @@ TWO = policy.DoubtLimit(2)
 def in_doubt(before: Message, limit: policy.DoubtLimit = TWO, *, now: int = CREATED) -> Message:
     """A message after one more attempt at which no reply came for any recipient."""
     doubts = dict.fromkeys(policy.sendable(before, now), 1)
-    return policy.judge(before, {}, now=now, relay="r", doubts=doubts, limit=limit).message
+    return judge(before, {}, now=now, relay="r", doubts=doubts, limit=limit).message
 
 
 def test_as_many_doubts_as_the_limit_suspend() -> None:
     """Not in a row, but in all: a deferral in between takes no copy back."""
     once = in_doubt(message(2))
     assert ((), (0, 1)) == (once.suspended, policy.sendable(once, CREATED))
-    later = policy.judge(once, {0: RESULTS["deferred"]}, now=CREATED, relay="r", limit=TWO).message
+    later = judge(once, {0: RESULTS["deferred"]}, now=CREATED, relay="r", limit=TWO).message
     twice = in_doubt(later)
     assert ((0, 1), ()) == (twice.suspended, policy.sendable(twice, CREATED + 99 * WEEK))
     assert twice.expires == twice.next_attempt
@@ -286,7 +286,7 @@ def test_a_limit_of_nothing_is_no_limit() -> None:
 def test_a_reply_is_no_doubt() -> None:
     """Who has the mail or was refused is not suspended, whatever came before."""
     once = in_doubt(message(2))
-    found = policy.judge(
+    found = judge(
         once,
         {0: RESULTS["delivered"], 1: RESULTS["failed"]},
         now=CREATED,
@@ -337,7 +337,7 @@ def judging_seconds(count: int) -> float:
     results = {i: RecipientResult("deferred", None, f"450 4.2.1 {i}") for i in range(count)}
     given = message(count)
     begun = time.process_time()
-    after = policy.judge(given, results, now=CREATED, relay="r").message
+    after = judge(given, results, now=CREATED, relay="r").message
     spent = time.process_time() - begun
     assert f"450 4.2.1 {count - 1}" == after.recipients[-1].reply
     assert len(after.history[-1]["reply"]) <= 1000
@@ -347,7 +347,7 @@ def judging_seconds(count: int) -> float:
 def test_a_reply_of_its_own_for_each_recipient_is_judged_in_one_pass() -> None:
     """Eight times as many recipients take eight times as long, and not sixty-four times."""
     small = min(judging_seconds(2000) for _ in range(3))
-    assert judging_seconds(16_000) < 25 * small
+    assert min(judging_seconds(16_000) for _ in range(3)) < 25 * small
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_the_history_names_the_worst(outcomes: list[Outcome], expected: str) -> 
 def test_how_much_of_what_relays_say_is_kept() -> None:
     """500 characters for a recipient, 1000 for the attempt."""
     results = {i: RecipientResult("deferred", None, letter * 600) for i, letter in enumerate("abc")}
-    found = policy.judge(message(3), results, now=CREATED, relay="r").message
+    found = judge(message(3), results, now=CREATED, relay="r").message
     assert "a" * 500 == found.recipients[0].reply
     assert "a" * 500 + "; " + "b" * 498 == found.history[-1]["reply"]
 
@@ -437,7 +437,7 @@ def test_a_pause_of_no_time_leaves_it_to_the_schedule() -> None:
 
 def test_what_is_due_first_decides() -> None:
     """A pause that ends before the next attempt by the schedule."""
-    found = policy.judge(
+    found = judge(
         message(2),
         {1: RESULTS["deferred"]},
         now=CREATED,
@@ -502,7 +502,7 @@ def test_only_faults_in_a_row_lengthen_the_delay() -> None:
     for _ in range(2):
         current = policy.postpone(current, now=CREATED, relay="r", reply="lost")
     assert (CREATED + 120, 2) == (current.next_attempt, current.revision)
-    between = policy.judge(current, {0: RESULTS["deferred"]}, now=CREATED, relay="r").message
+    between = judge(current, {0: RESULTS["deferred"]}, now=CREATED, relay="r").message
     again = policy.postpone(between, now=CREATED, relay="r", reply="lost")
     assert CREATED + 60 == again.next_attempt
 

@@ -7,15 +7,8 @@ import pytest
 from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import DOUBT_TOLD, TELLING, TOLD, addressee_of
 from picoqmail.layout import DOUBLE_BOUNCE
-from picoqmail.spool.message import (
-    DELIVERED,
-    FAILED,
-    PENDING,
-    SUSPENDED_UNTIL,
-    UNTIL_RETRY,
-    Message,
-    Recipient,
-)
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message
+from picoqmail.spool.recipient import SUSPENDED_UNTIL, UNTIL_RETRY, Recipient
 from picoqmail.value import evolve
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from picoqmail.layout import HISTORY_LENGTH
 from picoqmail.spool import sidecar
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message, Recipient
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Event, Message
+from picoqmail.spool.recipient import Recipient
 from picoqmail.value import evolve
 
 if TYPE_CHECKING:

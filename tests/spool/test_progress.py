@@ -14,8 +14,9 @@ from picoqmail.errors import SpoolError
 from picoqmail.layout import NEW, PROGRESS
 from picoqmail.spool import progress
 from picoqmail.spool.files import SpoolFiles
-from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message, Recipient
+from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message
 from picoqmail.spool.progress import IN_DOUBT
+from picoqmail.spool.recipient import Recipient
 from picoqmail.value import evolve
 from proof import tracing
 from rig.programs import missing
