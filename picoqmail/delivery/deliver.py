@@ -158,12 +158,12 @@ class Outbox:
         self.ready: deque[_Part] = deque()
         self.again: deque[_Part] = deque()
         self.undivided = 0
-        """How many parts there will be besides, when those of VERP senders have been divided."""
+        """How many parts there will be when those of VERP senders have been divided."""
 
     def backlog(self) -> int:
         """About how many parts wait. A message not opened yet may be several parts, or none."""
-        opened = len(self.ready) + len(self.again) + self.undivided
-        return opened + len(self.ids) + len(self.suspects)
+        known = len(self.ready) + len(self.again) + self.undivided
+        return known + len(self.ids) + len(self.suspects)
 
 
 class Delivery:
@@ -399,7 +399,7 @@ class Delivery:
         while True:
             if outbox.ready:
                 part = outbox.ready.popleft()
-                if not isinstance(part.work.claim.message.recipients, tuple):
+                if outbox.undivided:
                     part = self._divide_verp(outbox, part)
                 return self._transaction(outbox, part)
             if outbox.ids and (len(self._outboxes) == 1 or self._may_open(outbox)):
@@ -421,14 +421,15 @@ class Delivery:
         That of very many recipients is divided no sooner: each transaction needs some memory.
         """
         work, sender = part.work, part.sender
-        if not is_verp(sender):
+        recipients = work.claim.message.recipients
+        if isinstance(recipients, tuple) or not is_verp(sender):
             return part
+        outbox.undivided = max(outbox.undivided - 1, 0)
         if len(part.indexes) > 1:
             outbox.ready.appendleft(_Part(work, sender, part.indexes[1:]))
-            outbox.undivided -= 1
             work.parts += 1
             work.open_parts += 1
-        first = work.claim.message.recipients[part.indexes[0]]
+        first = recipients[part.indexes[0]]
         return _Part(work, expand_verp(sender, first.address), part.indexes[:1])
 
     def _transaction(self, outbox: Outbox, part: _Part) -> Transaction:
@@ -522,11 +523,11 @@ class Delivery:
             claimed.release()
             self._step_aside(message_id, exc)
             return False
-        few = isinstance(claim.message.recipients, tuple)
         for route, part in parts:
             route.ready.append(part)
-            if not few and is_verp(part.sender):
-                route.undivided += len(part.indexes) - 1
+        if not isinstance(claim.message.recipients, tuple) and is_verp(claim.message.sender):
+            for route, part in parts:
+                route.undivided += len(part.indexes)
         work.open_parts = work.parts = len(parts)
         if not work.parts:
             # A run that died had noted all outcomes, but had not recorded the message.

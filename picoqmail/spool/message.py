@@ -131,12 +131,13 @@ class Message(Value):
 
     def to_sidecar(self) -> bytes:
         """Return the sidecar's octets; unknown keys are kept."""
-        return b"".join(self.sidecar_blocks())
+        octets = self.sidecar_blocks()
+        return octets if isinstance(octets, bytes) else b"".join(octets)
 
-    def sidecar_blocks(self) -> Iterable[bytes]:
-        """Return the same in blocks, as many as there are hundreds of recipients."""
+    def sidecar_blocks(self) -> bytes | Iterator[bytes]:
+        """Return the same; in blocks, which need less memory, if there are many recipients."""
         if len(self.recipients) <= FEW_RECIPIENTS:
-            return (self._encode(self.recipients),)
+            return self._encode(self.recipients)
         return self._many_blocks()
 
     def _many_blocks(self) -> Iterator[bytes]:

@@ -68,9 +68,11 @@ def record_of(one: Recipient) -> dict[str, Any]:
 def recipients_of(objects: list[dict[str, Any]]) -> list[Recipient]:
     """Return recipients of the objects that a sidecar has; the objects are taken apart."""
     recipients = []
-    # There may be many: no copy of a text that they share.
-    states = {one: one for one in RECIPIENT_STATES}
     for one in objects:
         address, state, reply = one.pop("address"), one.pop("state"), one.pop("reply", None)
-        recipients.append(Recipient(address, states[state], reply, one or EMPTY))
+        recipients.append(Recipient(address, _SHARED[state], reply, one or EMPTY))
     return recipients
+
+
+# There may be many: no copy of a text that they share.
+_SHARED = {state: state for state in RECIPIENT_STATES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_summary_says_what_it_counts() -> None:
 
 def test_what_relays_say_fills_no_memory() -> None:
     """As much is kept as is written; what was said first goes first."""
-    claim: Any = None
+    claim: Any = SimpleNamespace(message=SimpleNamespace(recipients=()))
     work = _Work(claim)
     work.add_transcript(["first", "x" * (RESULT_LIMIT_OCTETS - 5)])
     assert 2 == len(work.transcript)
