@@ -184,8 +184,8 @@ class Trial:
         digests = {module: digest_of_tests(MODULES[module]) for module, _ in work}
         sources = {module: _short_digest(source_of(module)) for module in digests}
         todo: queue.SimpleQueue[tuple[str, Mutant]] = queue.SimpleQueue()
-        for one in work:
-            todo.put(one)
+        for mutant in work:
+            todo.put(mutant)
         self._all = len(work)
 
         def take(ground: Ground) -> None:
