@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoqmail.delivery import policy
+from picoqmail.delivery import policy, report_state
 from picoqmail.delivery.policy import Judgement, next_attempt
 from picoqmail.delivery.report_state import DOUBT_TOLD
 from picoqmail.smtp.transaction import RecipientResult
+from picoqmail.spool.many import ManyRecipients
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message
 from picoqmail.spool.recipient import DOUBTS, SUSPENDED_UNTIL, Recipient
 from picoqmail.value import evolve
@@ -524,3 +525,67 @@ def test_what_goes_out_again_at_once_is_counted_before() -> None:
     assert (CREATED + 7, 1) == (once.next_attempt, once.revision)
     assert "in_doubt" == once.history[-1]["outcome"]
     assert (1,) == policy.goes_again(once, {1: 1}, TWO, CREATED + 7).suspended
+
+
+KINDS = st.lists(
+    st.builds(
+        Recipient,
+        st.just("a@b"),
+        st.sampled_from([PENDING, PENDING, DELIVERED, FAILED]),
+        st.sampled_from([None, "451 before"]),
+        st.sampled_from(
+            [{}, {}, {DOUBTS: 1}, {SUSPENDED_UNTIL: CREATED}, {SUSPENDED_UNTIL: 2**33}]
+        ),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def plain(found: Judgement | Message | None) -> object:
+    """All that a judgement says, whatever keeps the recipients."""
+    if found is None:
+        return None
+    if isinstance(found, Message):
+        return found.to_sidecar()
+    indexes = [*found.failed_now], [*found.delivered_now]
+    return found.step, found.message.to_sidecar(), indexes, found.expired
+
+
+@given(
+    KINDS,
+    st.lists(st.sampled_from([*RESULTS]), min_size=6, max_size=6),
+    st.dictionaries(st.integers(0, 5), st.integers(1, 2)),
+    st.sampled_from([CREATED, CREATED + WEEK, CREATED + 99 * WEEK]),
+)
+def test_very_many_recipients_are_judged_as_few_are(
+    kinds: list[Recipient], outcomes: list[str], doubts: dict[int, int], now: int
+) -> None:
+    """Their way of being kept changes nothing, whatever becomes of them."""
+    few = evolve(message(attempts=50), recipients=tuple(kinds))
+    many = evolve(few, recipients=ManyRecipients(kinds))
+    doubts = {index: times for index, times in doubts.items() if index < len(kinds)}
+    for ask in (
+        lambda one: one.pending,
+        lambda one: one.suspended,
+        lambda one: policy.sendable(one, now),
+        report_state.not_suspended,
+        report_state.unreported,
+        report_state.untold_doubts,
+    ):
+        assert [*ask(few)] == [*ask(many)]
+    results = {n: RESULTS[outcomes[n]] for n in policy.sendable(few, now)}
+    facts: dict[str, Any] = {"now": now, "relay": "r", "doubts": doubts, "limit": TWO}
+    for change in (
+        lambda one: judge(one, results, **facts),
+        lambda one: policy.expire(one, now=now, also_failed=(0,)),
+        lambda one: policy.found_in_doubt(one, now=now, schedule=None, doubts=doubts, limit=TWO),
+        lambda one: policy.goes_again(one, doubts, TWO, now),
+        lambda one: policy.wait_on(one, now, None),
+        policy.judged_before,
+        lambda one: evolve(one, recipients=policy.resumed(one)),
+        lambda one: report_state.reported(one, report_state.unreported(one), "R"),
+        lambda one: report_state.doubt_told(one, report_state.untold_doubts(one), "R"),
+    ):
+        assert plain(change(few)) == plain(change(many))
+    assert (few.recipients == tuple(kinds), many.recipients == tuple(kinds)) == (True, True)
