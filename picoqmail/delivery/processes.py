@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MESSAGES_WORTH_A_PROCESS = 200
 """With fewer it takes as long to start a second process as that one saves."""
 
+MESSAGES_OF_A_DATABASE_WORTH_A_PROCESS = 25
+"""There each message waits for the disk of the server, and several wait together."""
+
 PROCESSES_LIMIT = 4
 """More would ask more of a relay than one host should."""
 
@@ -37,15 +40,20 @@ _WAIT_SECONDS = 1.0
 _ENDING_SIGNALS = (_signal.SIGTERM, _signal.SIGINT)
 
 
-def useful_processes(messages: int, connections: int) -> int:
-    """Return how many processes to use for so many messages; each needs one connection at least."""
+def useful_processes(
+    messages: int, connections: int, worth_a_process: int = MESSAGES_WORTH_A_PROCESS
+) -> int:
+    """Return how many processes to use for so many messages; each needs one connection at least.
+
+    From `worth_a_process` messages on it pays to start one.
+    """
     threading = sys.modules.get("threading")
     if threading is not None and threading.active_count() > 1:
         # A lock that another thread holds would stay held in the child for ever.
         return 1
     # One more than processors: some wait for the relay or the disk while others work.
     useful = len(posix.sched_getaffinity(0)) + 1
-    worth = messages // MESSAGES_WORTH_A_PROCESS
+    worth = messages // worth_a_process
     return max(1, min(worth, useful, connections, PROCESSES_LIMIT))
 
 

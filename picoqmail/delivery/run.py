@@ -146,7 +146,12 @@ class Run:
         """How many processes to use: one in an application's process, or with a rate limit."""
         if not self.signals or self.settings.ratelimit is not None:
             return 1
-        return processes.useful_processes(messages, self.settings.concurrencyremote)
+        worth = (
+            processes.MESSAGES_WORTH_A_PROCESS
+            if isinstance(self.spool, DirectoryStore)
+            else processes.MESSAGES_OF_A_DATABASE_WORTH_A_PROCESS
+        )
+        return processes.useful_processes(messages, self.settings.concurrencyremote, worth)
 
     def _deliver_shares(self, ids: list[str], count: int, *, forced: bool) -> set[str]:
         """Divide the messages among processes, by age, and add up what became of them."""
