@@ -14,6 +14,7 @@ from picoqmail.layout import CUR, NEW
 from proof.world import Programs
 from rig import faults
 from rig.hostile import HostileRelay
+from rig.statement_line import StatementLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,30 @@ def test_the_library_delivers_all_that_is_due(
     summary = Spool(Home(home.root, database=url)).deliver()
     assert 1 == summary.delivered
     assert [later] == list(store.names())
+
+
+def test_a_few_dozen_are_shared_among_processes(  # noqa: PLR0913, PLR0917 - fixtures
+    postgresql: PrivatePostgreSQL,
+    home: TemporaryHome,
+    url: str,
+    relay: RecordingRelay,
+    store: PostgresStore,
+    accept: Accept,
+) -> None:
+    """Sooner than with a directory, for each message waits for the server's disk."""
+    home.setting("relayip", relay.address)
+    for _ in range(60):
+        accept()
+    with StatementLine(f"{postgresql.directory}/.s.PGSQL.5432") as line:
+        ran = subprocess.run(
+            Programs().command("send"),
+            env=home.variables(PICOQMAIL_SPOOL=line.url(url)),
+            check=False,
+        )
+    assert 0 == ran.returncode
+    assert 60 == len(relay.messages)
+    assert {} == store.names()
+    assert 2 <= len(line.pids)
 
 
 class RelayThatWaits:

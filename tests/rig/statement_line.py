@@ -62,7 +62,7 @@ class _Wire:
 class StatementLine(ThreadServer):
     """Forwards from `directory` (a `host` of libpq) to a server's socket; a context manager.
 
-    `statements` are the texts of all so far, without their settings.
+    `statements` are the texts of all so far, without their settings; `pids` the clients.
     """
 
     def __init__(self, target: str) -> None:
@@ -75,6 +75,7 @@ class StatementLine(ThreadServer):
         listener.listen(128)
         super().__init__(listener)
         self.statements: list[str] = []
+        self.pids: set[int] = set()
         self.strike: Strike | None = None
         self.was_struck = threading.Event()
         self._silent: frozenset[str] = frozenset()
@@ -112,6 +113,8 @@ class StatementLine(ThreadServer):
             raise
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         wire = _Wire(connection, far, _CREDENTIALS.unpack(raw)[0], set())
+        with self.lock:
+            self.pids.add(wire.pid)
         self.spawn(self._answers, wire)
         self._requests(wire)
 
