@@ -58,7 +58,7 @@ def test_the_library_delivers_all_that_is_due(
     assert [later] == list(store.names())
 
 
-def test_a_few_dozen_are_shared_among_processes(  # noqa: PLR0913, PLR0917 - fixtures
+def test_a_few_dozen_are_shared_among_processes(
     postgresql: PrivatePostgreSQL,
     home: TemporaryHome,
     url: str,
