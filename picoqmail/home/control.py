@@ -61,17 +61,20 @@ class Control:
 
     __slots__ = ("_is_checked", "_minivars", "_trusted", "_uid", "_values", "directory")
 
-    def __init__(self, directory: str, trusted: Iterable[int] = ()) -> None:
+    def __init__(
+        self, directory: str, trusted: Iterable[int] = (), *, is_checked: bool = False
+    ) -> None:
         """`directory` is `Home.control`.
 
         `trusted` are users who may own files in it, besides root and the user of this process.
+        `is_checked`: the way to it was judged just now, for the user of this process.
         """
         self.directory = directory
         self._minivars: dict[str, ControlValue] | None = None
         self._values: dict[str, ControlValue] = {}
         self._uid = posix.geteuid()
         self._trusted = {0, self._uid, *trusted}
-        self._is_checked = False
+        self._is_checked = is_checked
 
     def read(self, name: str) -> ControlValue | None:
         """Return the setting `name` (lower case), or None where neither file nor variable gives it.

@@ -77,13 +77,64 @@ def _parts(path: str) -> list[str]:
 def check_way(path: str, uid: int, known: dict[str, posix.stat_result] | None = None) -> None:
     """Check that nobody but root and a user can put something else in the place of a path.
 
-    `known` as for `steps_to`. Raises HandsError, OSError.
+    Each step is asked for its owner and mode each time. Only if one has changed since this process
+    has found the way good are they judged again. `known` as for `steps_to`. Raises HandsError,
+    OSError.
     """
+    known = {} if known is None else known
+    if _is_as_good_as_before(_good_ways.get((path, uid), ()), known):
+        return
     trusted = {0, uid}
+    way = []
     for step, status in steps_to(path, known):
         if step == "/":
             trusted.add(status.st_uid)
         check_hands(step, status, uid, trusted)
+        way.append((step, _rights(status)))
+    # Not what owner and mode alone do not decide: where a link leads, who is in a group; nor a way
+    # that ended early. A link makes a way longer than its path, or gives its steps other names.
+    is_plain = [step for step, _ in way] == _plain_steps(path)
+    if is_plain and not any(_asks_for_group(mode) for _, (mode, _, _) in way):
+        if len(_good_ways) >= _MOST_GOOD_WAYS:
+            _good_ways.clear()
+        _good_ways[path, uid] = tuple(way)
+
+
+# Ways that were found good, by path and user: each step with its rights then.
+_good_ways: dict[tuple[str, int], tuple[tuple[str, tuple[int, int, int]], ...]] = {}
+_MOST_GOOD_WAYS = 64
+
+
+def _is_as_good_as_before(
+    way: tuple[tuple[str, tuple[int, int, int]], ...], known: dict[str, posix.stat_result]
+) -> bool:
+    for step, rights in way:
+        try:
+            status = known.get(step) or known.setdefault(step, posix.lstat(step))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if _rights(status) != rights:
+            return False
+    return bool(way)
+
+
+def _rights(status: posix.stat_result) -> tuple[int, int, int]:
+    """Return all that `check_hands` judges: type and mode, user, group."""
+    return status.st_mode, status.st_uid, status.st_gid
+
+
+def _plain_steps(path: str) -> list[str]:
+    """Return the steps to a path that leads through no link."""
+    steps = ["/"]
+    for part in reversed(_parts(path)):
+        steps.append(f"{steps[-1].rstrip('/')}/{part}")
+    return steps
+
+
+def _asks_for_group(mode: int) -> bool:
+    """Say whether a judgement on this mode may depend on who is in a group."""
+    is_sticky = mode & TYPE_BITS == DIRECTORY_TYPE and mode & _STICKY
+    return bool(mode & _GROUP_WRITES and not is_sticky)
 
 
 def check_hands(
@@ -117,6 +168,14 @@ def check_hands(
 def is_plain_file(status: posix.stat_result) -> bool:
     """Say whether this is a file, and no directory, pipe or device."""
     return status.st_mode & TYPE_BITS == _FILE_TYPE
+
+
+def is_link(path: str) -> bool:
+    """Say whether there is a link of this name, as far as this process can see."""
+    try:
+        return posix.lstat(path).st_mode & TYPE_BITS == LINK_TYPE
+    except OSError:
+        return False
 
 
 def _is_private_group(status: posix.stat_result) -> bool:

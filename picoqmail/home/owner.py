@@ -9,7 +9,15 @@ from __future__ import annotations
 import posix
 import sys
 
-from picoqmail.home.hands import LINK_TYPE, TYPE_BITS, HandsError, check_hands, check_way, steps_to
+from picoqmail.home.hands import (
+    LINK_TYPE,
+    TYPE_BITS,
+    HandsError,
+    check_hands,
+    check_way,
+    is_link,
+    steps_to,
+)
 from picoqmail.home.paths import exists
 
 TYPE_CHECKING = False
@@ -54,20 +62,24 @@ def check_roots_own(home: Home) -> None:
     known: dict[str, posix.stat_result] = {}
     for path in (home.root, home.control):
         check_way(path, 0, known)
+    if not is_link(home.spool):
+        check_way(home.spool.rpartition("/")[0] or "/", 0, known)
+        return
     way = list(steps_to(home.spool, known))
     trusted = {0, way[0][1].st_uid}
     for step, status in way[:-1]:
         check_hands(step, status, 0, trusted)
 
 
-def refuse_root(home: Home, program: str = "") -> None:
+def refuse_root(home: Home, program: str = "") -> bool:
     """Refuse what root must not do with root's rights, in a process that cannot give them up.
 
     That is to use a home of another user, or to start a `program` of one. Raises HandsError that
-    says what to do; nothing if this process is not root.
+    says what to do; nothing if this process is not root. Return whether it is root, so that every
+    directory on the way to the home's settings was judged.
     """
     if posix.geteuid() != 0:
-        return
+        return False
     try:
         check_roots_own(home)
         if program:
@@ -80,6 +92,7 @@ def refuse_root(home: Home, program: str = "") -> None:
         ) from None
     except OSError as exc:
         raise HandsError(home.root, f"cannot be examined: {exc.strerror}") from exc
+    return True
 
 
 def refuse_root_in_spool(home: Home) -> None:

@@ -761,7 +761,7 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
         )
     relays = [*settings.relayip, *(relay for route in routes for relay in route.relays)]
     users = [relay for relay in relays if relay.user]
-    if _is_link(settings.log.path) and not settings.log.path.startswith("/dev/"):
+    if hands.is_link(settings.log.path) and not settings.log.path.startswith("/dev/"):
         where = settings.origins["log"]
         yield f"{where}: {settings.log.path} is a link, so nothing is logged there"
     for relay in logins_in_clear(settings):
@@ -782,10 +782,3 @@ def _gaps(settings: Settings | None, home: Home) -> Iterator[str]:
             f"{settings.origins['relaypass']}: is not used: no relay is given with a user, as in "
             "user@host"
         )
-
-
-def _is_link(path: str) -> bool:
-    try:
-        return bool(path) and posix.lstat(path).st_mode & hands.TYPE_BITS == hands.LINK_TYPE
-    except OSError:
-        return False

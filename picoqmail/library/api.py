@@ -256,8 +256,7 @@ class Spool(Verbs):
 
     def _entrance(self) -> Entrance:
         home = self.home
-        refuse_root(home)
-        control = Control(home.control)
+        control = Control(home.control, is_checked=refuse_root(home))
         limits = self._limits(home, control)
         return Entrance(home, limits, self._key_lifetime, self._starts_sender(), control)
 

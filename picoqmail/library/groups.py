@@ -21,6 +21,7 @@ from picoqmail.layout import IDEMPOTENCY, TMP
 from picoqmail.library.mail import Outcomes, Receipt
 from picoqmail.library.orders import check
 from picoqmail.library.threads import abreast
+from picoqmail.library.undoing import OnError
 from picoqmail.message.fingerprint import Fingerprint
 from picoqmail.spool.incoming import Incoming, publish
 from picoqmail.spool.keys import KeyRecord, refuse_reuse
@@ -217,15 +218,15 @@ class Entrance:
 
     def write(self, order: Order) -> Draft:
         """Write the body of a message into tmp/; if that fails, none of it is left."""
-        with closing(order.content), ExitStack() as undo:
+        with closing(order.content):
             fingerprint = Fingerprint() if order.key is not None else None
             now_ns = time.time_ns()
-            incoming = undo.enter_context(self._begin(now_ns))
-            for block in order.content.blocks():
-                incoming.write(block)
-                if fingerprint is not None:
-                    fingerprint.update(block)
-            undo.pop_all()
+            incoming = self._begin(now_ns)
+            with OnError(incoming.abort):
+                for block in order.content.blocks():
+                    incoming.write(block)
+                    if fingerprint is not None:
+                        fingerprint.update(block)
         said = "" if fingerprint is None else fingerprint.of(order.sender, order.recipients)
         return Draft(order, incoming, said, now_ns // 1_000_000_000)
 

@@ -5,13 +5,13 @@ What may live here: the checks of envelope and times, and the choice of what the
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from picoqmail.errors import EnvelopeError, MessageError
+from picoqmail.library.undoing import OnError
 from picoqmail.message import envelope
 from picoqmail.message.addresses import read_one
 from picoqmail.message.content import Content, is_email_object, open_content
@@ -64,15 +64,12 @@ def check(mail: Mail, now: float, lifetime_seconds: int, host: str) -> Order:
     recipients = _checked_recipients(mail.recipients)
     message = mail.message
     header = HeaderEnvelope.of_object(message) if is_email_object(message) else None
-    content = None
-    with ExitStack() as opened:
-        if header is None:
-            content = open_content(message)
-            opened.callback(content.close)
-            if sender is None or recipients is None:
-                header = HeaderEnvelope.of_fields(content.fields())
-            if recipients is None:
-                content.drop_bcc()
+    content = open_content(message) if header is None else None
+    with OnError(content.close if content is not None else bool):
+        if content is not None and (sender is None or recipients is None):
+            header = HeaderEnvelope.of_fields(content.fields())
+        if content is not None and recipients is None:
+            content.drop_bcc()
         if header is not None and sender is None:
             sender = envelope.check_sender(header.sender())
         if header is not None and recipients is None:
@@ -82,7 +79,6 @@ def check(mail: Mail, now: float, lifetime_seconds: int, host: str) -> Order:
             content = open_content(message, utf8=international)
         if mail.add_missing:
             content.add_missing(now, host)
-        opened.pop_all()
     return Order(
         sender or "",
         recipients or [],

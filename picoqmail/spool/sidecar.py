@@ -53,8 +53,17 @@ def new_record(  # noqa: PLR0913 - one argument a key of the format
 
 def encode(record: dict[str, Any]) -> bytes:
     """Return one JSON object in UTF-8, one line a key, so that it can be read with `cat`."""
-    items = [f"{_json_text(key)}: {to_json(value)}" for key, value in record.items()]
-    return ("{\n" + ",\n".join(items) + "\n}\n").encode()
+    return ("{\n" + ",\n".join(_json_items(record)) + "\n}\n").encode()
+
+
+def _json_items(record: dict[str, Any]) -> list[str]:
+    # A plain name needs no look at its characters; all keys of ours are such names.
+    return [
+        f'"{key}": {to_json(value)}'
+        if key.isidentifier()
+        else f"{_json_text(key)}: {to_json(value)}"
+        for key, value in record.items()
+    ]
 
 
 # Each object of a list has a line of its own.
@@ -71,6 +80,8 @@ def to_json(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds 
     """Return a value as JSON. Raises TypeError for what has no form in it."""
     if isinstance(value, str):
         return _json_text(value)
+    if type(value) is int:
+        return str(value)
     if value is None:
         return "null"
     if value is True:
@@ -80,7 +91,7 @@ def to_json(value: Any) -> str:  # noqa: ANN401, PLR0911 - JSON has seven kinds 
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ", ".join([f"{_json_text(k)}: {to_json(v)}" for k, v in value.items()]) + "}"
+        return "{" + ", ".join(_json_items(value)) + "}"
     if isinstance(value, (list, tuple)):
         separator = _NEXT_OBJECT if value and isinstance(value[0], dict) else ", "
         return "[" + separator.join([to_json(one) for one in value]) + "]"
