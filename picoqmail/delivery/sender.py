@@ -413,7 +413,8 @@ def _open_home() -> tuple[Home, Control]:
     posix.umask(0o077)
     home = locate()
     become_owner(home)
-    control = Control(home.control)
+    # Root that is still root has just judged the way to its own home.
+    control = Control(home.control, is_checked=posix.geteuid() == 0)
     own_host_name(control)
     return home, control
 
