@@ -111,7 +111,7 @@ class Engine:
             return math.inf
         if self._is_shared:
             return self._looked_at + _LOOK_SECONDS
-        stalled_at = min(lane.stalled_at for lane in self._lanes)
+        stalled_at = min([lane.stalled_at for lane in self._lanes])
         return max(stalled_at, self._looked_at + _LOOK_SECONDS)
 
     def _look_for_more(self) -> None:

@@ -521,7 +521,7 @@ class Conversation:
     def _most_messages(self) -> int:
         """How many messages this session carries at most; RFC 9422 4.1 for MAILMAX."""
         limits = (self.options.messages, self.capabilities.mail_max, self.lessons.mail_limit)
-        return min(limit for limit in limits if limit)
+        return min([limit for limit in limits if limit])
 
     @property
     def _pipelines(self) -> bool:
