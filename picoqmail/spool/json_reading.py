@@ -23,6 +23,10 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - whatever it says
         value, end = _scan(text, 0)
     except StopIteration as exc:
         raise ValueError(f"there is no value at character {exc.value}") from None
+    except (SystemError, ImportError):
+        # Other errors are of a class of json.decoder. Python 3.11 ends in SystemError unless that
+        # is imported; later ones import it, which may fail.
+        raise ValueError("it is cut or malformed") from None
     if end < len(text):
         raise ValueError(f"there is more than one value, from character {end} on")
     return value
