@@ -39,7 +39,7 @@ def test_a_fleet_loses_nothing() -> None:
 def test_killed_or_cut_off_at_a_statement(postgresql: PrivatePostgreSQL, tmp_path: Path) -> None:
     """At some of all statements that acceptance, delivery, forwarding and moving make."""
     with Hall(str(tmp_path), Programs(), postgresql) as hall:
-        report = statements.sweep(hall, ["accept", "send", "forward"], sample=16, seed=SEED)
+        report = statements.sweep(hall, ["accept", "send", "forward"], sample=8, seed=SEED)
     assert [] == report.breaches
     assert report.missed < report.points
 
