@@ -19,11 +19,13 @@ read the difference. What the relays do is in the local part of a recipient's ad
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import tempfile
 from ast import literal_eval
+from unittest import mock
 
 from attrs import define, field
 
@@ -31,6 +33,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from typing import TYPE_CHECKING, Any
 
+from picoqmail import layout
 from picoqmail.delivery.deliver import Delivery, Summary
 from picoqmail.errors import PicoqmailError
 from picoqmail.home.limits import Limits
@@ -369,7 +372,11 @@ class Episode:
 def replayed(lines: list[str]) -> list[str]:
     """Replay an episode; return its lines as they come out."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=memory) as root:
+    with (
+        tempfile.TemporaryDirectory(dir=memory) as root,
+        # IDs, and with them bodies, are as long each time.
+        mock.patch.object(layout, "_sequence", itertools.count(1)),
+    ):
         home = TemporaryHome(f"{root}/home").make(relay="one.test")
         home.setting("bounces", "off")
         episode = Episode(home)
