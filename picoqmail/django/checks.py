@@ -5,6 +5,7 @@ picoqmail.E002  a setting of the home is wrong
 picoqmail.E003  this user may not write to the spool, and there is no queue program
 picoqmail.E004  an entry of MAILERS has an option that does not exist
 picoqmail.E005  mail should wait for a database that does not exist
+picoqmail.E006  mail should be put into a database that does not exist, or is not PostgreSQL
 picoqmail.W001  the home names no relay
 picoqmail.W002  a setting of the home looks strange
 picoqmail.W003  PICOQMAIL_ON_COMMIT needs a spool that this user may write to
@@ -21,9 +22,10 @@ from django.conf import settings
 from django.core import mail
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's own name
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 
 from picoqmail.django import options
-from picoqmail.django.mailers import mailers
+from picoqmail.django.mailers import databases, mailers
 from picoqmail.submission.detached_sender import find
 from picoqmail.submission.handover import may_spool
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from picoqmail.home.paths import Home
 
-_SETTINGS = frozenset(("PICOQMAIL_HOME", "PICOQMAIL_SEND", options.ON_COMMIT))
+_SETTINGS = frozenset(("PICOQMAIL_HOME", "PICOQMAIL_SEND", options.ON_COMMIT, options.USING))
 
 
 def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa: ANN401 - as Django
@@ -57,6 +59,7 @@ def check_home(app_configs: Any = None, **_: Any) -> list[CheckMessage]:  # noqa
             found += _look(home, commits=database is not None)
     if ours:
         found += _misspelt()
+        found += _tables()
     return found
 
 
@@ -74,6 +77,16 @@ def _database(alias: str | None) -> Iterator[CheckMessage]:
             hint=f"Set {options.ON_COMMIT} or on_commit to an alias of DATABASES, or to True.",
             id="picoqmail.E005",
         )
+
+
+def _tables() -> Iterator[CheckMessage]:
+    for alias in sorted(databases()):
+        if alias not in settings.DATABASES or connections[alias].vendor != "postgresql":
+            yield Error(
+                f"Mail should be put into the database {alias!r}, which is no PostgreSQL.",
+                hint=f"Set {options.USING} or using to the alias of one in DATABASES.",
+                id="picoqmail.E006",
+            )
 
 
 def _look(home: Home, *, commits: bool) -> Iterator[CheckMessage]:

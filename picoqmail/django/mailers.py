@@ -10,7 +10,7 @@ from django.core import mail
 from django.utils.module_loading import import_string
 
 from picoqmail.django.backend import EmailBackend
-from picoqmail.django.options import open_spool
+from picoqmail.django.options import USING, open_spool, option
 from picoqmail.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ def mailers() -> dict[str, dict[str, Any]]:
         for alias, entry in configured.items()
         if _is_ours(entry.get("BACKEND", ""))
     }
+
+
+def databases() -> set[str]:
+    """Return the aliases of the databases that mail is put into."""
+    ours = {entry.get("using") for entry in mailers().values()}
+    return {alias for alias in (*ours, option(USING)) if alias}
 
 
 def _old_backend() -> str:

@@ -69,7 +69,7 @@ def insertion_of(home: Home, limits: Limits, order: Order, program: str) -> Inse
         )
     from picoqmail.postgresql.insertion import ReadyMessage, in_chunks, insert, state_and_due
 
-    schema = _schema_of(home)
+    schema = schema_of(home)
     now_ns = time.time_ns()
     uid, pid = os.getuid(), os.getpid()
     message_id = make_id(limits.host, pid, now_ns, os.urandom(_ENTROPY_OCTETS))
@@ -157,7 +157,8 @@ def _bounded(first: list[bytes], blocks: Iterator[bytes], limits: Limits) -> Ite
             yield block
 
 
-def _schema_of(home: Home) -> str:
+def schema_of(home: Home) -> str:
+    """Return the schema of the tables, as the home names it. Raises ConfigurationError."""
     from picoqmail.postgresql.address import DEFAULT_SCHEMA, read_url
 
     url, where = database_of(home)

@@ -18,10 +18,13 @@ from picoqmail.postgresql.naming import named
 from picoqmail.postgresql.versions import OLDEST_PROGRAM, OLDEST_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
     from picoqmail.postgresql.address import DatabaseAddress
     from picoqmail.postgresql.connections import Link
+
+    Run = Callable[..., Sequence[Sequence[Any]]]
 
 # An index on a large table takes its time.
 _PATIENCE_SECONDS = 86400.0
@@ -52,9 +55,7 @@ def script(schema: str, after: int = 0) -> str:
 
     With 0 it also makes the schema.
     """
-    parts = []
-    if not after:
-        parts.append(f'CREATE SCHEMA IF NOT EXISTS "{schema}";\n\n{named(_LEDGER, schema)}')
+    parts = [] if after else [_beginning(schema)]
     parts += [
         f"-- {name}\nBEGIN;\n{named(text, schema)}\n{_noted(number, name, schema)}\nCOMMIT;\n"
         for number, name, text in migrations()
@@ -63,13 +64,34 @@ def script(schema: str, after: int = 0) -> str:
     return "\n".join(parts)
 
 
+def statements(number: int, schema: str) -> str:
+    """Return the statements of one migration, without those of a transaction."""
+    ((name, text),) = [(name, text) for n, name, text in migrations() if n == number]
+    beginning = _beginning(schema) if number == 1 else ""
+    return f"{beginning}\n{named(text, schema)}\n{_noted(number, name, schema)}"
+
+
+def apply(run: Run, number: int, schema: str) -> None:
+    """Apply one migration in the transaction of a caller, unless it has been applied.
+
+    `run` executes a statement with its values, and returns the rows. Raises what it raises.
+    """
+    run(_LOCK, {"name": f"{schema}.migration"})
+    if _version(run, schema) < number:
+        run(statements(number, schema))
+
+
+def _beginning(schema: str) -> str:
+    return f'CREATE SCHEMA IF NOT EXISTS "{schema}";\n\n{named(_LEDGER, schema)}'
+
+
 def applied(address: DatabaseAddress) -> int:
     """Return the version of the schema, 0 if there is none.
 
     Raises ConfigurationError, SpoolError.
     """
     with _connected(address) as link, _transaction(link, address, "read the version") as reading:
-        return _version(reading, address.schema)
+        return _version(reading.run, address.schema)
 
 
 def migrate(address: DatabaseAddress) -> list[str]:
@@ -90,7 +112,7 @@ def migrate(address: DatabaseAddress) -> list[str]:
         for number, name, text in migrations():
             with _transaction(link, address, f"apply the migration {name}") as step:
                 step.run(_LOCK, lock)
-                if _version(step, address.schema) < number:
+                if _version(step.run, address.schema) < number:
                     step.run(text)
                     step.run(_noted(number, name, address.schema))
                     done.append(name)
@@ -123,14 +145,14 @@ def _has_schema(transaction: DatabaseTransaction, schema: str) -> bool:
     return bool(transaction.run("SELECT FROM pg_namespace WHERE nspname = %(schema)s", names))
 
 
-def _version(transaction: DatabaseTransaction, schema: str) -> int:
+def _version(run: Run, schema: str) -> int:
     names = {"schema": schema}
-    found = transaction.run(
-        "SELECT FROM pg_tables WHERE schemaname = %(schema)s AND tablename = 'migration'", names
+    found = run(
+        "SELECT 1 FROM pg_tables WHERE schemaname = %(schema)s AND tablename = 'migration'", names
     )
     if not found:
         return 0
-    ((version,),) = transaction.run("SELECT coalesce(max(number), 0) FROM picoqmail.migration")
+    ((version,),) = run(named("SELECT coalesce(max(number), 0) FROM picoqmail.migration", schema))
     return int(version)
 
 

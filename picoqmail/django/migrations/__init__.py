@@ -1,0 +1,1 @@
+"""The schema of picoqmail as migrations of Django: one for each numbered SQL file, of its name."""
