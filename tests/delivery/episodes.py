@@ -43,6 +43,7 @@ from picoqmail.relay.lane_options import LaneSummary
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
 from picoqmail.spool.incoming import Incoming
 from picoqmail.store.directory import DirectoryStore
+from scripts import read_scripts, write_scripts
 from temporary_home import MESSAGE, TemporaryHome
 
 if TYPE_CHECKING:
@@ -80,14 +81,7 @@ def keywords(text: str) -> dict[str, Any]:
 
 def episodes() -> dict[str, list[str]]:
     """Return the lines of each episode by its name."""
-    found: dict[str, list[str]] = {}
-    with open(PATH, encoding="utf-8") as file:
-        for line in file.read().splitlines():
-            if line.startswith("== "):
-                found[line[3:]] = lines = []
-            elif line:
-                lines.append(line)
-    return found
+    return read_scripts(PATH)
 
 
 def short(value: object) -> str:
@@ -392,9 +386,7 @@ def replayed(lines: list[str]) -> list[str]:
 
 def main() -> None:
     """Write the file anew."""
-    texts = [f"== {name}\n" + "\n".join(replayed(lines)) for name, lines in episodes().items()]
-    with open(PATH, "w", encoding="utf-8") as file:
-        file.write("\n\n".join(texts) + "\n")
+    write_scripts(PATH, {name: replayed(lines) for name, lines in episodes().items()})
 
 
 if __name__ == "__main__":

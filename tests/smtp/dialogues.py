@@ -26,6 +26,7 @@ from picoqmail.smtp.conversation import FLUSH, PAUSE, REPLY, TLS, Conversation, 
 from picoqmail.smtp.lessons import Lessons
 from picoqmail.smtp.sasl import Credentials
 from picoqmail.smtp.transaction import RelayFault
+from scripts import read_scripts, write_scripts
 from smtp.scripted import BODY, MemoryBody, MemorySource
 
 if TYPE_CHECKING:
@@ -41,14 +42,7 @@ MOST_SHOWN = 200
 
 def dialogues() -> dict[str, list[str]]:
     """Return the lines of each dialogue by its name."""
-    found: dict[str, list[str]] = {}
-    with open(PATH, encoding="utf-8") as file:
-        for line in file.read().splitlines():
-            if line.startswith("== "):
-                found[line[3:]] = lines = []
-            elif line:
-                lines.append(line)
-    return found
+    return read_scripts(PATH)
 
 
 def keywords(text: str) -> dict[str, Any]:
@@ -232,9 +226,7 @@ def replayed(lines: list[str]) -> list[str]:
 
 def main() -> None:
     """Write the file anew."""
-    texts = [f"== {name}\n" + "\n".join(replayed(lines)) for name, lines in dialogues().items()]
-    with open(PATH, "w", encoding="utf-8") as file:
-        file.write("\n\n".join(texts) + "\n")
+    write_scripts(PATH, {name: replayed(lines) for name, lines in dialogues().items()})
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from picoqmail.spool.keys import KeyRecord
 from picoqmail.spool.scan import Sight
 from picoqmail.store.directory import DirectoryStore
 from picoqmail.value import evolve
+from scripts import read_scripts, write_scripts
 from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
@@ -63,14 +64,7 @@ STEPS = (
 
 def journeys() -> dict[str, list[str]]:
     """Return the lines of each journey by its name."""
-    found: dict[str, list[str]] = {}
-    with open(PATH, encoding="utf-8") as file:
-        for line in file.read().splitlines():
-            if line.startswith("== "):
-                found[line[3:]] = lines = []
-            elif line:
-                lines.append(line)
-    return found
+    return read_scripts(PATH)
 
 
 def keywords(words: list[str]) -> dict[str, Any]:
@@ -448,9 +442,7 @@ def replayed(lines: list[str]) -> list[str]:
 
 def main() -> None:
     """Write the file anew."""
-    texts = [f"== {name}\n" + "\n".join(replayed(lines)) for name, lines in journeys().items()]
-    with open(PATH, "w", encoding="utf-8") as file:
-        file.write("\n\n".join(texts) + "\n")
+    write_scripts(PATH, {name: replayed(lines) for name, lines in journeys().items()})
 
 
 if __name__ == "__main__":
