@@ -8,6 +8,10 @@ modules are the source of truth; an editable install has no such files, and uses
 The modules in a merged file share one namespace: the build refuses a name with two meanings. At
 its end the file registers itself under the name of each module. So whatever imports
 `picoqmail.errors` later gets the same classes; none exists twice in a process.
+
+Python executes a compiled file whatever the disk made of it. So beside each merged file the build
+puts its code with a checksum, for the Python that builds: `picoqmail_PROGRAM.code`. The launchers
+execute that if it is whole, and else what the installer compiled.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from __future__ import annotations
 import ast
 import builtins
 import hashlib
+import importlib.util
+import marshal
 import os
 import shutil
 import symtable
@@ -231,6 +237,16 @@ class _Leaner(ast.NodeTransformer):
         return node
 
 
+def checked_code(text: str, path: str) -> bytes:
+    """Return the code of a merged file behind its checksum of 8 octets, as `load` has it.
+
+    The checksum is SipHash under a key of this version of Python, because another one would not
+    understand the code; importlib takes it for sources (PEP 552). `path` is for tracebacks.
+    """
+    code = marshal.dumps(compile(text, path, "exec", dont_inherit=True, optimize=0))
+    return importlib.util.source_hash(code) + code
+
+
 class BuildModules(build_py):
     """Copies the modules, and puts the merged files beside them."""
 
@@ -245,9 +261,11 @@ class BuildModules(build_py):
         directory = os.path.join(self.build_lib, "picoqmail", "merged")
         os.makedirs(directory, exist_ok=True)
         for program, text in merge_all(self.build_lib).items():
-            path = os.path.join(directory, f"picoqmail_{program}.py")
-            with open(path, "w", encoding="utf-8") as file:
+            name = f"picoqmail_{program}"
+            with open(os.path.join(directory, f"{name}.py"), "w", encoding="utf-8") as file:
                 file.write(text)
+            with open(os.path.join(directory, f"{name}.code"), "wb") as file:
+                file.write(checked_code(text, f"picoqmail/merged/{name}.py"))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,7 @@ import gc
 import posix
 import sys
 from _frozen_importlib import ModuleSpec, module_from_spec
-from _frozen_importlib_external import (
-    EXTENSION_SUFFIXES,
-    ExtensionFileLoader,
-    SourceFileLoader,
-)
+from _frozen_importlib_external import EXTENSION_SUFFIXES, ExtensionFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def run_program(name: str) -> None:
+def run_program(name: str, load: Callable[[str], Any] | None = None) -> None:
     """Run picoqmail.cli.NAME with the arguments of this process, and end the process.
+
+    `load` is that of the launcher: it runs a merged file of this name, and returns its module.
 
     The interpreter is not torn down. All files are closed and flushed by then, and the kernel does
     the rest in a tenth of the time.
@@ -41,14 +39,14 @@ def run_program(name: str) -> None:
     status: int = module.main(sys.argv[1:])
     if status < 0:
         # BECOME_SENDER, which is no exit code.
-        status = _send()
+        status = _send(load)
     for stream in (sys.stdout, sys.stderr):
         if stream:
             stream.flush()
     posix._exit(status)  # noqa: SLF001 - the documented name of it is os._exit
 
 
-def _send() -> int:
+def _send(load: Callable[[str], Any] | None) -> int:
     """Do what picoqmail-send does, in the forked child of a program that accepted mail.
 
     Return its exit code. The sender that was installed beside this program is started instead if
@@ -57,7 +55,7 @@ def _send() -> int:
     # This module is the first of a merged file, and imports nothing of ours at its start.
     from picoqmail.submission.start_sender import LOCK_DESCRIPTOR, LOCK_OPTION, sender_command
 
-    main = _load_sender()
+    main = _load_sender(load) if load else None
     if main is None:
         command = [*sender_command(), LOCK_OPTION]
         posix.set_inheritable(LOCK_DESCRIPTOR, True)  # noqa: FBT003 - it takes no keywords
@@ -69,19 +67,14 @@ def _send() -> int:
     return main([LOCK_OPTION])
 
 
-def _load_sender() -> Callable[[list[str]], int] | None:
+def _load_sender(load: Callable[[str], Any]) -> Callable[[list[str]], int] | None:
     """Return `main` of picoqmail-send from its merged file, with the modules that are here already.
 
     None if that file is not there or damaged, or was not built together with ours.
     """
-    path = f"{__file__.rpartition('/')[0]}/picoqmail_sender.py"
-    loader = SourceFileLoader("picoqmail_sender", path)
-    spec = ModuleSpec(loader.name, loader, origin=path)
-    spec.has_location = True
     gc.disable()
     try:
-        module = sys.modules[loader.name] = module_from_spec(spec)
-        loader.exec_module(module)
+        load("picoqmail_sender")
         # The last line of the file registers it, so a file that was cut has no such module.
         main: Callable[[list[str]], int] = sys.modules["picoqmail.cli.send"].main
     except Exception:  # noqa: BLE001 - whatever is wrong with it, the installed program knows better

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _imp
 import ast
 import glob
 import importlib.util
 import json
+import marshal
 import os
 import re
 import shutil
@@ -105,6 +107,11 @@ def merged_file(installed: Installation, program: str) -> str:
     return f"{site_packages(installed)}/picoqmail/merged/picoqmail_{program}.py"
 
 
+def code_file(installed: Installation, program: str) -> str:
+    """Its code with a checksum, which a program executes."""
+    return merged_file(installed, program).removesuffix("py") + "code"
+
+
 def compiled_file(installed: Installation, program: str) -> str:
     """What the installer compiled of it."""
     directory = os.path.dirname(merged_file(installed, program))
@@ -147,19 +154,24 @@ def python(
 def test_the_installed_files_are_what_the_build_makes_of_the_modules(
     installed: Installation, build: Any
 ) -> None:
-    """Nothing else is in them: merging the installed modules once more gives the same texts."""
+    """Merging the installed modules once more gives the same texts, and compiling them the code."""
     texts = build.merge_all(site_packages(installed))
     assert {*PROGRAMS, "sender"} == set(texts)
     for program, text in texts.items():
         with open(merged_file(installed, program), encoding="utf-8") as file:
             assert text == file.read()
+        with open(code_file(installed, program), "rb") as file:
+            code = file.read()
+        assert code[:8] == importlib.util.source_hash(code[8:])
+        built = marshal.loads(code[8:])  # noqa: S302 - its checksum is right
+        assert compile(text, "", "exec", dont_inherit=True) == built
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_of_all_our_files_one_is_opened(
     installed: Installation, trial: Trial, tmp_path: Path, program: str
 ) -> None:
-    """On its usual way a program needs its compiled file, and not even the package."""
+    """On its usual way a program needs its code, and not even the package."""
     trace = tmp_path / "trace"
     strace = [find("strace", "strace"), "-f", "-e", "trace=open,openat", "-o", str(trace)]
     reading, writing = os.pipe()
@@ -176,8 +188,8 @@ def test_of_all_our_files_one_is_opened(
             timeout=SECONDS,
         )
     assert (0, b"") == (ran.returncode, ran.stderr)
-    opened = re.findall(r'"([^"]*/picoqmail/[^"]*\.pyc?)"', trace.read_text())
-    assert [compiled_file(installed, program)] == [os.path.normpath(path) for path in opened]
+    opened = re.findall(r'"([^"]*/picoqmail/[^"]*\.(?:pyc?|code))"', trace.read_text())
+    assert [code_file(installed, program)] == [os.path.normpath(path) for path in opened]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +235,7 @@ def test_nothing_of_ours_is_imported_once_something_was_read(
     # Python's own reads of descriptor 0 are none: it is given by -c.
     _, began, after = trace.read_text().partition("\nread(0, ")
     assert began
-    assert [] == re.findall(r'"([^"]*/picoqmail/[^"]*\.pyc?)"', after)
+    assert [] == re.findall(r'"([^"]*/picoqmail/[^"]*\.(?:pyc?|code))"', after)
 
 
 @pytest.mark.slow
@@ -371,37 +383,52 @@ def snapshot(installed: Installation) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.slow
-def test_an_upgrade_in_place_is_run_at_once(own: Installation, wheel: str, tmp_path: Path) -> None:
+def test_an_upgrade_in_place_is_run_at_once(
+    own: Installation, wheel: str, build: Any, tmp_path: Path
+) -> None:
     """What pip puts over the old version counts from that moment."""
+    text = "def run_program(name, load):\n    raise SystemExit(78)\n"
     newer = str(tmp_path / os.path.basename(wheel))
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(newer, "w") as new:
         for entry in old.infolist():
-            is_queue = entry.filename.endswith("/picoqmail_queue.py")
-            text = b"def run_program(name):\n    raise SystemExit(78)\n"
-            new.writestr(entry, text if is_queue else old.read(entry))
+            data = old.read(entry)
+            if entry.filename.endswith("/picoqmail_queue.py"):
+                data = text.encode()
+            elif entry.filename.endswith("/picoqmail_queue.code"):
+                data = build.checked_code(text, "merged")
+            new.writestr(entry, data)
     installation.install(newer, own.python, "--force-reinstall")
     assert 78 == without_home(own, "queue", tmp_path).returncode
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.999])
-def test_a_merged_file_that_was_cut_is_passed_over(
-    own: Installation, tmp_path: Path, program: str, kept: float
+@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.0002, 0.5, 0.999])
+@pytest.mark.parametrize("lost", [(), ("code",), ("code", "compiled")])
+def test_a_file_that_was_cut_is_passed_over(
+    own: Installation, tmp_path: Path, program: str, kept: float, lost: tuple[str, ...]
 ) -> None:
-    """As by a disk that was full: its program starts from the modules, and works."""
-    path = merged_file(own, program)
+    """As by a disk that was full. Without the two others, a program starts from the modules."""
+    paths = {
+        "code": code_file(own, program),
+        "compiled": compiled_file(own, program),
+        "text": merged_file(own, program),
+    }
+    for name in lost:
+        os.unlink(paths.pop(name))
+    path = next(iter(paths.values()))
     os.truncate(path, int(os.path.getsize(path) * kept))
     assert_answers(without_home(own, program, tmp_path), program)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.0002, 0.5, 0.999])
-def test_a_compiled_file_that_was_cut_is_passed_over(
-    own: Installation, tmp_path: Path, program: str, kept: float
+def test_the_code_of_another_python_is_passed_over(
+    own: Installation, build: Any, tmp_path: Path, program: str
 ) -> None:
-    """The same for what the installer compiled, whose header says that it is up to date."""
-    path = compiled_file(own, program)
-    os.truncate(path, int(os.path.getsize(path) * kept))
+    """Its key differs, as does its code; what the installer compiled is there."""
+    path = code_file(own, program)
+    with open(path, "wb") as file:
+        code = build.checked_code("raise SystemExit(99)\n", "merged")[8:]
+        file.write(_imp.source_hash(3000, code) + code)
     assert_answers(without_home(own, program, tmp_path), program)
 
 
@@ -411,6 +438,7 @@ def test_where_nothing_can_be_loaded_it_says_so(
 ) -> None:
     """The merged file is gone, and the module is damaged: one line, and a temporary failure."""
     os.unlink(merged_file(own, program))
+    os.unlink(code_file(own, program))
     with open(f"{site_packages(own)}/picoqmail/cli/{program}.py", "w", encoding="utf-8") as file:
         file.write("(")
     ran = without_home(own, program, tmp_path)
@@ -452,6 +480,7 @@ def test_a_flipped_bit_in_the_header_of_a_compiled_file_changes_nothing(
     own: Installation, tmp_path: Path, place: int
 ) -> None:
     """Version, kind, time and size of the source: Python compiles anew, or takes it as it is."""
+    os.unlink(code_file(own, "queue"))
     path = compiled_file(own, "queue")
     with open(path, "rb") as file:
         whole = file.read()

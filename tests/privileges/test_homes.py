@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.layout import NEW
-from privileges.host import SECONDS
+from privileges.host import SECONDS, processes_of
 from rig import certificates
 from rig.hostile import EVERYTHING, HostileRelay
+from rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ def evil(host: Host) -> Iterator[str]:
     own(host.mallory, f"{home}/control/relaypass", f"!{trap}\n", 0o600)
     own(host.mallory, f"{home}/control/relayip", "mallory@127.0.0.1:9\n", 0o600)
     yield home
+    # A sender that a test left behind would make files anew.
+    wait_until(lambda: not processes_of(host.mallory.uid), "mallory's programs end", SECONDS)
     shutil.rmtree(f"{directory}/.local")
     for name in ("trap", "ran", "link", "parts"):
         path = f"{directory}/{name}"
