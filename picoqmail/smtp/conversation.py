@@ -267,8 +267,6 @@ class Conversation:
         return self._current is not None
 
     def _resume(self) -> None:
-        if self.closed:
-            return
         try:
             self.want = next(self._steps)
         except StopIteration:
@@ -599,7 +597,6 @@ class Conversation:
         if self._dirty:
             yield from self._reset()
             transaction.has_reply = True
-        transaction.written = True
         self._take_mail_reply(transaction, (yield from self._ask("mail", transaction.mail)))
         if not transaction.mail_accepted:
             return
@@ -710,7 +707,6 @@ class Conversation:
             if (fault := self._session_fault("data", reply)) is not None:
                 transaction.take_back()
                 raise fault
-            self._check(reply, "data")
             transaction.data_refused(reply)
             # If the relay has sent a reply too many before, this one belongs to the last RCPT and
             # must not be charged to everybody. RSET shows it: the reply to it would be the 354.
@@ -812,7 +808,6 @@ class Conversation:
         """Give back what was taken: only replies count, and the fault is charged to nobody."""
         if self._redactor is not None:
             fault = evolve(fault, text=self._redactor.redact(fault.text))
-        self.fault = fault
         transaction, following = self._current, self._following
         if transaction is not None and not is_muddled:
             fault = self._draw_lesson(transaction, fault)

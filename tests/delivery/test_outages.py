@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from delivery.episodes import Recorder
 from picoqmail.delivery.outages import Outages
+from picoqmail.errors import SpoolError
 from picoqmail.layout import BREAKER
-from picoqmail.ledger.routes import DirectoryRoutes
+from picoqmail.ledger.routes import DirectoryRoutes, Outage
 from picoqmail.log.choice import LogChoice
 from picoqmail.log.logger import open_log
 from picoqmail.relay import breaker
@@ -17,6 +19,7 @@ from picoqmail.relay.lane_options import LaneSummary
 from picoqmail.smtp.transaction import RelayFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOW = 1_700_000_000
@@ -132,3 +135,172 @@ def test_too_fast_is_an_outage_with_a_stage_of_its_own(spool: Spool) -> None:
     spool.run().note([ended("a", throttled="450 4.7.1 slower")])
     outage = DirectoryRoutes(spool.path).read()["a"]
     assert ("pace", "450 4.7.1 slower") == (outage.stage, outage.reason)
+
+
+class Notes:
+    """What is noted of routes, in memory; `trouble` is raised by each change."""
+
+    def __init__(self) -> None:
+        self.outages: dict[str, Outage] = {}
+        self.changed: list[str] = []
+        self.trouble: SpoolError | None = None
+        self.said: list[str] = []
+        self.now = NOW
+
+    def read(self) -> dict[str, Outage]:
+        """Return the routes that are down."""
+        return dict(self.outages)
+
+    def change(self, name: str, how: Callable[[Outage | None], Outage | None]) -> Outage | None:
+        """Change what is noted of one."""
+        if self.trouble is not None:
+            raise self.trouble
+        self.changed.append(name)
+        found = how(self.outages.pop(name, None))
+        if found is not None:
+            self.outages[name] = found
+        return found
+
+    def run(self, *, forced: bool = False) -> Outages:
+        """Begin a run; what it logs is in `said`."""
+        log: Any = Recorder(self.said)
+        return Outages(self, log, lambda: self.now, forced=forced)
+
+    def failed(self, fault: RelayFault | None, *, later: int = 0) -> None:
+        """Let time pass, and let a run find the route down for this."""
+        self.now += later
+        run = self.run()
+        run.probe(["a"])
+        run.note([ended("a", fault)])
+
+
+DELAY = breaker.FIRST_DELAY_SECONDS
+
+
+def down(level: str, stage: str, failures: int, again: int, since: int = 0) -> str:
+    """What is logged of a route that is down."""
+    return (
+        f"! relay_down {level}: relay='a' stage={stage!r} reason='no' failures={failures} "
+        f"look_again={NOW + since + again}"
+    )
+
+
+def test_what_is_said_of_an_outage() -> None:
+    """Each failure is a warning, with when to look again; and how long it was in the end."""
+    notes = Notes()
+    notes.failed(RelayFault("connect", "no"))
+    notes.failed(RelayFault("tls", "no"), later=DELAY)
+    notes.failed(None, later=2 * DELAY)
+    expected = [
+        down("warning", "connect", 1, DELAY),
+        down("warning", "tls", 2, 2 * DELAY, DELAY),
+        f"! relay_up info: relay='a' down_seconds={3 * DELAY}",
+    ]
+    assert expected == notes.said
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage"),
+    [
+        (RelayFault("auth", "no"), "auth"),
+        (RelayFault("mail", "no", is_session=True), "session"),
+    ],
+)
+def test_what_an_administrator_must_do_is_an_error_once(fault: RelayFault, stage: str) -> None:
+    """And again only after the relay was down for another reason."""
+    notes = Notes()
+    notes.failed(fault)
+    notes.failed(fault, later=DELAY)
+    notes.failed(RelayFault("connect", "no"), later=2 * DELAY)
+    notes.failed(fault, later=4 * DELAY)
+    expected = [
+        down("error", stage, 1, DELAY),
+        down("info", stage, 2, 2 * DELAY, DELAY),
+        down("warning", "connect", 3, 4 * DELAY, 3 * DELAY),
+        down("error", stage, 4, 8 * DELAY, 7 * DELAY),
+    ]
+    assert expected == notes.said
+
+
+@pytest.mark.parametrize(
+    ("reached", "gave_up", "fault", "is_closed"),
+    [
+        (True, True, None, True),
+        (True, True, REFUSED, True),
+        (False, False, REFUSED, True),
+        (True, False, REFUSED, False),
+        (False, False, None, False),
+    ],
+)
+def test_when_a_route_is_down(
+    reached: bool,  # noqa: FBT001 - a table
+    gave_up: bool,  # noqa: FBT001
+    fault: RelayFault | None,
+    is_closed: bool,  # noqa: FBT001
+) -> None:
+    """It gave up, or nobody let us in; noted is only what has a reason."""
+    notes = Notes()
+    run = notes.run()
+    summary = LaneSummary(
+        "a", reached=reached, gave_up=gave_up, fault=fault, connections=1, too_fast=False
+    )
+    reasons = {"a": REFUSED.text} if is_closed and fault else {}
+    assert reasons == run.note([summary])
+    assert ({"a"} if is_closed else set()) == run.closed
+    assert reasons.keys() == notes.outages.keys()
+    assert list(reasons) == notes.changed, "and nothing is locked for one that nobody has noted"
+
+
+def test_an_outage_that_is_over_meanwhile_is_a_new_one() -> None:
+    """Another run found the relay up between our look and our probe."""
+    notes = Notes()
+    notes.failed(REFUSED)
+    notes.now += DELAY
+    run = notes.run()
+    notes.outages.clear()
+    assert {"a"} == run.probe(["a"]).keys()
+    assert {} == notes.outages
+    run.note([ended("a", REFUSED)])
+    assert 1 == notes.outages["a"].failures
+
+
+def test_the_probe_tells_what_was_noted_last() -> None:
+    """What a run knows of a route is what stands there after its announcement."""
+    notes = Notes()
+    notes.failed(REFUSED)
+    notes.now += DELAY
+    run = notes.run()
+    notes.outages["a"] = breaker.failed(notes.outages["a"], now=NOW, stage="x", reason="y")
+    notes.now += DELAY
+    run.probe(["a"])
+    assert 2 * breaker.LONGEST_DELAY_SECONDS == run.tried_seconds("a")
+    assert (True, False) == (run.knows("a"), run.knows("b"))
+    assert 0 == run.tried_seconds("b")
+
+
+def test_a_route_that_another_run_has_noted_is_forgotten_too() -> None:
+    """It serves us, so what was noted since we began is over."""
+    notes = Notes()
+    run = notes.run()
+    notes.failed(REFUSED)
+    run.note([ended("a")])
+    assert {} == notes.outages
+    assert "! relay_up info: relay='a' down_seconds=0" == notes.said[-1]
+
+
+def test_trouble_with_the_notes_stops_no_run() -> None:
+    """It is logged; the run goes by what it knows itself."""
+    notes = Notes()
+    run = notes.run()
+    notes.trouble = SpoolError("write", "relay-down", OSError(28, "No space left on device"))
+    trouble = f"! error error: error={str(notes.trouble)!r}"
+    assert {"a": "no"} == run.note([ended("a", RelayFault("connect", "no"))])
+    assert [trouble, down("warning", "connect", 1, DELAY)] == notes.said
+    assert {"a"} == run.closed
+    notes.said.clear()
+    notes.now += 1
+    assert {"a"} == run.probe(["a"]).keys()
+    assert {"a"} == run.closed, "as before"
+    run.note([ended("a")])
+    assert [trouble, trouble, "! relay_up info: relay='a' down_seconds=1"] == notes.said
+    assert not run.knows("a")

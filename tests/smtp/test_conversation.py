@@ -764,3 +764,15 @@ def test_every_message_has_one_end(
     assert sum(verdict.in_doubt for verdict in source.verdicts.values()) <= 1
     delivered = [k for k in source.verdicts if "delivered" in source.outcomes(k)]
     assert len(delivered) <= said.count(b"hello\r\n")
+
+
+def test_a_session_carries_five_hundred_messages() -> None:
+    """Unless it is told another number."""
+    source = MemorySource()
+    for _ in range(501):
+        source.add()
+    talk = Scripted(source)
+    said = talk.greets("SIZE 1000")
+    while said and not said.endswith(b"QUIT\r\n"):
+        said = talk.says("354 go" if said == b"DATA\r\n" else "250 ok")
+    assert (500, 1) == (talk.conversation.served, source.backlog())

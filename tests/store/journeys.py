@@ -338,8 +338,8 @@ class Journey:
         if what == "check":
             record.check(told["found"], told["fingerprint"])
         elif what == "intend":
-            synced = told.pop("synced", True)
-            record.intend(told, synced=synced)
+            options = {"synced": told.pop("synced")} if "synced" in told else {}
+            record.intend(told, **options)
         else:
             getattr(record, what)()
         return None
