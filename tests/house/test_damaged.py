@@ -225,6 +225,21 @@ def test_a_flipped_bit(own: Installation, home: TemporaryHome, program: str) -> 
     assert {} == {bit: what for bit, what in found.items() if what}
 
 
+def test_a_launcher_that_was_cut(own: Installation, home: TemporaryHome) -> None:
+    """Wherever behind its first line it ends: an error of the shell, and no mail."""
+    path = own.program("queue")
+    whole = octets_of(path)
+    begin = len(b"#!/bin/sh\n{")
+    codes = set()
+    for length in (*range(begin, len(whole), 97), len(whole) - len(b"}\n")):
+        replace(path, whole[:length])
+        ended = run(own, home, "queue")
+        assert b"yntax error" in ended.said
+        codes.add(ended.code)
+    assert {2} == codes
+    assert [] == home.ids(NEW)
+
+
 def limited(
     installed: Installation, home: TemporaryHome, program: str, kind: int, limits: Iterable[int]
 ) -> dict[int, str]:
