@@ -122,7 +122,22 @@ def _leave_caller() -> None:
     null = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, _ABOVE_THE_STANDARD)
     for standard in (0, 1, 2):
         posix.dup2(null, standard)
-    posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
+    _close_from(LOCK_DESCRIPTOR)
+
+
+def _close_from(first: int) -> None:
+    """Close all descriptors from this number on."""
+    try:
+        numbers = [int(name) for name in posix.listdir("/proc/self/fd")]
+    except OSError:
+        # There is no /proc, or no descriptor left to read it.
+        posix.closerange(first, posix.sysconf("SC_OPEN_MAX"))
+        return
+    # Only those that are there. The limit may be below a number that was opened before. It may also
+    # be a thousand million, which Python tries one by one if the C library lacks close_range(3).
+    for number in numbers:
+        if number >= first:
+            posix.closerange(number, number + 1)
 
 
 def _may_fork() -> bool:
@@ -186,7 +201,7 @@ def start_in_front(home: Home) -> None:
     try:
         if not starts_at_once(home):
             return
-        posix.closerange(LOCK_DESCRIPTOR, posix.sysconf("SC_OPEN_MAX"))
+        _close_from(LOCK_DESCRIPTOR)
         null = posix.open("/dev/null", posix.O_RDWR)
         actions = [(posix.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)]
         posix.posix_spawn(program, [program], {}, file_actions=actions, setsid=True)
@@ -208,7 +223,7 @@ def keep_lock() -> int:
     """
     posix.set_inheritable(LOCK_DESCRIPTOR, False)  # noqa: FBT003 - it takes no keywords
     posix.chdir("/")
-    posix.closerange(LOCK_DESCRIPTOR + 1, posix.sysconf("SC_OPEN_MAX"))
+    _close_from(LOCK_DESCRIPTOR + 1)
     return LOCK_DESCRIPTOR
 
 

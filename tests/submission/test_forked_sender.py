@@ -123,8 +123,10 @@ def test_no_descriptor_of_the_caller_is_left(
     """Null, the lock and what the sender opened itself; whatever the caller had open or closed."""
     trial.queued()
     script = (
-        "import os, sys\n"
-        "for number in 5, 9, 77: os.dup2(os.open('/', 0), number)\n"
+        "import os, resource, sys\n"
+        "for number in 5, 9, 77, 300: os.dup2(os.open('/', 0), number)\n"
+        # A limit takes no descriptor away that is there already.
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
         f"for number in {closed!r}: os.close(number)\n"
         "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
