@@ -26,7 +26,7 @@ SOURCES = (
     "man",
 )
 PROGRAMS = ("queue", "sendmail", "inject", "send", "cron")
-PIP_SECONDS = 120
+PIP_SECONDS = 600
 
 
 @frozen
