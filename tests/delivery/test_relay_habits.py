@@ -328,6 +328,20 @@ def test_a_login_for_one_recipient(trial: Trial, rig: Rig) -> None:
     assert [] == trial.events("failed") + trial.events("relay_down")
 
 
+def test_a_login_since_the_last_run(trial: Trial, rig: Rig) -> None:
+    """A relay that took mail without a login before, and wants one now: mail waits, none fails."""
+    wish = faults.reply("550 5.7.1 authentication required")
+    relay = serving(trial, rig, {"RCPT": [None, *[wish] * 5]})
+    accepted(trial, 1)
+    assert 0 == trial.send()
+    assert "" == notes(trial)["served"]["value"]
+    ids = accepted(trial, 5)
+    assert 75 == trial.send()
+    assert sorted(ids) == sorted(trial.ids(NEW) + trial.ids(CUR))
+    assert [] == trial.events("failed")
+    assert 1 == len(taken(relay))
+
+
 LIMITS = ["550 5.4.5 Daily sending quota exceeded", "554 5.4.5 congestion"]
 
 
