@@ -13,12 +13,17 @@ read the difference. What the relays do is in the local part of a recipient's ad
     again             the first time something is in the way that is avoided the second time
     chunk             the same, behind the end of the data
     few               one recipient a transaction
+    hindered          the same, and then 451
+    blind             its data went along, and it breaks before the relay took the envelope
+    unsteady          the same, and then it breaks in the middle
+    seven             the relay takes no 8-bit characters
     broken            the mark of doubt cannot be made
     stop              the run is stopped meanwhile
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -34,23 +39,27 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from typing import TYPE_CHECKING, Any
 
 from picoqmail import layout
+from picoqmail.delivery import deliver
 from picoqmail.delivery.deliver import Delivery, Summary
-from picoqmail.errors import PicoqmailError
+from picoqmail.errors import PicoqmailError, SpoolError
 from picoqmail.home.limits import Limits
 from picoqmail.home.settings import load
 from picoqmail.layout import BODY, IN_DOUBT_BIT, IN_HAND_BIT, NEW, STATES, SUSPECT_BIT
 from picoqmail.relay.lane_options import LaneSummary
 from picoqmail.smtp.transaction import UNTRIED, RecipientResult, RelayFault, Verdict
+from picoqmail.spool import sidecar
 from picoqmail.spool.incoming import Incoming
+from picoqmail.spool.message import FEW_RECIPIENTS
 from picoqmail.store.directory import DirectoryStore
 from scripts import read_scripts, write_scripts
 from temporary_home import MESSAGE, TemporaryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from picoqmail.delivery.deliver import Outbox
     from picoqmail.smtp.transaction import Outcome, Transaction
+    from picoqmail.store.protocol import ClaimedMessage
 
 PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vectors", "episodes.txt")
 NOW = 1_700_000_000
@@ -69,7 +78,15 @@ FAULTS = {
     "doubt": RelayFault("final-dot", "no reply"),
     "again": RelayFault("mail", "pipelining", again=True),
     "chunk": RelayFault("final-dot", "no BDAT", again=True),
+    "hindered": RelayFault("final-dot", "no BDAT", again=True),
     "broken": None,
+    "blind": RelayFault("rcpt", "the connection was lost"),
+}
+SECOND = {"again": "ok", "chunk": "ok", "hindered": "later", "unsteady": "lost"}
+"""What comes the second time."""
+TROUBLES: dict[str, Exception] = {
+    "disk": SpoolError("read", "FILE", OSError(5, "Input/output error")),
+    "ours": ValueError("a mistake of ours"),
 }
 
 
@@ -109,6 +126,56 @@ class Recorder:
             self.said.append(f"! {name} {level}: {shown}")
 
 
+class TroubledStore(DirectoryStore):
+    """A store in which a verb may fail once for a message; it tells how progress is noted."""
+
+    troubles: dict[tuple[str, str], Exception]
+    said: list[str]
+
+    def _check(self, verb: str, message_id: str) -> None:
+        if (trouble := self.troubles.pop((verb, message_id), None)) is not None:
+            raise trouble
+
+    def claim(self, message_id: str, *states: Any, **options: Any) -> ClaimedMessage | None:
+        """Claim it, or fail."""
+        self._check("claim-suspect" if options.get("suspects") else "claim", message_id)
+        return super().claim(message_id, *states, **options)
+
+    def doubts(self, claim: ClaimedMessage) -> dict[int, int]:
+        """Read them, or fail."""
+        self._check("doubts", claim.message.id)
+        return super().doubts(claim)
+
+    def record(self, claim: ClaimedMessage, *message: Any, **options: Any) -> ClaimedMessage:
+        """Record it, or fail."""
+        self._check("record", claim.message.id)
+        return super().record(claim, *message, **options)
+
+    def note_progress(
+        self,
+        claim: ClaimedMessage,
+        results: Mapping[int, tuple[str, str]],
+        *,
+        is_synced: bool = True,
+    ) -> ClaimedMessage:
+        """Note it, and say so."""
+        states = sorted({state for state, _ in results.values()})
+        synced = ", synced" if is_synced else ""
+        self.said.append(f"> noted of {len(results)}: {' '.join(states)}{synced}")
+        self._check(f"note-{states[0]}", claim.message.id)
+        return super().note_progress(claim, results, is_synced=is_synced)
+
+    def put_off(self, message_id: str, when: int) -> None:
+        """Put it off, or fail."""
+        self._check("put_off", message_id)
+        super().put_off(message_id, when)
+
+    def repeat_due_time(self, claim: ClaimedMessage) -> None:
+        """Repeat it, and say so."""
+        self.said.append(f"> hint of {claim.message.id}")
+        super().repeat_due_time(claim)
+
+
 @define
 class Episode:
     """One episode, and what came out so far."""
@@ -121,7 +188,16 @@ class Episode:
     coming: list[str] = field(factory=list)
     """Messages that come during the run."""
     is_stopped: bool = False
+    is_blind: bool = False
+    """Whether it cannot be seen what has come."""
     down: set[str] = field(factory=set)
+    throttled: set[str] = field(factory=set)
+    late_parts: int = deliver._LATE_PARTS
+    is_together: bool = False
+    """Whether each relay has got a message before any of them replies."""
+    under_way: list[Transaction] = field(factory=list)
+    troubles: dict[tuple[str, str], Exception] = field(factory=dict)
+    locks: list[int] = field(factory=list)
     level: str = "debug"
 
     def path_free(self, text: str) -> str:
@@ -134,7 +210,8 @@ class Episode:
         recipients = [word for word in rest.split() if "=" not in word]
         times = told.pop("times", 1)
         state, age = told.pop("state", NEW), told.pop("age", 10)
-        states = told.pop("states", {})
+        doubts = told.pop("doubts", {})
+        states = told.pop("states", {}) | dict.fromkeys(range(told.pop("done", 0)), "delivered")
         incoming = Incoming(
             self.home.spool, Limits("me.test"), program="trial", uid=1000, pid=7, now_ns=NOW * 10**9
         )
@@ -147,9 +224,21 @@ class Episode:
             for index, recipient_state in states.items():
                 record["recipients"][index].update(state=recipient_state, reply="before")
             told["recipients"] = record["recipients"]
+        if doubts:
+            record = self.home.sidecar(message_id)
+            for index, number in doubts.items():
+                record["recipients"][index]["doubts"] = number
+            told["recipients"] = record["recipients"]
         dates = {"created": created, "next_attempt": created, "expires": created + 604800}
         self.home.edit(message_id, **{**dates, **told})
         self.home.rename(message_id, new_name)
+        if len(recipients) * times > FEW_RECIPIENTS:
+            # In our own layout, in which that of very many is not held whole.
+            path = self.home.path(NEW, new_name)
+            record = self.home.sidecar(new_name)
+            with open(path, "wb") as file:
+                file.write(sidecar.encode(record))
+            os.utime(path, (dates["next_attempt"], dates["next_attempt"]))
         if state != NEW:
             for suffix in (BODY, ".json"):
                 source, target = (self.home.path(one, new_name, suffix) for one in (NEW, state))
@@ -183,6 +272,12 @@ class Episode:
         elif what == "damage":
             with open(self.home.path(NEW, self.id_of(name), BODY), "ab") as file:
                 file.write(b"x")
+        elif what == "lock":
+            path = self.home.path(self.home.state(self.id_of(name)), self.id_of(name), BODY)
+            self.locks.append(os.open(path, os.O_RDONLY))
+            fcntl.flock(self.locks[-1], fcntl.LOCK_EX)
+        elif what == "trouble":
+            self.troubles[name, self.id_of(more.split()[0])] = TROUBLES[more.split()[1]]
         elif what in ("block", "unblock"):
             do = os.mkdir if what == "block" else os.rmdir
             do(f"{self.home.spool}/{name.replace('ID', self.id_of(more))}")
@@ -192,6 +287,14 @@ class Episode:
     def _circumstance(self, what: str, rest: str) -> None:
         if what == "down":
             self.down = set(rest.split())
+        elif what == "throttled":
+            self.throttled = set(rest.split())
+        elif what == "late":
+            self.late_parts = int(rest)
+        elif what == "blind":
+            self.is_blind = True
+        elif what == "together":
+            self.is_together = True
         elif what == "later":
             self.now += int(rest)
         elif what == "quiet":
@@ -204,11 +307,12 @@ class Episode:
     def run(self, *, forced: bool = False, look: bool = False, ids: str = "") -> None:
         """Deliver all that there is, or the messages named."""
         damages: list[str] = []
-        store = DirectoryStore(
+        store = TroubledStore(
             self.home.spool,
             clock=lambda: self.now,
             on_damage=lambda one: damages.append(f"{one.id} {one.reason}"),
         )
+        store.troubles, store.said = self.troubles, self.said
         log: Any = Recorder(self.said, self.level)
         delivery = Delivery(
             store,
@@ -224,7 +328,8 @@ class Episode:
         all_ids = [one for one in self.ids() if one not in self.coming]
         wanted = [self.id_of(one) for one in ids.split(",")] if ids else all_ids
         try:
-            found = delivery.deliver(wanted, **({"forced": True} if forced else {}))
+            with mock.patch.object(deliver, "_LATE_PARTS", self.late_parts):
+                found = delivery.deliver(wanted, **({"forced": True} if forced else {}))
         except PicoqmailError as exc:
             self.said.append(f"# {self.path_free(str(exc))}")
             found = delivery.summary
@@ -239,6 +344,8 @@ class Episode:
 
     def look(self) -> list[str]:
         """Return what has come."""
+        if self.is_blind:
+            raise TROUBLES["disk"]
         found, self.coming = self.coming, []
         return found
 
@@ -278,11 +385,18 @@ class Episode:
         offered = [(one.name, one.backlog(), one.is_probe, one.was_throttled) for one in boxes]
         self.said.append(f"> serve {offered}")
         summaries = []
+        first: dict[str, Transaction | None] = {}
+        if self.is_together:
+            first = {box.name: box.take() for box in boxes}
+            under_way = [one for one in first.values() if one is not None]
+            for one in under_way:
+                self.mark(one)
+            self.under_way = under_way
         for box in boxes:
             fault: RelayFault | None = None
             is_down = box.name in self.down
             gave_up = is_down
-            while not gave_up and (transaction := box.take()):
+            while not gave_up and (transaction := first.pop(box.name, None) or box.take()):
                 found = self.answer(box, transaction)
                 fault = found or fault
                 gave_up = found in (FAULTS["early"], FAULTS["session"])
@@ -300,6 +414,7 @@ class Episode:
                     fault=fault,
                     connections=1,
                     too_fast=False,
+                    throttled="450 4.7.1 slower" if box.name in self.throttled else "",
                 )
             )
         return summaries
@@ -312,25 +427,31 @@ class Episode:
         shown = transaction.recipients if count < 4 else f"{count} from {transaction.recipients[0]}"
         self.said.append(f"> {box.name} {transaction.sender} {shown} dsn={transaction.dsn}")
         self.said.append(f"> behind it: {box.backlog()}")
-        if kind in ("again", "chunk"):
+        if kind in SECOND:
             if transaction.recipients[0] in self.again:
-                kind = "ok"
+                kind = SECOND[kind]
             self.again.add(transaction.recipients[0])
+        if kind == "unsteady":
+            kind = "blind"
+        if kind == "seven":
+            assert transaction.in_seven_bits is not None
+            self.said.append(f"> in seven bits: {type(transaction.in_seven_bits()).__name__}")
+            kind = "ok"
         if kind == "stop":
             self.is_stopped = True
             kind = "ok"
         fault = FAULTS.get(kind)
         results = [UNTRIED] * count
         withheld: tuple[int, ...] = ()
-        in_doubt = kind in ("doubt", "chunk", "lmtp")
-        if kind in REPLIES or in_doubt:
+        in_doubt = kind in ("doubt", "chunk", "hindered", "lmtp")
+        if kind in REPLIES or kind == "blind" or in_doubt:
             self.mark(transaction)
         if kind == "broken":
             os.mkdir(self.progress_of(transaction))
             self.mark(transaction)
             os.rmdir(self.progress_of(transaction))
         if kind in REPLIES:
-            replies = [REPLIES.get(one, REPLIES["ok"]) for one in kinds]
+            replies = [REPLIES.get(one, REPLIES["ok"]) for one in (kind, *kinds[1:])]
             results = [RecipientResult(outcome, None, text) for outcome, text in replies]
         elif kind == "few":
             self.mark(transaction)
@@ -345,6 +466,9 @@ class Episode:
             withheld=withheld,
         )  # fmt: skip
         box.done(transaction, verdict)
+        work: Any = transaction.key.work  # type: ignore[attr-defined]
+        if work.open_parts:
+            self.said.append(f"> still marked: {work.claim.is_marked}")
         return fault
 
     def progress_of(self, transaction: Transaction) -> str:
@@ -353,7 +477,10 @@ class Episode:
         return self.home.path(self.home.state(message_id), message_id, ".progress")
 
     def mark(self, transaction: Transaction) -> None:
-        """Let the end of the data be sent."""
+        """Let the end of the data be sent, if it was not."""
+        if transaction in self.under_way:
+            self.under_way.remove(transaction)
+            return
         try:
             transaction.mark_in_doubt()
         except (OSError, PicoqmailError) as exc:
@@ -376,11 +503,14 @@ def replayed(lines: list[str]) -> list[str]:
         episode = Episode(home)
         verbs = (
             "set", "mail", "mark", "note", "damage", "block", "unblock", "down", "later", "quiet",
-            "come", "run",
+            "come", "run", "lock", "trouble", "throttled", "late", "blind",
+            "together",
         )  # fmt: skip
         for line in lines:
             if line.partition(" ")[0] in verbs:
                 episode.line(line)
+        for lock in episode.locks:
+            os.close(lock)
         return [episode.path_free(line) for line in episode.said]
 
 
