@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 PATH = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vectors", "episodes.txt")
 NOW = 1_700_000_000
-MOST_SHOWN = 120
+MOST_SHOWN = 121
 LEVELS = ("debug", "info", "warning", "error")
 MARKS = {"doubt": IN_DOUBT_BIT, "hand": IN_HAND_BIT, "suspect": SUSPECT_BIT}
 REPLIES: dict[str, tuple[Outcome, str]] = {
