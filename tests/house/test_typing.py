@@ -130,6 +130,6 @@ def _command(checker: str, directory: Path, python: str, mode: str = "strict") -
 
 def _run(command: list[str], directory: Path) -> tuple[int, str]:
     ran = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, check=False, timeout=110
+        command, cwd=directory, capture_output=True, text=True, check=False, timeout=600
     )
     return ran.returncode, "" if ran.returncode == 0 else ran.stdout + ran.stderr

@@ -7,6 +7,7 @@ below /root is not: so it is Debian's.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import importlib.metadata
 import json
@@ -312,10 +313,13 @@ def wait_for(pid: int) -> int:
 def make_host(wheel: str) -> Iterator[Host]:
     """Make the users, install the wheel where they can reach it, and run `init --system`.
 
-    Everything is taken away again, users that were there before excepted.
+    Everything is taken away again, users that were there before excepted. One run after the other:
+    the first to end would take the users of the spool away from the rest.
     """
-    directory = tempfile.mkdtemp(prefix="picoqmail-trial-", dir="/opt")
     with contextlib.ExitStack() as undo:
+        alone = undo.enter_context(open("/opt/.picoqmail-trial.lock", "w", encoding="ascii"))
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        directory = tempfile.mkdtemp(prefix="picoqmail-trial-", dir="/opt")
         undo.callback(shutil.rmtree, directory)
         os.chmod(directory, 0o755)
         for name in (OWNER, DROP_OWNER):
@@ -323,7 +327,6 @@ def make_host(wheel: str) -> Iterator[Host]:
                 pwd.getpwnam(name)
             except KeyError:
                 undo.callback(_remove_user, name)
-        # Names of this run alone: another may be on this host at the same time.
         names = (f"pq-{name}-{os.getpid()}" for name in ("alice", "mallory"))
         alice, mallory = (_make_user(undo, name) for name in names)
         python = _install(wheel, f"{directory}/env")

@@ -2,6 +2,8 @@
 
     python idle_race.py DIRECTORY SECONDS [COPY]      at most so many seconds
 
+Before that, a single process changes each spool, looks and changes it again.
+
 The writer renames a sidecar into the cur/ of one spool, some times within a few milliseconds, and
 goes on to the next. The reader does for each spool what an idle run of cron does. If it finds the
 file `idle` believed although a change was begun after the look and finished before, that change was
@@ -40,27 +42,59 @@ class Counters:
         self._view[spool] += 1
 
 
+def prepare(spool: str, due: float) -> None:
+    """Make a sidecar that is due then, in tmp/."""
+    scratch = f"{spool}/tmp/1.a.json"
+    os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT, 0o600))
+    os.utime(scratch, (due, due))
+
+
+def change(spool: str) -> None:
+    """Rename the sidecar into cur/."""
+    os.rename(f"{spool}/tmp/1.a.json", f"{spool}/cur/1.a.json")
+
+
+def look_between(spools: list[str]) -> int:
+    """Change each spool, look, and change it again; return how many of the second changes hid.
+
+    Where time has long steps both changes mostly get the same time, whatever else this host does.
+    """
+    from picoqmail.spool import idle, scan
+
+    hidden = 0
+    for spool in spools:
+        now = time.time()
+        prepare(spool, now + 3600)
+        change(spool)
+        before = idle.observe(spool)
+        idle.note_idle(spool, now, before, scan.look(spool, "cur", now).next_due)
+        prepare(spool, now + 3601)
+        change(spool)
+        hidden += idle.is_idle(spool, now)
+    return hidden
+
+
 def write(spools: list[str], begun: Counters, done: Counters) -> None:
     """Change one spool after the other, until killed."""
     due = int(time.time()) + 3600
     while True:
         for number, spool in enumerate(spools):
-            for change in range(BURST):
-                scratch = f"{spool}/tmp/1.a.json"
-                os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT, 0o600))
-                os.utime(scratch, (due + change, due + change))
+            for later in range(BURST):
+                prepare(spool, due + later)
                 begun.add(number)
-                os.rename(scratch, f"{spool}/cur/1.a.json")
+                change(spool)
                 done.add(number)
                 time.sleep(PAUSE_SECONDS)
 
 
-def read(spools: list[str], begun: Counters, done: Counters, seconds: float) -> tuple[int, ...]:
-    """Look at all spools again and again; return the three counts."""
+def read(
+    spools: list[str], begun: Counters, done: Counters, seconds: float, hidden: int
+) -> tuple[int, ...]:
+    """Look at all spools again and again; return the three counts. `hidden` were so before."""
     from picoqmail.spool import idle, scan
 
     seen: dict[int, int] = {}
-    noted = void = hidden = 0
+    noted = void = 0
     until = time.monotonic() + seconds
     while time.monotonic() < until and void + hidden < ENOUGH:
         for number, spool in enumerate(spools):
@@ -98,6 +132,7 @@ def main(directory: str, seconds: float, copy: str = "") -> None:
     for spool in spools:
         for name in ("tmp", "cur", "new"):
             os.makedirs(f"{spool}/{name}")
+    hidden = look_between(spools)
     begun, done = Counters(), Counters()
     writer = os.fork()
     if not writer:
@@ -106,7 +141,7 @@ def main(directory: str, seconds: float, copy: str = "") -> None:
         finally:
             os._exit(1)
     try:
-        counts = read(spools, begun, done, seconds)
+        counts = read(spools, begun, done, seconds, hidden)
         sys.stdout.write(" ".join(map(str, counts)))
     finally:
         os.kill(writer, 9)
