@@ -23,7 +23,7 @@ MODULES: Mapping[str, Sequence[str]] = {
     "spool/claim": ("store/test_journeys.py", "spool/test_claim.py"),
     "spool/progress": ("spool/test_progress.py",),
     "spool/keys": ("store/test_journeys.py", "spool/test_key_records.py"),
-    "spool/locks": ("spool/test_locks.py", "spool/test_keys.py"),
+    "spool/locks": ("spool/test_locks.py",),
     "spool/syncfs": ("spool/test_syncfs.py", "library/test_api.py"),
     "spool/retention": ("spool/test_retention.py",),
     "delivery/deliver": ("delivery/test_episodes.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -127,6 +128,24 @@ def test_a_copy_is_replaced_where_there_are_no_links(
             files.carry_body("1.a", UNDELIVERED)
     with open(home.path(UNDELIVERED, "1.a", BODY), "rb") as file:
         assert (b"body" if error == errno.EPERM else b"copy") == file.read()
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EIO])
+def test_a_body_is_moved_where_there_are_no_links(
+    home: TemporaryHome, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Any other error leaves it where it is."""
+    with open(home.path(NEW, "1.a", BODY), "wb") as written:
+        written.write(b"body")
+
+    def failing(source: str, target: str) -> None:
+        raise OSError(error, f"{source} {target}")
+
+    monkeypatch.setattr(durable, "link", failing)
+    with contextlib.suppress(OSError) if error == errno.EIO else contextlib.nullcontext():
+        SpoolFiles(home.spool).carry_body("1.a", CUR)
+    found = [f"{NEW if error == errno.EIO else CUR}/1.a{BODY}"]
+    assert found == home.files()
 
 
 def test_the_first_body_is_the_one_that_is_carried(home: TemporaryHome) -> None:
