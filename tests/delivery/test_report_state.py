@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from picoqmail.delivery import report_state
 from picoqmail.delivery.report_state import DOUBT_TOLD, TELLING, TOLD, addressee_of
 from picoqmail.layout import DOUBLE_BOUNCE
+from picoqmail.spool.many import ManyRecipients
 from picoqmail.spool.message import DELIVERED, FAILED, PENDING, Message
 from picoqmail.spool.recipient import SUSPENDED_UNTIL, UNTIL_RETRY, Recipient
 from picoqmail.value import evolve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def message(*recipients: Recipient, sender: str = "a@b", **unknown: object) -> Message:
@@ -105,3 +111,25 @@ def test_each_doubt_is_reported_once() -> None:
     assert () == report_state.untold_doubts(after)
     assert {**suspended, DOUBT_TOLD: "second"} == after.recipients[0].unknown
     assert before.recipients[1:] == after.recipients[1:]
+
+
+FAILURES = (
+    Recipient("delivered@c", DELIVERED),
+    Recipient("told@c", FAILED, unknown={TOLD: "1"}),
+    Recipient("new@c", FAILED),
+    Recipient("waits@c", PENDING),
+    Recipient("rests@c", PENDING, unknown={SUSPENDED_UNTIL: UNTIL_RETRY}),
+)
+
+
+@pytest.mark.parametrize("recipients", [FAILURES, ManyRecipients(FAILURES)])
+def test_of_very_many_recipients_the_same_are_found(recipients: Sequence[Recipient]) -> None:
+    """Whether they are a tuple, or blocks of text."""
+    several = evolve(message(), recipients=recipients)
+    assert [2] == list(report_state.unreported(several))
+    assert [3] == list(report_state.not_suspended(several))
+
+
+def test_where_nobody_is_suspended_all_wait() -> None:
+    """The recipients that are pending, and no others."""
+    assert [1] == list(report_state.not_suspended(message(FAILURES[0], FAILURES[3])))
