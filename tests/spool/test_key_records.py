@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from picoqmail.errors import MessageError, SpoolError
-from picoqmail.layout import IDEMPOTENCY, NEW
+from picoqmail.layout import BODY, IDEMPOTENCY, NEW
 from picoqmail.spool import keys
 from picoqmail.spool.keys import KEY_LIMIT_OCTETS, KeyRecord, name_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NOW = 1_700_000_000
 HOUR = 3600
 MOST_SECONDS = 2**53 - 1
-RECORD = {"id": "1.a", "fingerprint": "1:x", "expires": NOW + 100}
+RECORD: dict[str, Any] = {"id": "1.a", "fingerprint": "1:x", "expires": NOW + 100}
 
 
 @pytest.fixture
@@ -135,3 +135,23 @@ def test_keys_are_swept_once_an_hour(home: TemporaryHome) -> None:
     swept = [keys.sweep(home.spool, NOW + 50 + seconds) for seconds in (0, HOUR - 1, HOUR)]
     assert [0, 0, 1] == swept
     assert [".swept"] == os.listdir(f"{home.spool}/{IDEMPOTENCY}")
+
+
+def test_a_message_is_delivered_whose_body_is_still_there(
+    home: TemporaryHome, record: KeyRecord
+) -> None:
+    """The sidecar goes first: without one, and with none on its way, the message came."""
+    record.intend(RECORD)
+    os.close(os.open(home.path(NEW, "1.a", BODY), os.O_CREAT))
+    assert record.find(NOW) is not None
+
+
+def test_a_key_expires_at_its_second(home: TemporaryHome) -> None:
+    """And one that says nothing goes at once, if nobody has it."""
+    for key in ("key", "other"):
+        record = KeyRecord(home.spool, key)
+        if key == "key":
+            record.intend(RECORD)
+            record.arrived()
+        record.close()
+    assert 2 == keys.sweep(home.spool, RECORD["expires"])
