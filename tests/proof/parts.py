@@ -6,6 +6,7 @@ returns its row of the table and its breaches.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from functools import partial
@@ -47,6 +48,9 @@ DEVICE_SCENARIOS = tuple(
         "send",
         "send, some refused",
         "send, too many failures to report",
+        "send, 231 recipients",
+        "send, from the drop",
+        "send, one breaks the relay",
         "cron",
         "cron, a digest is due",
         "cron, after a crash",
@@ -70,6 +74,8 @@ _CROWDS: tuple[tuple[str, bool, tuple[float, ...]], ...] = (
     ("each process number 1 of its own PID namespace", True, ()),
     ("cron with a clock that jumps by days", False, (0, JUMP_SECONDS, -JUMP_SECONDS)),
 )
+_LONG_STEPS = "ramfs, where time has long steps"
+_IDLE = ("that of this run", _LONG_STEPS)
 
 
 @frozen
@@ -188,6 +194,14 @@ def kinds(size: Size) -> list[Kind]:
             "the relay fails at random. In the end all accepted mail must have arrived unaltered.",
             ("Crowd", "Programs", "Killed", "Accepted", "Delivered", "Twice, marked", "Breaches"),
             [Part(one[0], partial(_races, size, *one)) for one in _CROWDS],
+        ),
+        Kind(
+            "idle",
+            "Idle runs",
+            "An idle run notes that nothing is due, while another process changes the spool. No "
+            "change may hide behind a note.",
+            ("File system", "Notes", "Made void by a change", "Hidden changes"),
+            [Part(one, partial(_idle, size, one)) for one in _IDLE],
         ),
         Kind(
             "soak",
@@ -340,6 +354,19 @@ def _races(
     bar.step()
     figures: tuple[Any, ...] = found.programs, found.killed, found.accepted, found.delivered
     return _row(name, *figures, found.duplicates, len(found.breaches)), found.breaches
+
+
+def _idle(size: Size, name: str, root: str, _bar: Bar) -> Found:
+    where = f"{root}/spools"
+    with contextlib.ExitStack() as mounted:
+        if name == _LONG_STEPS:
+            if reason := idling.why_not(where):
+                return _row(name, f"skipped: {reason}"), []
+            mounted.enter_context(idling.long_steps(where))
+        else:
+            os.mkdir(where)
+        report = idling.race(f"{where}/race", size.seconds)
+    return _row(name, report.noted, report.void, report.hidden), report.breaches
 
 
 def _soak(size: Size, root: str, bar: Bar) -> Found:

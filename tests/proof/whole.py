@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE = os.path.join(CHECKOUT, "docs", "proof.md")
 QUICK_SOAK_SECONDS = 20
 SOAK_SECONDS = 3600
-KINDS = ("planted", "kill", "errors", "power", "device", "races", "soak", "database")
+KINDS = ("planted", "kill", "errors", "power", "device", "races", "idle", "soak", "database")
 
 
 def main(argv: Sequence[str]) -> int:
