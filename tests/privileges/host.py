@@ -230,31 +230,18 @@ class Host:
 
     def processes(self) -> list[int]:
         """The processes of the spool's owner, and those that are about to become one."""
-        starter = f"{self.home.bin}/{STARTER}".encode()
-        return sorted({*processes_of(self.owner.pw_uid), *processes_named(starter)})
+        return processes_of(self.owner.pw_uid, f"{self.home.bin}/{STARTER}".encode())
 
 
-def processes_of(uid: int) -> list[int]:
-    """The processes that run as this user."""
-    return _processes(lambda directory: os.stat(directory).st_uid == uid)
-
-
-def processes_named(start: bytes) -> list[int]:
-    """The processes whose command begins with these words."""
-
-    def is_named(directory: str) -> bool:
-        with open(f"{directory}/cmdline", "rb") as file:
-            return file.read().startswith(start)
-
-    return _processes(is_named)
-
-
-def _processes(wanted: Callable[[str], bool]) -> list[int]:
-    """The processes whose directory in /proc is `wanted`; one that ends meanwhile is none."""
+def processes_of(uid: int, command: bytes | None = None) -> list[int]:
+    """The processes that run as this user, or whose command begins so."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if wanted(f"/proc/{name}"):
+            # The command first: whatever has another one by then is the user's already.
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                has_name = command is not None and file.read().startswith(command)
+            if has_name or os.stat(f"/proc/{name}").st_uid == uid:
                 found.append(int(name))
     return found
 

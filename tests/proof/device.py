@@ -184,7 +184,9 @@ class Cutter:
 
     def _cut(self, scenario: Scenario, base: str, prepared: World, place: Call | None) -> None:
         self._number += 1
-        live, dead = f"{self.root}/live.img", f"{self.root}/dead.img"
+        # A name of its own for each: after a lazy unmount mount(8) would take the device of a file
+        # that had the name before, and with it the file system that was shut down.
+        live, dead = (f"{self.root}/{name}{self._number}.img" for name in ("live", "dead"))
         _copy(base, live)
         with mounted(self.system, live, f"{self.root}/live"):
             world = self._named(prepared)
@@ -216,6 +218,8 @@ class Cutter:
                 self.report.repeats += bool(finding.duplicates)
         except subprocess.CalledProcessError as exc:
             breaches = [f"the file system did not survive: {exc.stderr.decode().strip()}"]
+        os.unlink(live)
+        os.unlink(dead)
         where = "after the end" if place is None else f"before {place.place}"
         self.report.breaches += [
             f"{self.system.name}, {scenario.name}, cut {where}: {one}" for one in breaches

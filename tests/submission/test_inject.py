@@ -295,7 +295,7 @@ def test_a_header_of_short_lines_takes_little_more_than_its_size(
         input=b"To: a@b.test\nX: y\n" + line * 2_000_000 + b"\nb\n",
         stderr=subprocess.PIPE,
         env=mailer.variables(),
-        timeout=60,
+        timeout=600,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
@@ -334,7 +334,7 @@ def test_a_large_body_takes_no_memory(mailer: Trial) -> None:
         process.stdin.write(MAIL)
         for _ in range(100):
             process.stdin.write(b"x" * MEGABYTE)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
     assert (0, b"") == (process.returncode, said)
     assert mailer.spooled()[0].record["size"] > 100 * MEGABYTE
 
