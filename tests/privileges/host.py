@@ -246,6 +246,16 @@ def processes_of(uid: int, command: bytes | None = None) -> list[int]:
     return found
 
 
+def processes_told_of(directory: str) -> list[int]:
+    """The processes that have something in this directory in their environment."""
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            if f"={directory}".encode() in file.read():
+                found.append(int(name))
+    return found
+
+
 def start_as(
     user: User,
     command: Sequence[str],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from picoqmail.layout import NEW
-from privileges.host import SECONDS, processes_of
+from privileges.host import SECONDS, processes_of, processes_told_of
 from rig import certificates
 from rig.hostile import EVERYTHING, HostileRelay
 from rig.waiting import wait_until
@@ -63,8 +63,12 @@ def evil(host: Host) -> Iterator[str]:
     own(host.mallory, f"{home}/control/relaypass", f"!{trap}\n", 0o600)
     own(host.mallory, f"{home}/control/relayip", "mallory@127.0.0.1:9\n", 0o600)
     yield home
-    # A sender that a test left behind would make files anew.
-    wait_until(lambda: not processes_of(host.mallory.uid), "mallory's programs end", SECONDS)
+    # A sender that a test left behind would make files anew, also one that is still root's.
+    wait_until(
+        lambda: not processes_told_of(directory) and not processes_of(host.mallory.uid),
+        "the programs that a test left behind end",
+        SECONDS,
+    )
     shutil.rmtree(f"{directory}/.local")
     for name in ("trap", "ran", "link", "parts"):
         path = f"{directory}/{name}"
