@@ -235,25 +235,38 @@ class Host:
 
 def processes_of(uid: int, command: bytes | None = None) -> list[int]:
     """The processes that run as this user, or whose command begins so."""
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            # The command first: whatever has another one by then is the user's already.
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                has_name = command is not None and file.read().startswith(command)
-            if has_name or os.stat(f"/proc/{name}").st_uid == uid:
-                found.append(int(name))
-    return found
+
+    def is_one(directory: str) -> bool:
+        # The command first: whatever has another one by then is the user's already.
+        with open(f"{directory}/cmdline", "rb") as file:
+            has_name = command is not None and file.read().startswith(command)
+        return has_name or os.stat(directory).st_uid == uid
+
+    return _processes(is_one)
 
 
 def processes_told_of(directory: str) -> list[int]:
     """The processes that have something in this directory in their environment."""
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-            if f"={directory}".encode() in file.read():
-                found.append(int(name))
-    return found
+
+    def is_told(process: str) -> bool:
+        with open(f"{process}/environ", "rb") as file:
+            return f"={directory}".encode() in file.read()
+
+    return _processes(is_told)
+
+
+def _processes(is_wanted: Callable[[str], bool]) -> list[int]:
+    """The processes whose directory in /proc is wanted.
+
+    It looks twice: a process that has just been read of may have left a child, and ended.
+    """
+    found = set()
+    for _ in range(2):
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if is_wanted(f"/proc/{name}"):
+                    found.add(int(name))
+    return sorted(found)
 
 
 def start_as(
