@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -199,7 +200,6 @@ def test_root_keeps_no_rights_through_a_link(
     control = f"{evil}/control"
     own(host.mallory, f"{control}/relayip", f"mallory@{relay.address}\n", 0o600)
     own(host.mallory, f"{control}/cleartextauth", "on\n", 0o600)
-    own(host.mallory, f"{control}/log", f"{host.mallory.directory}/link debug\n", 0o600)
     os.unlink(f"{control}/relaypass")
     links = {f"{control}/relaypass": secret, f"{host.mallory.directory}/link": precious}
     named = evil
@@ -217,8 +217,12 @@ def test_root_keeps_no_rights_through_a_link(
         named = f"{host.mallory.directory}/parts/roots"
     try:
         for path, target in links.items():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             os.symlink(target, path)
             os.chown(path, host.mallory.uid, host.mallory.gid, follow_symlinks=False)
+        # Only now: whatever still runs in this home would make the file where the link belongs.
+        own(host.mallory, f"{control}/log", f"{host.mallory.directory}/link debug\n", 0o600)
         assert 0 == as_root(host, "sendmail", environ).returncode
         as_root(host, program, {**environ, "PICOQMAIL_HOME": named, "PICOQMAIL_SEND": "on"})
         assert [] == relay.messages
