@@ -2,8 +2,7 @@
 
     python idle_race.py DIRECTORY SECONDS [COPY]      at most so many seconds
 
-Before that, a single process changes each spool, looks and changes it again.
-
+At first one process changes each spool, looks at it and changes it again. Then two processes race.
 The writer renames a sidecar into the cur/ of one spool, some times within a few milliseconds, and
 goes on to the next. The reader does for each spool what an idle run of cron does. If it finds the
 file `idle` believed although a change was begun after the look and finished before, that change was
