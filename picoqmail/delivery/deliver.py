@@ -208,8 +208,6 @@ class Delivery:
         self._limit = policy.DoubtLimit(settings.doubtlimit, settings.doubtpause)
         self._replied = 0
         """Parts that a relay replied to in this round."""
-        self._withheld = False
-        """Whether messages were left for the next round, because many wait for other routes."""
         self._suspect = ""
         """The message in hand that a run died of, perhaps; one at a time, to know of which."""
 
@@ -249,7 +247,7 @@ class Delivery:
         before the others. Some of these may have been served to their end by then. Their parts are
         for the next round.
         """
-        self._replied, self._withheld = 0, False
+        self._replied = 0
         outboxes = [
             one
             for one in self._outboxes.values()
@@ -280,7 +278,7 @@ class Delivery:
                 self._expire_left(outbox, down[outbox.name], outages.tried_seconds(outbox.name))
         # No claims are kept open for relays that will not be tried any more.
         self._let_go(one for one in self._outboxes.values() if one.name in outages.closed)
-        more = self._withheld or any(
+        more = any(
             one.ready or one.ids or one.suspects
             for one in self._outboxes.values()
             if one.relays and one.name not in outages.closed
@@ -303,7 +301,6 @@ class Delivery:
     def _may_open(self, outbox: Outbox) -> bool:
         """Say whether a route may open one more message: not while many wait for the others."""
         others = sum(len(one.ready) for one in self._outboxes.values() if one is not outbox)
-        self._withheld = self._withheld or others >= _LATE_PARTS
         return others < _LATE_PARTS
 
     def _assign(self, ids: Iterable[str]) -> None:

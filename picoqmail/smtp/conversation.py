@@ -956,4 +956,7 @@ def _was_refused(transaction: OpenTransaction, fault: RelayFault) -> bool:
     reply = fault.reply
     if reply is None or reply.code < 400 or fault.stage not in ("rset", "mail", "rcpt"):
         return False
-    return reply.code == _CLOSING or not transaction.accepted
+    if reply.code == _CLOSING:
+        return True
+    # A relay that refuses RSET may still take what follows it.
+    return fault.stage != "rset" and not transaction.accepted
