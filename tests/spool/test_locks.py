@@ -38,7 +38,7 @@ def test_a_live_run_keeps_others_out(tmp_path: Path) -> None:
     lock = acquire(tmp_path)
     assert lock >= 0
     assert -1 == acquire(tmp_path)
-    assert -1 == acquire(tmp_path, NOW + LIFETIME)
+    assert -1 == acquire(tmp_path, NOW + LIFETIME + 1)
     locks.release_cron_lock(lock)
     again = acquire(tmp_path)
     assert again >= 0
@@ -80,6 +80,28 @@ def test_a_stamp_from_the_future_is_a_jumped_clock(tmp_path: Path) -> None:
     assert other >= 0
     locks.release_cron_lock(other)
     locks.release_cron_lock(lock)
+
+
+@pytest.mark.parametrize("is_stamped", [False, True])
+def test_a_stamp_is_looked_at_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stamped: bool
+) -> None:
+    """A run that has taken the lock of a dead one, and stamps it only now, is young."""
+    before = acquire(tmp_path, NOW - 2 * LIFETIME)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if is_stamped:
+            locks.rewrite(before, b"%d\n" % int(NOW))
+
+    monkeypatch.setattr(time, "sleep", wait)
+    lock = acquire(tmp_path)
+    assert [0.1] == waits
+    assert (lock == -1) == is_stamped
+    for one in (before, lock):
+        if one >= 0:
+            locks.release_cron_lock(one)
 
 
 @pytest.mark.slow
@@ -247,6 +269,56 @@ def test_a_small_file_is_rewritten_by_one_at_a_time(tmp_path: Path) -> None:
     assert 0o600 == os.stat(path).st_mode & 0o777
 
 
+def test_a_lock_is_looked_for_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder has it for milliseconds, so whoever waits must not sleep for long."""
+    path = f"{tmp_path}/lock"
+    lock = take_lock(path)
+    waits: list[float] = []
+    sleep = time.sleep
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with pytest.raises(TimeoutError):
+        locks.wait_for_lock(path, 0.1)
+    assert waits
+    assert max(waits) <= 0.005
+    os.close(lock)
+
+
+def test_descriptor_0_is_one_like_the_others(tmp_path: Path) -> None:
+    """A program may be started without standard input: then its first lock has that number."""
+    script = (
+        "import os, sys\n"
+        "from picoqmail.spool import locks\n"
+        "os.close(0)\n"
+        "print(locks.wait_for_lock(sys.argv[1] + '/lock', 1))\n"
+        "os.close(0)\n"
+        "print(locks.take_cron_lock(sys.argv[1], 1, lambda: 1))\n"
+        "assert ['cron.lock', 'lock'] == sorted(os.listdir(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (b"0\n0\n", b"") == (ran.stdout, ran.stderr)
+
+
+def test_a_small_file_is_not_read_without_end(tmp_path: Path) -> None:
+    """64 KiB of it, whatever somebody has made of it."""
+    path = f"{tmp_path}/count"
+    with LockedFile(path) as file:
+        file.rewrite(b"x" * 65537)
+        assert 65536 == len(file.read())
+
+
+def test_what_is_no_directory_is_not_locked_as_one(tmp_path: Path) -> None:
+    """Its lock would keep nobody out."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), LockedDirectory(f"{tmp_path}/file"):
+        pass
+
+
 def test_a_small_file_becomes_shorter(tmp_path: Path) -> None:
     """What stood there before is gone to its end."""
     path = f"{tmp_path}/count"
@@ -273,6 +345,28 @@ def test_the_holder_of_a_lock_is_known_without_touching_it(tmp_path: Path) -> No
     assert None is locks.holder(path)
     with pytest.raises(FileNotFoundError):
         locks.holder(path, f"{tmp_path}/no-such-file")
+
+
+@pytest.mark.parametrize(
+    ("pid", "lines"),
+    [
+        (708, "1: FLOCK ADVISORY WRITE 708 {file}"),
+        (708, "\n1: FLOCK\n1: FLOCK ADVISORY WRITE 707\n2: FLOCK ADVISORY WRITE 708 {file} 0 EOF"),
+        (0, "1: FLOCK  ADVISORY  WRITE 0 {file} 0 EOF"),
+        (0, "1: FLOCK  ADVISORY  WRITE -1 {file} 0 EOF"),
+        (None, "1: -> FLOCK  ADVISORY  WRITE 708 {file} 0 EOF"),
+        (None, "1: POSIX  ADVISORY  WRITE 708 {file} 0 EOF"),
+        (None, "1: FLOCK  ADVISORY  WRITE 708 {file}1 0 EOF"),
+    ],
+)
+def test_what_the_kernel_says_of_locks(tmp_path: Path, pid: int | None, lines: str) -> None:
+    """As proc_locks(5) has it: one that waits is no holder; -1 is of another PID namespace."""
+    path = tmp_path / "lock"
+    path.touch()
+    found = path.stat()
+    name = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    (tmp_path / "locks").write_text(lines.format(file=name) + "\n", encoding="ascii")
+    assert pid == locks.holder(str(path), f"{tmp_path}/locks")
 
 
 def test_a_link_is_no_lock_file(tmp_path: Path) -> None:
@@ -322,6 +416,42 @@ def test_no_descriptor_is_left_where_a_lock_is_not_taken(tmp_path: Path) -> None
         file.rewrite(b"x")
     assert before == sorted(os.listdir("/proc/self/fd"))
     os.close(lock)
+
+
+@pytest.mark.parametrize("answer", [False, None, PermissionError("no")])
+def test_no_descriptor_is_left_of_a_file_without_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, answer: bool | OSError | None
+) -> None:
+    """It was replaced or removed while we waited, or nobody can tell."""
+
+    def is_at(_path: str, _descriptor: int) -> bool | None:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(locks, "is_at", is_at)
+    before = sorted(os.listdir("/proc/self/fd"))
+    if isinstance(answer, OSError):
+        with pytest.raises(PermissionError):
+            locks.wait_for_lock(f"{tmp_path}/lock", 1)
+    else:
+        assert -1 == locks.wait_for_lock(f"{tmp_path}/lock", 1)
+    assert before == sorted(os.listdir("/proc/self/fd"))
+
+
+def test_no_descriptor_is_left_of_a_file_without_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the umask withheld could not be given back: that is an error."""
+
+    def refuse(_descriptor: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("picoqmail.durable.restore_rights", refuse)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(PermissionError):
+        take_lock(f"{tmp_path}/lock", any_umask=True)
+    assert before == sorted(os.listdir("/proc/self/fd"))
 
 
 def acquire_beside(spool: Path, lock: int) -> int:

@@ -93,10 +93,25 @@ def test_the_file_system_of_an_open_file_is_known(tmp_path: Path) -> None:
 
 def test_what_is_not_trusted_is_not_opened(tmp_path: Path) -> None:
     """/proc is no place for mail, and what is not there is somebody else's to tell."""
+    (tmp_path / "file").touch()
     before = len(os.listdir("/proc/self/fd"))
     assert open_for_sync("/proc") is None
     assert open_for_sync(str(tmp_path / "missing")) is None
+    assert open_for_sync(str(tmp_path / "file")) is None
     assert before == len(os.listdir("/proc/self/fd"))
+
+
+def test_it_is_used_where_it_can_be_trusted() -> None:
+    """A file system in memory has every call, and this kernel is one that reports all errors."""
+    memory = "/dev/shm"
+    if not os.path.isdir(memory) or "tmpfs" != filesystem.type_of(memory):
+        pytest.skip("no tmpfs at /dev/shm")
+    if not is_recent(os.uname()):
+        pytest.skip("no Linux of 5.17 or later")
+    found = open_for_sync(memory)
+    assert found is not None
+    found.sync()
+    found.close()
 
 
 def test_a_sync_that_succeeds_can_be_repeated(
