@@ -329,7 +329,8 @@ class Pending:
     def park(self) -> None:
         """Close the message's file until the commit, to prepare more messages than may be open.
 
-        This releases its lock, so the sweep takes the message after 36 hours in any case.
+        This releases its lock, so the sweep takes the message after 36 hours in any case. Raises
+        SpoolError.
         """
         if self._draft is not None:
             self._draft.incoming.park()

@@ -248,8 +248,15 @@ class Disk:
         if total <= limit:
             combinations: Iterator[Sequence[int | None]] = itertools.product(*choices)
         else:
-            chance = random.Random(f"{seed}")  # noqa: S311 - a seeded choice
-            combinations = ([chance.choice(one) for one in choices] for _ in range(limit))
+            # The choice for an entry depends on nothing else. So the next operation meets the same
+            # combinations, and those that it does not change are not tried again.
+            combinations = (
+                [
+                    _chosen(f"{seed} {number} {key}", one)
+                    for key, one in zip(keys, choices, strict=True)
+                ]
+                for number in range(limit)
+            )
         for values in combinations:
             yield from self._with_data(dict(zip(keys, values, strict=True)), ordered=False)
 
@@ -286,3 +293,8 @@ class Disk:
                 yield evolve(plain, modes=tuple(sorted(changed_modes.items())))
         if sum(len(one) > 1 for one in data) > 1:
             yield evolve(plain, data=tuple(zip(numbers, [one[-1] for one in data], strict=True)))
+
+
+def _chosen(seed: str, values: Sequence[int | None]) -> int | None:
+    """Return one of the values, the same one for the same seed and values."""
+    return random.Random(seed).choice(values)  # noqa: S311 - a seeded choice

@@ -25,7 +25,29 @@ if TYPE_CHECKING:
     from proof.world import World
     from proof.zygote import Zygote
 
-ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENOMEM", "EACCES", "EROFS")
+ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENOMEM", "EACCES", "EROFS", "ENOLCK")
+# What a call can return of these, on any file system (the manual pages of section 2; a file system
+# that copies on write needs room for a mode, too). A call that is not listed gets all of them.
+WRITE_ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EROFS")
+_LOOKS = ("EIO", "ENOMEM", "EACCES")
+_NAMES = (*WRITE_ERRORS, "ENOMEM", "EACCES")
+_CAN_RETURN = {
+    **dict.fromkeys(
+        ("fsync", "fdatasync", "syncfs", "ftruncate", "write", "pwrite64"), WRITE_ERRORS
+    ),
+    **dict.fromkeys(("fchmod", "chmod", "fchown", "chown", "utimensat"), (*WRITE_ERRORS, "EACCES")),
+    **dict.fromkeys(("newfstatat", "fstat", "lstat", "stat", "statx", "statfs"), _LOOKS),
+    **dict.fromkeys(("access", "faccessat2", "readlink", "readlinkat"), _LOOKS),
+    **dict.fromkeys(("unlink", "rename", "renameat2", "link", "linkat", "mkdir"), _NAMES),
+    **dict.fromkeys(("unlinkat", "rmdir", "symlink"), _NAMES),
+    **dict.fromkeys(("read", "pread64", "fstatfs", "fadvise64"), ("EIO",)),
+    "getdents64": ("EIO", "ENOMEM"),
+    "flock": ("ENOLCK", "EIO"),
+    "openat": (*_NAMES, "EMFILE"),
+    # strace makes a call fail by skipping it, but a real close that fails still closes (close(2)).
+    "close": ("EIO", "ENOSPC", "EDQUOT"),
+}
+_READING_ONLY = frozenset({"ENOSPC", "EDQUOT", "EROFS"})
 # The exit codes for a failure of the disk: temporary errors, never a bug, never success.
 QUEUE_STATUSES = frozenset({51, 53, 54, 55, 61, 62, 63, 64, 65, 66})
 STATUSES = {
@@ -87,13 +109,14 @@ def sweep(
 
 
 def _can_fail(place: Call, error: str) -> bool:
-    """Say whether Linux can return this error for this call.
-
-    strace makes a call fail by skipping it, but a real close that fails still closes (close(2)). So
-    only those closes fail after which no program waits for the descriptor's lock.
-    """
+    """Say whether Linux can return this error for this call."""
+    if error not in _CAN_RETURN.get(place.name, ERRORS):
+        return False
     if place.name == "close":
-        return "/tmp/" in place.rest and error in ("EIO", "ENOSPC", "EDQUOT")
+        # Only those closes fail after which no program waits for the descriptor's lock.
+        return "/tmp/" in place.rest
+    if place.name == "openat" and "O_WRONLY" not in place.rest and "O_RDWR" not in place.rest:
+        return error not in _READING_ONLY
     return True
 
 

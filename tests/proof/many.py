@@ -76,7 +76,12 @@ def prepared(picoqmail: Any, mails: list[Any]) -> list[Any]:
             outcomes.append(exc)
     pending = [n for n, one in enumerate(outcomes) if isinstance(one, picoqmail.Pending)]
     for number in pending[1::2]:
-        outcomes[number].park()
+        try:
+            outcomes[number].park()
+        except picoqmail.PicoqmailError as exc:
+            outcomes[number].abort()
+            outcomes[number] = exc
+    pending = [number for number in pending if isinstance(outcomes[number], picoqmail.Pending)]
     for some in (pending[:1], pending[1:]):
         waiting = [outcomes[number] for number in some]
         try:

@@ -153,7 +153,8 @@ def kinds(size: Size) -> list[Kind]:
         Kind(
             "errors",
             "An error at every call",
-            f"Each call on the home fails once with each of {', '.join(error_sweep.ERRORS)}. "
+            "Each call on the home fails once with each error that it can return, of "
+            f"{', '.join(error_sweep.ERRORS)}. "
             "Success requires three good fsyncs (message, sidecar, directory); a group may replace "
             "the first two by one syncfs. A failure leaves nothing behind, has the right exit "
             "code, and is explained in a line. The spool is usable afterwards.",

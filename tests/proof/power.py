@@ -102,7 +102,7 @@ def trials(
         arrived = recording.arrived[: sent.count(_END_OF_DATA)]
         ended = number == last
         report.prefixes += 1
-        states = list(disk.states(limit=limit, seed=(seed, number)))
+        states = list(disk.states(limit=limit, seed=seed))
         if most and len(states) > most:
             states = random.Random(f"{seed} {number}").sample(states, most)  # noqa: S311 - a seeded choice
         for state in states:

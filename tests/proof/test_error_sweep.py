@@ -12,7 +12,7 @@ import pytest
 from picoqmail.message import envelope
 from picoqmail.spool.syncfs import LEAST_MESSAGES
 from proof import tracing
-from proof.error_sweep import ERRORS, sweep
+from proof.error_sweep import WRITE_ERRORS, sweep
 from proof.scenarios import SCENARIOS
 from proof.world import World
 from rig.programs import missing
@@ -68,14 +68,14 @@ def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sam
 
 @pytest.mark.parametrize("call", ["syncfs", "fsync"])
 def test_an_error_of_a_shared_sync_refuses_the_whole_group(stage: Stage, call: str) -> None:
-    """If a sync of a group fails, with any error: no success, nothing left, no second try."""
+    """If a sync of a group fails, with any of its errors: no success, nothing left, no second try."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(stage, ["enqueue_many"], only=(call,), seed=SEED)
     assert [] == report.breaches
     assert 0 == report.missed
-    assert len(ERRORS) == report.total
-    assert len(ERRORS) * LEAST_MESSAGES == report.refused
+    assert len(WRITE_ERRORS) == report.total
+    assert len(WRITE_ERRORS) * LEAST_MESSAGES == report.refused
 
 
 def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> None:
@@ -85,8 +85,8 @@ def test_an_error_of_the_sync_of_the_keys_refuses_who_has_one(stage: Stage) -> N
     report = sweep(stage, ["enqueue_many, with keys"], only=("syncfs",), seed=SEED)
     assert [] == report.breaches
     assert 0 == report.missed
-    assert 2 * len(ERRORS) == report.total
-    assert len(ERRORS) * (LEAST_MESSAGES + LEAST_MESSAGES // 2) == report.refused
+    assert 2 * len(WRITE_ERRORS) == report.total
+    assert len(WRITE_ERRORS) * (LEAST_MESSAGES + LEAST_MESSAGES // 2) == report.refused
 
 
 def test_a_lock_that_fails_is_an_error_of_the_disk(stage: Stage) -> None:

@@ -65,9 +65,13 @@ def record_command(output: str, command: Sequence[str]) -> list[str]:
 def strike_command(
     call: Call, action: str, command: Sequence[str], output: str = "/dev/null"
 ) -> list[str]:
-    """Return the command that strikes a run at a call: `signal=KILL`, `error=EIO` and so on."""
+    """Return the command that strikes a run at a call: `signal=KILL`, `error=EIO` and so on.
+
+    Calls of that name are recorded, and all that make something durable: strace takes long over
+    each call that it writes down.
+    """
     inject = f"inject={call.name}:{action}:when={call.ordinal}"
-    what = "file,desc,network" if output != "/dev/null" else call.name
+    what = f"fsync,fdatasync,syncfs,{call.name}" if output != "/dev/null" else call.name
     return ["strace", "-yy", "-o", output, "-e", f"trace={what}", "-e", inject, *command]
 
 
