@@ -68,7 +68,7 @@ def test_an_error_at_any_call_is_no_yes_and_no_loss(stage: Stage, name: str, sam
 
 @pytest.mark.parametrize("call", ["syncfs", "fsync"])
 def test_an_error_of_a_shared_sync_refuses_the_whole_group(stage: Stage, call: str) -> None:
-    """If a sync of a group fails, with any of its errors: no success, nothing left, no second try."""
+    """A sync of a group fails, with any of its errors: no success, nothing left, no retry."""
     if not tracing.is_there():
         missing("no strace that may trace here: apt-get install strace")
     report = sweep(stage, ["enqueue_many"], only=(call,), seed=SEED)
