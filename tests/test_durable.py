@@ -294,6 +294,16 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     assert [" OSError 0 there"] == said
 
 
+@pytest.mark.parametrize("data", [b"abc", [b"a", b"bc"], (b"abc",)])
+def test_a_file_is_written_whole_or_in_blocks(
+    tmp_path: Path, data: bytes | Sequence[bytes]
+) -> None:
+    """All of it, and with the time that it is given."""
+    os.close(durable.create_written(f"{tmp_path}/file", data, 1.5))
+    assert b"abc" == (tmp_path / "file").read_bytes()
+    assert 1.5 == os.stat(tmp_path / "file").st_mtime
+
+
 def test_a_umask_is_obeyed_unless_told_otherwise(tmp_path: Path) -> None:
     """Then the owner gets the rights to the file, and nobody any others."""
     before = os.umask(0o600)

@@ -70,6 +70,29 @@ def judged(*outcomes: Outcome, now: int = CREATED, attempts: int = 0) -> Judgeme
     )
 
 
+def test_only_replies_are_replies() -> None:
+    """What was not tried leaves everything as it was, and each result belongs to one recipient."""
+    replies = policy.Replies(message(3))
+    assert not replies.has_any
+    assert not replies.add([0, 1], [RESULTS["untried"]] * 2)
+    assert not replies.has_any
+    assert replies.add([2, 0], [RESULTS["failed"], RESULTS["untried"]])
+    assert not replies.add([0], [RESULTS["untried"]])
+    assert replies.has_any
+    states = [one.state for one in replies.judge(now=CREATED, relay="r").message.recipients]
+    assert [PENDING, PENDING, FAILED] == states
+    with pytest.raises(ValueError, match="shorter"):
+        replies.add([0, 1], [RESULTS["failed"]])
+
+
+def test_a_pause_of_a_recipient_is_over_once_it_is_tried() -> None:
+    """What else its record says stays."""
+    unknown = {SUSPENDED_UNTIL: CREATED + 1, "orcpt": "x"}
+    before = evolve(message(), recipients=(Recipient("r0@d", PENDING, "", unknown),))
+    told = judge(before, {0: RESULTS["deferred"]}, now=CREATED, relay="r")
+    assert [{"orcpt": "x"}] == [one.unknown for one in told.message.recipients]
+
+
 def test_the_schedule_is_qmails() -> None:
     """Tried at once each time: ages of 0, 400, 1600, 3600, 6400 seconds, (20 n) squared."""
     ages, now = [0], CREATED

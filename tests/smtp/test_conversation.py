@@ -636,6 +636,47 @@ def test_each_user_has_a_round_of_logins() -> None:
         talk.says("535 5.7.8 no")
         assert talk.conversation.fault is not None
         assert talk.conversation.fault.stage == "auth"
+        # Also the connection that did not ask tells what the relay said.
+        assert "535 5.7.8 no" in talk.conversation.fault.text
+
+
+def test_one_connection_logs_in_first() -> None:
+    """The others wait for it: they see that it is at it, for the first login of a run only."""
+    lessons = Lessons()
+    for logging_in in ({"alice"}, set()):
+        talk = Scripted(MemorySource().add(), LOGIN, lessons)
+        talk.greets("PIPELINING", "AUTH PLAIN")
+        assert logging_in == lessons.logging_in
+        assert talk.says("235 welcome") == ENVELOPE
+        assert ({"alice"}, set()) == (lessons.logged_in, lessons.logging_in)
+
+
+def test_an_impostor_gets_no_other_login() -> None:
+    """A relay that says yes before it has proved that it knows the password gets no password."""
+    talk = Scripted(MemorySource().add(), LOGIN)
+    assert talk.greets("AUTH SCRAM-SHA-256 PLAIN").startswith(b"AUTH SCRAM-SHA-256 ")
+    assert talk.says("235 welcome") == b""
+    assert talk.conversation.fault is not None
+    assert "without proving" in talk.conversation.fault.text
+
+
+@pytest.mark.parametrize(
+    ("reply", "in_doubt"),
+    [
+        ("400 HELO: no PTR record of your host", False),
+        ("550 HELO: no PTR record of your host", False),
+        ("421 closing", False),
+        ("399 what", True),
+    ],
+)
+def test_a_chunk_behind_a_refused_envelope(reply: str, *, in_doubt: bool) -> None:
+    """It is for nobody, unless the reply says nothing that can be understood."""
+    talk = Scripted(MemorySource().add())
+    assert talk.greets("PIPELINING", "CHUNKING").endswith(WIRE)
+    talk.says(reply)
+    assert talk.conversation.fault is not None
+    assert ["untried"] == talk.source.outcomes(0)
+    assert in_doubt == talk.source.verdicts[0].in_doubt
 
 
 def test_no_word_behind_the_final_dot() -> None:

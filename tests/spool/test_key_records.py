@@ -137,6 +137,38 @@ def test_keys_are_swept_once_an_hour(home: TemporaryHome) -> None:
     assert [".swept"] == os.listdir(f"{home.spool}/{IDEMPOTENCY}")
 
 
+def test_a_moment_after_a_sweep_none_is_due(home: TemporaryHome) -> None:
+    """Not even in the same second."""
+    for key in ("one", "two"):
+        record = KeyRecord(home.spool, key)
+        record.intend({**RECORD, "expires": NOW})
+        record.arrived()
+        record.close()
+        assert (key == "one") == keys.sweep(home.spool, NOW + 100)
+
+
+def test_a_link_is_no_record(home: TemporaryHome) -> None:
+    """Whatever it leads to, the sweep neither follows it nor stops there."""
+    record = KeyRecord(home.spool, "key")
+    record.intend({**RECORD, "expires": NOW})
+    record.arrived()
+    record.close()
+    old = f"{home.root}/old"
+    with open(old, "wb"):
+        os.utime(old, (NOW, NOW))
+    directory = f"{home.spool}/{IDEMPOTENCY}"
+    for number in range(3):
+        os.symlink(old, f"{directory}/to a file {number}")
+        os.symlink(f"{directory}/loop {number}", f"{directory}/loop {number}")
+    assert 1 == keys.sweep(home.spool, NOW + 100)
+    assert 7 == len(os.listdir(directory))
+
+
+def test_what_is_gone_was_not_swept(home: TemporaryHome) -> None:
+    """Another run removed it between two looks."""
+    assert not keys._sweep_one(home.spool, f"{home.spool}/{IDEMPOTENCY}/none", NOW)
+
+
 def test_a_message_is_delivered_whose_body_is_still_there(
     home: TemporaryHome, record: KeyRecord
 ) -> None:

@@ -68,6 +68,8 @@ def mails(count: int, keys: int = 0) -> list[Mail]:
         (False, "Linux", "5.4.0-generic"),
         (False, "Linux", "4.19"),
         (False, "Linux", "six.one"),
+        (False, "Linux", "6.one"),
+        (False, "Linux", "six.1"),
         (False, "Linux", ""),
         (False, "FreeBSD", "14.0-RELEASE"),
         (False, "Darwin", "23.1.0"),
@@ -101,13 +103,14 @@ def test_what_is_not_trusted_is_not_opened(tmp_path: Path) -> None:
     assert before == len(os.listdir("/proc/self/fd"))
 
 
-def test_it_is_used_where_it_can_be_trusted() -> None:
+def test_it_is_used_where_it_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system in memory has every call, and this kernel is one that reports all errors."""
     memory = "/dev/shm"
     if not os.path.isdir(memory) or "tmpfs" != filesystem.type_of(memory):
         pytest.skip("no tmpfs at /dev/shm")
     if not is_recent(os.uname()):
         pytest.skip("no Linux of 5.17 or later")
+    monkeypatch.setattr(syncfs, "_calls", [])
     found = open_for_sync(memory)
     assert found is not None
     found.sync()
