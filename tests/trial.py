@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from picoqmail.layout import NEW
+from rig.processes import environment, find_processes
 from rig.waiting import wait_until
 from temporary_home import MESSAGE, Spooled, TemporaryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from installation import Installation
 
@@ -159,7 +160,8 @@ class Trial(TemporaryHome):
 
         Looked up in /proc: asking for the sender's lock would be taking it from somebody.
         """
-        return list(processes_with(f"PICOQMAIL_HOME={self.root}"))
+        variable = f"PICOQMAIL_HOME={self.root}".encode()
+        return find_processes(lambda process: variable in environment(process))
 
     def wait_for_senders(self, seconds: float = 120) -> None:
         """Wait until the senders in the background have ended."""
@@ -179,19 +181,6 @@ def make_trial(
     # One matter at a time: reports of failure have tests of their own, which turn them on.
     trial.setting("bounces", "off")
     return trial
-
-
-def processes_with(variable: str) -> Iterator[int]:
-    """The pids of the processes whose environment has this `NAME=value`."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    found = variable.encode() in file.read().split(b"\0")
-            except OSError:
-                continue  # It ended, or it is not ours to look at.
-            if found:
-                yield int(name)
 
 
 def kill(pid: int) -> None:

@@ -456,7 +456,10 @@ class Claimer:
         raise reason
 
     def _claim_without_body(self, message_id: str) -> None:
-        """Put aside a sidecar whose body is nowhere, under the sidecar's own lock."""
+        """Put aside a sidecar whose body is nowhere, under the sidecar's own lock.
+
+        But not one whose message is still in the drop: the next collection takes it once more.
+        """
         for state in (NEW, CUR):
             path = self._files.join(state, message_id + SIDECAR)
             try:
@@ -467,6 +470,9 @@ class Claimer:
                 raise SpoolError("open", path, exc) from exc
             try:
                 if not try_lock(descriptor):
+                    continue
+                # Looked at first, because the removal there is what a collector does last.
+                if state == NEW and drop.has(self._files.path, message_id):
                     continue
                 # The body may have appeared since: by a move, or a restore from a backup.
                 if self._files.body_is_nowhere(message_id) and is_at(path, descriptor):

@@ -7,7 +7,8 @@ Where a message came from, the name of the directory says.
 A message is accepted by the steps of transitions.ACCEPT, under the ID that it has. Then it is
 unlinked in the drop, and that is synced. A process that dies in between leaves the message in
 both. Whoever claims it first (claim.py) finishes the removal, and whoever collects skips what the
-spool has. The lock of a message in the drop is on its body, as everywhere.
+spool has. Power loss may leave the sidecar alone in the spool: then the message is taken once more,
+and nobody claims it before. The lock of a message in the drop is on its body, as everywhere.
 """
 
 from __future__ import annotations
@@ -202,10 +203,11 @@ class Collector:
             if locked is not None and not (try_lock(locked) and is_at(beside, locked)):
                 raise _Busy
             states = self._files.where(message_id)
+            is_half = self._is_half_taken(states, message_id)
             # In this order: who delivers a message unlinks it here before it leaves the spool.
             if not durable.is_there(path):
                 raise _Busy
-            if states:
+            if states and not is_half:
                 for state in states:
                     self._files.sync(state)
             else:
@@ -214,6 +216,13 @@ class Collector:
         finally:
             if locked is not None:
                 os.close(locked)
+
+    def _is_half_taken(self, states: list[str], message_id: str) -> bool:
+        """Say whether power loss has kept the sidecar's new name, and none of the body's.
+
+        Then the only body is the one that lies here, and the message is accepted once more.
+        """
+        return states == [NEW] and self._files.body_is_nowhere(message_id)
 
     def _accept(self, uid: int, owner: int, path: str, message_id: str, body: int | None) -> None:
         if body is not None:

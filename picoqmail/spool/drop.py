@@ -89,6 +89,11 @@ def remove(directory: str, message_id: str) -> None:
     durable.unlink_if_there(f"{directory}/{message_id}{BODY}")
 
 
+def has(spool: str, message_id: str) -> bool:
+    """Say whether a message is in the drop, whoever submitted it. Raises OSError."""
+    return any(durable.is_there(f"{part}/{NEW}/{message_id}{SIDECAR}") for _, part in parts(spool))
+
+
 def forget(spool: str, message_id: str) -> None:
     """Remove a message from the drop, whoever submitted it, durably. Raises OSError."""
     for _, part in parts(spool):

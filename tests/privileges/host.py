@@ -35,6 +35,7 @@ from picoqmail.layout import (
     TMP,
     USERS,
 )
+from rig.processes import environment, find_processes
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -242,31 +243,13 @@ def processes_of(uid: int, command: bytes | None = None) -> list[int]:
             has_name = command is not None and file.read().startswith(command)
         return has_name or os.stat(directory).st_uid == uid
 
-    return _processes(is_one)
+    return find_processes(is_one)
 
 
 def processes_told_of(directory: str) -> list[int]:
     """The processes that have something in this directory in their environment."""
-
-    def is_told(process: str) -> bool:
-        with open(f"{process}/environ", "rb") as file:
-            return f"={directory}".encode() in file.read()
-
-    return _processes(is_told)
-
-
-def _processes(is_wanted: Callable[[str], bool]) -> list[int]:
-    """The processes whose directory in /proc is wanted.
-
-    It looks twice: a process that has just been read of may have left a child, and ended.
-    """
-    found = set()
-    for _ in range(2):
-        for name in filter(str.isdecimal, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                if is_wanted(f"/proc/{name}"):
-                    found.add(int(name))
-    return sorted(found)
+    place = f"={directory}".encode()
+    return find_processes(lambda process: any(place in one for one in environment(process)))
 
 
 def start_as(

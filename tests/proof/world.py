@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field, frozen
 
 from rig.hostile import HostileRelay
+from rig.processes import environment, find_processes
 from rig.received import Mailbox
 from temporary_home import TemporaryHome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from proof.zygote import Zygote
     from rig.faults import Fault
@@ -232,7 +233,7 @@ class World(TemporaryHome):
         A sender that has released its lock may take it once more.
         """
         mark = f"PICOQMAIL_HOME={self.root}".encode()
-        while any(mark in environment for environment in _environments()):
+        while find_processes(lambda process: mark in environment(process)):
             time.sleep(0.05)
 
     def recover(self, zygote: Zygote, relay: str, runs: int = 3) -> list[str]:
@@ -270,14 +271,6 @@ class World(TemporaryHome):
                 return file.read().splitlines()
         except FileNotFoundError:
             return []
-
-
-def _environments() -> Iterator[list[bytes]]:
-    """Yield the variables of every process that can be read, but this one."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                yield file.read().split(b"\0")
 
 
 def _pipe(data: bytes) -> int:

@@ -167,6 +167,38 @@ def test_what_the_spool_has_is_only_removed(shared: Shared) -> None:
     assert [f"cur/{message_id}.eml", f"cur/{message_id}.json"] == shared.files()
 
 
+def test_a_message_that_power_loss_has_halved_is_taken_once_more(shared: Shared) -> None:
+    """Of what was taken only the sidecar's name is there; the body that counts is in the drop."""
+    message_id = shared.submit()
+    both = [f"drop/{UID}/new/{message_id}.eml", f"drop/{UID}/new/{message_id}.json"]
+    for suffix in (".eml", ".json"):
+        os.link(f"{shared.new}/{message_id}{suffix}", f"{shared.path}/{message_id}{suffix}")
+    assert [message_id] == shared.collect()
+    for suffix in (".eml", ".json"):
+        os.rename(f"{shared.path}/{message_id}{suffix}", f"{shared.new}/{message_id}{suffix}")
+    os.unlink(f"{shared.path}/new/{message_id}.eml")
+    # Another process, which did not take it, and finds it before a collector does.
+    other = DirectoryStore(shared.path)
+    assert other.claim(message_id) is None
+    assert [*both, f"new/{message_id}.json"] == shared.files()
+    assert [message_id] == shared.collect()
+    assert [f"new/{message_id}.eml", f"new/{message_id}.json"] == shared.files()
+    claim = other.claim(message_id)
+    assert claim is not None
+    assert b"".join(claim.blocks()).endswith(b"\nSubject: x\n\nbody\n")
+    claim.release()
+
+
+def test_half_a_message_that_the_drop_has_not_is_put_aside(shared: Shared) -> None:
+    """Nobody can complete it."""
+    message_id = shared.submit()
+    assert [message_id] == shared.collect()
+    os.unlink(f"{shared.path}/new/{message_id}.eml")
+    assert DirectoryStore(shared.path).claim(message_id) is None
+    expected = [f"undelivered/{message_id}.json", f"undelivered/{message_id}.result"]
+    assert expected == shared.files()
+
+
 def test_leftovers_of_a_collector_are_in_nobodys_way(shared: Shared) -> None:
     """Files in tmp/, and a body in new/ that had no sidecar yet."""
     message_id = shared.submit()
