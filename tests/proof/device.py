@@ -114,6 +114,15 @@ def mounted(system: FileSystem, image: str, where: str) -> Iterator[str]:
         subprocess.run(["umount", "-l", where], check=True, capture_output=True)
 
 
+_CHANGING = frozenset(
+    {
+        "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync", "syncfs", "rename",
+        "renameat", "renameat2", "link", "linkat", "symlink", "unlink", "unlinkat", "mkdir",
+        "mkdirat", "rmdir", "chmod", "fchmod", "chown", "fchown", "utimensat", "sendto", "sendmsg",
+        "exit_group",
+    }
+)  # fmt: skip
+
 # XFS_IOC_GOINGDOWN is EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32); the flag leaves the log unflushed.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG = 2
@@ -131,6 +140,13 @@ def shut_down(where: str) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _leaves_a_trace(call: Call) -> bool:
+    """Say whether a call changes the disk or sends; a cut before any other is one before those."""
+    if call.name == "openat":
+        return "O_CREAT" in call.rest or "O_TRUNC" in call.rest
+    return call.name in _CHANGING
 
 
 def _copy(image: str, target: str) -> None:
@@ -158,7 +174,9 @@ class Cutter:
     ) -> None:
         """Cut the power before each call that writes or sends, and after the end."""
         calls = record(self.stage, scenario, self.stage.template(scenario))
-        places: list[Call | None] = list(tracing.places(calls, "HOME", looking=False))
+        places: list[Call | None] = [
+            one for one in tracing.places(calls, "HOME", looking=False) if _leaves_a_trace(one)
+        ]
         if sample and sample < len(places):
             places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice
         # The most important point is right after success.
