@@ -73,12 +73,14 @@ def judged(*outcomes: Outcome, now: int = CREATED, attempts: int = 0) -> Judgeme
 def test_only_replies_are_replies() -> None:
     """What was not tried leaves everything as it was, and each result belongs to one recipient."""
     replies = policy.Replies(message(3))
-    assert not replies.has_any
-    assert not replies.add([0, 1], [RESULTS["untried"]] * 2)
-    assert not replies.has_any
-    assert replies.add([2, 0], [RESULTS["failed"], RESULTS["untried"]])
-    assert not replies.add([0], [RESULTS["untried"]])
-    assert replies.has_any
+    told = [replies.has_any]
+    for indexes, outcomes in (
+        ([0, 1], ["untried", "untried"]),
+        ([2, 0], ["failed", "untried"]),
+        ([0], ["untried"]),
+    ):
+        told += [replies.add(indexes, [RESULTS[one] for one in outcomes]), replies.has_any]
+    assert [False, False, False, True, True, False, True] == told
     states = [one.state for one in replies.judge(now=CREATED, relay="r").message.recipients]
     assert [PENDING, PENDING, FAILED] == states
     with pytest.raises(ValueError, match="shorter"):
