@@ -20,7 +20,7 @@ MODULES: Mapping[str, Sequence[str]] = {
     "spool/incoming": ("store/test_journeys.py", "spool/test_incoming.py"),
     "store/directory": ("store/test_journeys.py", "store/test_directory_rest.py"),
     "spool/files": ("store/test_journeys.py", "spool/test_files.py"),
-    "spool/claim": ("store/test_journeys.py", "spool/test_claim.py"),
+    "spool/claim": ("store/test_journeys.py", "spool/test_claim.py", "spool/test_collect.py"),
     "spool/progress": ("spool/test_progress.py",),
     "spool/keys": ("store/test_journeys.py", "spool/test_key_records.py"),
     "spool/locks": ("spool/test_locks.py",),
