@@ -16,6 +16,10 @@ from picoqmail import durable
 from picoqmail.layout import BODY, DROP, NEW, SIDECAR, TMP, accepted_at, is_id
 from picoqmail.spool.scan import is_old
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def parts(spool: str) -> list[tuple[int, str]]:
     """Return the uid and the directory of each user who has submitted mail. Raises OSError."""
@@ -91,13 +95,18 @@ def remove(directory: str, message_id: str) -> None:
 
 def has(spool: str, message_id: str) -> bool:
     """Say whether a message is in the drop, whoever submitted it. Raises OSError."""
-    return any(durable.is_there(f"{part}/{NEW}/{message_id}{SIDECAR}") for _, part in parts(spool))
+    return any(_directories_of(spool, message_id))
 
 
 def forget(spool: str, message_id: str) -> None:
     """Remove a message from the drop, whoever submitted it, durably. Raises OSError."""
+    for directory in _directories_of(spool, message_id):
+        remove(directory, message_id)
+        durable.sync_directory(directory)
+
+
+def _directories_of(spool: str, message_id: str) -> Iterator[str]:
     for _, part in parts(spool):
         directory = f"{part}/{NEW}"
         if durable.is_there(f"{directory}/{message_id}{SIDECAR}"):
-            remove(directory, message_id)
-            durable.sync_directory(directory)
+            yield directory

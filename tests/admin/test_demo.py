@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("aiosmtpd", reason="the demo is an extra")
 
 from picoqmail.admin import demo
+from rig.processes import find_processes
 from rig.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -62,18 +63,14 @@ class Silent:
         """Tell nothing."""
 
 
-def processes_that_name(text: str) -> list[str]:
-    """Return the command lines of living processes in which a text occurs."""
-    found = []
-    for pid in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                line = file.read().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if text in line:
-            found.append(line)
-    return found
+def processes_that_name(text: str) -> list[int]:
+    """Return the pids of living processes in whose command line a text occurs."""
+
+    def names_it(process: str) -> bool:
+        with open(f"{process}/cmdline", "rb") as file:
+            return text in file.read().replace(b"\0", b" ").decode("utf-8", "replace")
+
+    return find_processes(names_it)
 
 
 def test_story(tmp_path: Path) -> None:

@@ -114,15 +114,6 @@ def mounted(system: FileSystem, image: str, where: str) -> Iterator[str]:
         subprocess.run(["umount", "-l", where], check=True, capture_output=True)
 
 
-_CHANGING = frozenset(
-    {
-        "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync", "syncfs", "rename",
-        "renameat", "renameat2", "link", "linkat", "symlink", "unlink", "unlinkat", "mkdir",
-        "mkdirat", "rmdir", "chmod", "fchmod", "chown", "fchown", "utimensat", "sendto", "sendmsg",
-        "exit_group",
-    }
-)  # fmt: skip
-
 # XFS_IOC_GOINGDOWN is EXT4_IOC_SHUTDOWN: _IOR('X', 125, __u32); the flag leaves the log unflushed.
 _SHUTDOWN = 0x8004587D
 _WITHOUT_LOG = 2
@@ -140,6 +131,16 @@ def shut_down(where: str) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+_CHANGING = frozenset(
+    {
+        "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync", "syncfs", "rename",
+        "renameat", "renameat2", "link", "linkat", "symlink", "unlink", "unlinkat", "mkdir",
+        "mkdirat", "rmdir", "chmod", "fchmod", "chown", "fchown", "utimensat", "sendto", "sendmsg",
+        "exit_group",
+    }
+)  # fmt: skip
 
 
 def _leaves_a_trace(call: Call) -> bool:
@@ -175,7 +176,7 @@ class Cutter:
         """Cut the power before each call that writes or sends, and after the end."""
         calls = record(self.stage, scenario, self.stage.template(scenario))
         places: list[Call | None] = [
-            one for one in tracing.places(calls, "HOME", looking=False) if _leaves_a_trace(one)
+            one for one in tracing.places(calls, "HOME") if _leaves_a_trace(one)
         ]
         if sample and sample < len(places):
             places = random.Random(f"{seed} {scenario.name}").sample(places, sample)  # noqa: S311 - a seeded choice

@@ -149,7 +149,7 @@ def _strike(
         world.promises += told
         accepted = sum(one.accepted for one in told)
         report.refused += len(told) - accepted
-        breaches += _durability(calls, world.spool, scenario.calls, accepted=accepted > 0)
+        breaches += _durability(calls, world.spool, scenario.acceptances, accepted=accepted > 0)
         if accepted < len(told) and struck:
             breaches += _remains(world, place, accepted)
     # What a command says of messages it says of each; senders say it of the run as a whole.

@@ -46,7 +46,7 @@ class Scenario:
     arguments: tuple[str, ...] = ()
     submits: tuple[str, ...] = ()
     messages: int = 1
-    calls: int = 1
+    acceptances: int = 1
     """How many calls of the library accept them."""
     keyed: bool = False
     """Whether every other message has an idempotency key, whose record is made durable, too."""
@@ -288,7 +288,7 @@ SCENARIOS = (
         ("--prepared",),
         submits=("to@there.test",),
         messages=4,
-        calls=2,
+        acceptances=2,
         keyed=True,
     ),
     Scenario(
